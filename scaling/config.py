@@ -1,0 +1,298 @@
+"""What a run is: frozen dataclasses, checked on construction, hashed to a ``run_id``.
+
+Only the standard library is imported here, so a bare accelerator image can read a config. Parsing from
+untrusted mappings (``parse``) goes through pydantic, imported where it is first needed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+FlopRule = Literal["6ND", "6ND_total", "kaplan", "chinchilla", "exact"]
+ParamCount = Literal["non_embedding", "total"]
+
+
+def _require(ok: bool, name: str, value: Any, want: str) -> None:
+    """Raises ValueError naming the field, its value and what to write instead."""
+    if not ok:
+        raise ValueError(f"{name} is {value!r}: write {want}")
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(math.isfinite(value) and value > 0, name, value, "a positive number")
+
+
+def _require_fraction(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value < 1, name, value, "a number in [0, 1)")
+
+
+class _Strict:
+    """Unknown keys are errors when pydantic builds one of these."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Strict):
+    """A decoder-only Transformer; every size is explicit (the grid's one-dial sizes are expanded there).
+
+    Letters used in shapes: D ``d_model``, F ``d_ff``, H ``num_heads``, G ``num_kv_heads``, K ``head_dim``,
+    V ``vocab_size``, L ``num_layers``.
+    """
+
+    d_model: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int
+    d_ff: int
+    vocab_size: int = 256
+    family: Literal["transformer"] = "transformer"
+    activation: Literal["gelu", "swiglu", "relu2"] = "gelu"
+    qk_norm: bool = False
+    tied_embeddings: bool = False
+    logit_softcap: float | None = None
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    # "mup": width-μP for Adam-like optimisers (Yang et al. 2022, table 8), relative to base_d_model.
+    parameterization: Literal["standard", "mup"] = "standard"
+    base_d_model: int | None = None
+    # Compute dtype; weights and optimiser state are float32 always.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        _require_positive(
+            self, "d_model", "num_layers", "num_heads", "head_dim", "num_kv_heads", "d_ff", "vocab_size",
+            "rope_theta", "norm_eps",
+        )  # fmt: skip
+        _require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (RoPE rotates pairs)")
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            "num_kv_heads",
+            self.num_kv_heads,
+            f"a divisor of num_heads ({self.num_heads})",
+        )
+        if self.logit_softcap is not None:
+            _require_positive(self, "logit_softcap")
+        if self.parameterization == "mup":
+            _require(
+                bool(self.base_d_model) and self.base_d_model > 0,
+                "base_d_model",
+                self.base_d_model,
+                "the width at which the learning rate was tuned (μP scales from it)",
+            )
+        else:
+            _require(
+                self.base_d_model is None,
+                "base_d_model",
+                self.base_d_model,
+                "null unless parameterization: mup",
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig(_Strict):
+    """Which text, how it becomes tokens, and how long a training window is."""
+
+    source: str = "python-stdlib"  # python-stdlib | tfds:<name>[/config] | text:<folder or glob>
+    tokenizer: str = "bytes"
+    seq_len: int = 128  # T: tokens a window predicts; a window holds T + 1 tokens
+    text_key: str = "text"  # feature of a TFDS dataset that holds the text
+    validation_fraction: float = 0.04  # of documents, chosen by the hash of their text
+
+    def __post_init__(self):
+        _require_positive(self, "seq_len")
+        _require(
+            0 < self.validation_fraction < 1,
+            "validation_fraction",
+            self.validation_fraction,
+            "a number in (0, 1)",
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(_Strict):
+    """Learning rate against step, as a multiple of ``peak_lr``. Warm-up is linear from 0.
+
+    wsd: constant, then over the last ``cooldown_fraction`` of the run down to ``final_lr_fraction``,
+    linearly or as 1 - sqrt (Hägele et al. 2024). cosine, linear: from the end of warm-up to the end of the run.
+    """
+
+    name: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = "wsd"
+    cooldown_fraction: float = 0.2
+    cooldown_shape: Literal["linear", "1-sqrt"] = "linear"
+    final_lr_fraction: float = 0.0
+
+    def __post_init__(self):
+        _require_fraction(self, "cooldown_fraction", "final_lr_fraction")
+
+
+@dataclass(frozen=True)
+class OptimConfig(_Strict):
+    """Optimiser, its hyperparameters and the schedule. ``beta1`` is the momentum of sgd-like optimisers."""
+
+    peak_lr: float
+    warmup_tokens: int
+    name: Literal["adamw", "adam", "sgd", "momentum", "adagrad", "lion", "muon"] = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # decoupled; multiplied by the learning rate
+    decay_norms_and_embeddings: bool = False
+    clip_norm: float | None = 1.0  # global norm of the gradient
+    z_loss: float = 0.0  # coefficient of mean(logsumexp(logits)^2) (PaLM, Chowdhery et al. 2022)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self):
+        _require_positive(self, "peak_lr", "eps")
+        _require_fraction(self, "beta1", "beta2")
+        for name in ("warmup_tokens", "weight_decay", "z_loss"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number ≥ 0")
+        if self.clip_norm is not None:
+            _require_positive(self, "clip_norm")
+
+
+@dataclass(frozen=True)
+class Horizon(_Strict):
+    """How long to train, said once: exactly one of the four. ``rule`` names the FLOP rule ``flops`` is counted by,
+    ``params`` the parameters ``tokens_per_param`` refers to."""
+
+    tokens: float | None = None
+    flops: float | None = None
+    tokens_per_param: float | None = None
+    steps: int | None = None
+    rule: FlopRule = "exact"
+    params: ParamCount = "non_embedding"
+
+    def __post_init__(self):
+        given = [n for n in ("tokens", "flops", "tokens_per_param", "steps") if getattr(self, n) is not None]
+        _require(len(given) == 1, "horizon", given, "exactly one of tokens, flops, tokens_per_param, steps")
+        _require_positive(self, given[0])
+
+
+@dataclass(frozen=True)
+class EvalConfig(_Strict):
+    """Validation. The final loss is over the whole validation split, always. The ``num_points`` log-spaced points of
+    the curve are over its first ``curve_tokens`` tokens (null: the whole split)."""
+
+    num_points: int = 20
+    curve_tokens: int | None = 32_768
+
+    def __post_init__(self):
+        _require(self.num_points >= 0, "num_points", self.num_points, "a number ≥ 0")
+        if self.curve_tokens is not None:
+            _require_positive(self, "curve_tokens")
+
+
+@dataclass(frozen=True)
+class DivergenceConfig(_Strict):
+    """A run stops as ``diverged`` when its training loss is not finite, or above ``loss`` for ``patience_steps``
+    steps in a row (null: 1.5 × the log of the vocabulary size, the loss of a uniform guess and half as much again)."""
+
+    loss: float | None = None
+    patience_steps: int = 50
+
+    def __post_init__(self):
+        _require_positive(self, "patience_steps")
+        if self.loss is not None:
+            _require_positive(self, "loss")
+
+
+@dataclass(frozen=True)
+class RunConfig(_Strict):
+    """One training run, in full: two equal RunConfigs give the same record on the same machine.
+
+    ``batch_size`` is in sequences. Where and how it is executed (mesh, workers, attention kernel) is not part of it:
+    see ExecutionConfig.
+    """
+
+    model: ModelConfig
+    optim: OptimConfig
+    horizon: Horizon
+    batch_size: int
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
+    seed: int = 0
+
+    def __post_init__(self):
+        _require_positive(self, "batch_size")
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "an integer in [0, 2^31)")
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_size * self.data.seq_len
+
+    @functools.cached_property
+    def run_id(self) -> str:
+        """First 12 hex digits of the sha256 of the canonical JSON of this config."""
+        return hashlib.sha256(canonical_json(self).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class MeshConfig(_Strict):
+    """Sizes of the mesh axes. ``data`` -1: whatever devices the others leave."""
+
+    run: int = 1
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for name in ("run", "fsdp", "tensor"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
+        _require(
+            self.data == -1 or self.data >= 1,
+            "data",
+            self.data,
+            "an integer ≥ 1, or -1 for all that are left",
+        )
+
+
+@dataclass(frozen=True)
+class ExecutionConfig(_Strict):
+    """How runs are executed: changes speed and memory, and results only by rounding. Not part of ``run_id``."""
+
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    scan_layers: bool | None = None  # null: unrolled on CPU up to 12 layers, scanned elsewhere
+    remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["auto", "einsum", "block_causal", "cudnn", "splash"] = "auto"
+    checkpoint_seconds: float = 30.0
+    disk_budget_gb: float = 20.0  # checkpoints of this sweep, all runs together
+    eval_batch_size: int = 16  # sequences
+
+    def __post_init__(self):
+        _require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size")
+
+
+def to_dict(config: Any) -> dict:
+    """A config as plain nested dicts, every default written out."""
+    return dataclasses.asdict(config)
+
+
+def canonical_json(config: Any) -> str:
+    """Sorted keys, no spaces, shortest round-trip floats; the text that ``run_id`` hashes."""
+    return json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@functools.cache
+def _adapter(cls: type):
+    import pydantic
+
+    return pydantic.TypeAdapter(cls)
+
+
+def parse(cls: type, raw: Any) -> Any:
+    """Builds the dataclass ``cls`` from plain dicts.
+
+    Raises pydantic.ValidationError, whose ``errors()`` carry the path of every bad key.
+    """
+    return _adapter(cls).validate_python(raw)

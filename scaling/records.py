@@ -1,0 +1,171 @@
+"""What a run left behind: one JSON file each, and the tables that analysis reads.
+
+A record is all that crosses from training to analysis. No log is parsed and no name decoded: every count, under every
+convention, is a field.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+Status = Literal["completed", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. Every field but ``environment`` and ``timing`` is a function of ``config`` and the data alone."""
+
+    run_id: str
+    status: Status
+    config: dict  # RunConfig, every default written out
+    sweep: dict  # the cell: name, holdout, recipe, labels ({"budget_flops": …, "size": …} and the grid's other axes)
+    num_params: dict[str, int]  # by group, and non_embedding, total
+    num_tokens: int  # trained on (at the last step, if diverged)
+    num_steps: int
+    batch_tokens: int
+    unique_tokens: int  # of the train split
+    epochs: float  # num_tokens / unique_tokens
+    tokens_per_param: float
+    flops: dict[str, float]  # achieved training FLOPs by rule
+    loss: float | None  # validation, nats per token, whole split, at the last step; null if diverged
+    loss_standard_error: float | None  # over the split's windows
+    bits_per_byte: float | None
+    num_eval_tokens: int  # tokens behind ``loss``
+    diverged_at_step: int | None
+    curve: dict[
+        str, list
+    ]  # step, num_tokens, loss, standard_error, num_eval_tokens, train_loss, learning_rate, grad_norm
+    data: dict  # source, tokenizer, fingerprint, train_tokens, validation_tokens, tokens_per_byte
+    environment: dict = field(default_factory=dict)  # versions, git, devices, mesh, pack: where it happened
+    timing: dict = field(
+        default_factory=dict
+    )  # seconds, step_seconds, eval_seconds, tokens_per_s, flops_per_s, …
+    schema: int = SCHEMA
+
+
+def write_json(path: Path, payload: Any) -> None:
+    """Writes JSON atomically: a reader sees the old file or the new one, never half of one.
+
+    Raises ValueError on NaN or infinity, which JSON does not have.
+    """
+    text = json.dumps(payload, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def path_of(results: Path, run_id: str) -> Path:
+    return Path(results) / "runs" / f"{run_id}.json"
+
+
+def save(results: Path, record: RunRecord) -> Path:
+    """Writes ``results/runs/<run_id>.json`` and returns its path."""
+    path = path_of(results, record.run_id)
+    write_json(path, dataclasses.asdict(record))
+    return path
+
+
+def read(path: Path) -> RunRecord:
+    """Reads one record.
+
+    Raises ValueError, with the file's name and what to do, if it is truncated or of another schema.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        if raw.get("schema") != SCHEMA:
+            raise ValueError(f"schema {raw.get('schema')!r}, this version reads {SCHEMA}")
+        return RunRecord(**raw)
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ValueError(
+            f"{path}: not a readable run record ({e}): delete it and run the sweep again"
+        ) from None
+
+
+def load_records(results: Path) -> list[RunRecord]:
+    """All records of a results folder (``<results>/runs/*.json``), in order of run_id, whatever their status."""
+    folder = Path(results) / "runs"
+    return [read(p) for p in sorted(folder.glob("*.json"))]
+
+
+def is_done(results: Path, run_id: str) -> bool:
+    """Whether the run has a readable record, completed or diverged; a ``failed`` one is tried again."""
+    path = path_of(results, run_id)
+    return path.exists() and read(path).status != "failed"
+
+
+def load(results: Path) -> "pd.DataFrame":
+    """A results folder as a table, a row per run (diverged and failed ones too: see ``status``).
+
+    Columns: run_id, status, holdout, recipe, budget_flops and the other labels; num_params (non-embedding) and
+    num_params_<group>; num_tokens, unique_tokens, epochs, tokens_per_param, num_steps, batch_tokens; flops_<rule>;
+    loss, loss_standard_error, bits_per_byte; seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
+    """
+    return table(load_records(results))
+
+
+def table(records: list[RunRecord]) -> "pd.DataFrame":
+    """The table of ``load`` from records already read."""
+    import pandas as pd
+
+    return pd.DataFrame([_row(r) for r in records])
+
+
+def _row(r: RunRecord) -> dict:
+    model, optim = r.config["model"], r.config["optim"]
+    return {
+        "run_id": r.run_id,
+        "status": r.status,
+        "holdout": r.sweep.get("holdout", False),
+        "recipe": r.sweep.get("recipe"),
+        **r.sweep.get("labels", {}),
+        "num_params": r.num_params["non_embedding"],
+        **{f"num_params_{group}": count for group, count in r.num_params.items()},
+        "num_tokens": r.num_tokens,
+        "unique_tokens": r.unique_tokens,
+        "epochs": r.epochs,
+        "tokens_per_param": r.tokens_per_param,
+        "num_steps": r.num_steps,
+        "batch_tokens": r.batch_tokens,
+        **{f"flops_{rule}": flops for rule, flops in r.flops.items()},
+        "loss": r.loss,
+        "loss_standard_error": r.loss_standard_error,
+        "bits_per_byte": r.bits_per_byte,
+        "diverged_at_step": r.diverged_at_step,
+        "seed": r.config["seed"],
+        "peak_lr": optim["peak_lr"],
+        "d_model": model["d_model"],
+        "num_layers": model["num_layers"],
+        "seconds": r.timing.get("seconds"),
+        "tokens_per_s": r.timing.get("tokens_per_s"),
+        "flops_per_s": r.timing.get("flops_per_s"),
+    }
+
+
+def curves(records: list[RunRecord]) -> "pd.DataFrame":
+    """Loss curves as a long table: run_id, status, holdout, num_params (non-embedding), num_params_total, flops_<rule>
+    spent so far, and the columns of ``RunRecord.curve``."""
+    import pandas as pd
+
+    frames = []
+    for r in records:
+        frame = pd.DataFrame(r.curve)
+        frame.insert(0, "run_id", r.run_id)
+        frame["status"] = r.status
+        frame["holdout"] = r.sweep.get("holdout", False)
+        frame["num_params"] = r.num_params["non_embedding"]
+        frame["num_params_total"] = r.num_params["total"]
+        for rule, flops in r.flops.items():
+            frame[f"flops_{rule}"] = flops * frame["num_tokens"] / r.num_tokens
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
