@@ -44,9 +44,7 @@ class RunRecord:
     ]  # step, num_tokens, loss, standard_error, num_eval_tokens, train_loss, learning_rate, grad_norm
     data: dict  # source, tokenizer, fingerprint, train_tokens, validation_tokens, tokens_per_byte
     environment: dict = field(default_factory=dict)  # versions, git, devices, mesh, pack: where it happened
-    timing: dict = field(
-        default_factory=dict
-    )  # seconds, step_seconds, eval_seconds, tokens_per_s, flops_per_s, …
+    timing: dict = field(default_factory=dict)  # seconds, step_seconds, eval_seconds, tokens_per_s, flops_per_s, …
     schema: int = SCHEMA
 
 
@@ -87,9 +85,7 @@ def read(path: Path) -> RunRecord:
             raise ValueError(f"schema {raw.get('schema')!r}, this version reads {SCHEMA}")
         return RunRecord(**raw)
     except (ValueError, TypeError, AttributeError) as e:
-        raise ValueError(
-            f"{path}: not a readable run record ({e}): delete it and run the sweep again"
-        ) from None
+        raise ValueError(f"{path}: not a readable run record ({e}): delete it and run the sweep again") from None
 
 
 def load_records(results: Path) -> list[RunRecord]:
