@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
 FlopRule = Literal["6ND", "6ND_total", "kaplan", "chinchilla", "exact"]
 ParamCount = Literal["non_embedding", "total"]
@@ -65,6 +65,7 @@ class ModelConfig(_Strict):
     # "mup": width-μP for Adam-like optimisers (Yang et al. 2022, table 8), relative to base_d_model.
     parameterization: Literal["standard", "mup"] = "standard"
     base_d_model: int | None = None
+    base_head_dim: int | None = None
     # Compute dtype; weights and optimiser state are float32 always.
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -82,20 +83,13 @@ class ModelConfig(_Strict):
         )
         if self.logit_softcap is not None:
             _require_positive(self, "logit_softcap")
-        if self.parameterization == "mup":
-            _require(
-                bool(self.base_d_model) and self.base_d_model > 0,
-                "base_d_model",
-                self.base_d_model,
-                "the width at which the learning rate was tuned (μP scales from it)",
-            )
-        else:
-            _require(
-                self.base_d_model is None,
-                "base_d_model",
-                self.base_d_model,
-                "null unless parameterization: mup",
-            )
+        for name in ("base_d_model", "base_head_dim"):
+            value = getattr(self, name)
+            if self.parameterization == "mup":
+                want = "the size at which the learning rate was tuned (μP scales from it)"
+                _require(value is not None and value > 0, name, value, want)
+            else:
+                _require(value is None, name, value, "null, or set parameterization: mup")
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ class OptimConfig(_Strict):
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-8
-    weight_decay: float = 0.1  # decoupled; multiplied by the learning rate
+    weight_decay: float = 0.1  # decoupled; multiplied by the learning rate; must be 0 for adam
     decay_norms_and_embeddings: bool = False
     clip_norm: float | None = 1.0  # global norm of the gradient
     z_loss: float = 0.0  # coefficient of mean(logsumexp(logits)^2) (PaLM, Chowdhery et al. 2022)
@@ -158,6 +152,8 @@ class OptimConfig(_Strict):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number ≥ 0")
         if self.clip_norm is not None:
             _require_positive(self, "clip_norm")
+        if self.name == "adam":
+            _require(self.weight_decay == 0, "weight_decay", self.weight_decay, "0, or name: adamw")
 
 
 @dataclass(frozen=True)
@@ -226,6 +222,11 @@ class RunConfig(_Strict):
     def __post_init__(self):
         _require_positive(self, "batch_size")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "an integer in [0, 2^31)")
+        if self.model.parameterization == "mup":
+            adam_like = ("adamw", "adam", "lion")  # whose update does not scale with the gradient: μP's table 8
+            _require(
+                self.optim.name in adam_like, "optim.name", self.optim.name, f"one of {', '.join(adam_like)} for mup"
+            )
 
     @property
     def batch_tokens(self) -> int:
@@ -267,6 +268,7 @@ class ExecutionConfig(_Strict):
     attention: Literal["auto", "einsum", "block_causal", "cudnn", "splash"] = "auto"
     checkpoint_seconds: float = 30.0
     disk_budget_gb: float = 20.0  # checkpoints of this sweep, all runs together
+    keep_final_checkpoint: bool = False  # else a run's checkpoints are deleted once its record is written
     eval_batch_size: int = 16  # sequences
 
     def __post_init__(self):
@@ -281,6 +283,21 @@ def to_dict(config: Any) -> dict:
 def canonical_json(config: Any) -> str:
     """Sorted keys, no spaces, shortest round-trip floats; the text that ``run_id`` hashes."""
     return json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def from_dict(cls: type, raw: dict) -> Any:
+    """Builds the dataclass ``cls`` from what ``to_dict`` gave, with the standard library alone.
+
+    For trusted text only (a worker's input, a record's config): types are not checked, unknown and missing keys raise
+    TypeError. Everything a person wrote goes through ``parse``.
+    """
+    hints = get_type_hints(cls)
+    return cls(
+        **{
+            key: from_dict(hints[key], value) if dataclasses.is_dataclass(hints.get(key)) else value
+            for key, value in raw.items()
+        }
+    )
 
 
 @functools.cache

@@ -63,6 +63,37 @@ def write_json(path: Path, payload: Any) -> None:
     os.replace(temporary, path)
 
 
+def software() -> dict:
+    """Versions and the git commit of the code that runs: the part of ``environment`` that needs no device."""
+    import platform
+    import subprocess
+    from importlib import metadata
+
+    versions = {"python": platform.python_version()}
+    for package in ("scaling", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # Of the code alone: results being written beside it do not make it another program.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    return {
+        "versions": versions,
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if changed is None else bool(changed),
+        "platform": platform.platform(),
+    }
+
+
 def path_of(results: Path, run_id: str) -> Path:
     return Path(results) / "runs" / f"{run_id}.json"
 

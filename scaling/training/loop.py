@@ -1,0 +1,551 @@
+"""Trains one pack of runs and leaves their records.
+
+    for step in range(state.step, last): dispatch(step), read the metrics of step - 1; evaluate, save when it is time
+
+The host is one step behind the device: reading the metrics of the step just dispatched would stall it. A batch is a
+function of its step, so resuming is restoring the state and a number; nothing else has memory but the host's curve,
+which is saved with the state.
+"""
+
+import dataclasses
+import hashlib
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from scaling import accounting, config, records
+from scaling.config import ExecutionConfig, RunConfig
+from scaling.grid import Cell
+from scaling.training import data, optim, sharding, step
+from scaling.training.checkpoint import Checkpoints
+
+# Set it, and training saves a checkpoint after the step under way and raises Interrupted.
+stop_requested = threading.Event()
+
+_PROGRESS_SECONDS = 0.5
+# With several processes all must decide alike: process 0's clock decides, asked this often.
+_STEPS_BETWEEN_AGREEMENTS = 16
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and saved where it was."""
+
+
+def use_compilation_cache(cache_dir: Path) -> None:
+    """Compiled programs go to, and come from, ``cache_dir``/xla."""
+    jax.config.update("jax_compilation_cache_dir", os.fspath(Path(cache_dir) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def eval_steps(num_steps: int, num_points: int) -> list[int]:
+    """The steps of a curve: ``num_points`` log-spaced from a hundredth of the run to its end, distinct."""
+    if num_points == 0:
+        return []
+    return sorted({max(1, round(s)) for s in np.geomspace(num_steps / 100, num_steps, num_points)})
+
+
+CURVE_COLUMNS = (
+    "step", "num_tokens", "loss", "standard_error", "num_eval_tokens", "train_loss", "learning_rate", "grad_norm",
+)  # fmt: skip
+
+
+@dataclass
+class _Member:
+    """What the host knows of one run."""
+
+    cell: Cell
+    plan: accounting.Plan
+    curve: dict[str, list] = field(default_factory=lambda: {c: [] for c in CURVE_COLUMNS})
+    # Since the last point of the curve: sum of training losses, number of steps; and the last step's metrics.
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+    steps_above: int = 0  # in a row, above the divergence threshold
+    diverged_at_step: int | None = None
+
+    _SAVED = ("curve", "loss_sum", "loss_count", "last", "steps_above", "diverged_at_step")
+
+    @property
+    def run(self) -> RunConfig:
+        return self.cell.run
+
+    def saved(self) -> dict:
+        return {name: getattr(self, name) for name in self._SAVED}
+
+    def restore(self, saved: dict) -> None:
+        for name in self._SAVED:
+            setattr(self, name, saved[name])
+
+    def observe(self, step_done: int, metrics: dict[str, float]) -> None:
+        """Takes in the metrics of the update that led to ``step_done``; marks the run diverged if it did."""
+        if self.diverged_at_step is not None:
+            return
+        loss = metrics["loss"]
+        threshold = self.run.divergence.loss or 1.5 * math.log(self.run.model.vocab_size)
+        self.steps_above = 0 if loss <= threshold else self.steps_above + 1
+        if not math.isfinite(loss) or self.steps_above >= self.run.divergence.patience_steps:
+            self.diverged_at_step = step_done
+            return
+        self.loss_sum += loss
+        self.loss_count += 1
+        self.last = metrics
+
+    def add_point(self, step_done: int, loss: float, standard_error: float, num_eval_tokens: int) -> None:
+        if self.diverged_at_step is None and not math.isfinite(loss):
+            self.diverged_at_step = step_done
+        if self.diverged_at_step is not None:
+            return
+        point = {
+            "step": step_done,
+            "num_tokens": step_done * self.plan.batch_tokens,
+            "loss": loss,
+            "standard_error": standard_error,
+            "num_eval_tokens": num_eval_tokens,
+            "train_loss": self.loss_sum / self.loss_count if self.loss_count else None,
+            "learning_rate": self.last.get("learning_rate"),
+            "grad_norm": self.last.get("grad_norm"),
+        }
+        for name in CURVE_COLUMNS:
+            self.curve[name].append(point[name])
+        self.loss_sum, self.loss_count = 0.0, 0
+
+
+def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[float, float]:
+    r"""Loss per token Σs/Σn over windows and its standard error, windows taken as independent clusters.
+
+    The ratio estimator's SE² = W/(W-1) Σ (s_w - loss n_w)² / (Σ n_w)² (Cochran 1977, §6.3).
+    """
+    sums_W, tokens_W = sums_W.astype(np.float64), tokens_W.astype(np.float64)
+    keep = tokens_W > 0
+    sums_W, tokens_W = sums_W[keep], tokens_W[keep]
+    loss = sums_W.sum() / tokens_W.sum()
+    W = len(tokens_W)
+    if W < 2:
+        return float(loss), math.nan
+    residual = sums_W - loss * tokens_W
+    return float(loss), float(np.sqrt(W / (W - 1) * np.square(residual).sum()) / tokens_W.sum())
+
+
+@dataclass
+class _Clock:
+    """Seconds by what they went into, over all the calls that trained this pack."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("compile", "step", "data", "eval", "save"), 0.0)
+    )
+
+    def timed(self, name: str):
+        return _Timed(self, name)
+
+
+@dataclass
+class _Timed:
+    clock: _Clock
+    name: str
+    started: float = 0.0
+
+    def __enter__(self):
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.clock.seconds[self.name] += time.perf_counter() - self.started
+
+
+class _Evaluator:
+    """Validation windows on the host, in batches of the program's size."""
+
+    def __init__(self, corpus: data.Corpus, num_tokens: int | None, programs: step.Programs):
+        self.windows_WS, self.weights_WT = corpus.validation(num_tokens)
+        self.tokens_W = self.weights_WT.sum(axis=1)
+        self.programs = programs
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.tokens_W.sum())
+
+    def __call__(self, params) -> list[tuple[float, float]]:
+        """(loss, standard error) of each member, nats per token."""
+        rows = self.programs.eval_rows
+        W, S = self.windows_WS.shape
+        spec, mesh = P(("data", "fsdp")), self.programs.mesh
+        sums = []
+        for start in range(0, W, rows):
+            windows = _padded(self.windows_WS[start : start + rows], rows)
+            weights = _padded(self.weights_WT[start : start + rows].astype(np.float32), rows)
+            tokens = sharding.host_array(mesh, spec, (rows, S), lambda index, w=windows: w[index])
+            mask = sharding.host_array(mesh, spec, (rows, S - 1), lambda index, w=weights: w[index])
+            sums.append(self.programs.evaluate(params, tokens, mask))
+        sums_KW = np.concatenate([_to_host(s) for s in sums], axis=1)[:, :W]
+        return [mean_and_standard_error(sums_W, self.tokens_W) for sums_W in sums_KW]
+
+
+def _padded(array: np.ndarray, rows: int) -> np.ndarray:
+    missing = rows - len(array)
+    return array if missing == 0 else np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+
+
+def _to_host(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def pack_id(cells: Sequence[Cell]) -> str:
+    """The name of a pack's checkpoints: its run's id, or a hash of its members' ids."""
+    ids = [cell.run.run_id for cell in cells]
+    return ids[0] if len(ids) == 1 else hashlib.sha256(" ".join(sorted(ids)).encode()).hexdigest()[:12]
+
+
+class _Pack:
+    """The members still training, their state and programs."""
+
+    def __init__(self, members: list[_Member], corpus: data.Corpus, execution: ExecutionConfig, mesh, clock: _Clock):
+        self.members, self.corpus, self.execution, self.mesh, self.clock = members, corpus, execution, mesh, clock
+        self.state: Any = None
+        self.step = 0
+        self._compile()
+
+    def _compile(self) -> None:
+        run = self.members[0].run
+        with self.clock.timed("compile"):
+            self.programs = step.programs(step.program_key(run), self.execution, len(self.members), self.mesh)
+        self.curve_eval = _Evaluator(self.corpus, run.eval.curve_tokens, self.programs)
+
+    @property
+    def next_boundary(self) -> int:
+        """The step at which the next member is done."""
+        return min(m.plan.num_steps for m in self.members)
+
+    def initialise(self) -> None:
+        seeds_K = np.array([m.run.seed for m in self.members], np.int32)
+        hparams = [optim.hyperparams(m.run.optim, m.plan) for m in self.members]
+        hparams_K = {name: np.stack([h[name] for h in hparams]) for name in hparams[0]}
+        self.state = self.programs.init(seeds_K, hparams_K)
+
+    def batch(self, at_step: int) -> jax.Array:
+        run = self.members[0].run
+        shape = (len(self.members), run.batch_size, run.data.seq_len + 1)
+
+        def rows_of(index):
+            runs, rows, columns = index
+            blocks = [self.corpus.batch(at_step, run.batch_size, m.run.seed, rows) for m in self.members[runs]]
+            return np.stack(blocks)[:, :, columns]
+
+        with self.clock.timed("data"):
+            return sharding.host_array(self.mesh, P("run", ("data", "fsdp")), shape, rows_of)
+
+    def evaluate_curve(self) -> None:
+        """A point of the curve for every member that wants one at this step."""
+        wanting = [
+            k for k, m in enumerate(self.members) if self.step in eval_steps(m.plan.num_steps, m.run.eval.num_points)
+        ]
+        if not wanting:
+            return
+        with self.clock.timed("eval"):
+            results = self.curve_eval(self.state["params"])
+        for k in wanting:
+            self.members[k].add_point(self.step, *results[k], self.curve_eval.num_tokens)
+
+    def evaluate_all(self) -> tuple[list[tuple[float, float]], int]:
+        """(loss, standard error) of every member over the whole validation split, and its tokens."""
+        with self.clock.timed("eval"):
+            evaluator = _Evaluator(self.corpus, None, self.programs)
+            return evaluator(self.state["params"]), evaluator.num_tokens
+
+    def keep(self, kept: list[int]) -> None:
+        """Goes on with these members only; the others have left."""
+        self.members = [self.members[k] for k in kept]
+        if kept:
+            indices = np.array(kept)
+            state = jax.tree.map(lambda x: x[indices], self.state)
+            self._compile()
+            shardings = jax.tree.map(lambda a: a.sharding, self.programs.abstract_state)
+            self.state = jax.device_put(state, shardings)
+
+    def host_state(self) -> dict:
+        return {
+            "run_ids": [m.run.run_id for m in self.members],
+            "members": [m.saved() for m in self.members],
+            "fingerprint": self.corpus.fingerprint,
+            "seconds": self.clock.seconds,
+        }
+
+
+def train(
+    cells: Sequence[Cell],
+    *,
+    execution: ExecutionConfig,
+    workdir: Path,
+    results: Path,
+    cache_dir: Path,
+    sweep_name: str,
+    on_event: Callable[[dict], None] = lambda event: None,
+) -> list[records.RunRecord]:
+    """Trains one pack from its newest checkpoint, or from the start; saves and returns its records.
+
+    ``cells`` have equal ``step.program_key``. Checkpoints are under ``workdir``; prepared data and compiled programs
+    under ``cache_dir``. ``on_event`` is called with {"event": "progress", "run_ids", "step", "num_steps", "loss"} about
+    twice a second. Members that already have a record are left out.
+
+    Raises ValueError on a config that the data or the mesh cannot serve, or when a checkpoint was made from other
+    data; Interrupted after ``stop_requested`` is set.
+    """
+    folder = Path(workdir) / "checkpoints" / pack_id(cells)
+    cells = [c for c in cells if not records.is_done(results, c.run.run_id)]
+    if not cells:
+        return []
+    keys = {step.program_key(c.run) for c in cells}
+    if len(keys) > 1:
+        raise ValueError(f"a pack's members must share their shapes: {[c.run.run_id for c in cells]} do not")
+    use_compilation_cache(cache_dir)
+    run = cells[0].run
+    corpus = data.open(run.data, cache_dir)
+    corpus.require_vocab(run.model.vocab_size)
+    mesh = sharding.make_mesh(execution.mesh)
+    with jax.set_mesh(mesh):
+        checkpoint_bytes = len(cells) * accounting.plan(run).checkpoint_bytes
+        checkpoints = Checkpoints(folder.absolute(), checkpoint_bytes, execution.disk_budget_gb * 1e9)
+        try:
+            pack = _start(cells, corpus, execution, mesh, checkpoints)
+            finished = _run(pack, checkpoints, results, sweep_name, on_event)
+        except BaseException:
+            checkpoints.close()
+            raise
+        if execution.keep_final_checkpoint:
+            checkpoints.close()
+        else:
+            checkpoints.delete()
+    return finished
+
+
+def _start(cells, corpus, execution, mesh, checkpoints) -> _Pack:
+    """The pack as its newest checkpoint left it, or new."""
+    by_id = {c.run.run_id: _Member(c, accounting.plan(c.run)) for c in cells}
+    clock = _Clock()
+    packs: list[_Pack] = []
+
+    def abstract_state_for(host: dict):
+        if host["fingerprint"] != corpus.fingerprint:
+            raise _OtherData(
+                f"{checkpoints.folder}: made from data {host['fingerprint'][:12]}, but {cells[0].run.data.source!r} is "
+                f"now {corpus.fingerprint[:12]}: bring the old data back, or delete that folder to start again"
+            )
+        clock.seconds = dict(host["seconds"])
+        packs[:] = [_Pack([by_id[i] for i in host["run_ids"] if i in by_id], corpus, execution, mesh, clock)]
+        return packs[0].programs.abstract_state
+
+    restored = checkpoints.restore(abstract_state_for)
+    if restored is None:
+        pack = _Pack(list(by_id.values()), corpus, execution, mesh, clock)
+        pack.initialise()
+        return pack
+    state, host = restored
+    pack = packs[0]
+    for member, saved in zip(pack.members, host["members"], strict=True):
+        member.restore(saved)
+    pack.state = state
+    pack.step = int(_to_host(state["step"])[0])
+    return pack
+
+
+class _OtherData(RuntimeError):
+    """Kept apart from ValueError, which a damaged checkpoint raises: this one must not be skipped over."""
+
+
+def _run(pack: _Pack, checkpoints: Checkpoints, results, sweep_name, on_event) -> list[records.RunRecord]:
+    finished = []
+    while pack.members:
+        _run_to(pack, pack.next_boundary, checkpoints, on_event)
+        leaving = [
+            k for k, m in enumerate(pack.members) if m.plan.num_steps == pack.step or m.diverged_at_step is not None
+        ]
+        evaluated, num_eval_tokens = None, 0
+        if any(pack.members[k].diverged_at_step is None for k in leaving):
+            evaluated, num_eval_tokens = pack.evaluate_all()
+        for k in leaving:
+            record = _record(pack, k, evaluated[k] if evaluated else None, num_eval_tokens, sweep_name)
+            if jax.process_index() == 0:
+                records.save(results, record)
+            finished.append(record)
+        if pack.execution.keep_final_checkpoint:
+            checkpoints.save(pack.step, pack.state, pack.host_state())
+        pack.keep([k for k in range(len(pack.members)) if k not in leaving])
+    return finished
+
+
+def _run_to(pack: _Pack, last_step: int, checkpoints: Checkpoints, on_event) -> None:
+    """Trains to ``last_step``, or until every member has diverged."""
+    pending: dict | None = None
+    last_save = last_progress = time.perf_counter()
+    marks = {s for m in pack.members for s in eval_steps(m.plan.num_steps, m.run.eval.num_points)}
+    segment_started = time.perf_counter()
+    outside = sum(pack.clock.seconds.values())
+
+    def read() -> None:
+        """Waits for the newest dispatched step, and takes its metrics in."""
+        nonlocal pending
+        if pending is not None:
+            metrics_K = {name: _to_host(values) for name, values in pending.items()}
+            for k, member in enumerate(pack.members):
+                member.observe(pack.step, {name: float(values[k]) for name, values in metrics_K.items()})
+            pending = None
+
+    while pack.step < last_step and not all(m.diverged_at_step is not None for m in pack.members):
+        tokens_KBS = pack.batch(pack.step)
+        pack.state, metrics = pack.programs.train(pack.state, tokens_KBS)
+        read()
+        pack.step += 1
+        pending = metrics
+        if pack.step in marks:
+            read()
+            pack.evaluate_curve()
+        now = time.perf_counter()
+        if now - last_progress > _PROGRESS_SECONDS:
+            last_progress = now
+            on_event(_progress(pack))
+        what = _agreed(pack.step, stop_requested.is_set(), now - last_save > pack.execution.checkpoint_seconds)
+        if what and pack.step < last_step:
+            last_save = now
+            read()
+            with pack.clock.timed("save"):
+                checkpoints.save(pack.step, pack.state, pack.host_state())
+        if what == "stop":
+            raise Interrupted
+    read()
+    inside = sum(pack.clock.seconds.values()) - outside
+    pack.clock.seconds["step"] += time.perf_counter() - segment_started - inside
+    on_event(_progress(pack))
+
+
+def _agreed(at_step: int, stop: bool, save: bool) -> str | None:
+    """What all processes do now: "stop" (and save), "save", or nothing. Process 0 decides."""
+    if jax.process_count() > 1:
+        if at_step % _STEPS_BETWEEN_AGREEMENTS:
+            return None
+        from jax.experimental import multihost_utils
+
+        stop, save = (bool(b) for b in multihost_utils.broadcast_one_to_all(np.array([stop, save])))
+    return "stop" if stop else "save" if save else None
+
+
+def _progress(pack: _Pack) -> dict:
+    losses = [m.last["loss"] for m in pack.members if "loss" in m.last]
+    return {
+        "event": "progress",
+        "run_ids": [m.run.run_id for m in pack.members],
+        "step": pack.step,
+        "num_steps": max(m.plan.num_steps for m in pack.members),
+        "loss": sum(losses) / len(losses) if losses else None,
+    }
+
+
+def _record(pack: _Pack, k: int, evaluated, num_eval_tokens: int, sweep_name: str) -> records.RunRecord:
+    member = pack.members[k]
+    run, plan, corpus = member.run, member.plan, pack.corpus
+    diverged = member.diverged_at_step is not None or not math.isfinite(evaluated[0])
+    num_tokens = (member.diverged_at_step or pack.step) * plan.batch_tokens if diverged else plan.num_tokens
+    share = num_tokens / plan.num_tokens
+    loss, standard_error = (None, None) if diverged else evaluated
+    described = corpus.describe()
+    seconds = pack.clock.seconds
+    step_seconds = seconds["step"] + seconds["data"]
+    flops = {rule: flops * share for rule, flops in plan.flops.items()}
+    return records.RunRecord(
+        run_id=run.run_id,
+        status="diverged" if diverged else "completed",
+        config=config.to_dict(run),
+        sweep={
+            "name": sweep_name,
+            "holdout": member.cell.holdout,
+            "recipe": member.cell.recipe,
+            "labels": member.cell.labels,
+        },
+        num_params=plan.num_params,
+        num_tokens=num_tokens,
+        num_steps=plan.num_steps,
+        batch_tokens=plan.batch_tokens,
+        unique_tokens=corpus.train_tokens,
+        epochs=num_tokens / corpus.train_tokens,
+        tokens_per_param=num_tokens / plan.num_params["non_embedding"],
+        flops=flops,
+        loss=loss,
+        loss_standard_error=None if standard_error is None or math.isnan(standard_error) else standard_error,
+        bits_per_byte=None if loss is None else loss / math.log(2) * described["tokens_per_byte"],
+        num_eval_tokens=num_eval_tokens,
+        diverged_at_step=(member.diverged_at_step or pack.step) if diverged else None,
+        curve=member.curve,
+        data=described,
+        environment=_environment(pack),
+        timing={
+            "seconds": sum(seconds.values()),
+            **{f"{name}_seconds": value for name, value in seconds.items()},
+            "tokens_per_s": num_tokens * len(pack.members) / step_seconds if step_seconds else None,
+            "flops_per_s": flops["exact"] * len(pack.members) / step_seconds if step_seconds else None,
+        },
+    )
+
+
+def _environment(pack: _Pack) -> dict:
+    device = jax.devices()[0]
+    return records.software() | {
+        "backend": jax.default_backend(),
+        "device_kind": device.device_kind,
+        "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
+        "mesh": dict(pack.mesh.shape),
+        "execution": dataclasses.asdict(pack.execution),
+        "pack": [m.run.run_id for m in pack.members],
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def calibrate(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, seconds: float = 1.0) -> dict[str, float]:
+    """Times this run's compiled step and evaluation here, on its own data, for about ``seconds`` each.
+
+    Returns seconds: ``compile_seconds``, ``step_seconds`` (the median, batch included), ``curve_eval_seconds`` for a
+    point of the curve, ``eval_seconds`` for the whole validation split.
+    """
+    use_compilation_cache(cache_dir)
+    corpus = data.open(run.data, cache_dir)
+    mesh = sharding.make_mesh(execution.mesh)
+    with jax.set_mesh(mesh):
+        clock = _Clock()
+        pack = _Pack([_Member(Cell(run), accounting.plan(run))], corpus, execution, mesh, clock)
+        pack.initialise()
+
+        def one_step():
+            pack.state, metrics = pack.programs.train(pack.state, pack.batch(pack.step))
+            pack.step += 1
+            jax.block_until_ready(metrics)
+
+        step_seconds = _median_seconds(one_step, seconds)
+        curve_eval_seconds = _median_seconds(lambda: pack.curve_eval(pack.state["params"]), seconds / 2)
+    whole = corpus.validation(None)[1].sum() / pack.curve_eval.num_tokens
+    return {
+        "compile_seconds": clock.seconds["compile"],
+        "step_seconds": step_seconds,
+        "curve_eval_seconds": curve_eval_seconds,
+        "eval_seconds": curve_eval_seconds * float(whole),
+    }
+
+
+def _median_seconds(function: Callable[[], Any], seconds: float) -> float:
+    """Median time of a call, after two calls to warm up, over at least three and about ``seconds``."""
+    function(), function()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))

@@ -1,0 +1,106 @@
+"""Causal self-attention, one function per implementation, equal within rounding.
+
+Shapes: B batch, T tokens, H query heads, G key/value heads, R = H/G queries a key/value head, K head_dim.
+Every implementation maps q_BTHK, k_BTGK, v_BTGK and a scale to o_BTHK = softmax(scale · q kᵀ + causal mask) v, with the
+softmax in float32.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Rows a block of ``block_causal``: see results/README.md for the sweep over 32, 64, 128.
+_BLOCK_ROWS = 64
+
+
+def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float):
+    """The textbook square: the reference the others are tested against."""
+    B, T, H, K = q_BTHK.shape
+    G = k_BTGK.shape[2]
+    q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
+    logits_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK * scale, k_BTGK).astype(jnp.float32)
+    causal_TS = jnp.tril(jnp.ones((T, T), bool))[None, None, None]
+    probs_BGRTS = jax.nn.softmax(jnp.where(causal_TS, logits_BGRTS, -jnp.inf), axis=-1).astype(v_BTGK.dtype)
+    return jnp.einsum("BGRTS,BSGK->BTGRK", probs_BGRTS, v_BTGK).reshape(B, T, H, K)
+
+
+def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float):
+    """Rows in blocks, each against the keys up to its end only: half the square is never computed.
+
+    The division by the softmax's sum is done after the product with v, on K columns instead of T.
+    """
+    B, T, H, K = q_BTHK.shape
+    G = k_BTGK.shape[2]
+    R = H // G
+    # Heads beside the batch make both products batched 2-D ones, the CPU backend's fast path.
+    q_NRTK = (q_BTHK * scale).reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B * G, R, T, K)
+    k_NTK = k_BTGK.transpose(0, 2, 1, 3).reshape(B * G, T, K)
+    v_NTK = v_BTGK.transpose(0, 2, 1, 3).reshape(B * G, T, K)
+    blocks = []
+    for start in range(0, T, _BLOCK_ROWS):
+        end = min(start + _BLOCK_ROWS, T)
+        rows = end - start
+        q_NMK = q_NRTK[:, :, start:end].reshape(B * G, R * rows, K)
+        logits_NMS = (q_NMK @ k_NTK[:, :end].swapaxes(1, 2)).astype(jnp.float32)
+        visible_rowsS = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+        visible_MS = jnp.tile(visible_rowsS, (R, 1))[None]
+        logits_NMS = jnp.where(visible_MS, logits_NMS, -jnp.inf)
+        weights_NMS = jnp.exp(logits_NMS - jax.lax.stop_gradient(logits_NMS.max(-1, keepdims=True)))
+        sums_NM1 = weights_NMS.sum(-1, keepdims=True)
+        values_NMK = weights_NMS.astype(v_NTK.dtype) @ v_NTK[:, :end]
+        blocks.append((values_NMK / sums_NM1.astype(v_NTK.dtype)).reshape(B, G, R, rows, K))
+    out_BGRTK = jnp.concatenate(blocks, axis=3)
+    return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+
+
+def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float):
+    """cuDNN's fused kernel for 16-bit inputs on NVIDIA GPUs; XLA's fused softmax for float32, which cuDNN lacks."""
+    implementation = "cudnn" if q_BTHK.dtype in (jnp.bfloat16, jnp.float16) else "xla"
+    return jax.nn.dot_product_attention(
+        q_BTHK, k_BTGK, v_BTGK, scale=scale, is_causal=True, implementation=implementation
+    )
+
+
+def splash(q_BTHK, k_BTGK, v_BTGK, scale: float):
+    """The fused TPU kernel that JAX ships (splash attention), run by each device on its own rows and heads.
+
+    Off TPU it runs in Pallas' interpreter, slowly: for tests. Raises ValueError when T is not a multiple of 128.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    T = q_BTHK.shape[1]
+    if T % 128:
+        raise ValueError(f"seq_len is {T}: the splash kernel wants a multiple of 128, or attention: einsum")
+
+    def local(q_BTHK, k_BTGK, v_BTGK):
+        # Grouped heads are repeated: the kernel's own grouped form wants one key head a device.
+        repeats = q_BTHK.shape[2] // k_BTGK.shape[2]
+        q_BHTK, k_BHTK, v_BHTK = (
+            x.transpose(0, 2, 1, 3)
+            for x in (q_BTHK * scale, jnp.repeat(k_BTGK, repeats, axis=2), jnp.repeat(v_BTGK, repeats, axis=2))
+        )
+        mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * q_BTHK.shape[2])
+        attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=jax.default_backend() != "tpu")
+        return jax.vmap(attend)(q_BHTK, k_BHTK, v_BHTK).transpose(0, 2, 1, 3)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+        return local(q_BTHK, k_BTGK, v_BTGK)
+    spec = jax.sharding.PartitionSpec(("data", "fsdp"), None, "tensor", None)
+    return jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(
+        q_BTHK, k_BTGK, v_BTGK
+    )
+
+
+IMPLEMENTATIONS = {"einsum": einsum, "block_causal": block_causal, "cudnn": cudnn, "splash": splash}
+
+
+@functools.cache
+def choose(name: str, backend: str):
+    """The implementation called ``name``; ``auto`` takes the backend's own."""
+    if name == "auto":
+        name = {"cpu": "block_causal", "gpu": "cudnn", "tpu": "splash"}.get(backend, "einsum")
+    return IMPLEMENTATIONS[name]

@@ -1,0 +1,195 @@
+"""Decoder-only Transformer: pre-norm RMSNorm, rotary positions, GELU / SwiGLU / ReLU², grouped key/value heads.
+
+Shapes: B batch, T tokens, D d_model, F d_ff, H query heads, G key/value heads, K head_dim, V vocabulary, L layers.
+A parameter is declared once, in ``param_specs``: shape, logical axes, initialisation, group, and how μP and Muon treat
+it. Layers are stored stacked, (L, …), however they are executed, so a checkpoint does not depend on that.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling.config import ExecutionConfig, ModelConfig
+from scaling.training.models import attention
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One parameter (stacked over layers, where its first logical axis is ``layers``).
+
+    ``init_std`` None: ones. ``hidden_matrix``: both sides grow with width, so μP divides its learning rate by the width
+    multiplier and Muon orthogonalises it.
+    """
+
+    shape: tuple[int, ...]
+    logical_axes: tuple[str, ...]
+    init_std: float | None
+    group: str
+    hidden_matrix: bool = False
+
+
+def width_multiplier(config: ModelConfig) -> float:
+    """μP's m = d_model / base_d_model; 1 under the standard parameterisation."""
+    return config.d_model / config.base_d_model if config.parameterization == "mup" else 1.0
+
+
+def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
+    """Every parameter by name.
+
+    Standard: matrices at fan_in^-1/2, those that write to the residual stream divided by (2 L)^1/2 (GPT-2), the
+    embedding at 0.02·D^0 and the head at D^-1/2. μP (Yang et al. 2022, table 8, Adam): the same, with the embedding and
+    head fixed at what the base width would have; the head's logits are divided by m in ``apply``.
+    """
+    c = config
+    attn_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    residual = 1.0 / math.sqrt(2 * c.num_layers)
+    head_std = (c.base_d_model or c.d_model) ** -0.5
+
+    def matrix(axes, fan_in, fan_out, group, scale=1.0):
+        return ParamSpec((c.num_layers, fan_in, fan_out), ("layers", *axes), scale * fan_in**-0.5, group, True)
+
+    def layer_norm(size):
+        return ParamSpec((c.num_layers, size), ("layers", "norm"), None, "norm")
+
+    # A tied table is read as embedding and as head, so it takes the head's scale.
+    embedding_std = head_std if c.tied_embeddings else _EMBEDDING_STD
+    specs = {
+        "embedding": ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed"), embedding_std, "embedding"),
+        "attn_norm": layer_norm(c.d_model),
+        "w_q": matrix(("embed", "heads"), c.d_model, attn_width, "attention"),
+        "w_k": matrix(("embed", "kv_heads"), c.d_model, kv_width, "attention"),
+        "w_v": matrix(("embed", "kv_heads"), c.d_model, kv_width, "attention"),
+        "w_o": matrix(("heads", "embed"), attn_width, c.d_model, "attention", residual),
+        "mlp_norm": layer_norm(c.d_model),
+        "w_in": matrix(("embed", "mlp"), c.d_model, c.d_ff, "mlp"),
+        "w_out": matrix(("mlp", "embed"), c.d_ff, c.d_model, "mlp", residual),
+        "final_norm": ParamSpec((c.d_model,), ("norm",), None, "norm"),
+    }
+    if c.activation == "swiglu":
+        specs["w_gate"] = matrix(("embed", "mlp"), c.d_model, c.d_ff, "mlp")
+    if c.qk_norm:
+        specs |= {"q_norm": layer_norm(c.head_dim), "k_norm": layer_norm(c.head_dim)}
+    if not c.tied_embeddings:
+        specs["unembedding"] = ParamSpec((c.d_model, c.vocab_size), ("embed", "vocab"), head_std, "unembedding")
+    return specs
+
+
+_EMBEDDING_STD = 0.02
+
+
+def rms_norm(x, scale, eps: float):
+    """x / rms(x) · scale over the last axis, in float32."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def rotary(x_BTHK, theta: float):
+    """Rotary position embedding on the two halves of K (Su et al. 2021), angles in float32."""
+    T, K = x_BTHK.shape[1], x_BTHK.shape[3]
+    frequencies = theta ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
+    angles = (jnp.arange(T, dtype=jnp.float32)[:, None] * frequencies[None, :])[None, :, None, :]
+    cos, sin = jnp.cos(angles).astype(x_BTHK.dtype), jnp.sin(angles).astype(x_BTHK.dtype)
+    first, second = jnp.split(x_BTHK, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def dense(x_BTX, w_XY):
+    """x w over the last axis, as one 2-D product: batched ones leave the CPU backend's fast path."""
+    return (x_BTX.reshape(-1, x_BTX.shape[-1]) @ w_XY).reshape(*x_BTX.shape[:-1], w_XY.shape[-1])
+
+
+def _activate(name: str, hidden, gate):
+    if name == "swiglu":
+        return jax.nn.silu(gate) * hidden
+    return jax.nn.gelu(hidden) if name == "gelu" else jnp.square(jax.nn.relu(hidden))
+
+
+def block(config: ModelConfig, attend, p: dict[str, Any], x_BTD):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)). ``p`` holds the layer's own weights."""
+    c = config
+    B, T, _ = x_BTD.shape
+    scale = c.head_dim**-0.5 if c.parameterization == "standard" else c.base_head_dim**0.5 / c.head_dim
+    h_BTD = rms_norm(x_BTD, p["attn_norm"], c.norm_eps)
+    q_BTHK = dense(h_BTD, p["w_q"]).reshape(B, T, c.num_heads, c.head_dim)
+    k_BTGK = dense(h_BTD, p["w_k"]).reshape(B, T, c.num_kv_heads, c.head_dim)
+    v_BTGK = dense(h_BTD, p["w_v"]).reshape(B, T, c.num_kv_heads, c.head_dim)
+    if c.qk_norm:
+        q_BTHK = rms_norm(q_BTHK, p["q_norm"], c.norm_eps)
+        k_BTGK = rms_norm(k_BTGK, p["k_norm"], c.norm_eps)
+    o_BTHK = attend(rotary(q_BTHK, c.rope_theta), rotary(k_BTGK, c.rope_theta), v_BTGK, scale)
+    x_BTD = x_BTD + dense(o_BTHK.reshape(B, T, -1), p["w_o"])
+    h_BTD = rms_norm(x_BTD, p["mlp_norm"], c.norm_eps)
+    gate_BTF = dense(h_BTD, p["w_gate"]) if c.activation == "swiglu" else None
+    hidden_BTF = _activate(c.activation, dense(h_BTD, p["w_in"]), gate_BTF)
+    x_BTD = x_BTD + dense(hidden_BTF, p["w_out"])
+    return nn.with_logical_constraint(x_BTD, ("batch", "seq", "act_embed"))
+
+
+def _rematerialise(policy: str, function, scanned: bool):
+    if policy == "none":
+        return function
+    saved = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[policy]
+    # Inside a scan nothing can be merged with the forward pass anyway, and the barrier costs.
+    return jax.checkpoint(function, policy=saved, prevent_cse=not scanned)
+
+
+class Transformer(nn.Module):
+    """tokens_BT (int32) → logits_BTV (float32)."""
+
+    config: ModelConfig
+    execution: ExecutionConfig
+    backend: str
+
+    @nn.compact
+    def __call__(self, tokens_BT):
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        params = {name: self._param(name, spec).astype(dtype) for name, spec in param_specs(c).items()}
+        # Gathering from a table sharded both ways makes XLA replicate activations; gather from the whole table.
+        table_VD = nn.with_logical_constraint(params["embedding"], (None, None))
+        x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
+        layers = {name: params[name] for name, spec in param_specs(c).items() if spec.logical_axes[0] == "layers"}
+        x_BTD = self._layers(layers, x_BTD)
+        x_BTD = rms_norm(x_BTD, params["final_norm"], c.norm_eps)
+        head_DV = params["embedding"].T if c.tied_embeddings else params["unembedding"]
+        logits_BTV = dense(x_BTD, head_DV).astype(jnp.float32) / width_multiplier(c)
+        if c.logit_softcap is not None:
+            logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
+        return logits_BTV
+
+    def _param(self, name: str, spec: ParamSpec):
+        init = nn.initializers.ones if spec.init_std is None else nn.initializers.normal(spec.init_std)
+        return self.param(name, nn.with_logical_partitioning(init, spec.logical_axes), spec.shape, jnp.float32)
+
+    def _layers(self, layers: dict[str, Any], x_BTD):
+        c, e = self.config, self.execution
+        attend = attention.choose(e.attention, self.backend)
+        scanned = e.scan_layers
+        if scanned is None:  # a scan costs 1.4× on CPU; unrolled, its compile time grows with depth
+            scanned = self.backend != "cpu" or c.num_layers > 12
+        layer = _rematerialise(e.remat, lambda x_BTD, p: block(c, attend, p, x_BTD), scanned)
+        if scanned:
+            return jax.lax.scan(lambda x_BTD, p: (layer(x_BTD, p), None), x_BTD, layers)[0]
+        for i in range(c.num_layers):
+            x_BTD = layer(x_BTD, {name: w[i] for name, w in layers.items()})
+        return x_BTD
+
+
+def _module(config: ModelConfig, execution: ExecutionConfig) -> Transformer:
+    return Transformer(config, execution, jax.default_backend())
+
+
+def init(config: ModelConfig, key) -> dict[str, jax.Array]:
+    """Float32 parameters by name."""
+    tokens_BT = jnp.zeros((1, 1), jnp.int32)
+    boxed = _module(config, ExecutionConfig(attention="einsum")).init(key, tokens_BT)["params"]
+    return nn.meta.unbox(boxed)
+
+
+def apply(config: ModelConfig, execution: ExecutionConfig, params: dict[str, jax.Array], tokens_BT) -> jax.Array:
+    """logits_BTV in float32 for tokens_BT."""
+    return _module(config, execution).apply({"params": params}, tokens_BT)

@@ -1,0 +1,115 @@
+"""The mesh, and the one table that maps logical axes to it.
+
+Mesh axes: ``run`` (members of a pack), ``data`` (rows of the batch), ``fsdp`` (rows of the batch, and the width of
+every weight), ``tensor`` (heads, mlp, vocabulary). Any of them may be 1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scaling.config import MeshConfig, ModelConfig
+
+MESH_AXES = ("run", "data", "fsdp", "tensor")
+
+# Logical axis → mesh axes. Parameters name theirs in the model's ``param_specs``.
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("run", "run"),
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("layers", None),
+    ("norm", None),
+    ("seq", None),
+    ("act_embed", None),
+)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over ``devices`` (default: all), ``data`` taking what the other axes leave when it is -1.
+
+    Raises ValueError when the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    fixed = config.run * config.fsdp * config.tensor
+    data = len(devices) // fixed if config.data == -1 else config.data
+    shape = (config.run, data, config.fsdp, config.tensor)
+    if math.prod(shape) != len(devices):
+        sizes = " × ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, (config.run, config.data, *shape[2:])))
+        raise ValueError(
+            f"execution.mesh is {sizes} but there are {len(devices)} devices: write sizes whose product is "
+            f"{len(devices)}, or data: -1 with run · fsdp · tensor a divisor of it"
+        )
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+
+
+def partition_spec(logical_axes: Sequence[str | None]) -> P:
+    """The mesh axes of an array from its logical axes.
+
+    Raises ValueError for a logical axis without a rule, or when two axes of one array claim the same mesh axis.
+    """
+    rules = dict(RULES)
+    unknown = [axis for axis in logical_axes if axis is not None and axis not in rules]
+    if unknown:
+        raise ValueError(f"logical axes {unknown} have no rule: add them to sharding.RULES")
+    mapped = [rules[axis] if axis is not None else None for axis in logical_axes]
+    claimed = [m for entry in mapped if entry for m in ((entry,) if isinstance(entry, str) else entry)]
+    if len(claimed) != len(set(claimed)):
+        raise ValueError(f"logical axes {tuple(logical_axes)} claim a mesh axis twice: {claimed}")
+    return P(*mapped)
+
+
+def check_divides(model: ModelConfig, batch_size: int, num_members: int, mesh: Mesh) -> None:
+    """Raises ValueError, naming both sizes, for the first axis that the mesh does not divide."""
+    size = dict(mesh.shape)
+    rows = size["data"] * size["fsdp"]
+    wanted = [
+        ("members of the pack", num_members, "run", size["run"]),
+        ("batch_size", batch_size, "data × fsdp", rows),
+        ("model.d_model", model.d_model, "fsdp", size["fsdp"]),
+        ("model.num_heads", model.num_heads, "tensor", size["tensor"]),
+        ("model.num_kv_heads", model.num_kv_heads, "tensor", size["tensor"]),
+        ("model.d_ff", model.d_ff, "tensor", size["tensor"]),
+        ("model.vocab_size", model.vocab_size, "tensor", size["tensor"]),
+    ]
+    for name, value, axes, divisor in wanted:
+        if value % divisor:
+            lower, upper = value // divisor * divisor, (value // divisor + 1) * divisor
+            choices = f"{lower} or {upper}" if lower else f"{upper}"
+            raise ValueError(
+                f"{name} is {value}, which the mesh's {axes} = {divisor} does not divide: write {choices}, "
+                "or another execution.mesh"
+            )
+
+
+def state_shardings(mesh: Mesh, abstract_state, param_axes: dict[str, tuple[str, ...]]):
+    """A NamedSharding for every leaf of a pack's state, whose leading axis is ``run``.
+
+    Optimiser moments are recognised by the parameter's name at the end of their path and its shape, so that they are
+    sharded like it: left to the compiler, they can come out replicated.
+    """
+
+    def sharding_of(path, leaf):
+        name = getattr(path[-1], "key", None)
+        if name in param_axes and leaf.ndim == len(param_axes[name]) + 1:
+            return NamedSharding(mesh, partition_spec(("run", *param_axes[name])))
+        return NamedSharding(mesh, P("run") if leaf.ndim else P())
+
+    return jax.tree_util.tree_map_with_path(sharding_of, abstract_state)
+
+
+def host_array(mesh: Mesh, spec: P, shape: tuple[int, ...], rows_of) -> jax.Array:
+    """A global array from a host function: ``rows_of(index)`` gives the block at ``index``, a tuple of slices with
+    explicit ends. Each process computes the blocks of its own devices only."""
+
+    def block(index):
+        return np.asarray(rows_of(tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape))))
+
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), block)
