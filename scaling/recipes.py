@@ -12,8 +12,8 @@ what a paper leaves open (marked below) is this project's choice:
 - batches are rounded to whole sequences, at least one, where a run is built (``grid``).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from scaling import accounting
 from scaling.config import ModelConfig
