@@ -1,0 +1,337 @@
+"""Where tasks run: in this process, or in worker processes of this machine.
+
+One interface: ``run(tasks, on_event)`` takes tasks, the longest first, and returns an ``Answer`` for each; ``close()``
+ends whatever was started. Executors know nothing of training: a task is a command of ``worker.execute`` and its JSON.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from scaling.engine import worker as worker_module
+
+LOOP = "scaling.training.loop"
+MAX_TRIES = 3
+
+# Keeps XLA's temporaries mapped between steps: 1.3-1.4× on CPU. Read by glibc when a process starts, so it can only
+# be set for workers; without arena_max=1 there is no gain.
+MALLOC_SETTING = (
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=1000000000000:glibc.malloc.top_pad=536870912"
+)
+
+
+class ExecutorError(Exception):
+    """Workers cannot be started at all; the message holds the end of their log."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of ``worker.execute``. ``key`` names it in events and answers."""
+
+    key: str
+    command: str
+    payload: dict
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a task: ``value`` as ``worker.execute`` returned it, or the ``reason`` it failed for."""
+
+    value: dict | None
+    reason: str | None = None
+
+
+def _ignore(event: dict) -> None:
+    pass
+
+
+class Inline:
+    """Runs tasks one after another in this process."""
+
+    def __init__(self, loop: str = LOOP):
+        self._loop = loop
+
+    def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = _ignore) -> dict[str, Answer]:
+        """Does the tasks in order and returns an answer for each; Ctrl-C lets the run under way save a checkpoint."""
+        loop = importlib.import_module(self._loop)
+        answers = {}
+        with _stopping_politely(loop):
+            for task in tasks:
+                about = {"key": task.key, "worker": 0}
+                on_event({"event": "start", **about})
+                try:
+                    value = worker_module.execute(
+                        loop, task.command, task.payload, lambda event, about=about: on_event({**event, **about})
+                    )
+                    answers[task.key] = Answer(value)
+                    on_event({"event": "done", **about})
+                except loop.Interrupted:
+                    raise KeyboardInterrupt from None
+                except Exception as e:  # a cell that fails is data; the others go on
+                    answers[task.key] = Answer(None, worker_module.describe(e))
+                    on_event({"event": "failed", "reason": answers[task.key].reason, **about})
+        return answers
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def _stopping_politely(loop: ModuleType) -> Iterator[None]:
+    """While it lasts, the first SIGINT or SIGTERM asks ``loop`` to stop and the second interrupts."""
+    previous = {}
+
+    def ask(signum, frame):
+        loop.stop_requested.set()
+        signal.signal(signum, previous[signum])
+
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            previous[signum] = signal.signal(signum, ask)
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+        loop.stop_requested.clear()
+
+
+@dataclass
+class _Attempts:
+    """Failures of one task in a row that got no further than those before them."""
+
+    failures: int = 0
+    furthest: int = 0  # step
+    furthest_at_last_failure: int = 0
+
+    def are_used_up(self) -> bool:
+        """Counts a failure. One that got further than the last is the first of a new row: a machine that is often
+        killed still ends, a crash at a fixed step does not go on for ever."""
+        self.failures = 1 if self.furthest > self.furthest_at_last_failure else self.failures + 1
+        self.furthest_at_last_failure = self.furthest
+        return self.failures >= MAX_TRIES
+
+
+class _Worker:
+    """One worker process and the pipe to it; restarted by ``start`` after it died."""
+
+    def __init__(self, index: int, command: list[str], env: dict, log: Path, inbox: queue.Queue, pass_fds):
+        self.index, self.command, self.env, self.log = index, command, env, log
+        self.inbox, self.pass_fds = inbox, pass_fds
+        self.task: Task | None = None
+        self.process: subprocess.Popen | None = None
+        self.was_ready = False
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None
+
+    def start(self) -> None:
+        self.was_ready = False
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                pass_fds=self.pass_fds,
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops its workers in order
+            )
+        threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
+
+    def _listen(self, process: subprocess.Popen) -> None:
+        for line in process.stdout:
+            with suppress(ValueError):  # half a line: its writer was killed
+                self.inbox.put((self, json.loads(line)))
+        process.wait()
+        self.inbox.put((self, {"event": "died", "returncode": process.returncode}))
+
+    def send(self, task: Task) -> None:
+        self.task = task
+        line = json.dumps({"key": task.key, "command": task.command, "payload": task.payload}) + "\n"
+        with suppress(BrokenPipeError):  # it died meanwhile: _listen says so
+            self.process.stdin.write(line.encode())
+            self.process.stdin.flush()
+
+    def stop(self) -> None:
+        """Asks an idle worker to end (end of input) and a busy one to save what it can and end (SIGTERM)."""
+        if self.task is not None:
+            self.process.terminate()
+        else:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+
+
+class Local:
+    """Worker processes on this machine, started at once (JAX is imported while the parent does other things) and kept,
+    with the programs they compiled, until ``close``.
+
+    A worker that dies is started again and its task goes back to the head of the queue; a task that failed
+    ``MAX_TRIES`` times without getting further is answered with the reason. ``pass_fds`` stay open in the workers: a
+    lock held through one is held until the last worker is gone.
+    """
+
+    def __init__(self, workers: int, log_dir: Path, *, loop: str = LOOP, pass_fds: Sequence[int] = ()):
+        self.workers = workers
+        self._inbox: queue.Queue = queue.Queue()
+        self._failed_starts = 0
+        log_dir.mkdir(parents=True, exist_ok=True)
+        env, cores = worker_environment(), assign_cores(workers)
+        self._pool = []
+        for i in range(workers):
+            command = [sys.executable, "-m", "scaling.engine.worker", "--loop", loop]
+            if cores:
+                command += ["--cores", ",".join(map(str, cores[i]))]
+            log = log_dir / f"worker-{i}.log"
+            self._pool.append(_Worker(i, command, env, log, self._inbox, tuple(pass_fds)))
+        for worker in self._pool:
+            worker.start()
+
+    def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = _ignore) -> dict[str, Answer]:
+        """Hands out ``tasks`` in order, each to the next free worker, and returns when all are answered.
+
+        ``on_event`` is called in this thread with ``start``, ``progress``, ``retry``, ``done`` and ``failed`` events,
+        and with a ``tick`` when there is nothing to say.
+
+        Raises ExecutorError if workers cannot be started.
+        """
+        waiting, attempts = deque(tasks), {task.key: _Attempts() for task in tasks}
+        answers: dict[str, Answer] = {}
+        while len(answers) < len(tasks):
+            self._hand_out(waiting, on_event)
+            try:
+                worker, event = self._inbox.get(timeout=0.5)
+            except queue.Empty:
+                on_event({"event": "tick"})
+                continue
+            task = worker.task
+            event = self._settle(worker, event)
+            if task is None or event is None:
+                continue
+            if event["event"] == "progress":
+                attempts[task.key].furthest = max(attempts[task.key].furthest, event["step"])
+            elif event["event"] == "done":
+                answers[task.key] = Answer(event.pop("answer"))
+            elif event.pop("final") or attempts[task.key].are_used_up():
+                answers[task.key] = Answer(None, event["reason"])
+            else:
+                event["event"] = "retry"
+                waiting.appendleft(task)
+            on_event({**event, "key": task.key, "worker": worker.index})
+        return answers
+
+    def _hand_out(self, waiting: deque, on_event) -> None:
+        for worker in self._pool:
+            if not waiting:
+                return
+            if worker.task is None:
+                if not worker.running:
+                    worker.start()
+                worker.send(waiting.popleft())
+                on_event({"event": "start", "key": worker.task.key, "worker": worker.index})
+
+    def _settle(self, worker: _Worker, event: dict) -> dict | None:
+        """Keeps the book on the worker; what is left concerns its task (None: nothing does)."""
+        kind = event["event"]
+        if kind == "ready":
+            worker.was_ready, self._failed_starts = True, 0
+            return None
+        if kind == "died":
+            reason = _how_it_died(event["returncode"])
+            if not worker.was_ready:
+                self._count_failed_start(worker, reason)
+            worker.process = None
+            event = {"event": "failed", "reason": reason, "final": False}
+        if event["event"] in ("done", "failed"):
+            worker.task = None
+        return event
+
+    def _count_failed_start(self, worker: _Worker, reason: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_TRIES * self.workers:
+            lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            last = lines[-1] if lines else "empty"
+            raise ExecutorError(f"workers do not start ({reason}); {worker.log} ends with: {last}")
+
+    def close(self, timeout: float = 15.0) -> None:
+        """Stops all workers: idle ones end, busy ones save what they can; whoever takes longer is killed."""
+        alive = [w for w in self._pool if w.running]
+        for worker in alive:
+            worker.stop()
+        deadline = time.monotonic() + timeout
+        try:
+            for worker in alive:
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once
+            pass
+        for worker in alive:
+            worker.process.kill()
+            worker.process.wait()
+            worker.process = None
+
+
+def _how_it_died(returncode: int) -> str:
+    return f"worker killed by signal {-returncode}" if returncode < 0 else f"worker exited with {returncode}"
+
+
+def worker_environment() -> dict[str, str]:
+    """This process's environment plus what workers need from their first instruction on."""
+    root = str(Path(__file__).resolve().parents[2])  # so that a checkout works without installation, from any folder
+    path = os.environ.get("PYTHONPATH")
+    env = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
+    if platform.libc_ver()[0] == "glibc":
+        env.setdefault("GLIBC_TUNABLES", MALLOC_SETTING)
+    return env
+
+
+def has_accelerator() -> bool:
+    """Whether JAX would pick a device other than the CPU, judged without importing it."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.split(",")[0] != "cpu"
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
+    gpu = any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd"))
+    tpu = Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
+    return (gpu and any(map(importlib.util.find_spec, plugins))) or (
+        tpu and importlib.util.find_spec("libtpu") is not None
+    )
+
+
+def available_cores() -> list[int]:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def auto_workers(num_tasks: int) -> int:
+    """Workers worth starting: one a core on CPU (several models in one program gain nothing there), one in all on
+    accelerators; never more than there are tasks."""
+    return 1 if has_accelerator() else max(1, min(len(available_cores()), num_tasks))
+
+
+def assign_cores(workers: int) -> list[list[int]] | None:
+    """Cores for each worker: shares of equal size; one each, in turn, if there are more workers than cores. None
+    where processes cannot be pinned or the work is done elsewhere."""
+    if has_accelerator() or not hasattr(os, "sched_setaffinity"):
+        return None
+    cores = available_cores()
+    if workers >= len(cores):
+        return [[cores[i % len(cores)]] for i in range(workers)]
+    share = len(cores) // workers
+    return [cores[i * share : (i + 1) * share] for i in range(workers)]

@@ -1,0 +1,162 @@
+"""Cells → cost table: parameters, tokens, FLOPs and, from what this machine did in a calibration, seconds.
+
+    seconds(cell) = start + num_steps · step + num_points · curve_eval + eval
+
+with ``step``, ``curve_eval`` and ``eval`` (the whole validation split) timed per shape by the training loop itself,
+all workers busy at once, as in a sweep. A sweep is a schedule: the longest pack first, each to the next free worker.
+"""
+
+import dataclasses
+import hashlib
+import heapq
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from scaling import accounting, records
+from scaling.config import Horizon, RunConfig, canonical_json
+from scaling.grid import Cell
+
+# Longest step, in exact FLOPs, that is timed on a CPU before a sweep: above it a few steps and their compilation would
+# take a minute, and the rate of the nearest smaller shape is used instead.
+MAX_CALIBRATED_STEP_FLOPS = 2e12
+
+# A run's seconds outside steps and evaluations: tracing, the compiled program from the cache, initialisation.
+START_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one shape takes on this machine, in seconds."""
+
+    start: float  # tracing, loading the compiled program, initialising, the last checkpoint
+    step: float
+    curve_eval: float
+    eval: float
+
+    @classmethod
+    def of(cls, seconds: dict) -> "Timing":
+        """From what ``loop.calibrate`` answers."""
+        return cls(START_SECONDS, seconds["step_seconds"], seconds["curve_eval_seconds"], seconds["eval_seconds"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell, what it costs, and how long it will take (None: nothing to predict from)."""
+
+    cell: Cell
+    plan: accounting.Plan
+    seconds: float | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.plan.run_id
+
+
+def rows(cells: Iterable[Cell], remat: str = "none") -> list[Row]:
+    """The cost table without times. Raises ValueError when a horizon is shorter than a step."""
+    return [Row(cell, accounting.plan(cell.run, remat)) for cell in cells]
+
+
+def shape_key(run: RunConfig) -> str:
+    """Equal for runs whose steps and evaluations take equally long: everything but seed, rates and horizon."""
+    same = dataclasses.replace(
+        run, seed=0, horizon=Horizon(steps=1), optim=dataclasses.replace(run.optim, peak_lr=1.0, warmup_tokens=0)
+    )
+    return hashlib.sha256(canonical_json(same).encode()).hexdigest()[:16]
+
+
+def step_flops(run: RunConfig) -> float:
+    """Exact training FLOPs of one step."""
+    return accounting.flops_per_token(run.model, run.data.seq_len)["exact"] * run.batch_tokens
+
+
+def to_calibrate(table: Sequence[Row], known: dict[str, Timing], *, limit: float | None) -> dict[str, RunConfig]:
+    """One run of every shape that has no timing yet, the most expensive step first; steps above ``limit`` FLOPs are
+    left out."""
+    runs = {shape_key(row.cell.run): row.cell.run for row in table}
+    missing = {k: r for k, r in runs.items() if k not in known and (limit is None or step_flops(r) <= limit)}
+    return dict(sorted(missing.items(), key=lambda item: step_flops(item[1]), reverse=True))
+
+
+def predict(table: Sequence[Row], known: dict[str, Timing]) -> list[Row]:
+    """The table with seconds filled in. A shape that was not timed runs at the FLOP/s of the nearest shape (in FLOPs
+    per step) of this table that was; None if there is none."""
+    timed = {k: row.cell.run for row in table if (k := shape_key(row.cell.run)) in known}
+    return [dataclasses.replace(row, seconds=_seconds(row, known, timed)) for row in table]
+
+
+def _seconds(row: Row, known: dict[str, Timing], timed: dict[str, RunConfig]) -> float | None:
+    run = row.cell.run
+    key = shape_key(run)
+    if key not in known:
+        if not timed:
+            return None
+        key = min(timed, key=lambda k: abs(step_flops(run) / step_flops(timed[k]) - 1))
+    timing = known[key]
+    step_ratio, token_ratio = 1.0, 1.0
+    if key in timed:
+        step_ratio = step_flops(run) / step_flops(timed[key])
+        token_ratio = step_ratio * timed[key].batch_tokens / run.batch_tokens
+    points = min(run.eval.num_points, row.plan.num_steps)
+    evals = points * timing.curve_eval + timing.eval
+    return timing.start + row.plan.num_steps * timing.step * step_ratio + evals * token_ratio
+
+
+def makespan(seconds: Iterable[float], workers: int) -> float:
+    """Wall time of tasks handed out longest first, each to the next free of ``workers``."""
+    free_at = [0.0] * workers
+    for duration in sorted(seconds, reverse=True):
+        heapq.heapreplace(free_at, free_at[0] + duration)
+    return max(free_at)
+
+
+def predicted_wall(table: Sequence[Row], workers: int) -> float | None:
+    """Training time of the whole table: the cells that are fitted, then those held out; None if one is unknown."""
+    if any(row.seconds is None for row in table):
+        return None
+    phases = ([r.seconds for r in table if r.cell.holdout == held_out] for held_out in (False, True))
+    return sum(makespan(phase, workers) for phase in phases)
+
+
+class TimingCache:
+    """Timings of this machine and this code: ``<folder>/calibration-<hash>.json``. Another processor, JAX version or
+    edit of ``scaling/training`` is another file."""
+
+    def __init__(self, folder: Path, workers: int):
+        self.path = Path(folder) / f"calibration-{_fingerprint(workers)}.json"
+
+    def load(self) -> dict[str, Timing]:
+        try:
+            raw = json.loads(self.path.read_text(encoding="utf-8"))
+            return {key: Timing(**timing) for key, timing in raw.items()}
+        except (OSError, ValueError, TypeError):  # absent or damaged: measured again
+            return {}
+
+    def save(self, known: dict[str, Timing]) -> None:
+        records.write_json(self.path, {key: dataclasses.asdict(timing) for key, timing in known.items()})
+
+
+def _fingerprint(workers: int) -> str:
+    parts = [platform.machine(), processor(), os.cpu_count(), workers, platform.python_version()]
+    parts += [metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")]
+    parts += [os.environ.get(name) for name in ("JAX_PLATFORMS", "XLA_FLAGS", "GLIBC_TUNABLES")]
+    source = hashlib.sha256()
+    for path in sorted((Path(__file__).resolve().parents[1] / "training").rglob("*.py")):
+        source.update(path.read_bytes())
+    return hashlib.sha256(json.dumps([*parts, source.hexdigest()]).encode()).hexdigest()[:12]
+
+
+def processor() -> str:
+    """The processor's model name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

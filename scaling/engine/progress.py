@@ -1,0 +1,254 @@
+"""What a person sees while a sweep runs: the plan, live progress with an ETA, a line for every cell that ended.
+
+On a terminal the progress is redrawn in place, at most twice a second; elsewhere it is a plain line a minute.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from scaling.engine import plan
+from scaling.engine.graph import Pack
+from scaling.records import RunRecord
+
+REDRAW_SECONDS = 0.5
+PLAIN_SECONDS = 60.0
+HIDDEN_LABELS = ("budget_flops", "size", "width", "params")  # the plan's own columns show them
+
+
+def console(stream) -> Console:
+    """A console for ``stream``; where it is no terminal lines are not folded to a guessed width."""
+    terminal = stream.isatty()
+    return Console(file=stream, width=None if terminal else 140, highlight=False, soft_wrap=not terminal)
+
+
+def compact(value: float) -> str:
+    """A count in at most five characters: 950, 6.1K, 1.23M."""
+    for limit, divisor, unit in ((1e3, 1, ""), (1e6, 1e3, "K"), (1e9, 1e6, "M"), (1e12, 1e9, "B")):
+        if value < 0.9995 * limit:
+            return f"{value / divisor:.3g}{unit}"
+    return f"{value / 1e12:.3g}T"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 8.4 s, 3:07 or 2:05:00; a dash for what is not known."""
+    if seconds is None:
+        return "–"
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size_of(row: plan.Row) -> str:
+    model = row.cell.run.model
+    return f"{model.d_model}×{model.num_layers}"
+
+
+def _labels(row: plan.Row) -> str:
+    shown = {k: v for k, v in row.cell.labels.items() if k not in HIDDEN_LABELS}
+    if row.cell.run.seed:
+        shown.setdefault("seed", row.cell.run.seed)
+    return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
+
+
+def plan_table(rows: Sequence[plan.Row], found: dict[str, str], title: str) -> Table:
+    """The plan: a row per cell and a last one with the totals."""
+    table = Table(title=title, title_justify="left", show_footer=True, box=None, padding=(0, 2, 0, 0))
+    total_flops = sum(r.plan.flops["exact"] for r in rows)
+    known = [r.seconds for r in rows if r.seconds is not None]
+    footer_seconds = duration(sum(known)) if len(known) == len(rows) else "–"
+    labels = any(map(_labels, rows))
+    table.add_column("run", footer=f"{len(rows)} cells", no_wrap=True)
+    table.add_column("width×layers", justify="right", no_wrap=True)
+    if labels:
+        table.add_column("axes")
+    right = {"justify": "right", "no_wrap": True}
+    table.add_column("parameters", **right)
+    table.add_column("tokens", footer=compact(sum(r.plan.num_tokens for r in rows)), **right)
+    table.add_column("tokens/param", **right)
+    table.add_column("steps", footer=f"{sum(r.plan.num_steps for r in rows):,}", **right)
+    table.add_column("batch", **right)
+    table.add_column("FLOPs", footer=f"{total_flops:.2e}", **right)
+    table.add_column("predicted", footer=footer_seconds, **right)
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        p = row.plan
+        cells = [row.run_id, size_of(row), *([_labels(row)] if labels else [])]
+        cells += [f"{p.num_params['non_embedding']:,}", compact(p.num_tokens), f"{p.tokens_per_param:.3g}"]
+        cells += [f"{p.num_steps:,}", str(row.cell.run.batch_size), f"{p.flops['exact']:.2e}"]
+        table.add_row(*cells, duration(row.seconds), _note(row, found), style="dim" if row.run_id in found else "")
+    return table
+
+
+def _note(row: plan.Row, found: dict[str, str]) -> str:
+    notes = ["held out"] if row.cell.holdout else []
+    status = found.get(row.run_id)
+    if status:
+        notes.append("done" if status == "completed" else status)
+    return ", ".join(notes)
+
+
+class Progress:
+    """Follows an executor's events: ``with Progress(...) as progress: executor.run(tasks, progress.on_event)``."""
+
+    def __init__(self, console: Console, packs: Sequence[Pack], *, workers: int, done: int, total: int):
+        self._console, self._workers = console, workers
+        self._waiting = {pack.key: pack for pack in packs}  # and running; a pack leaves when it ended
+        self._running: dict[int, str] = {}  # worker → key
+        self._at: dict[str, dict] = {}  # key → last progress event
+        self._started: dict[str, float] = {}
+        self._observed = self._predicted = 0.0  # seconds of the packs that ended
+        self._done, self._total = done, total
+        self._begin = self._last = time.monotonic()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._live:
+            self._live.stop()
+
+    def on_event(self, event: dict) -> None:
+        kind, key = event["event"], event.get("key")
+        if kind == "start":
+            self._running[event["worker"]] = key
+            self._started[key] = time.monotonic()
+        elif kind == "progress":
+            first = self._at.get(key) or {"first_step": event["step"]}
+            self._at[key] = {**event, "first_step": min(first["first_step"], event["step"])}
+        elif kind in ("done", "failed", "retry"):
+            self._ended(event)
+        self._redraw(kind)
+
+    def _ended(self, event: dict) -> None:
+        key = event["key"]
+        self._running.pop(event["worker"], None)
+        if event["event"] == "retry":
+            self._console.print(
+                f"[yellow]·[/] {key}  {event['reason']}; goes on from its last checkpoint", soft_wrap=True
+            )
+            return
+        pack = self._waiting.pop(key)
+        if event["event"] == "done" and pack.cost[0] and key in self._at:
+            share = 1 - self._at[key]["first_step"] / self._at[key]["num_steps"]  # resumed: not all of it was now
+            self._observed += time.monotonic() - self._started[key]
+            self._predicted += pack.cost[0] * share
+
+    def cell_ended(self, row: plan.Row, record: RunRecord) -> None:
+        """Prints the line of a cell that ended."""
+        self._done += 1
+        head = f"{self._done}/{self._total}  {row.run_id}  {size_of(row):>6}  {_labels(row)}".rstrip()
+        counts = f"{compact(record.num_params['non_embedding'])} parameters, {compact(record.num_tokens)} tokens"
+        seconds = record.timing.get("seconds")
+        took = f"{duration(seconds)} (predicted {duration(row.seconds)})"
+        if record.status == "completed":
+            error = f" ± {record.loss_standard_error:.4f}" if record.loss_standard_error is not None else ""
+            line = f"[green]✓[/] {head}  {counts}  loss [bold]{record.loss:.4f}[/]{error}  {took}"
+        elif record.status == "diverged":
+            line = f"[red]✗[/] {head}  {counts}  [red]diverged[/] at step {record.diverged_at_step}  {took}"
+        else:
+            line = f"[red]✗[/] {head}  [red]failed[/]: {record.environment.get('failure')}"
+        self._console.print(line, soft_wrap=True)
+
+    def seconds_left(self) -> float | None:
+        """The schedule of what is left, at the pace of the cells that ended; None if nothing can be said."""
+        left = []
+        for pack in self._waiting.values():
+            if not pack.cost[0]:
+                return None
+            at = self._at.get(pack.key)
+            left.append(pack.cost[0] * (1 - at["step"] / at["num_steps"] if at else 1.0))
+        pace = self._observed / self._predicted if self._predicted else 1.0
+        return pace * plan.makespan(left, self._workers)
+
+    def _summary(self) -> str:
+        left = duration(self.seconds_left())
+        return f"{self._done}/{self._total} cells  {duration(time.monotonic() - self._begin)} gone, {left} left"
+
+    def _redraw(self, kind: str) -> None:
+        now = time.monotonic()
+        if self._live and now - self._last >= REDRAW_SECONDS:
+            self._live.update(self._render(), refresh=True)
+            self._last = now
+        elif not self._live and now - self._last >= PLAIN_SECONDS:
+            self._console.print(f"… {self._summary()}")
+            self._last = now
+
+    def _render(self) -> Group:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for worker, key in sorted(self._running.items()):
+            row = self._waiting[key].rows[0]
+            name = f"{key} {size_of(row):>6}"
+            if len(self._waiting[key].rows) > 1:
+                name += f" +{len(self._waiting[key].rows) - 1}"
+            at = self._at.get(key)
+            if at is None:
+                table.add_row(f"worker {worker}", name, ProgressBar(1, 0, width=24), "starting", "")
+                continue
+            loss = "" if at["loss"] is None else f"loss {at['loss']:.4f}"
+            bar = ProgressBar(at["num_steps"], at["step"], width=24)
+            table.add_row(f"worker {worker}", name, bar, f"step {at['step']:,} of {at['num_steps']:,}", loss)
+        return Group(Text(), table, Text(self._summary(), style="bold"))
+
+
+def forecast_table(entries: Iterable[dict]) -> Table:
+    """Held-out cells: what was predicted before they trained, and what happened."""
+    table = Table(title="Forecast of the held-out cells", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("run", "FLOPs", "predicted loss", "interval", "actual", "off by", ""):
+        table.add_column(name, justify="left" if name in ("run", "") else "right", no_wrap=True)
+    for e in entries:
+        low, high = e["interval"]
+        cells = [e["run_id"], f"{e['flops']:.2e}", f"{e['predicted']:.4f}", f"{low:.4f} – {high:.4f}"]
+        actual = e.get("actual")
+        if actual is None:
+            table.add_row(*cells, "–", "–", "")
+        else:
+            inside = "inside" if low <= actual <= high else "[red]outside[/]"
+            table.add_row(*cells, f"{actual:.4f}", f"{e['predicted'] / actual - 1:+.2%}", inside)
+    return table
+
+
+def laws_table(payload: dict) -> Table:
+    """The fitted laws of a ``fit.json``: every parameter with its interval, and how well the law fits."""
+    levels = {law["level"] for law in payload["laws"].values() if law.get("level")}
+    interval = f"{100 * max(levels):.0f} % interval" if levels else "interval"
+    title = f"Laws fitted to {payload['num_observations']} runs"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("law", "parameter", "value", interval, "residual RMSE (log loss)", ""):
+        table.add_column(name, justify="left" if name in ("law", "parameter", "") else "right", no_wrap=True)
+    for name, law in payload["laws"].items():
+        first = [f"{law['residual_rmse']:.4f}", "" if law["converged"] else "[red]not converged[/]"]
+        head = name
+        for parameter, value in law["params"].items():
+            low, high = (law.get("intervals") or {}).get(parameter) or (None, None)
+            span = f"{low:.4g} – {high:.4g}" if low is not None and high is not None else "–"
+            table.add_row(head, parameter, f"{value:.4g}", span, *first)
+            head, first = "", ["", ""]
+    return table
+
+
+def allocation_lines(payload: dict) -> list[str]:
+    """What the laws say of spending compute: exponents of N*(C) and D*(C), tokens per parameter by budget."""
+    lines = []
+    for name, source in (("parametric", "allocation"), ("IsoFLOP", "isoflop"), ("envelope", "envelope")):
+        found = payload.get(source) or {}
+        if found.get("a") is not None:
+            low, high = found.get("a_interval") or (None, None)
+            span = f" ({low:.3f} – {high:.3f})" if low is not None and high is not None else ""
+            lines.append(f"{name}: N* ∝ C^{found['a']:.3f}{span}")
+    for flops, ratio in ((payload.get("allocation") or {}).get("tokens_per_param") or {}).items():
+        low, high = ratio.get("interval") or (None, None)
+        span = f" ({low:.3g} – {high:.3g})" if low is not None and high is not None else ""
+        lines.append(f"at {float(flops):.2g} FLOPs: {ratio['value']:.3g} tokens per parameter{span}")
+    return lines

@@ -1,0 +1,124 @@
+"""A worker process: reads one task a line, answers in JSON lines, ends with its parent.
+
+    python -m scaling.engine.worker [--loop MODULE] [--cores 0,1]
+
+In, on stdin: ``{"key", "command", "payload"}``. Out, on stdout: ``{"event": "ready"}`` once, then per task any number
+of ``progress`` and one ``done`` or ``failed`` with the task's key. Whatever else is printed goes to stderr, which the
+parent keeps as a log. SIGTERM: the run under way saves a checkpoint and the worker exits. End of input means that the
+parent is gone or has nothing left: a busy worker then exits at once (its checkpoints are whole at any moment), so that
+no orphan trains on.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import TextIO
+
+from scaling import config
+from scaling.grid import Cell
+
+
+def cell_to_json(cell: Cell) -> dict:
+    return {
+        "run": config.to_dict(cell.run),
+        "holdout": cell.holdout,
+        "recipe": cell.recipe,
+        "labels": cell.labels,
+    }
+
+
+def cell_from_json(raw: dict) -> Cell:
+    return Cell(**{**raw, "run": config.from_dict(config.RunConfig, raw["run"])})
+
+
+def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[dict], None]) -> dict:
+    """Does one task in this process and returns its answer, plain JSON.
+
+    ``train``: one pack through ``loop.train``, which saves the records itself; answers ``{"run_ids": [...]}``.
+    ``calibrate``: times one shape through ``loop.calibrate``; answers its seconds.
+    """
+    execution = config.from_dict(config.ExecutionConfig, payload["execution"])
+    cache_dir = Path(payload["cache_dir"])
+    if command == "calibrate":
+        return loop.calibrate(config.from_dict(config.RunConfig, payload["run"]), execution, cache_dir)
+    if command != "train":
+        raise ValueError(f"unknown command {command!r}")
+    records = loop.train(
+        [cell_from_json(raw) for raw in payload["cells"]],
+        execution=execution,
+        workdir=Path(payload["workdir"]),
+        results=Path(payload["results"]),
+        cache_dir=cache_dir,
+        sweep_name=payload["sweep_name"],
+        on_event=on_event,
+    )
+    return {"run_ids": [record.run_id for record in records]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m scaling.engine.worker")
+    parser.add_argument("--loop", default="scaling.training.loop", help="module with train and calibrate")
+    parser.add_argument("--cores", default="", help="run on these cores only, e.g. 0,1")
+    args = parser.parse_args()
+    if args.cores:  # before JAX is imported: XLA sizes its thread pools by the affinity mask
+        os.sched_setaffinity(0, [int(core) for core in args.cores.split(",")])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # a stray print must not break the protocol
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with suppress(BrokenPipeError):
+        _serve(importlib.import_module(args.loop), answers)
+    return 0
+
+
+def _serve(loop: ModuleType, answers: TextIO) -> None:
+    busy = threading.Event()
+    tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_read_tasks, args=(tasks, busy), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: loop.stop_requested.set() if busy.is_set() else sys.exit(0))
+
+    def say(event: dict) -> None:
+        answers.write(json.dumps(event) + "\n")
+        answers.flush()
+
+    say({"event": "ready"})
+    while (line := tasks.get()) is not None:
+        task = json.loads(line)
+        try:
+            answer = execute(loop, task["command"], task["payload"], say)
+            say({"event": "done", "key": task["key"], "answer": answer})
+        except (BrokenPipeError, loop.Interrupted):
+            return
+        except Exception as e:
+            traceback.print_exc()
+            final = isinstance(e, ValueError)  # bad input: trying again would say the same
+            say({"event": "failed", "key": task["key"], "reason": describe(e), "final": final})
+        busy.clear()
+
+
+def describe(error: Exception) -> str:
+    """An exception in one line."""
+    first_line = str(error).partition("\n")[0]
+    return first_line if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line}"
+
+
+def _read_tasks(tasks: queue.SimpleQueue, busy: threading.Event) -> None:
+    for line in sys.stdin:
+        busy.set()
+        tasks.put(line)
+    if busy.is_set():
+        os._exit(1)
+    tasks.put(None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

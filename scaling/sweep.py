@@ -1,0 +1,420 @@
+"""The main command: a grid → its plan → the runs → laws, forecast, report.
+
+    python -m scaling.sweep --grid sweeps/chinchilla.yaml
+
+What is done stays done: the command can be stopped at any moment and given again.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from scaling import config, grid, records
+from scaling.engine import executors, folder, graph, plan, progress, worker
+
+DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
+FORECAST_LEVEL = 0.90
+
+
+class BadInputError(Exception):
+    """One line: what is wrong with what the person gave, and what to write instead."""
+
+
+def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> int:
+    """Runs the command and returns its exit code; ``loop`` names the module that trains."""
+    args = _parser().parse_args(argv)
+    typed = " ".join(["python -m scaling.sweep", *(sys.argv[1:] if argv is None else argv)])
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a log in ASCII is better than none
+    console = progress.console(sys.stdout)
+    previous = {s: signal.signal(s, _interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        return Sweep(args, typed, console, loop).run()
+    except (BadInputError, folder.HeldError, executors.ExecutorError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as e:
+        print(f"error: {e}; nothing that was finished is lost: mend it and give the same command", file=sys.stderr)
+        return INCOMPLETE
+    except KeyboardInterrupt:
+        print(f"interrupted; go on from here with: {typed}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+
+
+def _interrupt(signum, frame) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scaling.sweep",
+        description="Trains every cell of a grid, fits scaling laws to the results, forecasts the cells held out and "
+        "writes a report. Stop it whenever you like: the same command goes on where it was.",
+        epilog="Exit codes: 0 done; 2 bad input; 3 some cells diverged or failed; 130 interrupted. Environment: "
+        "SCALING_CACHE is the folder for tokenised data and this machine's timings (default .scaling/data).",
+    )
+    add = parser.add_argument
+    add("--grid", required=True, metavar="FILE", help="the grid, a YAML file such as sweeps/chinchilla.yaml")
+    add("--plan", action="store_true", help="print what it would cost and stop")
+    add("--results", metavar="DIR", type=Path, help="records, laws and report (default results/<grid's name>)")
+    add("--workdir", metavar="DIR", type=Path, help="checkpoints and logs (default .scaling/<grid's name>)")
+    add("--only", metavar="RUN_ID", nargs="+", default=[], help="train these cells alone (first digits suffice)")
+    add("--shard", metavar="I/N", type=_shard, help="train every N-th cell, the I-th share of 1…N: one per machine")
+    add("--executor", choices=("local", "inline"), default="local", help="worker processes, or all in this one")
+    add("--workers", metavar="N", type=_workers, default="auto", help="worker processes (auto: one a core on CPU)")
+    add("--pack", metavar="K", type=_positive, default=1,
+        help="train up to K cells of equal shape as one program (default 1: on a CPU more gains nothing)")  # fmt: skip
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ 1")
+    return int(text)
+
+
+def _workers(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
+
+
+def _shard(text: str) -> str:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 ≤ I ≤ N, e.g. 1/4")
+    return text
+
+
+@contextlib.contextmanager
+def _bad_input() -> Iterator[None]:
+    """ValueErrors are the person's to mend here: they say in one line what to write instead."""
+    try:
+        yield
+    except ValueError as e:
+        raise BadInputError(str(e)) from None
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """What this call is to do: ``mine`` of the grid's rows, of which ``todo`` have no record yet."""
+
+    mine: list[plan.Row]
+    todo: list[plan.Row]
+
+
+class Sweep:
+    """One call of the command."""
+
+    def __init__(self, args: argparse.Namespace, typed: str, console: Console, loop: str):
+        self.args, self.console, self.loop = args, console, loop
+        with _bad_input():
+            self.grid = grid.load(args.grid)
+            self.rows = plan.rows(self.grid.cells, self.grid.execution.remat)
+        self.results = args.results or Path("results") / self.grid.name
+        self.workdir = args.workdir or Path(".scaling") / self.grid.name
+        self.cache_dir = Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
+        self.timings = plan.TimingCache(self.cache_dir, args.workers)
+        self.manifest = folder.Manifest(
+            self.results, grid=self.grid, grid_path=args.grid, command=typed, shard=args.shard
+        )
+        self.found: dict[str, str] = {}
+        self.workers: int | None = None
+
+    def run(self) -> int:
+        with contextlib.ExitStack() as stack:
+            fds: list[int] = []
+            if not self.args.plan:
+                lock = folder.Lock(self.results, self.args.shard)
+                stack.callback(lock.release)
+                fds = lock.fds
+            self._look()
+            selection = self._select()
+            if selection.todo or (self.args.plan and not self._predict()):
+                self._work(selection, fds)
+            else:
+                self._predict()
+                self._show_plan(selection)
+            if self.args.plan:
+                return DONE
+            self._conclude()
+            return self._exit_code(selection)
+
+    # ---- what is there, what is to do -------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Reads which cells are in; damaged records are set aside (``--plan`` writes nothing and counts them out)."""
+        self.found, complaints = folder.statuses(
+            self.results, [r.run_id for r in self.rows], set_aside=not self.args.plan
+        )
+        for line in complaints:
+            self.console.print(line, markup=False)
+
+    def _is_done(self, row: plan.Row) -> bool:
+        return self.found.get(row.run_id, "failed") != "failed"
+
+    def _select(self) -> _Selection:
+        mine = self.rows
+        if self.args.only:
+            mine = [row for prefix in self.args.only for row in self._named(prefix)]
+        if self.args.shard:  # dealt by cost, so that shares are about equally long; every machine deals alike
+            index, count = map(int, self.args.shard.split("/"))
+            ordered = sorted(mine, key=lambda r: (-r.plan.flops["exact"], r.run_id))
+            mine = ordered[index - 1 :: count]
+        return _Selection(mine, [row for row in mine if not self._is_done(row)])
+
+    def _named(self, prefix: str) -> list[plan.Row]:
+        matches = [row for row in self.rows if row.run_id.startswith(prefix)]
+        if len(matches) != 1:
+            what = "no cell" if not matches else f"{len(matches)} cells"
+            raise BadInputError(f"--only {prefix}: {what} of {self.args.grid}; --plan lists their run ids")
+        return matches
+
+    def _unfinished_fitted(self) -> list[plan.Row]:
+        return [row for row in self.rows if not row.cell.holdout and row.run_id not in self.found]
+
+    # ---- the plan ---------------------------------------------------------------------------------------------------
+
+    def _predict(self) -> bool:
+        """Fills in predicted seconds from timings made before; whether that covers every cell."""
+        self.rows = plan.predict(self.rows, self.timings.load())
+        limit = None if executors.has_accelerator() else plan.MAX_CALIBRATED_STEP_FLOPS
+        return not plan.to_calibrate(self.rows, self.timings.load(), limit=limit)
+
+    def _calibrate(self, executor, rows: Sequence[plan.Row]) -> None:
+        """Times the shapes of ``rows`` that have not been timed on this machine, all workers at once."""
+        known = self.timings.load()
+        limit = None if executors.has_accelerator() else plan.MAX_CALIBRATED_STEP_FLOPS
+        missing = plan.to_calibrate(rows, known, limit=limit)
+        if not missing:
+            return
+        self.console.print(f"timing {len(missing)} shapes on this machine …")
+        execution = config.to_dict(self.grid.execution)
+        payload = {"execution": execution, "cache_dir": str(self.cache_dir)}
+        tasks = [
+            executors.Task(key, "calibrate", {**payload, "run": config.to_dict(run)}) for key, run in missing.items()
+        ]
+        for key, answer in executor.run(tasks).items():
+            if answer.value is not None:  # a shape that cannot be timed will say why when it is trained
+                known[key] = plan.Timing.of(answer.value)
+        self.timings.save(known)
+
+    def _show_plan(self, selection: _Selection) -> None:
+        mine = {row.run_id for row in selection.mine}
+        rows = [row for row in self.rows if row.run_id in mine]
+        todo = [row for row in rows if not self._is_done(row)]
+        self.console.print(progress.plan_table(rows, self.found, f"{self.args.grid}: the plan"))
+        workers = self.workers or self._num_workers(len(rows))
+        wall = plan.predicted_wall(todo, workers)
+        line = f"{len(rows)} cells, {len(todo)} to do"
+        if todo:
+            line += f" on {workers} {'worker' if workers == 1 else 'workers'}"
+        if todo and wall is not None:
+            line += f": about {progress.duration(wall)}"
+        self.console.print(line, style="bold")
+
+    def _num_workers(self, num_packs: int) -> int:
+        if self.args.executor == "inline":
+            return 1
+        return executors.auto_workers(num_packs) if self.args.workers == "auto" else self.args.workers
+
+    # ---- the work ---------------------------------------------------------------------------------------------------
+
+    def _work(self, selection: _Selection, fds: Sequence[int]) -> None:
+        """Times what was never timed, shows the plan and, unless that is all, trains."""
+        num_packs = len(graph.build(selection.todo or selection.mine, self.args.pack))
+        self.workers = self._num_workers(num_packs)
+        if self.args.executor == "inline":
+            executor = executors.Inline(self.loop)
+        else:  # started first: they import JAX while the data is prepared here
+            executor = executors.Local(self.workers, self.workdir / "logs", loop=self.loop, pass_fds=fds)
+        with contextlib.closing(executor):
+            self._prepare_data(selection)
+            self._calibrate(executor, selection.todo or selection.mine)
+            self._predict()
+            self._show_plan(selection)
+            if self.args.plan:
+                return
+            self._write_manifest()
+            todo = {row.run_id for row in selection.todo}
+            fitted = [row for row in self.rows if row.run_id in todo and not row.cell.holdout]
+            held_out = [row for row in self.rows if row.run_id in todo and row.cell.holdout]
+            self._train(executor, fitted)
+            if held_out and self._may_train_held_out(held_out):
+                self._forecast()
+                self._train(executor, held_out)
+
+    def _prepare_data(self, selection: _Selection) -> None:
+        from scaling.training import data
+
+        for data_config in {row.cell.run.data for row in selection.mine}:
+            with _bad_input():
+                data.prepare(data_config, self.cache_dir, progress=self._say)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def _train(self, executor, rows: Sequence[plan.Row]) -> None:
+        """Trains the rows in packs and prints a line for each that ends; one that cannot be done gets a record too."""
+        if not rows:
+            return
+        packs = {pack.key: pack for pack in graph.build(rows, self.args.pack)}
+        tasks = [executors.Task(pack.key, "train", self._train_payload(pack)) for pack in packs.values()]
+        begin = time.monotonic()
+        try:
+            with progress.Progress(
+                self.console, list(packs.values()),
+                workers=self.workers, done=sum(map(self._is_done, self.rows)), total=len(self.rows),
+            ) as display:  # fmt: skip
+
+                def on_event(event: dict) -> None:
+                    display.on_event(event)
+                    if event["event"] in ("done", "failed"):
+                        for row in packs[event["key"]].rows:
+                            display.cell_ended(row, self._settle(row, event.get("reason")))
+
+                executor.run(tasks, on_event)
+        finally:
+            self.manifest.trained(time.monotonic() - begin)
+            self._write_manifest()
+
+    def _train_payload(self, pack: graph.Pack) -> dict:
+        return {
+            "cells": [worker.cell_to_json(row.cell) for row in pack.rows],
+            "execution": config.to_dict(self.grid.execution),
+            "workdir": str(self.workdir),
+            "results": str(self.results),
+            "cache_dir": str(self.cache_dir),
+            "sweep_name": self.grid.name,
+        }
+
+    def _settle(self, row: plan.Row, reason: str | None) -> records.RunRecord:
+        """The record of a cell that ended: its worker's, or one that says why there is none."""
+        path = records.path_of(self.results, row.run_id)
+        if reason is not None and not path.exists():
+            records.save(self.results, folder.failed_record(row, self.grid.name, reason))
+        record = records.read(path)
+        self.found[row.run_id] = record.status
+        self.manifest.cell_ended(record)
+        self._write_manifest()
+        return record
+
+    def _write_manifest(self) -> None:
+        self.manifest.write(self.rows, self.found, self.workers)
+
+    # ---- laws, forecast, report -------------------------------------------------------------------------------------
+
+    def _may_train_held_out(self, held_out: Sequence[plan.Row]) -> bool:
+        missing = self._unfinished_fitted()
+        if missing:
+            self.console.print(
+                f"{len(held_out)} held-out cells wait: they are forecast first, from all fitted cells, and "
+                f"{len(missing)} of those are not in yet; give this command again when they are"
+            )
+        return not missing
+
+    def _analysis(self):
+        """The laws of this grid's fitted cells. Raises ValueError when they are too few for any."""
+        from scaling import fit
+
+        here = {row.run_id for row in self.rows}
+        runs = [record for record in records.load_records(self.results) if record.run_id in here]
+        options = {field: getattr(self.grid.fit, field) for field in self.grid.fit.__dataclass_fields__}
+        return fit.analyse(records.table(runs), records.curves(runs), source=str(self.results), **options)
+
+    def _forecast(self) -> None:
+        """Forecasts loss and interval of the held-out cells that are about to train, once and for all."""
+        with _bad_input():
+            forecast = folder.Forecast(self.results)
+        known = {entry["run_id"] for entry in forecast.entries}
+        new = [r for r in self.rows if r.cell.holdout and r.run_id not in known and not self._is_done(r)]
+        if not new:
+            return
+        from scaling import fit
+
+        self.console.print("fitting the finished cells, to forecast those held out …")
+        cells = {row.run_id: _forecast_cell(row, self.grid.fit) for row in new}
+        try:
+            predicted = fit.forecast(self._analysis(), list(cells.values()), level=FORECAST_LEVEL)
+        except ValueError as e:
+            self.console.print(f"no forecast: {e}", markup=False)
+            return
+        fitted = [r for r in self.rows if not r.cell.holdout and self.found.get(r.run_id) == "completed"]
+        forecast.add(
+            [{**cells[entry["run_id"]], **entry, "level": FORECAST_LEVEL} for entry in predicted],
+            [row.run_id for row in fitted],
+        )
+
+    def _conclude(self) -> None:
+        """Fits, reports and prints, once every cell of the grid has a record."""
+        missing = sum(row.run_id not in self.found for row in self.rows)
+        if missing:
+            self.console.print(
+                f"{missing} of {len(self.rows)} cells have no record yet: laws and report wait for them "
+                f"(python -m scaling.fit {self.results} fits what is there)"
+            )
+            return
+        from scaling import report
+
+        try:
+            payload = self._analysis().to_json()
+        except ValueError as e:
+            payload = {"schema": 1, "error": str(e)}
+        payload["forecast"] = self._forecast_against_actual()
+        records.write_json(self.results / "fit.json", payload)
+        self._write_manifest()
+        page = report.build(self.results)
+        self.console.print()
+        if "error" in payload:
+            self.console.print(f"no laws: {payload['error']}", markup=False)
+        else:
+            self.console.print(progress.laws_table(payload))
+            for line in [*progress.allocation_lines(payload), *payload.get("warnings", [])]:
+                self.console.print(line, markup=False)
+        if payload["forecast"]:
+            self.console.print(progress.forecast_table(payload["forecast"]))
+        self.console.print(f"report: {page}", markup=False)
+
+    def _forecast_against_actual(self) -> list[dict]:
+        with _bad_input():
+            forecast = folder.Forecast(self.results)
+        if not forecast.is_intact:
+            self.console.print(f"{forecast.path}: does not match its own sha256: it was edited", markup=False)
+        entries = []
+        for entry in forecast.entries:
+            if entry["run_id"] in self.found:
+                actual = records.read(records.path_of(self.results, entry["run_id"])).loss
+                entries.append({**entry, "actual": actual})
+        return entries
+
+    def _exit_code(self, selection: _Selection) -> int:
+        bad = [row for row in selection.mine if self.found.get(row.run_id) in ("diverged", "failed")]
+        if bad:
+            names = ", ".join(f"{row.run_id} {self.found[row.run_id]}" for row in bad)
+            self.console.print(f"{len(bad)} of {len(selection.mine)} cells did not complete: {names}")
+        return INCOMPLETE if bad else DONE
+
+
+def _forecast_cell(row: plan.Row, fit_config: grid.FitConfig) -> dict:
+    """A cell as ``fit.forecast`` takes it, counted by the fit's conventions."""
+    return {
+        "run_id": row.run_id,
+        "num_params": row.plan.num_params[fit_config.num_params],
+        "num_tokens": row.plan.num_tokens,
+        "flops": row.plan.flops[fit_config.flops],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""A training loop with the interface of ``scaling.training.loop`` and none of its arithmetic: a run is a chain of
+hashes, checkpointed after every step, so that any lost, repeated or reordered step changes the record. A step takes
+``FAKE_STEP_SECONDS``."""
+
+import hashlib
+import json
+import math
+import os
+import threading
+import time
+from pathlib import Path
+
+from scaling import accounting, config, records
+
+STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.01"))
+stop_requested = threading.Event()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def calibrate(run, execution, cache_dir):
+    return {
+        "step_seconds": STEP_SECONDS,
+        "eval_seconds": 0.0,
+        "curve_eval_seconds": 0.0,
+        "compile_seconds": 0.0,
+    }
+
+
+def train(cells, *, execution, workdir, results, cache_dir, sweep_name, on_event):
+    done = []
+    for cell in cells:
+        note = Path(workdir) / "log.txt"
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with open(note, "a") as f:
+            f.write(f"{cell.run.run_id} {os.getpid()}\n")
+        misbehave(cell, workdir)
+        done.append(train_one(cell, workdir, sweep_name, on_event))
+        records.save(results, done[-1])
+    return done
+
+
+def misbehave(cell, workdir):
+    """The label ``bad`` of a cell says what goes wrong with it."""
+    bad = cell.labels.get("bad")
+    if bad == "dies":
+        os.kill(os.getpid(), 9)
+    if bad == "dies once":
+        flag = Path(workdir) / "died"
+        if not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), 9)
+    if bad == "raises":
+        raise RuntimeError("out of paper")
+    if bad == "refuses":
+        raise ValueError("another fingerprint")
+
+
+def train_one(cell, workdir, sweep_name, on_event):
+    run, plan = cell.run, accounting.plan(cell.run)
+    checkpoint = Path(workdir) / "checkpoints" / f"{run.run_id}.json"
+    step, state = 0, run.run_id
+    if checkpoint.exists():
+        step, state = json.loads(checkpoint.read_text())
+    while step < plan.num_steps:
+        state, step = hashlib.sha256(f"{state}{step}".encode()).hexdigest(), step + 1
+        time.sleep(STEP_SECONDS)
+        records.write_json(checkpoint, [step, state])
+        if stop_requested.is_set():
+            raise Interrupted
+        on_event(
+            {
+                "event": "progress",
+                "run_ids": [run.run_id],
+                "step": step,
+                "num_steps": plan.num_steps,
+                "loss": 2.0,
+            }
+        )
+    diverged = cell.labels.get("bad") == "diverges"
+    noise = (int(state[:6], 16) / 16**6 - 0.5) * 1e-3
+    loss = 1.0 + 20 / plan.num_params["non_embedding"] ** 0.3 + 30 / plan.num_tokens**0.3 + noise
+    steps = sorted({max(1, plan.num_steps * i // 5) for i in range(1, 6)})
+    return records.RunRecord(
+        run_id=run.run_id,
+        status="diverged" if diverged else "completed",
+        config=config.to_dict(run),
+        sweep={
+            "name": sweep_name,
+            "holdout": cell.holdout,
+            "recipe": cell.recipe,
+            "labels": cell.labels,
+            "state": state,
+        },
+        num_params=plan.num_params,
+        num_tokens=plan.num_tokens,
+        num_steps=plan.num_steps,
+        batch_tokens=plan.batch_tokens,
+        unique_tokens=10**7,
+        epochs=plan.num_tokens / 10**7,
+        tokens_per_param=plan.tokens_per_param,
+        flops=plan.flops,
+        loss=None if diverged else loss,
+        loss_standard_error=None if diverged else 1e-3,
+        bits_per_byte=None if diverged else loss / math.log(2),
+        num_eval_tokens=1000,
+        diverged_at_step=plan.num_steps if diverged else None,
+        curve={
+            "step": steps,
+            "num_tokens": [s * plan.batch_tokens for s in steps],
+            "loss": [loss + 1 - s / plan.num_steps for s in steps],
+            "standard_error": [1e-3 for _ in steps],
+            "num_eval_tokens": [1000 for _ in steps],
+            "train_loss": [loss for _ in steps],
+            "learning_rate": [1e-3 for _ in steps],
+            "grad_norm": [1.0 for _ in steps],
+        },
+        data={
+            "source": "fake",
+            "tokenizer": "bytes",
+            "fingerprint": "0" * 64,
+            "train_tokens": 10**7,
+            "validation_tokens": 1000,
+            "tokens_per_byte": 1.0,
+        },
+        timing={"seconds": STEP_SECONDS * plan.num_steps, "step_seconds": STEP_SECONDS * plan.num_steps},
+    )
