@@ -1,0 +1,219 @@
+"""The command that fits: records or a CSV → laws, intervals, figures.
+
+    python -m scaling.fit SOURCE [--law NAME …] [--loss huber|lad|squared] [--out DIR]
+
+SOURCE is a results folder (``runs/*.json``) or a CSV with columns num_params,num_tokens,loss. From Python the same is
+``analyse(table)`` and ``forecast(analysis, cells)``, or ``scaling.fit_law(table, "chinchilla")`` for one law.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaling import records
+from scaling.laws import forms
+from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, forecast
+from scaling.laws.estimate import Fit
+from scaling.laws.estimate import fit as _fit
+from scaling.laws.observations import from_table, read_csv
+
+__all__ = ["Analysis", "analyse", "fit_law", "forecast", "main"]
+
+
+def fit_law(
+    table,
+    law="chinchilla",
+    *,
+    num_params: str = "non_embedding",
+    flops: str = "exact",
+    source: str = "table",
+    **options,
+) -> Fit:
+    """Fits one law to a pandas table; ``options`` are those of ``laws.estimate.fit`` (loss, delta, tau, log).
+
+    >>> fitted = scaling.fit_law(table, "chinchilla")
+    >>> fitted.params["alpha"], fitted.converged
+    """
+    return _fit(from_table(table, num_params=num_params, flops=flops, source=source), law, **options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code (2: bad input, said in one line)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except ValueError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scaling.fit",
+        description="Fits scaling laws to the records of a sweep or to a CSV (num_params,num_tokens,loss[,flops]), "
+        "with intervals and the evidence that each optimum was found. Writes fit.json and figures.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a results folder, or a CSV (aliases N, D, L, C; # comments)")
+    parser.add_argument(
+        "--law", nargs="+", action="extend", metavar="NAME",
+        help=f"laws to fit (default: {' '.join(DEFAULT_LAWS)}); any of {', '.join(forms.FORMS)}, "
+        "or package.module:function",
+    )  # fmt: skip
+    parser.add_argument("--loss", default="huber", help="huber (default), lad, squared or asymmetric, on log loss")
+    parser.add_argument("--delta", type=float, help="Huber's δ (default: 1.345 × the residuals' scale; 1e-3 is usual)")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--holdout-flops", type=float, metavar="C", help="leave out, and forecast, runs above C FLOPs")
+    parser.add_argument("--num-params", default="non_embedding", help="which count of a results folder (or total …)")
+    parser.add_argument("--flops", default="exact", help="which FLOP rule of a results folder (or 6ND, kaplan …)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where fit.json and figures/ go (default: SOURCE's folder)"
+    )
+    return parser
+
+
+def load(source: Path):
+    """(table, curves) of a results folder or a CSV.
+
+    Raises ValueError saying what SOURCE should be.
+    """
+    source = Path(source)
+    if source.is_dir():
+        runs = records.load_records(source)
+        if not runs:
+            raise ValueError(f"{source}: no runs/*.json in it: write a results folder or a CSV")
+        return records.table(runs), records.curves(runs)
+    return read_csv(source), None
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    if arguments.bootstrap < 0:
+        raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
+    source = Path(arguments.source)
+    table, curves = load(source)
+    analysis = analyse(
+        table,
+        curves,
+        num_params=arguments.num_params,
+        flops=arguments.flops,
+        laws=tuple(arguments.law or DEFAULT_LAWS),
+        loss=arguments.loss,
+        delta=arguments.delta,
+        bootstrap=arguments.bootstrap,
+        seed=arguments.seed,
+        holdout_flops=arguments.holdout_flops,
+        source=str(arguments.source),
+    )
+    payload = analysis.to_json()
+    out = arguments.out or (source if source.is_dir() else source.parent)
+    records.write_json(out / "fit.json", payload)
+    console = Console(soft_wrap=True)
+    show(console, payload)
+    console.print(f"written: {out / 'fit.json'}", highlight=False)
+
+
+def show(console, payload: dict) -> None:
+    """Prints fit.json as tables: laws, the three approaches side by side, the forecast, warnings."""
+    console.print(
+        f"{payload['source']}: {payload['num_observations']} runs fitted; N is {payload['convention']['num_params']}, "
+        f"C is {payload['convention']['flops']}",
+        highlight=False,
+    )
+    for name, entry in payload["laws"].items():
+        console.print(_law_table(name, entry))
+    console.print(_exponent_table(payload))
+    if payload["allocation"].get("tokens_per_param"):
+        console.print(_ratio_table(payload["allocation"]))
+    if payload["forecast"]:
+        console.print(_forecast_table(payload["forecast"]))
+    for warning in payload["warnings"]:
+        console.print(f"[yellow]note[/] {warning}", highlight=False)
+
+
+def _table(title: str, *columns: str):
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _number(value) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e6 or value == 0 else f"{value:.3e}"
+
+
+def _range(interval) -> str:
+    return f"{_number(interval[0])} … {_number(interval[1])}" if interval else "–"
+
+
+def _law_table(name: str, entry: dict):
+    evidence = (
+        f"converged, {entry['starts_at_optimum']} of {entry['num_starts']} starts agree"
+        if entry["converged"]
+        else f"NOT CONVERGED: {'; '.join(entry['reasons'])}"
+    )
+    loss = entry["loss"]["name"] + (f" δ {entry['loss']['delta']:.3g}" if entry["loss"]["name"] == "huber" else "")
+    title = (
+        f"\n{name}: {entry['equation']}\n[not bold]{entry['num_observations']} runs ({entry['selection']}); {loss}; "
+        f"objective {entry['objective']:.8g}; residual RMS {100 * entry['residual_rmse']:.2g} %; {evidence}"
+    )
+    table = _table(title, "parameter", "value", "standard error", f"{100 * entry['level']:.0f} % interval")
+    for parameter, value in entry["params"].items():
+        table.add_row(
+            parameter,
+            _number(value),
+            _number(entry["standard_errors"][parameter]),
+            _range(entry["intervals"][parameter]),
+        )
+    return table
+
+
+def _exponent_table(payload: dict):
+    table = _table("\nN* ∝ C^a, D* ∝ C^b", "approach", "a", "interval", "b", "interval")
+    isoflop, envelope, law = payload["isoflop"], payload["envelope"], payload["allocation"]
+    rows = [
+        (f"1 envelope ({envelope.get('num_runs', 0)} runs on it, {envelope.get('source', '')})", envelope),
+        (f"2 IsoFLOP, parabola ({isoflop.get('num_bracketed', 0)} minima bracketed)", isoflop),
+        ("2 IsoFLOP, interpolated", isoflop.get("interpolated") or {}),
+        (f"3 parametric, asymptotic ({law.get('law', '')})", law),
+    ]
+    for name, entry in rows:
+        if entry.get("a") is not None:
+            table.add_row(
+                name, _number(entry["a"]), _range(entry.get("a_interval")),
+                _number(entry.get("b")), _range(entry.get("b_interval")),
+            )  # fmt: skip
+    if law.get("a_local") is not None:
+        name = f"3 parametric, over the fitted range ({law['cost']})"
+        table.add_row(name, _number(law["a_local"]), _range(law["a_local_interval"]), "", "")
+    return table
+
+
+def _ratio_table(law: dict):
+    table = _table("\nTokens per parameter at the optimum", "FLOPs", "D*/N*", "interval")
+    for flops, entry in law["tokens_per_param"].items():
+        table.add_row(flops, _number(entry["value"]), _range(entry["interval"]))
+    return table
+
+
+def _forecast_table(rows: list[dict]):
+    table = _table("\nForecast of the runs held out", "run", "FLOPs", "predicted", "interval", "actual", "error")
+    for row in rows:
+        actual = row.get("actual")
+        error = f"{100 * (row['predicted'] / actual - 1):+.2f} %" if actual else "–"
+        table.add_row(
+            row["run_id"], f"{row['flops']:.3g}", f"{row['predicted']:.4f}",
+            f"{row['interval'][0]:.4f} … {row['interval'][1]:.4f}", f"{actual:.4f}" if actual else "–", error,
+        )  # fmt: skip
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""Fitting a form to observations, and the evidence that the optimum was found."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.optimize import nnls
+
+from scaling.laws.forms import Coordinates, Form, Model, get
+from scaling.laws.observations import Observations
+from scaling.laws.solver import Objective, Problem, Solution, solve
+
+# Starts within this relative distance of the best objective are at the optimum.
+SAME_OBJECTIVE = 1e-6
+# Huber's δ in units of the residuals' scale: 95 % efficient under Gaussian noise (Huber 1964).
+EFFICIENT_DELTA = 1.345
+MAX_STARTS = 64
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law and its evidence.
+
+    Attributes:
+      params: in natural units, by name.
+      objective: Σ w ρ(residual) at the optimum (a sum, as Hoffmann et al. 2022 and Besiroglu et al. 2024 report it).
+      converged: whether every piece of evidence is there; ``reasons`` names what is missing.
+      gradient_cosine: largest |cosine| of the residuals with a free column of the Jacobian (0 at a stationary point).
+      condition_number: of the objective's Hessian in centred coordinates, scaled to a unit diagonal.
+      starts_at_optimum: of ``num_starts``, how many reached the best objective.
+      at_bound: parameters that the data push against a bound of their domain.
+      residuals: log predicted - log observed (levels with ``log=False``), (n,).
+    """
+
+    form: Form
+    params: dict[str, float]
+    observations: Observations
+    loss: Objective
+    objective: float
+    converged: bool
+    reasons: tuple[str, ...]
+    gradient_cosine: float
+    condition_number: float
+    num_starts: int
+    starts_at_optimum: int
+    at_bound: tuple[str, ...]
+    residuals: np.ndarray
+    theta: np.ndarray = field(repr=False)
+    problem: Problem = field(repr=False)
+    solution: Solution = field(repr=False)
+
+    @property
+    def num_observations(self) -> int:
+        return len(self.residuals)
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        return self.num_observations - len(self.params) + len(self.at_bound)
+
+    @property
+    def residual_rmse(self) -> float:
+        return float(np.sqrt(np.mean(self.residuals**2)))
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return self.problem.model.coordinates
+
+    def predict(self, **columns) -> np.ndarray:
+        """The law's value at new rows."""
+        return self.form.predict(self.params, **columns)
+
+
+def fit(
+    observations: Observations,
+    form: "str | Form" = "chinchilla",
+    *,
+    loss: str = "huber",
+    delta: float | None = None,
+    tau: float = 0.5,
+    log: bool = True,
+    starts: np.ndarray | None = None,
+) -> Fit:
+    """Fits a law by minimising Σ w ρ(log predicted - log observed) from many starts.
+
+    Args:
+      form: a form, its name or its import path.
+      loss: ``huber``, ``lad``, ``squared`` or ``asymmetric`` (see ``solver.Objective``).
+      delta: Huber's δ in log loss; None takes 1.345 × the residuals' scale (MAD).
+      tau: of ``asymmetric`` only: the quantile, .5 is symmetric.
+      log: residuals of log loss (levels otherwise).
+      starts: θ to begin from instead of the form's own grid, (B, P).
+
+    Raises:
+      ValueError: too few or too uniform observations for this form; says what would mend it.
+    """
+    form = get(form)
+    check_identifiable(observations, form)
+    coordinates = Coordinates(form, {c: observations.columns[c] for c in form.columns}, observations.loss)
+    model = Model(coordinates, observations.columns, log)
+    target = np.log(observations.loss) if log else observations.loss
+    starts = start_grid(model, observations) if starts is None else starts
+    scale = _residual_scale(model, target, observations.weight, starts) if delta is None or loss == "lad" else None
+    chosen = EFFICIENT_DELTA * scale if delta is None else delta
+    problem = Problem(model, target, Objective(loss, chosen, tau), coordinates.lower, coordinates.upper)
+    if loss == "lad":
+        problem, starts = _towards_lad(problem, starts, observations.weight, scale)
+    solution = solve(problem, starts, observations.weight)
+    return _result(problem, solution, observations)
+
+
+def _residual_scale(model: Model, target, weights, starts) -> float:
+    """MAD of the residuals of a nearly-LAD fit as a Gaussian's σ, corrected for the parameters it cost."""
+    coordinates = model.coordinates
+    scale = 0.01
+    for _ in range(3):
+        objective = Objective("huber", max(0.3 * scale, 1e-9))
+        solution = solve(Problem(model, target, objective, coordinates.lower, coordinates.upper), starts, weights, 60)
+        starts = solution.theta[np.argmin(solution.objective)][None]
+        n, P = len(target), starts.shape[1]
+        residual = np.abs(model.value(starts)[0] - target)
+        # P residuals of an L1 fit are zero by construction: leave them out of the median.
+        residual = np.sort(residual)[min(P, n - 2) :]
+        scale = max(float(np.median(residual)) / 0.6744897501960817, 1e-9)
+    return scale
+
+
+# LAD: δ falls to this share of the residuals' scale, where the Huber optimum is the LAD vertex to seven digits.
+LAD_SMOOTHING = 1e-7
+
+
+def _towards_lad(problem: Problem, starts, weights, scale):
+    """Huber problems with falling δ, each begun at the last one's optimum."""
+    delta = scale
+    while delta > LAD_SMOOTHING * scale:
+        staged = replace(problem, objective=Objective("huber", delta))
+        starts = solve(staged, starts, weights, 100).theta
+        delta /= 4
+    return replace(problem, objective=Objective("lad", delta)), starts
+
+
+def _result(problem: Problem, solution: Solution, observations: Observations) -> Fit:
+    best = int(np.argmin(solution.objective))
+    theta = solution.theta[best]
+    names = problem.model.coordinates.names
+    residuals = problem.model.value(theta[None])[0] - problem.target
+    floor = 1e-24 * len(residuals)
+    same = solution.objective <= solution.objective[best] * (1 + SAME_OBJECTIVE) + floor
+    at_bound = tuple(name for name, held in zip(names, solution.at_bound[best]) if held)
+    condition, positive = _conditioning(solution, best)
+    reasons = []
+    if not np.isfinite(solution.objective[best]):
+        raise ValueError(f"{problem.model.form.name}: no start gave a finite loss: check the data's units")
+    if not solution.converged[best]:
+        reasons.append(f"the gradient is not zero (cosine {solution.cosine[best]:.1e})")
+    if same.sum() < min(2, len(same)):
+        reasons.append(f"only {same.sum()} of {len(same)} starts reached the best objective")
+    if at_bound:
+        reasons.append(f"{', '.join(at_bound)} at a bound: these data do not identify it")
+    if not positive:
+        reasons.append("the Hessian is not positive: a direction is flat or the optimum is a kink")
+    objective = float((observations.weight * problem.objective.rho(residuals)).sum())
+    params = {k: float(v) for k, v in problem.model.coordinates.decode(theta).items()}
+    return Fit(
+        form=problem.model.form,
+        params=params,
+        observations=observations,
+        loss=problem.objective,
+        objective=objective,
+        converged=not reasons,
+        reasons=tuple(reasons),
+        gradient_cosine=float(solution.cosine[best]),
+        condition_number=condition,
+        num_starts=len(same),
+        starts_at_optimum=int(same.sum()),
+        at_bound=at_bound,
+        residuals=residuals,
+        theta=theta,
+        problem=problem,
+        solution=solution,
+    )
+
+
+def _conditioning(solution: Solution, best: int) -> tuple[float, bool]:
+    """Condition number of the scaled Hessian over free parameters, and whether it is positive definite.
+
+    A robust objective's Hessian counts only residuals within δ; where those are fewer than the parameters (LAD) the
+    majoriser's stands in for it.
+    """
+    free = ~solution.at_bound[best]
+    if not free.any():
+        return 1.0, True
+    for name in ("hessian", "gauss"):
+        matrix = getattr(solution, name)[best][np.ix_(free, free)]
+        diagonal = np.diagonal(matrix)
+        if (diagonal > 0).all():
+            eigenvalues = np.linalg.eigvalsh(matrix / np.sqrt(np.outer(diagonal, diagonal)))
+            if eigenvalues[0] > 1e-14:
+                return float(eigenvalues[-1] / eigenvalues[0]), True
+    return float("inf"), False
+
+
+def check_identifiable(observations: Observations, form: Form) -> None:
+    """Raises ValueError when these data cannot determine the form, saying what would."""
+    source, n, P = observations.source, len(observations), len(form.parameters)
+    missing = [c for c in form.columns if c not in observations.columns]
+    if missing:
+        raise ValueError(f"{source}: {form.name} needs column {', '.join(missing)}, which has no positive numbers here")
+    if n < P + 1:
+        raise ValueError(f"{source}: {form.name} has {P} parameters and {n} observations: {P + 1} or more are needed")
+    for column in form.columns:
+        x = observations.columns[column]
+        levels = len(np.unique(np.round(np.log(x), 3)))
+        needed = 3 if form.powers is not None and form.powers.offset else 2
+        if levels < needed:
+            what = "one value" if levels == 1 else f"{levels} values"
+            raise ValueError(
+                f"{source}: {column} takes {what} only: the exponent of {column} in {form.name} cannot be known; "
+                f"add runs with {needed} or more different values of {column}"
+            )
+    logs = np.stack([np.log(observations.columns[c]) for c in form.columns])
+    if len(logs) > 1:
+        spread = np.linalg.svd(logs - logs.mean(axis=1, keepdims=True), compute_uv=False)
+        if spread[-1] < 1e-3 * spread[0]:
+            raise ValueError(
+                f"{source}: {' and '.join(form.columns)} move together in every row (one is a power of the other): "
+                f"{form.name} cannot tell their effects apart; add runs off that line"
+            )
+
+
+def start_grid(model: Model, observations: Observations) -> np.ndarray:
+    """Starts θ (B, P): a grid over the nonlinear parameters, linear least squares for the others.
+
+    Given the nonlinear parameters the loss is Σ_k c_k basis_k, so the linear ones solve a non-negative least-squares
+    problem (variable projection), weighted 1/loss to stand for residuals of the log.
+    """
+    form, coordinates = model.form, model.coordinates
+    nonlinear = [name for name, p in form.parameters.items() if not p.linear]
+    linear = [name for name, p in form.parameters.items() if p.linear]
+    grid = _grid([form.parameters[name] for name in nonlinear], len(nonlinear))
+    columns = [observations.columns[c] for c in form.columns]
+    starts = []
+    for values in grid:
+        params = dict(zip(nonlinear, values))
+        if linear:
+            params |= _project(form, columns, params, linear, observations, coordinates)
+        starts.append(coordinates.encode(params))
+    return np.array(starts)
+
+
+def _grid(parameters, count: int) -> list[tuple[float, ...]]:
+    """The product of the parameters' starts, thinned evenly to ``MAX_STARTS``."""
+    points = list(itertools.product(*[p.starts or (1.0,) for p in parameters]))
+    if len(points) <= MAX_STARTS:
+        return points
+    chosen = np.random.default_rng(0).choice(len(points), MAX_STARTS, replace=False)
+    return [points[i] for i in np.sort(chosen)]
+
+
+def _project(form, columns, params, linear, observations, coordinates) -> dict[str, float]:
+    zero = {name: 0.0 for name in linear}
+    # Basis functions at the data's scale: A = A0 is one median loss at the centre.
+    unit = {name: _unit(form, name, params, coordinates) for name in linear}
+    with np.errstate(all="ignore"):
+        base = form.function(*columns, **params, **zero)
+        basis = [form.function(*columns, **params, **(zero | {name: unit[name]})) - base for name in linear]
+    weight = np.sqrt(observations.weight) / observations.loss
+    matrix = np.stack([np.broadcast_to(b, weight.shape) for b in basis], axis=1) * weight[:, None]
+    target = (observations.loss - base) * weight
+    if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
+        return unit
+    coefficients, _ = nnls(matrix, target)
+    # A term least squares removed starts small instead: at zero its exponent has no gradient.
+    return {name: max(c, 1e-2) * unit[name] for name, c in zip(linear, coefficients)}
+
+
+def _unit(form, name, params, coordinates) -> float:
+    p = form.parameters[name]
+    if p.kind != "amplitude":
+        return float(np.exp(coordinates.log_scale))
+    exponents = sum((params[e] if isinstance(e, str) else e) * coordinates.centre[c] for e, c in p.of)
+    return float(np.exp(coordinates.log_scale + exponents))
+
+
+def as_mapping(params: Mapping[str, np.ndarray], row: int) -> dict[str, float]:
+    """One draw of a batch of parameters."""
+    return {name: float(np.asarray(v)[row]) for name, v in params.items()}

@@ -1,0 +1,207 @@
+"""Tables → checked observations: what a law is fitted to, and what was left out and why."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALIASES = {
+    "N": "num_params",
+    "params": "num_params",
+    "D": "num_tokens",
+    "tokens": "num_tokens",
+    "L": "loss",
+    "C": "flops",
+    "U": "unique_tokens",
+    "name": "run",
+    "run_name": "run",
+    "run_id": "run",
+}
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Rows a law is fitted to.
+
+    Attributes:
+      columns: num_params, num_tokens, flops and every other all-positive numeric column of the table, each (n,).
+      loss: nats per token, (n,).
+      weight: relative weight in the objective, (n,).
+      run: label of the run a row comes from, (n,): rows of one run are one cluster.
+      budget: label of the compute budget a row belongs to, (n,); NaN where it has none.
+      convention: which parameter count and FLOP rule the columns are in.
+      excluded: rows that are not fitted: {"run", "reason", and num_params, num_tokens, flops, loss where known}.
+      warnings: what a reader must know before believing a fit.
+    """
+
+    columns: dict[str, np.ndarray]
+    loss: np.ndarray
+    weight: np.ndarray
+    run: np.ndarray
+    budget: np.ndarray
+    source: str = "table"
+    convention: dict = field(default_factory=dict)
+    excluded: list[dict] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def take(self, rows: np.ndarray) -> "Observations":
+        """The rows of a mask or an index array."""
+        return replace(
+            self,
+            columns={name: x[rows] for name, x in self.columns.items()},
+            **{name: getattr(self, name)[rows] for name in ("loss", "weight", "run", "budget")},
+        )
+
+
+def read_csv(path: Path) -> "pd.DataFrame":
+    """A CSV with columns num_params, num_tokens, loss (aliases N, D, L), optionally flops (C), run, weight.
+
+    Lines that start with ``#`` are comments; extra columns are kept.
+    Raises ValueError on an unreadable file.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, comment="#", skipinitialspace=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file: write a results folder or a CSV") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        why = str(e).strip()
+        raise ValueError(f"{path}: not a readable CSV ({why}): write a header line and comma-separated rows") from None
+
+
+def from_table(
+    table: "pd.DataFrame",
+    *,
+    num_params: str = "non_embedding",
+    flops: str = "exact",
+    holdout_flops: float | None = None,
+    source: str = "table",
+) -> Observations:
+    """Checks a table and keeps what can be fitted.
+
+    Args:
+      table: as ``records.load`` gives it (then ``num_params`` and ``flops`` choose a count and a rule), or with
+        columns num_params, num_tokens, loss and optionally flops, run, weight. Without flops, C = 6 N D.
+      holdout_flops: rows with more FLOPs than this are left out, as if they were marked ``holdout``.
+      source: what messages call the table.
+
+    Raises:
+      ValueError: a column is missing, a value is not a positive number, or a chosen convention is not there.
+    """
+    table = _canonical(table, source)
+    table, convention = _convention(table, num_params, flops, source)
+    label = table["run"].astype(str).to_numpy() if "run" in table else np.array([f"row {i}" for i in range(len(table))])
+    loss = _numbers(table, "loss", source)
+    reason = np.full(len(table), "", dtype=object)
+    if "status" in table:
+        status = table["status"].astype(str).to_numpy()
+        reason[status != "completed"] = status[status != "completed"]
+    if "holdout" in table:
+        reason[(reason == "") & table["holdout"].fillna(False).astype(bool).to_numpy()] = "holdout"
+    if holdout_flops is not None:
+        reason[(reason == "") & (_numbers(table, "flops", source) > holdout_flops)] = "holdout"
+    kept = reason == ""
+    _check_positive(table[kept], label[kept], source)
+    weight = _numbers(table, "weight", source) if "weight" in table else np.ones(len(table))
+    budget = _numbers(table, "budget_flops", source) if "budget_flops" in table else np.full(len(table), np.nan)
+    excluded = [{"run": label[i], "reason": reason[i], **_cell(table, loss, i)} for i in np.flatnonzero(~kept)]
+    columns = {
+        name: x
+        for name in table.columns
+        if (x := _numeric(table[name])) is not None and np.isfinite(x[kept]).all() and (x[kept] > 0).all()
+    }
+    everything = Observations(
+        columns, loss, weight, label, budget, source, convention, excluded, _duplicates(table[kept], label[kept])
+    )
+    return everything.take(kept)
+
+
+def _canonical(table, source):
+    if len(table) == 0:
+        raise ValueError(f"{source}: no rows: nothing to fit")
+    renames = {c: ALIASES[c.strip()] for c in table.columns if c.strip() in ALIASES and ALIASES[c.strip()] not in table}
+    # Several aliases of one name (run_id and run_name): the first in the table wins, the others keep their own name.
+    first = {new: old for old, new in reversed(renames.items())}
+    return table.rename(columns={old: new for new, old in first.items()})
+
+
+def _convention(table, num_params, flops, source):
+    """The columns num_params and flops under the conventions asked for, and a statement of them."""
+    count, rule = f"num_params_{num_params}", f"flops_{flops}"
+    counts = [c.removeprefix("num_params_") for c in table.columns if c.startswith("num_params_")]
+    rules = [c.removeprefix("flops_") for c in table.columns if c.startswith("flops_") and c != "flops_per_s"]
+    if not {"num_tokens", "loss"} <= set(table.columns) or not ({"num_params"} & set(table.columns) or counts):
+        missing = [c for c in ("num_params", "num_tokens", "loss") if c not in table]
+        raise ValueError(
+            f"{source}: column {', '.join(missing)} is missing (there is {', '.join(map(str, table.columns))}): "
+            "write columns num_params,num_tokens,loss (or N,D,loss)"
+        )
+    convention = {"num_params": "as given", "flops": "as given" if "flops" in table else "6ND"}
+    if counts:
+        if count not in table:
+            raise ValueError(f"{source}: num_params is {num_params!r}: write one of {', '.join(counts)}")
+        table = table.assign(num_params=table[count])
+        convention["num_params"] = num_params
+    if rules:
+        if rule not in table:
+            raise ValueError(f"{source}: flops is {flops!r}: write one of {', '.join(rules)}")
+        table = table.assign(flops=table[rule])
+        convention["flops"] = flops
+    elif "flops" not in table:
+        product = _numbers(table, "num_params", source) * _numbers(table, "num_tokens", source)
+        table = table.assign(flops=6.0 * product)
+    return table, convention
+
+
+def _numeric(series):
+    import pandas as pd
+
+    if pd.api.types.is_bool_dtype(series) or not pd.api.types.is_numeric_dtype(series):
+        return None
+    return series.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _numbers(table, column, source) -> np.ndarray:
+    import pandas as pd
+
+    x = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    text = np.flatnonzero(np.isnan(x) & table[column].notna().to_numpy())
+    if len(text):
+        value = table[column].iloc[text[0]]
+        raise ValueError(f"{source}: row {text[0] + 1}: {column} is {value!r}: write a number")
+    return x
+
+
+def _check_positive(table, label, source) -> None:
+    for column in ("num_params", "num_tokens", "flops", "loss", "weight"):
+        if column not in table:
+            continue
+        x = _numbers(table, column, source)
+        bad = np.flatnonzero(~(np.isfinite(x) & (x > 0)))
+        if len(bad):
+            raise ValueError(
+                f"{source}: {label[bad[0]]}: {column} is {x[bad[0]]:g} ({len(bad)} such rows): write a positive "
+                "number, or take the row out"
+            )
+
+
+def _cell(table, loss, i) -> dict:
+    row = {c: float(table[c].iloc[i]) for c in ("num_params", "num_tokens", "flops")}
+    row["loss"] = float(loss[i])
+    return {name: value if np.isfinite(value) else None for name, value in row.items()}
+
+
+def _duplicates(table, label) -> tuple[str, ...]:
+    again = table.duplicated(subset=["num_params", "num_tokens", "loss"]).to_numpy()
+    if not again.any():
+        return ()
+    return (f"{again.sum()} rows repeat another row's num_params, num_tokens and loss (first: {label[again][0]}); "
+            "each counts as an observation of its own, so intervals are too narrow if they are copies",)  # fmt: skip

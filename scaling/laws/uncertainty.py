@@ -1,0 +1,170 @@
+"""How far the data let a fitted law move: bootstrap draws, the delta method, prediction intervals."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from scaling.laws.estimate import Fit
+from scaling.laws.solver import Solution, solve
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Parameters refitted to resampled observations.
+
+    Attributes:
+      params: by name, each (B,): every replicate, those at a bound too.
+      theta: (B, P), in the fit's coordinates.
+      converged: share of replicates whose gradient is zero.
+      at_bound: share of replicates with the parameter at a bound, by name.
+    """
+
+    params: dict[str, np.ndarray]
+    theta: np.ndarray = field(repr=False)
+    converged: float
+    at_bound: dict[str, float]
+    kind: str = "bootstrap"
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> list[float]:
+    """Equal-tailed percentile interval of draws."""
+    tail = 0.5 * (1.0 - level)
+    lo, hi = np.quantile(np.asarray(values, dtype=np.float64), [tail, 1.0 - tail])
+    return [float(lo), float(hi)]
+
+
+def bootstrap(
+    fit: Fit,
+    num: int = 1000,
+    *,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+) -> Draws:
+    """Refits the law to ``num`` resamples of its observations, with replacement.
+
+    Args:
+      clusters: labels (n,): whole clusters are drawn (rows of one run share its noise).
+      indices: rows of each resample, (B, m), instead of random ones.
+
+    A replicate starts at the fit's optimum; one that ends without evidence or at a bound is tried again from the fit's
+    own grid of starts and the better of its optima kept.
+    """
+    counts = _counts(fit, num, seed, clusters, indices)
+    weights = counts * fit.observations.weight
+    solution = solve(fit.problem, np.repeat(fit.theta[None], len(weights), axis=0), weights)
+    solution = _retry(fit, solution, weights)
+    names = fit.coordinates.names
+    return Draws(
+        params=fit.coordinates.decode(solution.theta),
+        theta=solution.theta,
+        converged=float(solution.converged.mean()),
+        at_bound=dict(zip(names, solution.at_bound.mean(axis=0).tolist())),
+    )
+
+
+def _counts(fit, num, seed, clusters, indices) -> np.ndarray:
+    """How often each observation is in each resample, (B, n)."""
+    n = fit.num_observations
+    if indices is not None:
+        return np.stack([np.bincount(rows, minlength=n) for rows in np.asarray(indices)]).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    if clusters is None:
+        return rng.multinomial(n, np.full(n, 1.0 / n), size=num).astype(np.float64)
+    _, member = np.unique(np.asarray(clusters), return_inverse=True)
+    k = member.max() + 1
+    return rng.multinomial(k, np.full(k, 1.0 / k), size=num).astype(np.float64)[:, member]
+
+
+def _retry(fit: Fit, solution: Solution, weights: np.ndarray) -> Solution:
+    doubtful = np.flatnonzero(~solution.converged | solution.at_bound.any(axis=1))
+    if not len(doubtful):
+        return solution
+    optima = fit.solution.theta[np.unique(np.round(fit.solution.objective, 12), return_index=True)[1]][1:3]
+    spread = np.concatenate([optima, _spread_starts(fit)])
+    fields = {name: getattr(solution, name).copy() for name in Solution.__dataclass_fields__ if name != "iterations"}
+    for start in spread:
+        again = solve(fit.problem, np.repeat(start[None], len(doubtful), axis=0), weights[doubtful])
+        now = fields["objective"][doubtful]
+        better = again.objective < now * (1 - 1e-12)
+        better |= again.converged & ~fields["converged"][doubtful] & (again.objective <= now * (1 + 1e-12))
+        for name, values in fields.items():
+            values[doubtful[better]] = getattr(again, name)[better]
+    return Solution(**fields, iterations=solution.iterations)
+
+
+def _spread_starts(fit: Fit) -> np.ndarray:
+    """Two starts on either side of the optimum, two standard errors of the delta method away, within bounds."""
+    step = np.minimum(2.0 * np.sqrt(np.maximum(np.diagonal(covariance(fit)), 0.0)), 1.0)
+    return np.clip(np.stack([fit.theta + step, fit.theta - step]), fit.problem.lower, fit.problem.upper)
+
+
+def covariance(fit: Fit) -> np.ndarray:
+    """Covariance of θ by the delta method (Huber 1981, §7.6): s² (Σ w J Jᵀ)⁻¹ with s² = Σψ²/(n-P) / mean(ψ')².
+
+    Parameters at a bound are held there: their rows and columns are zero.
+    """
+    _, jacobian, _ = fit.problem.model.derivatives(fit.theta[None])
+    w = fit.observations.weight
+    names = fit.coordinates.names
+    free = np.array([name not in fit.at_bound for name in names])
+    J = jacobian[0][free]
+    information = (J * w) @ J.T
+    out = np.zeros((len(names), len(names)))
+    if free.any():
+        out[np.ix_(free, free)] = noise_scale(fit) ** 2 * np.linalg.pinv(information, rcond=1e-14, hermitian=True)
+    return out
+
+
+def noise_scale(fit: Fit) -> float:
+    """σ such that estimates scatter as under least squares with Gaussian noise σ: sqrt(Σwψ²/(n-P)) / mean(ψ')."""
+    _, psi, inside, _ = fit.loss.smooth(fit.residuals)
+    w = fit.observations.weight
+    dof = max(fit.degrees_of_freedom, 1)
+    if fit.loss.name == "lad" or np.average(inside, weights=w) < 0.2:
+        # Nearly LAD: too few residuals within δ to estimate their density there; take it over one MAD.
+        scale = np.median(np.abs(fit.residuals)) / 0.6744897501960817 + 1e-300
+        near = np.average(np.abs(fit.residuals) <= scale, weights=w) / (2 * scale)
+        return float(np.sqrt(fit.num_observations / dof) / (2 * near))
+    return float(np.sqrt((w * psi**2).sum() / dof / np.average(w)) / np.average(inside, weights=w))
+
+
+def gradient(fit: Fit, quantity: Callable[[Mapping[str, np.ndarray]], np.ndarray]) -> np.ndarray:
+    """∂ quantity / ∂θ at the optimum, by central differences; (P,) or (P, …)."""
+    step = 1e-5
+    P = len(fit.theta)
+    shifted = np.concatenate([fit.theta + step * np.eye(P), fit.theta - step * np.eye(P)])
+    values = np.asarray(quantity(fit.coordinates.decode(shifted)))
+    return (values[:P] - values[P:]) / (2 * step)
+
+
+def delta_interval(
+    fit: Fit, quantity: Callable[[Mapping[str, np.ndarray]], np.ndarray], level: float = 0.95, noise: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(value, lower, upper) of a derived quantity by the delta method, with Student's t for the noise's own estimate.
+
+    ``quantity`` maps parameters, arrays (B,), to an array (B, …); ``noise`` is a standard deviation added to it.
+    """
+    value = np.asarray(quantity(fit.coordinates.decode(fit.theta[None])))[0]
+    slope = gradient(fit, quantity)
+    variance = np.einsum("p...,pq,q...->...", slope, covariance(fit), slope) + noise**2
+    half = stats.t.ppf(0.5 + 0.5 * level, max(fit.degrees_of_freedom, 1)) * np.sqrt(np.maximum(variance, 0.0))
+    return value, value - half, value + half
+
+
+def prediction_draws(fit: Fit, draws: Draws, *, seed: int = 0, **columns) -> np.ndarray:
+    """Draws (B, m) of the loss of new runs: a bootstrap law each, times a residual of the fit.
+
+    Residuals are inflated by sqrt(n / (n - P)) for the parameters that were fitted to them.
+    """
+    law = {name: v[:, None] for name, v in draws.params.items()}
+    predicted = fit.form.predict(law, **{c: np.atleast_1d(columns[c]) for c in fit.form.columns})
+    inflate = np.sqrt(fit.num_observations / max(fit.degrees_of_freedom, 1))
+    w = fit.observations.weight
+    noise = np.random.default_rng(seed).choice(fit.residuals * inflate, size=predicted.shape, p=w / w.sum())
+    return predicted * np.exp(-noise) if fit.problem.model.log else predicted - noise

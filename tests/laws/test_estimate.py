@@ -1,0 +1,145 @@
+import time
+
+import numpy as np
+import pytest
+import scipy.optimize
+
+from scaling.laws import estimate, forms
+from scaling.laws.estimate import fit
+from scaling.laws.observations import from_table
+from tests.laws import data
+
+
+def test_noise_free_chinchilla_is_recovered_to_rounding():
+    observations = from_table(data.scattered())
+    fitted = fit(observations, "chinchilla", delta=1e-3)
+    assert fitted.converged, fitted.reasons
+    for name, value in data.HOFFMANN.items():
+        assert fitted.params[name] == pytest.approx(value, rel=1e-10)
+    start = time.perf_counter()
+    fit(observations, "chinchilla", delta=1e-3)
+    # 50 ms is the figure of a quiet machine (scaling.bench --laws); this only catches a change of order.
+    assert time.perf_counter() - start < 0.5
+
+
+TRUTH = {
+    "kaplan_n": {"N_c": 8.8e13, "alpha": 0.076},
+    "kaplan_d": {"D_c": 5.4e13, "alpha": 0.095},
+    "kaplan_c": {"C_c": 2.3e28, "alpha": 0.05},
+    "kaplan_n_offset": {"E": 1.7, "N_c": 2e8, "alpha": 0.3},
+    "kaplan_d_offset": {"E": 1.5, "D_c": 3e10, "alpha": 0.2},
+    "kaplan_c_offset": {"E": 1.6, "C_c": 3e19, "alpha": 0.15},
+    "chinchilla_tied": {"E": 1.8, "A": 560.0, "B": 1750.0, "alpha": 0.357},
+}
+
+
+@pytest.mark.parametrize("loss", ["huber", "squared"])
+@pytest.mark.parametrize("name", TRUTH)
+def test_noise_free_recovery(name, loss):
+    table = data.scattered()
+    table["flops"] = 6 * table["num_params"] * table["num_tokens"]
+    form = forms.FORMS[name]
+    table["loss"] = form.predict(TRUTH[name], **{c: table[c] for c in form.columns})
+    fitted = fit(from_table(table), name, loss=loss)
+    assert fitted.converged, fitted.reasons
+    for parameter, value in TRUTH[name].items():
+        assert fitted.params[parameter] == pytest.approx(value, rel=1e-9)
+
+
+def test_epoch_optimum():
+    fitted = fit(from_table(data.epoch()), "chinchilla", delta=1e-3)
+    assert fitted.converged, fitted.reasons
+    assert fitted.objective <= 1.0182740178e-3
+    published = {"A": 477.83, "B": 2143.42, "E": 1.81722, "alpha": 0.34731, "beta": 0.36717}
+    for name, value in published.items():
+        assert fitted.params[name] == pytest.approx(value, rel=1e-4)
+    assert fitted.starts_at_optimum == fitted.num_starts
+
+
+def test_epoch_least_absolute_deviations():
+    fitted = fit(from_table(data.epoch()), "chinchilla", loss="lad")
+    for name, value in {"A": 482.00572, "B": 2085.43420, "alpha": 0.34781, "beta": 0.36585}.items():
+        assert fitted.params[name] == pytest.approx(value, rel=1e-5, abs=1e-3)
+    # A least-absolute-deviations optimum passes through as many points as it has parameters.
+    assert np.sort(np.abs(fitted.residuals))[4] < 1e-9
+
+
+@pytest.mark.parametrize("delta, a", [(1e-5, 0.5126), (1e-3, 0.5139), (1e-2, 0.5184), (0.1, 0.5298)])
+def test_epoch_exponent_by_delta(delta, a):
+    params = fit(from_table(data.epoch()), "chinchilla", delta=delta).params
+    assert params["beta"] / (params["alpha"] + params["beta"]) == pytest.approx(a, abs=5e-5)
+
+
+def test_squared_loss_agrees_with_scipy():
+    table = data.scattered(noise=0.01)
+    fitted = fit(from_table(table), "chinchilla", loss="squared")
+    n, d = np.log(table["num_params"]), np.log(table["num_tokens"])
+
+    def residual(p):
+        return np.log(p[0] + np.exp(p[1] - p[2] * n) + np.exp(p[3] - p[4] * d)) - np.log(table["loss"])
+
+    start = [1.7, np.log(400), 0.34, np.log(400), 0.28]
+    best = scipy.optimize.least_squares(residual, start, method="lm", xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    assert fitted.objective == pytest.approx(best.cost, rel=1e-9)
+    assert fitted.params["alpha"] == pytest.approx(best.x[2], rel=1e-5)
+
+
+def test_delta_from_the_data_is_near_the_efficient_one():
+    fitted = fit(from_table(data.scattered(num=400, noise=0.01)), "chinchilla")
+    assert fitted.loss.delta == pytest.approx(1.345 * 0.01, rel=0.15)
+
+
+def test_weights_count_as_repetitions():
+    table = data.scattered(noise=0.01)
+    weighted = fit(from_table(table.assign(weight=[1.0, 2.0] * 30)), "chinchilla", delta=1e-3)
+    twice = table.iloc[list(range(60)) + list(range(1, 60, 2))]
+    repeated = fit(from_table(twice), "chinchilla", delta=1e-3)
+    assert weighted.params["alpha"] == pytest.approx(repeated.params["alpha"], rel=1e-8)
+
+
+def test_a_loss_without_offset_reports_its_bound():
+    table = data.scattered(noise=0.002, params=data.HOFFMANN | {"E": 0.0})
+    fitted = fit(from_table(table), "chinchilla")
+    if fitted.params["E"] == 0.0:
+        assert "E" in fitted.at_bound
+        assert not fitted.converged
+    assert fitted.params["E"] < 0.1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.assign(num_params=1e9), "num_params takes one value only"),
+        (lambda t: t.head(5), "5 parameters and 5 observations"),
+        (lambda t: t.assign(num_tokens=20 * t["num_params"]), "move together"),
+        (lambda t: t.drop(columns="loss"), "column loss is missing"),
+        (lambda t: t.assign(loss=-t["loss"]), "write a positive number"),
+        (lambda t: t.assign(loss=t["loss"].where(t.index != 3)), "row 3: loss is nan"),
+        (lambda t: t.assign(loss="high"), "loss is 'high'"),
+        (lambda t: t.head(0), "no rows"),
+    ],
+)
+def test_bad_data_say_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        fit(from_table(change(data.scattered())), "chinchilla")
+
+
+def test_unknown_loss_and_delta():
+    observations = from_table(data.scattered())
+    with pytest.raises(ValueError, match="write one of huber"):
+        fit(observations, loss="l3")
+    with pytest.raises(ValueError, match="write a positive number"):
+        fit(observations, delta=-1.0)
+
+
+def test_duplicate_rows_warn():
+    table = data.scattered()
+    (warning,) = from_table(table.iloc[[0, 0, 1, 2]]).warnings
+    assert "repeat another row" in warning
+
+
+def test_fit_does_not_mutate_the_form():
+    before = dict(forms.FORMS["chinchilla"].parameters)
+    fit(from_table(data.scattered(noise=0.01)), "chinchilla")
+    assert forms.FORMS["chinchilla"].parameters == before
+    assert estimate.MAX_STARTS >= 36

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from scaling.laws import forms
+from scaling.laws.forms import Coordinates, Model
+
+RNG = np.random.default_rng(0)
+COLUMNS = {
+    "num_params": np.exp(RNG.uniform(np.log(1e7), np.log(1e10), 30)),
+    "num_tokens": np.exp(RNG.uniform(np.log(1e9), np.log(1e12), 30)),
+}
+COLUMNS["flops"] = 6 * COLUMNS["num_params"] * COLUMNS["num_tokens"]
+LOSS = RNG.uniform(2, 4, 30)
+POWER_SUMS = [name for name, form in forms.FORMS.items() if form.powers is not None]
+
+
+def model(name, log=True):
+    form = forms.get(name)
+    columns = {c: COLUMNS[c] for c in form.columns}
+    return Model(Coordinates(form, columns, LOSS), columns, log)
+
+
+def theta_of(m, num=3):
+    lower, upper = np.maximum(m.coordinates.lower, -2.0), np.minimum(m.coordinates.upper, 1.0)
+    return RNG.uniform(lower + 0.1 * (upper - lower), upper, (num, len(lower)))
+
+
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("name", POWER_SUMS)
+def test_analytic_derivatives_equal_complex_step_of_the_function(name, log):
+    m = model(name, log)
+    theta = theta_of(m)
+    c, v = RNG.normal(size=(2, 3, 30))
+    value, jacobian, second = m._power_derivatives(theta)
+    np.testing.assert_allclose(value, m.value(theta), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(jacobian, m._jacobian(theta), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(second(c, v), m._step_derivatives(theta)[2](c, v), rtol=2e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", list(forms.FORMS))
+def test_coordinates_round_trip(name):
+    coordinates = model(name).coordinates
+    theta = theta_of(model(name))
+    np.testing.assert_allclose(coordinates.encode(coordinates.decode(theta)), theta, rtol=1e-12, atol=1e-12)
+
+
+def test_chinchilla_at_published_constants():
+    # 70B parameters and 1.4T tokens, by hand: 1.69 + 406.4 / 70e9^.34 + 410.7 / 1.4e12^.28.
+    published = {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
+    loss = forms.FORMS["chinchilla"].predict(published, num_params=70e9, num_tokens=1.4e12)
+    assert loss == pytest.approx(1.69 + 0.083444 + 0.163015, abs=1e-3)
+
+
+def test_kaplan_at_its_critical_size_is_one_nat():
+    assert forms.FORMS["kaplan_n"].predict({"N_c": 8.8e13, "alpha": 0.076}, num_params=8.8e13) == 1.0
+
+
+def test_a_users_function_is_a_form():
+    def mine(num_params, *, A, alpha):
+        """L = A N^-α"""
+        return A * num_params**-alpha
+
+    form = forms.get(mine)
+    assert form.columns == ("num_params",)
+    assert list(form.parameters) == ["A", "alpha"]
+    assert form.equation == "L = A N^-α"
+
+
+def test_a_form_by_import_path():
+    assert forms.get("scaling.laws.forms:chinchilla") is forms.FORMS["chinchilla"]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("chinchila", "write one of"),
+        ("no.such.module:f", "cannot be imported"),
+        ("scaling.laws.forms:nothing", "cannot be imported"),
+        (lambda x: x, "keyword-only"),
+    ],
+)
+def test_unknown_forms_say_what_to_write(name, message):
+    with pytest.raises(ValueError, match=message):
+        forms.get(name)
+
+
+def test_predict_names_what_is_missing():
+    with pytest.raises(ValueError, match="num_tokens"):
+        forms.FORMS["chinchilla"].predict({}, num_params=1e9)
+    with pytest.raises(ValueError, match="beta"):
+        forms.FORMS["chinchilla"].predict({"E": 1, "A": 1, "alpha": 1, "B": 1}, num_params=1e9, num_tokens=1e9)

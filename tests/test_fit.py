@@ -1,0 +1,126 @@
+import json
+
+import numpy as np
+import pytest
+
+import scaling
+from scaling import fit, records
+from tests import published, synthetic
+from tests.laws import data
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    return synthetic.sweep_records()
+
+
+@pytest.fixture(scope="module")
+def analysis(sweep):
+    return fit.analyse(records.table(sweep), records.curves(sweep), bootstrap=300)
+
+
+@pytest.fixture(scope="module")
+def payload(analysis):
+    return json.loads(json.dumps(analysis.to_json(), allow_nan=False))
+
+
+def test_a_sweep_gives_laws_near_the_truth(payload):
+    law = payload["laws"]["chinchilla"]
+    assert payload["num_observations"] == 18
+    assert law["converged"]
+    for name, value in synthetic.LAW.items():
+        lo, hi = law["intervals"][name]
+        assert lo - 0.5 * (hi - lo) <= value <= hi + 0.5 * (hi - lo), name
+    assert payload["convention"] == {"num_params": "non_embedding", "flops": "exact"}
+
+
+def test_nothing_is_dropped_in_silence(payload):
+    reasons = [row["reason"] for row in payload["excluded"]]
+    assert (reasons.count("holdout"), reasons.count("diverged")) == (6, 1)
+    assert "1 diverged runs are not fitted" in payload["warnings"]
+
+
+def test_held_out_cells_are_forecast(payload):
+    assert len(payload["forecast"]) == 6
+    for row in payload["forecast"]:
+        assert abs(row["predicted"] / row["actual"] - 1) < 0.01
+        assert row["interval"][0] < row["predicted"] < row["interval"][1]
+
+
+def test_three_approaches_stand_side_by_side(payload):
+    assert payload["isoflop"]["num_bracketed"] == 3
+    assert payload["envelope"]["num_runs"] > 3
+    assert payload["allocation"]["a_local"] != payload["allocation"]["a"]
+    assert payload["allocation"]["cost_max_error"] < 0.01
+
+
+def test_frontier_minimises_the_law_under_the_records_own_cost(analysis, payload):
+    fitted, cost = analysis.fits["chinchilla"], analysis.cost
+    for point in payload["frontier"]:
+        assert point["num_params_interval"][0] <= point["num_params"] <= point["num_params_interval"][1]
+        for factor in (0.98, 1.02):
+            n = point["num_params"] * factor
+            beside = fitted.predict(num_params=n, num_tokens=point["flops"] / cost.flops_per_token(n))
+            assert beside > point["loss"]
+
+
+def test_forecast_widens_away_from_the_data(analysis):
+    def width(scale):
+        (row,) = fit.forecast(analysis, [dict(run_id="x", num_params=5e4 * scale, num_tokens=1e7 * scale, flops=1e12)])
+        return np.log(row["interval"][1] / row["interval"][0])
+
+    assert width(1e3) > width(10) > width(1) > 0
+
+
+def test_tiny_sweep_does_not_crash(sweep):
+    few = [r for r in sweep if r.status == "completed"][:7]
+    made = fit.analyse(records.table(few), records.curves(few), bootstrap=50)
+    json.dumps(made.to_json(), allow_nan=False)
+
+
+def test_command_on_a_folder(sweep, tmp_path, capsys):
+    synthetic.write(tmp_path, sweep)
+    assert fit.main([str(tmp_path), "--bootstrap", "20", "--law", "chinchilla"]) == 0
+    assert json.loads((tmp_path / "fit.json").read_text())["laws"]["chinchilla"]["num_bootstrap"] == 20
+    assert "alpha" in capsys.readouterr().out
+
+
+def test_command_on_epochs_points(tmp_path, capsys):
+    source = tmp_path / "epoch.csv"
+    data.epoch().to_csv(source, index=False)
+    assert fit.main([str(source), "--delta", "1e-3", "--bootstrap", "0", "--law", "chinchilla"]) == 0
+    law = json.loads((tmp_path / "fit.json").read_text())["laws"]["chinchilla"]
+    assert law["objective"] <= 1.0182740178e-3
+    assert law["params"]["A"] == pytest.approx(477.83, abs=0.005)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("N,D\n1,2\n", "column loss is missing"),
+        ("N,D,loss\n1e9,1e9,x\n", "loss is 'x'"),
+        ("", "not a readable CSV"),
+        ("N,D,loss\n" + "1e9,1e9,2\n" * 8, "one value only"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(text, message, tmp_path, capsys):
+    source = tmp_path / "bad.csv"
+    source.write_text(text)
+    assert fit.main([str(source), "--bootstrap", "0"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_missing_source(tmp_path, capsys):
+    assert fit.main([str(tmp_path / "none.csv")]) == 2
+    assert fit.main([str(tmp_path)]) == 2
+    assert "runs/*.json" in capsys.readouterr().err
+
+
+def test_one_law_from_python():
+    fitted = scaling.fit_law(data.scattered(noise=0.001), "chinchilla")
+    assert fitted.converged
+    assert fitted.params["alpha"] == pytest.approx(0.34, abs=0.03)
+    assert published.ROOT.exists()
