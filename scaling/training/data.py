@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -175,7 +175,8 @@ def _write_arrays(config: DataConfig, folder: Path, progress: Progress) -> dict:
         "splits": splits,
         **removed,
     }
-    return {**manifest, "fingerprint": _fingerprint(manifest)}
+    manifest["fingerprint"] = _fingerprint(manifest)
+    return {**manifest, "manifest_sha256": _digest(manifest)}
 
 
 def _write_distinct(
@@ -231,7 +232,10 @@ def _require_both_splits(config: DataConfig, splits: dict[str, dict]) -> None:
 def _fingerprint(manifest: dict) -> str:
     """sha256 over both token arrays, the tokenizer and the split rule: equal if and only if every batch is equal."""
     arrays = {split: (s["sha256"], s["dtype"]) for split, s in manifest["splits"].items()}
-    content = [arrays, manifest["tokenizer"], manifest["split_rule"]]
+    return _digest([arrays, manifest["tokenizer"], manifest["split_rule"]])
+
+
+def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -264,13 +268,13 @@ def _read_manifest(folder: Path) -> dict:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = manifest["schema"]
-        intact = found == SCHEMA and manifest["fingerprint"] == _fingerprint(manifest)
+        digest, schema = manifest.pop("manifest_sha256"), manifest["schema"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        found, intact = None, False
-    if not intact:
-        what = "corrupt or missing" if found in (None, SCHEMA) else f"of schema {found}, this version reads {SCHEMA}"
-        raise ValueError(f"{path} is {what}: delete {folder} and run again")
+        manifest = digest = schema = None
+    if manifest is None or (schema == SCHEMA and digest != _digest(manifest)):
+        raise ValueError(f"{path} is corrupt or missing: delete {folder} and run again")
+    if schema != SCHEMA:
+        raise ValueError(f"{path} is of schema {schema!r}, this version reads {SCHEMA}: delete {folder} and run again")
     return manifest
 
 
@@ -286,7 +290,7 @@ def _map_array(folder: Path, split: str, manifest: dict) -> np.ndarray:
     return tokens
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
     """Memory-mapped tokens of one source, cut into windows.
 
