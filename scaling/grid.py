@@ -235,7 +235,9 @@ def _value_leaves(axis: str, value: Any, path: str, where: str) -> Leaves:
     for name in key:
         hint = hint.get(name) if isinstance(hint, dict) else None
     if hint is None or isinstance(hint, dict):
-        guess = schema.did_you_mean(axis, schema.paths_of(RUN_SCHEMA))
+        paths = schema.paths_of(RUN_SCHEMA)
+        by_name = {path if "." in axis else path.rpartition(".")[2]: path for path in reversed(paths)}
+        guess = schema.did_you_mean(axis, by_name)
         raise GridError(f"{path}: not a path into a run, as an axis of plain values needs (model.width, say){guess}")
     return schema.flatten(value, hint, where, key)
 
@@ -278,7 +280,9 @@ def _cell(layers: tuple[_Layer, ...]) -> Cell:
 
 
 def _called(labels: dict) -> str:
-    return f"cell {', '.join(f'{key}={value}' for key, value in labels.items())}" if labels else "base"
+    if not labels:
+        return "base"
+    return "cell " + ", ".join(f"{key}={v if isinstance(v, str) else shown(v)}" for key, v in labels.items())
 
 
 def _resolve(leaves: Leaves, labels: dict) -> Cell:
@@ -302,13 +306,16 @@ def _resolve(leaves: Leaves, labels: dict) -> Cell:
     if recipe["name"] != "none":
         values |= _ask_recipe(recipe, values, leaves, where)
     run = schema.build(RunConfig, values, leaves, where)
+    path = leaves["horizon", horizon][1]
     try:
-        accounting.plan(run)
+        num_steps = accounting.plan(run).num_steps
     except ValueError as e:
-        raise GridError(f"{leaves['horizon', horizon][1]}: {e}") from None
+        raise GridError(f"{path}: {e}") from None
+    if num_steps >= 2**31:
+        raise GridError(f"{path}: {num_steps:.3g} steps do not fit the step counter; write a shorter horizon")
 
     labels = labels | {"size": f"{run.model.d_model}x{run.model.num_layers}"}
-    if dial == "params":
+    if dial == "params" and "params" not in labels:
         labels["target_params"] = leaves["model", "params"][0]
     labels |= {name: recipe[name] for name in ("lr_scale", "batch_scale") if name in recipe}
     return Cell(run=run, recipe=None if recipe["name"] == "none" else recipe["name"], labels=labels)
@@ -343,6 +350,14 @@ def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[
         schema.build(cls, {(k,): v for k, v in _part(values, group).items()}, leaves, where, (group,))
         for cls, group in ((ModelConfig, "model"), (DataConfig, "data"), (Horizon, "horizon"))
     )
+    optimizer = values.get(("optim", "name"), "adamw")
+    if ("optim", "peak_lr") not in values:
+        for unfit, why in (
+            (optimizer not in ("adamw", "adam"), f"{optimizer}'s rate: it is AdamW's"),
+            (model.parameterization == "mup", "μP's rate: it falls with size, and μP's does so by itself"),
+        ):
+            if unfit:
+                raise GridError(f"{where}: {recipe['name']} cannot give {why}; write optim.peak_lr")
     batch_size = values.get(("batch_size",))
     if horizon.steps is not None and batch_size is None:
         path = leaves["horizon", "steps"][1]
@@ -358,7 +373,7 @@ def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[
         # Whole steps, rounded down: a tenth of the run stays at most a tenth.
         ("optim", "warmup_tokens"): proposed.warmup_tokens // batch_tokens * batch_tokens,
         ("optim", "beta2"): proposed.beta2,
-        ("optim", "weight_decay"): proposed.weight_decay,
+        ("optim", "weight_decay"): 0.0 if optimizer == "adam" else proposed.weight_decay,
         ("batch_size",): batch_size,
     }
     return {key: value for key, value in answers.items() if key not in values}
@@ -411,7 +426,7 @@ def _select(cells: list[Cell], selector: Any, path: str) -> list[bool]:
     found = {key: [_coordinate(cell, key, path) for cell in cells] for key in wanted}
     chosen = [all(found[key][i] in values for key, values in wanted.items()) for i in range(len(cells))]
     if not any(chosen):
-        have = "; ".join(f"{key} {', '.join(map(str, list(dict.fromkeys(found[key]))[:12]))}" for key in found)
+        have = "; ".join(f"{key} {', '.join(map(shown, list(dict.fromkeys(found[key]))[:12]))}" for key in found)
         raise GridError(f"{path}: {shown(selector)} matches no cell; write from {have}")
     return chosen
 

@@ -23,9 +23,14 @@ class GridError(ValueError):
     """A grid that cannot be expanded; the text is one line with file, key, value and what to write instead."""
 
 
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = 60
-shown: Callable[[Any], str] = _repr.repr  # short, one line, also of a value that contains itself
+class _Repr(reprlib.Repr):
+    maxstring = maxother = 60
+
+    def repr_float(self, x: float, level: int) -> str:
+        return f"{x:g}" if float(f"{x:g}") == x else repr(x)
+
+
+shown: Callable[[Any], str] = _Repr().repr  # short, one line, also of a value that contains itself
 
 
 # ---- YAML -----------------------------------------------------------------------------------------------------------
@@ -107,8 +112,12 @@ def join(path: str, key: Any) -> str:
 
 
 def did_you_mean(wrong: Any, options: Iterable[str]) -> str:
+    """A hint to the option nearest in spelling; of a dict the value is shown for the key that is near."""
     close = difflib.get_close_matches(str(wrong), options, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    if not close:
+        return ""
+    found = options[close[0]] if isinstance(options, dict) else close[0]
+    return f"; did you mean {found!r}?"
 
 
 def paths_of(schema: dict, prefix: str = "") -> list[str]:
@@ -127,15 +136,15 @@ def mapping(raw: Any, path: str, allowed: Iterable[str] | None = None) -> dict:
         if allowed is not None and key not in allowed:
             paths = paths_of(allowed) if isinstance(allowed, dict) else []
             deeper = next((p for p in paths if p.endswith(f".{key}")), None)
-            hint = f"; did you mean {deeper!r}?" if deeper else did_you_mean(key, allowed)
+            hint = f"; did you mean {deeper!r}?" if deeper else did_you_mean(key, list(allowed))
             raise GridError(f"{join(path, key)}: unknown key{hint or '; write one of ' + ', '.join(allowed)}")
     return raw
 
 
 def nonempty(raw: Any, path: str, kind: type = list) -> Any:
     if not isinstance(raw, kind) or not raw:
-        want = "a list" if kind is list else "a mapping"
-        raise GridError(f"{path}: {shown(raw)} is not {want} with at least one entry")
+        want, how = ("a list", "[first, second]") if kind is list else ("a mapping", "{key: value}")
+        raise GridError(f"{path}: {shown(raw)} is not {want} with at least one entry; write {how}")
     return raw
 
 
@@ -203,10 +212,10 @@ def build(cls: type, values: dict[tuple[str, ...], Any], leaves: Leaves, where: 
     key = (*prefix, *(str(part) for part in error["loc"]))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
-        message = "missing; write it here, or under base"
+        message = "missing; write a value"
     elif error["type"] == "value_error":  # from a config's own checks: "<field> is <value>: write <what>"
         name, _, message = message.partition(" is ")
-        key = (*key, name)
+        key = (*key, *name.split("."))
     if key in leaves:
         raise GridError(f"{leaves[key][1]}: {message}")
     # Beside a sibling that the file does have, so that the reader lands in the right block.

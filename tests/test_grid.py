@@ -1,0 +1,500 @@
+"""Grids: what they expand to, against counts made by hand; what they refuse, against the words a person should read."""
+
+import copy
+import math
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scaling import accounting, grid, schema, shapes
+
+SWEEPS = sorted((Path(__file__).resolve().parent.parent / "sweeps").glob("*.yaml"))
+
+
+def expand(text: str) -> grid.Grid:
+    return grid.expand(schema.read_yaml(text), name="test", text=text)
+
+
+def error_of(text: str) -> str:
+    with pytest.raises(grid.GridError) as caught:
+        expand(text)
+    return str(caught.value)
+
+
+# ---- YAML -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e17", 1e17),
+        ("3e-3", 3e-3),
+        ("3E+8", 3e8),
+        ("1_000", 1000),
+        ("1_000.5", 1000.5),
+        (".5", 0.5),
+        ("-2", -2),
+        ("010", 10),  # YAML 1.1: eight
+        ("1:30", "1:30"),  # YAML 1.1: ninety
+        ("no", "no"),  # YAML 1.1: false
+        ("2024-01-01", "2024-01-01"),  # YAML 1.1: a date
+        ("true", True),
+        ("~", None),
+        ("", None),
+        ("64x", "64x"),
+        ("'1e17'", "1e17"),
+    ],
+)
+def test_scalars_mean_what_they_look_like(text, value):
+    found = schema.read_yaml(f"key: {text}")["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_anchors_and_merge_keys_work():
+    raw = schema.read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a]\n")
+    assert raw["b"] == {"x": 1, "y": 3}
+    assert raw["c"] == [{"x": 1, "y": 2}]
+
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "width, num_layers, matmul_params",
+    [  # the sizes of the feasibility study, and their published 12 L d^2
+        (16, 2, 6_144),
+        (24, 2, 13_824),
+        (32, 2, 24_576),
+        (48, 3, 82_944),
+        (64, 3, 147_456),
+        (96, 4, 442_368),
+    ],
+)
+def test_shape_follows_from_width(width, num_layers, matmul_params):
+    run = expand(f"base: {{horizon: {{tokens: 1e6}}, model: {{width: {width}}}}}").cells[0].run
+    counts = accounting.param_counts(run.model)
+    assert (run.model.d_model, run.model.num_layers) == (width, num_layers)
+    assert counts["attention"] + counts["mlp"] == matmul_params
+
+
+@pytest.mark.parametrize("width", [8, 16, 24, 40, 64, 80, 128, 256, 768, 1024, 2048, 4096, 12288])
+def test_rule_keeps_its_word(width):
+    shape = shapes.shape_of_width(width)
+    assert shape["num_heads"] * shape["head_dim"] == width
+    assert shape["head_dim"] in (8, 16, 32, 64, 128)
+    assert shape["head_dim"] ** 2 <= 8 * width
+    assert shape["d_ff"] == 4 * width
+    assert shapes.shape_of_width(width)["num_layers"] <= shapes.shape_of_width(width + 8)["num_layers"]
+
+
+def test_rule_at_the_scale_of_known_models():
+    assert shapes.shape_of_width(768)["num_layers"] == 12  # GPT-2, 12 heads of 64
+    assert shapes.shape_of_width(768)["num_heads"] == 12
+    assert shapes.shape_of_width(4096)["head_dim"] == 128  # 7B models
+
+
+def test_swiglu_keeps_the_parameters():
+    gelu, swiglu = (
+        accounting.param_counts(expand(f"base: {{horizon: {{tokens: 1e7}}, model: {m}}}").cells[0].run.model)
+        for m in ("{width: 256}", "{width: 256, activation: swiglu}")
+    )
+    assert swiglu["mlp"] == pytest.approx(gelu["mlp"], rel=0.01)
+
+
+@pytest.mark.parametrize("target", [2e3, 1e4, 5e4, 1e6, 1.2e8, 7e9])
+def test_params_dial_takes_the_nearest_width(target):
+    cell = expand(f"base: {{horizon: {{tokens: 1e9}}, model: {{params: {target}}}}}").cells[0]
+    assert cell.labels["target_params"] == target
+
+    def off(width):  # brute force with the approximate count 12 L d^2, norms added by hand
+        shape = shapes.shape_of_width(width)
+        count = 12 * shape["num_layers"] * width**2 + (2 * shape["num_layers"] + 1) * width
+        return abs(math.log(count / target))
+
+    assert cell.run.model.d_model == min(shapes.WIDTHS, key=off)
+
+
+def test_what_the_rule_decides_can_be_overridden():
+    text = "base: {horizon: {tokens: 1e6}, model: {width: 48, num_layers: 5, num_heads: 6, num_kv_heads: 2, d_ff: 100}}"
+    model = expand(text).cells[0].run.model
+    assert (model.num_layers, model.num_heads, model.head_dim, model.num_kv_heads, model.d_ff) == (5, 6, 8, 2, 100)
+
+
+# ---- what a grid expands to -----------------------------------------------------------------------------------------
+
+
+def test_isoflop_cells_spend_their_budget():
+    """Tokens from FLOPs counted by hand: 3 (2 · 12 L d² + 2 L T d + 2 d V) a token, causal attention."""
+    found = expand("base: {data: {seq_len: 64}}\nisoflop: {budgets: [1e11, 4e11], sizes: [16, 48]}")
+    assert [(c.labels["budget_flops"], c.labels["size"]) for c in found.cells] == [
+        (1e11, "16x2"),
+        (1e11, "48x3"),
+        (4e11, "16x2"),
+        (4e11, "48x3"),
+    ]
+    for cell in found.cells:
+        d, L = cell.run.model.d_model, cell.run.model.num_layers
+        per_token = 3 * (24 * L * d**2 + 2 * L * 64 * d + 2 * d * 256)
+        plan = accounting.plan(cell.run)
+        assert plan.requested_tokens == pytest.approx(cell.labels["budget_flops"] / per_token, rel=1e-12)
+        assert abs(plan.num_tokens - plan.requested_tokens) <= plan.batch_tokens / 2
+
+
+def test_budgets_with_sizes_of_their_own():
+    found = expand("isoflop: {rule: 6ND, budgets: [1e11, {flops: 4e11, sizes: [{params: 5e4}, 32]}], sizes: [16]}")
+    assert [c.labels["size"] for c in found.cells] == ["16x2", "40x3", "32x2"]
+    assert {c.run.horizon.rule for c in found.cells} == {"6ND"}
+
+
+def test_axes_multiply_in_file_order_and_groups_move_together():
+    found = expand(
+        """
+        base: {horizon: {tokens: 1e6}, batch_size: 4}
+        axes:
+          shape:
+            - {model: {width: 16}, batch_size: 8}
+            - {model: {width: 24}, label: wide}
+          optim.beta1: [0.8, 0.9]
+        seeds: [3, 5]
+        """
+    )
+    rows = [(c.run.model.d_model, c.run.batch_size, c.run.optim.beta1, c.run.seed) for c in found.cells]
+    assert rows == [(w, b, m, s) for w, b in ((16, 8), (24, 4)) for m in (0.8, 0.9) for s in (3, 5)]
+    assert found.cells[0].labels == {"shape": "width=16,batch_size=8", "beta1": 0.8, "size": "16x2"}
+    assert found.cells[-1].labels["shape"] == "wide"
+
+
+def test_the_grid_wins_over_the_recipe():
+    text = "base: {{horizon: {{tokens: 1e6}}, model: {{width: 16}}, batch_size: 7, optim: {{{}}}}}"
+    written = expand(text.format("peak_lr: 0.5, beta2: 0.5, weight_decay: 0, warmup_tokens: 1")).cells[0].run
+    assert (written.optim.peak_lr, written.optim.beta2, written.optim.weight_decay) == (0.5, 0.5, 0.0)
+    assert (written.optim.warmup_tokens, written.batch_size) == (1, 7)
+    asked = expand(text.format("")).cells[0].run
+    assert asked.batch_size == 7
+    assert asked.optim.peak_lr == pytest.approx(0.01 * (6224 / 50_000) ** (-1 / 3), rel=1e-5)
+
+
+def test_recipe_scales_and_recipes_as_axes():
+    found = expand(
+        """
+        base: {horizon: {tokens: 1e6}, model: {width: 16}}
+        axes: {recipe.lr_scale: [0.5, 1, 2], recipe.batch_scale: [1, 2], recipe: [default@1, porian@1]}
+        """
+    )
+    assert len(found.cells) == 12
+    by = {(c.recipe, c.labels["lr_scale"], c.labels["batch_scale"]): c.run for c in found.cells}
+    for recipe in ("default@1", "porian@1"):
+        one = by[recipe, 1.0, 1.0]
+        assert by[recipe, 2.0, 1.0].optim.peak_lr == pytest.approx(2 * one.optim.peak_lr, rel=1e-5)
+        assert by[recipe, 0.5, 2.0].optim.peak_lr == pytest.approx(one.optim.peak_lr / 2, rel=1e-5)
+        assert abs(by[recipe, 1.0, 2.0].batch_size - 2 * one.batch_size) <= 1  # whole sequences
+
+
+def test_no_recipe_asks_for_everything():
+    run = "horizon: {steps: 10}, model: {width: 16}, batch_size: 4, optim: {peak_lr: 0.1, warmup_tokens: 0}"
+    cell = expand(f"recipe: none\nbase: {{{run}}}").cells[0]
+    assert cell.recipe is None
+    assert accounting.plan(cell.run).num_steps == 10
+
+
+def test_values_are_of_their_type_so_that_equal_grids_hash_equal():
+    one, other = (
+        expand(f"base: {{horizon: {{tokens: {tokens}}}, batch_size: {batch}, model: {{width: 16}}}}").cells[0].run
+        for tokens, batch in (("1e6", "16"), ("1_000_000", "16.0"))
+    )
+    assert one == other
+    assert one.run_id == other.run_id
+    assert type(other.batch_size) is int
+    assert type(other.horizon.tokens) is float
+
+
+def test_holdout_and_exclude_select_by_label_path_and_alternatives():
+    base = "isoflop: {budgets: [1e11, 2e11, 4e11], sizes: [16, 24, 32]}\nseeds: [0, 1]\n"
+    held = [c for c in expand(base + "holdout: {budgets: [4e11]}").cells if c.holdout]
+    assert {c.labels["budget_flops"] for c in held} == {4e11}
+    assert len(held) == 6
+    held = [c for c in expand(base + "holdout: {cells: [{width: [16, 32], budget_flops: 2e11, seed: 1}]}").cells]
+    assert [(c.labels["size"], c.run.seed) for c in held if c.holdout] == [("16x2", 1), ("32x2", 1)]
+    left = expand(base + "exclude: [{size: 16x2}, {model.d_ff: 96, seed: 0}]").cells
+    assert len(left) == 18 - 6 - 3
+
+
+def test_execution_and_fit_are_not_part_of_a_run():
+    base = "isoflop: {budgets: [1e11], sizes: [16]}\n"
+    plain, told = (
+        expand(base),
+        expand(base + "execution: {mesh: {data: 2}, remat: full}\nfit: {flops: 6ND, delta: null}"),
+    )
+    assert told.execution.mesh.data == 2
+    assert (told.fit.flops, told.fit.delta) == ("6ND", None)
+    assert plain.cells == told.cells
+
+
+def test_a_thousand_cells_in_a_second():
+    lrs, betas = [i / 100 for i in range(1, 11)], [i / 100 for i in range(90, 100)]
+    axes = {"model.width": list(range(16, 96, 8)), "optim.peak_lr": lrs, "optim.beta2": betas}
+    start = time.process_time()
+    found = grid.expand({"base": {"horizon": {"tokens": 1e7}}, "axes": axes}, name="wide")
+    assert time.process_time() - start < 1
+    assert len({c.run.run_id for c in found.cells}) == 1000
+
+
+# ---- the sweeps of this repository ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_every_sweep_expands_and_keeps_the_rules(path):
+    found = grid.load(path)
+    assert found.name == path.stem
+    assert found.text == path.read_text(encoding="utf-8")
+    for cell in found.cells:
+        plan = accounting.plan(cell.run)
+        assert plan.warmup_steps <= plan.num_steps / 10
+        assert cell.run.optim.schedule.name == "wsd"
+        assert plan.num_steps >= 100
+
+
+def test_default_grid_is_what_the_readme_promises():
+    found = grid.load(next(p for p in SWEEPS if p.stem == "chinchilla"))
+    fitted = {}
+    for cell in found.cells:
+        if not cell.holdout:
+            fitted.setdefault(cell.labels["budget_flops"], []).append(accounting.plan(cell.run))
+    held = {c.labels["budget_flops"] for c in found.cells if c.holdout}
+    assert len(fitted) >= 4
+    assert all(len(plans) >= 5 for plans in fitted.values())
+    assert min(held) > max(fitted)
+    assert min(plan.num_steps for plans in fitted.values() for plan in plans) >= 400
+
+
+# ---- what a grid refuses: (text, what the one line must say) --------------------------------------------------------
+
+RUN = "horizon: {tokens: 1e6}, model: {width: 16}"
+ISO = "isoflop: {budgets: [3e11], sizes: [16, 24]}\n"
+BAD = {
+    "bsae: {}": "bsae: unknown key; did you mean 'base'?",
+    "- 1": "grid: [1] is not a mapping; write `key: value` lines",
+    "": "grid: None is not a mapping; write `key: value` lines",
+    "base: {1: 2}": "base.1: the key is not text; write it in quotes",
+    "base: {width: 64}\n" + ISO: "base.width: unknown key; did you mean 'model.width'?",
+    "base: {horizon: {tokens: 1e6}}\naxes: {size: [{model: {width: 8}}, {model: {d_modle: 64}}]}": (
+        "axes.size[1].model.d_modle: unknown key; did you mean 'd_model'?"
+    ),
+    "base: {horizon: {tokens: 1e6}}\naxes: {size: [{model: {width: 8}}, {model: {d_model: 64x}}]}": (
+        "axes.size[1].model.d_model: '64x' is not an integer; write e.g. 64"
+    ),
+    "base: {horizon: {tokens: '1e17'}}": "base.horizon.tokens: '1e17' is text, not a number; write 1e17 without quotes",
+    "base: {batch_size: '64'}": "base.batch_size: '64' is text, not an integer; write 64 without quotes",
+    "base: {horizon: {tokens: true}}": "base.horizon.tokens: True is not a number; write e.g. 0.01",
+    "base: {batch_size: 2.5}": "base.batch_size: 2.5 is not an integer; write e.g. 2",
+    "base: {horizon: {tokens: .nan}}": "base.horizon.tokens: '.nan' is not a number; write e.g. 0.01",
+    "base: {horizon: {tokens: 1e400}}": "base.horizon.tokens: inf is out of range",
+    "base: {model: {qk_norm: 1}}": "base.model.qk_norm: 1 is not true or false; write one of the two",
+    "base: {data: {source: 3}}": "base.data.source: 3 is not text; write it in quotes",
+    "base: {model: {activation: gelo}}": "base.model.activation: 'gelo' is not one of gelu, swiglu, relu2; did you mean",
+    "base: {horizon: {tokens: 1e6, flops: 1e12}, model: {width: 16}}": (
+        "base.horizon.flops: 1e+12: flops is a second horizon beside tokens, 1e+06 at base.horizon.tokens; write one"
+    ),
+    f"base: {{{RUN}}}\n{ISO}": "isoflop.budgets[0]: 3e+11: flops is a second horizon beside tokens",
+    "base: {model: {d_model: 16}}\n" + ISO: "base.model.d_model: 16: d_model is a second model beside width, 16 at",
+    "base: {model: {width: 16}}": "base: horizon is missing; write one of horizon.tokens, horizon.flops",
+    "base: {horizon: {tokens: 1e6}}": "base: model is missing; write one of model.width, model.params, model.d_model",
+    "base: {horizon: {tokens: 1e6}, model: {d_model: 64, num_layers: 2}}": "base.model.num_heads: missing; write a value",
+    f"recipe: none\nbase: {{{RUN}, optim: {{beta2: 0.5}}}}": "base.optim.peak_lr: missing; write a value",
+    f"base: {{{RUN}, optim: {{beta2: 1.5}}}}": "base.optim.beta2: 1.5: write a number in [0, 1)",
+    f"base: {{{RUN}, batch_size: 0}}": "base.batch_size: 0: write a positive number",
+    f"base: {{{RUN}, data: {{seq_len: 0}}}}": "base.data.seq_len: 0: write a positive number",
+    f"base: {{{RUN}, data: {{tokenizer: 'bpe:9'}}}}": "base.data.tokenizer: model.vocab_size is missing",
+    f"base: {{{RUN}, optim: {{name: sgd}}}}": "default@1 cannot give sgd's rate: it is AdamW's; write optim.peak_lr",
+    "base: {horizon: {tokens: 1e6}, model: {width: 16, head_dim: 4, num_heads: 3, num_kv_heads: 2}}": (
+        "base.model.num_kv_heads: 2: write a divisor of num_heads (3)"
+    ),
+    "base: {horizon: {tokens: 1e6}, model: {width: 20}}": "base.model.width: 20 is not a width on the rule; write a multip",
+    "base: {horizon: {tokens: 1e6}, model: {params: 20}}": "base.model.params: 20 is no size on the rule (the nearest",
+    "base: {horizon: {tokens: -1}, model: {width: 16}}": "base.horizon.tokens: -1.0: write a positive number",
+    "base: {horizon: {tokens: 10}, model: {width: 16}}": "base.horizon.tokens: horizon asks for 10 tokens, less than one",
+    "base: {horizon: {tokens: 1e299}, model: {width: 16}}": "base.horizon.tokens: 4.88e+295 steps do not fit",
+    "base: {horizon: {steps: 100}, model: {width: 16}}": "base.horizon.steps: steps need batch_size too",
+    f"recipe: defualt@1\nbase: {{{RUN}}}": "recipe: 'defualt@1' is not one of default@1, porian@1, steplaw@1, deepseek@1",
+    f"recipe: {{lr_scale: -1}}\nbase: {{{RUN}}}": "recipe.lr_scale: -1.0 is not positive; write e.g. 0.5",
+    f"recipe: {{lr_scale: 2}}\nbase: {{{RUN}, optim: {{peak_lr: 1}}}}": (
+        "recipe.lr_scale: 2.0 has no effect beside base.optim.peak_lr; write one of them"
+    ),
+    "isoflop: {sizes: [16]}": "isoflop.budgets: None is not a list with at least one entry",
+    "isoflop: {budgets: [1e12, 2e12x], sizes: [16]}": "isoflop.budgets[1]: '2e12x' is not a number",
+    "isoflop: {budgets: [1e12]}": "isoflop.sizes: None is not a list with at least one entry",
+    "isoflop: {budgets: [{flops: 1e12, sizes: [16, {wdth: 2}]}]}": (
+        "isoflop.budgets[0].sizes[1].wdth: unknown key; did you mean 'width'?"
+    ),
+    "isoflop: {budgets: [1e12], sizes: [16], rule: exakt}": "isoflop.rule: 'exakt' is not one of 6ND, 6ND_total",
+    "base: {horizon: {tokens: 1e6}}\naxes: {widht: [16]}": "axes.widht: not a path into a run, as an axis of plain values",
+    "base: {horizon: {tokens: 1e6}}\naxes: {model.width: []}": "axes.model.width: [] is not a list with at least one",
+    f"base: {{{RUN}}}\naxes: {{status: [{{seed: 1}}]}}": "axes.status: no axis can be called that; write another name",
+    f"base: {{{RUN}}}\naxes: {{a: [{{seed: 1}}], seed: [2]}}": "axes.seed[0]: seed is set by axes.a[0].seed too",
+    "base: {horizon: {tokens: 1e6}}\naxes: {model.width: [16, 24, 16]}": "cells 0 and 2 are the same run",
+    f"{ISO}seeds: 3": "seeds: 3 is not a list with at least one entry",
+    f"{ISO}seeds: [-1]": "seeds[0]: -1: write an integer in [0, 2^31)",
+    f"{ISO}holdout: {{budgets: [6e11]}}": "holdout.budgets[0]: {'budget_flops': 6e+11} matches no cell; write from budget_f",
+    f"{ISO}holdout: {{budgets: [3e11]}}": "holdout: keeps every cell out; leave some to fit",
+    f"{ISO}holdout: {{cells: [{{siez: 16x2}}]}}": "holdout.cells[0].siez: no cell has that; write one of budget_flops",
+    f"{ISO}exclude: [{{budget_flops: 3e11}}]": "exclude: leaves no cell; remove an entry",
+    f"{ISO}execution: {{mesh: {{dta: 2}}}}": "execution.mesh.dta: unknown key; did you mean 'data'?",
+    f"{ISO}execution: {{mesh: {{run: 0}}}}": "execution.mesh.run: 0: write an integer ≥ 1",
+    f"{ISO}fit: {{delta: -1}}": "fit.delta: -1.0: write a positive number",
+    f"{ISO}fit: {{loss: hubert}}": "fit.loss: 'hubert' is not one of huber, lad, squared; did you mean 'huber'?",
+    "base: {}\nbase: {}": "line 2, column 1: not valid YAML: 'base' is here twice",
+    "base: {a: 1": "line 1, column 12: not valid YAML: expected ',' or '}'",
+    "base: !!python/object:os.system {}": "not valid YAML: could not determine a constructor for the tag",
+    "base: &a {model: *a}": "base.model.model: unknown key",
+}
+
+
+@pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
+def test_a_bad_grid_is_one_line_with_path_value_and_remedy(text):
+    message = error_of(text)
+    assert BAD[text] in message
+    assert "\n" not in message
+
+
+def test_duplicates_are_named_both():
+    message = error_of("base: {horizon: {tokens: 1e6}}\naxes: {optim.beta1: [0.9, 0.8, 0.9], model.width: [16]}")
+    assert "cells 0 and 2 are the same run" in message
+    assert message.count("beta1=0.9") == 2
+
+
+def test_load_names_the_file(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("bsae: {}\n")
+    with pytest.raises(grid.GridError, match=r"x\.yaml: bsae: unknown key"):
+        grid.load(path)
+    with pytest.raises(grid.GridError, match=r"no such grid file; did you mean '.*x\.yaml'"):
+        grid.load(tmp_path / "x.yml")
+    with pytest.raises(grid.GridError, match="not a readable text file"):
+        grid.load(tmp_path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(grid.GridError, match="not a readable text file"):
+        grid.load(path)
+
+
+def test_a_grid_too_large_to_mean_it_is_refused():
+    axes = "{optim.beta1: [%s], optim.eps: [%s], seed: [%s]}" % ((", ".join(f"0.{i}" for i in range(10, 99)),) * 3)
+    assert "cells; write at most" in error_of(f"base: {{{RUN}}}\naxes: {axes.replace('seed', 'optim.z_loss')}")
+
+
+def test_a_tree_that_doubles_at_every_level_is_shown_short():
+    text = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    assert len(error_of(text + "base: *a59\n")) < 500
+    assert len(error_of(f"base:\n  model:\n    width: &b\n{text and ''}      [1, 2]\n")) < 500
+
+
+# ---- fuzzing --------------------------------------------------------------------------------------------------------
+
+SEED_GRID = {
+    "recipe": {"name": "default@1", "lr_scale": 2},
+    "base": {"model": {"activation": "gelu"}, "data": {"seq_len": 128}, "optim": {"schedule": {"name": "wsd"}}},
+    "isoflop": {"rule": "exact", "budgets": [3e11, {"flops": 6e11, "sizes": [24, {"params": 5e4}]}], "sizes": [16]},
+    "axes": {
+        "recipe.batch_scale": [0.5, 1],
+        "arm": [{"optim": {"beta1": 0.9}}, {"optim": {"beta1": 0.8}, "label": "b"}],
+    },
+    "seeds": [0, 1],
+    "exclude": [{"batch_scale": 0.5, "width": 16}],
+    "holdout": {"budgets": [6e11], "cells": [{"size": "16x2", "seed": 1}]},
+    "execution": {"mesh": {"data": 2}},
+    "fit": {"flops": "exact", "bootstrap": 10},
+}
+WORDS = [
+    "width", "params", "d_model", "horizon", "tokens", "flops", "steps", "seed", "name", "sizes", "label", "model", "optim",
+    "none", "16x2", "1e17", "NaN", "", "a\nb", "é", "recipe", "recipe.lr_scale", "model.width", "..", "base", "head_dim",
+]  # fmt: skip
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, -1, 1, 2, 7, 16, 10**30, 10**400])
+    | st.floats()
+    | st.sampled_from(WORDS)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def _nodes(node, path=()):
+    yield path
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield from _nodes(child, (*path, key))
+
+
+@st.composite
+def mutated_grids(draw):
+    """A good grid with one to three of its nodes replaced, removed, doubled or given a stray key."""
+    raw = copy.deepcopy(SEED_GRID)
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from([p for p in _nodes(raw) if p] or [("base",)]))
+        parent = raw
+        for key in path[:-1]:
+            parent = parent[key]
+        action = draw(st.sampled_from(["replace", "remove", "double", "stray"]))
+        if action == "remove" and path[-1] in (parent if isinstance(parent, dict) else range(len(parent))):
+            del parent[path[-1]]
+        elif action == "double" and isinstance(parent, list):
+            parent.append(parent[path[-1]])
+        elif action == "stray" and isinstance(parent, dict):
+            parent[draw(st.sampled_from(WORDS))] = draw(VALUES)
+        else:
+            parent[path[-1]] = draw(VALUES)
+    return raw
+
+
+def _expands_or_says_why(attempt):
+    try:
+        found = attempt()
+    except grid.GridError as e:
+        message = str(e)
+        assert "\n" not in message
+        assert len(message) < 2000
+        assert any(word in message for word in (";", ": write", "is not one of")), f"no remedy in {message!r}"
+    else:
+        assert found.cells
+
+
+def _fuzz_trees(examples):
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(mutated_grids())
+    def check(raw):
+        _expands_or_says_why(lambda: grid.expand(raw, name="fuzz"))
+
+    return check
+
+
+def _fuzz_text(examples):
+    text = yaml.safe_dump(SEED_GRID, sort_keys=False)
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(
+        st.integers(0, len(text)), st.integers(0, 20), st.text(max_size=6) | st.sampled_from([*":{}[]&*!|>'\"#%@\t"])
+    )
+    def check(at, removed, inserted):
+        _expands_or_says_why(lambda: expand(text[:at] + inserted + text[at + removed :]))
+
+    return check
+
+
+def test_malformed_grids_never_end_in_a_traceback():
+    _fuzz_trees(60)()
+    _fuzz_text(40)()
+
+
+@pytest.mark.slow
+def test_a_thousand_malformed_grids_never_end_in_a_traceback():
+    _fuzz_trees(1000)()
+    _fuzz_text(1000)()
