@@ -296,7 +296,7 @@ BAD = {
     "base: {horizon: {tokens: 1e400}}": "base.horizon.tokens: inf is out of range",
     "base: {model: {qk_norm: 1}}": "base.model.qk_norm: 1 is not true or false; write one of the two",
     "base: {data: {source: 3}}": "base.data.source: 3 is not text; write it in quotes",
-    "base: {model: {activation: gelo}}": "base.model.activation: 'gelo' is not one of gelu, swiglu, relu2; did you mean",
+    "base: {model: {activation: gelo}}": "base.model.activation: 'gelo' is not one of gelu, swiglu, relu2; did you",
     "base: {horizon: {tokens: 1e6, flops: 1e12}, model: {width: 16}}": (
         "base.horizon.flops: 1e+12: flops is a second horizon beside tokens, 1e+06 at base.horizon.tokens; write one"
     ),
@@ -304,7 +304,7 @@ BAD = {
     "base: {model: {d_model: 16}}\n" + ISO: "base.model.d_model: 16: d_model is a second model beside width, 16 at",
     "base: {model: {width: 16}}": "base: horizon is missing; write one of horizon.tokens, horizon.flops",
     "base: {horizon: {tokens: 1e6}}": "base: model is missing; write one of model.width, model.params, model.d_model",
-    "base: {horizon: {tokens: 1e6}, model: {d_model: 64, num_layers: 2}}": "base.model.num_heads: missing; write a value",
+    "base: {horizon: {tokens: 1e6}, model: {d_model: 64, num_layers: 2}}": "base.model.num_heads: missing; write",
     f"recipe: none\nbase: {{{RUN}, optim: {{beta2: 0.5}}}}": "base.optim.peak_lr: missing; write a value",
     f"base: {{{RUN}, optim: {{beta2: 1.5}}}}": "base.optim.beta2: 1.5: write a number in [0, 1)",
     f"base: {{{RUN}, batch_size: 0}}": "base.batch_size: 0: write a positive number",
@@ -314,13 +314,13 @@ BAD = {
     "base: {horizon: {tokens: 1e6}, model: {width: 16, head_dim: 4, num_heads: 3, num_kv_heads: 2}}": (
         "base.model.num_kv_heads: 2: write a divisor of num_heads (3)"
     ),
-    "base: {horizon: {tokens: 1e6}, model: {width: 20}}": "base.model.width: 20 is not a width on the rule; write a multip",
+    "base: {horizon: {tokens: 1e6}, model: {width: 20}}": "base.model.width: 20 is not a width on the rule; write a",
     "base: {horizon: {tokens: 1e6}, model: {params: 20}}": "base.model.params: 20 is no size on the rule (the nearest",
     "base: {horizon: {tokens: -1}, model: {width: 16}}": "base.horizon.tokens: -1.0: write a positive number",
-    "base: {horizon: {tokens: 10}, model: {width: 16}}": "base.horizon.tokens: horizon asks for 10 tokens, less than one",
+    "base: {horizon: {tokens: 10}, model: {width: 16}}": "base.horizon.tokens: horizon asks for 10 tokens, less than",
     "base: {horizon: {tokens: 1e299}, model: {width: 16}}": "base.horizon.tokens: 4.88e+295 steps do not fit",
     "base: {horizon: {steps: 100}, model: {width: 16}}": "base.horizon.steps: steps need batch_size too",
-    f"recipe: defualt@1\nbase: {{{RUN}}}": "recipe: 'defualt@1' is not one of default@1, porian@1, steplaw@1, deepseek@1",
+    f"recipe: defualt@1\nbase: {{{RUN}}}": "recipe: 'defualt@1' is not one of default@1, porian@1, steplaw@1",
     f"recipe: {{lr_scale: -1}}\nbase: {{{RUN}}}": "recipe.lr_scale: -1.0 is not positive; write e.g. 0.5",
     f"recipe: {{lr_scale: 2}}\nbase: {{{RUN}, optim: {{peak_lr: 1}}}}": (
         "recipe.lr_scale: 2.0 has no effect beside base.optim.peak_lr; write one of them"
@@ -332,14 +332,14 @@ BAD = {
         "isoflop.budgets[0].sizes[1].wdth: unknown key; did you mean 'width'?"
     ),
     "isoflop: {budgets: [1e12], sizes: [16], rule: exakt}": "isoflop.rule: 'exakt' is not one of 6ND, 6ND_total",
-    "base: {horizon: {tokens: 1e6}}\naxes: {widht: [16]}": "axes.widht: not a path into a run, as an axis of plain values",
+    "base: {horizon: {tokens: 1e6}}\naxes: {widht: [16]}": "axes.widht: not a path into a run, as an axis of plain",
     "base: {horizon: {tokens: 1e6}}\naxes: {model.width: []}": "axes.model.width: [] is not a list with at least one",
     f"base: {{{RUN}}}\naxes: {{status: [{{seed: 1}}]}}": "axes.status: no axis can be called that; write another name",
     f"base: {{{RUN}}}\naxes: {{a: [{{seed: 1}}], seed: [2]}}": "axes.seed[0]: seed is set by axes.a[0].seed too",
     "base: {horizon: {tokens: 1e6}}\naxes: {model.width: [16, 24, 16]}": "cells 0 and 2 are the same run",
     f"{ISO}seeds: 3": "seeds: 3 is not a list with at least one entry",
     f"{ISO}seeds: [-1]": "seeds[0]: -1: write an integer in [0, 2^31)",
-    f"{ISO}holdout: {{budgets: [6e11]}}": "holdout.budgets[0]: {'budget_flops': 6e+11} matches no cell; write from budget_f",
+    f"{ISO}holdout: {{budgets: [6e11]}}": "holdout.budgets[0]: {'budget_flops': 6e+11} matches no cell; write from",
     f"{ISO}holdout: {{budgets: [3e11]}}": "holdout: keeps every cell out; leave some to fit",
     f"{ISO}holdout: {{cells: [{{siez: 16x2}}]}}": "holdout.cells[0].siez: no cell has that; write one of budget_flops",
     f"{ISO}exclude: [{{budget_flops: 3e11}}]": "exclude: leaves no cell; remove an entry",
@@ -409,8 +409,9 @@ SEED_GRID = {
     "fit": {"flops": "exact", "bootstrap": 10},
 }
 WORDS = [
-    "width", "params", "d_model", "horizon", "tokens", "flops", "steps", "seed", "name", "sizes", "label", "model", "optim",
-    "none", "16x2", "1e17", "NaN", "", "a\nb", "é", "recipe", "recipe.lr_scale", "model.width", "..", "base", "head_dim",
+    "width", "params", "d_model", "horizon", "tokens", "flops", "steps", "seed", "name", "sizes", "label", "model",
+    "optim", "none", "16x2", "1e17", "NaN", "", "a\nb", "é", "recipe", "recipe.lr_scale", "model.width", "..", "base",
+    "head_dim",
 ]  # fmt: skip
 VALUES = st.recursive(
     st.none()

@@ -1,0 +1,87 @@
+"""Recipes against what the papers' authors published or trained with, not against the formulas again."""
+
+import dataclasses
+
+import pytest
+
+from scaling import accounting, recipes
+from scaling.config import ModelConfig
+
+STDLIB_TOKENS = 12e6
+
+
+def model(d_model, num_layers, num_heads, d_ff, vocab_size, activation="gelu", **more):
+    return ModelConfig(
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        head_dim=d_model // num_heads,
+        num_kv_heads=more.pop("num_kv_heads", num_heads),
+        d_ff=d_ff,
+        vocab_size=vocab_size,
+        activation=activation,
+        **more,
+    )
+
+
+TINY = model(48, 3, 3, 192, 256)
+
+
+def test_deepseek_gives_the_rates_and_batches_deepseek_trained_with():
+    """DeepSeek LLM, table 2: 7B at 4.2e-4 with 2,304 × 4,096 tokens a batch, 67B at 3.2e-4 with 4,608 × 4,096."""
+    small = model(4096, 30, 32, 11008, 102_400, "swiglu")
+    large = model(8192, 95, 64, 22016, 102_400, "swiglu", num_kv_heads=8)
+    found = recipes.deepseek_v1(small, 2.0e12, 4096)
+    assert found.peak_lr == pytest.approx(4.2e-4, rel=0.05)
+    assert found.batch_tokens == pytest.approx(2304 * 4096, rel=0.05)
+    found = recipes.deepseek_v1(large, 2.0e12, 4096)
+    assert found.peak_lr == pytest.approx(3.2e-4, rel=0.05)
+    assert found.batch_tokens == pytest.approx(4608 * 4096, rel=0.05)
+
+
+def test_porian_at_its_anchor():
+    """Their model of 108.5M parameters with the head, without the embedding: .0047 and 160 sequences of 2,048."""
+    anchor = model(576, 20, 9, 1536, 50_432, "swiglu")
+    counts = accounting.param_counts(anchor)
+    assert counts["non_embedding"] + counts["unembedding"] == pytest.approx(108_540_160, rel=0.002)
+    found = recipes.porian_v1(anchor, 20 * 108e6, 2048)
+    assert found.peak_lr == pytest.approx(0.0047, rel=0.005)
+    assert found.batch_tokens == pytest.approx(160 * 2048, rel=0.01)
+    assert found.beta2 == 0.99
+    tied = recipes.porian_v1(dataclasses.replace(anchor, tied_embeddings=True), 20 * 108e6, 2048)
+    assert tied == found  # the head's FLOPs are there, tied or not
+
+
+def test_steplaw_by_hand():
+    """10^(.252853 - .713 · 9 + .307 · 11) at a billion parameters and a hundred billion tokens: the logs by hand."""
+    billion = model(2048, 20, 16, 8192, 65_536)
+    counts = accounting.param_counts(billion)
+    assert counts["non_embedding"] == pytest.approx(1.0066e9, rel=1e-3)
+    found = recipes.steplaw_v1(billion, 1e11, 2048)
+    assert found.peak_lr == pytest.approx(1.6325e-3 * 1.0066**-0.713, rel=1e-3)
+    assert found.batch_tokens == pytest.approx(1.10771e6, rel=1e-3)
+
+
+def test_default_is_the_measured_anchor_and_shrinks_the_batch_with_the_budget():
+    found = recipes.default_v1(TINY, STDLIB_TOKENS, 128)
+    assert found.peak_lr == pytest.approx(0.0084361, rel=1e-4)  # .01 (83,280 / 50,000)^(-1/3)
+    assert (found.beta2, found.weight_decay) == (0.98, 0.1)
+    batches = {tokens: recipes.default_v1(TINY, tokens, 128).batch_tokens for tokens in (1e5, 3e5, 5e5, 1e6, 1e7)}
+    assert batches == {1e5: 512, 3e5: 512, 5e5: 1024, 1e6: 2048, 1e7: 2048}
+    # hundreds of steps from two hundred thousand tokens on
+    assert all(tokens / recipes.default_v1(TINY, tokens, 128).batch_tokens >= 400 for tokens in (2.1e5, 5e5, 9e5))
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("tokens", [1e5, 1e7, 1e12])
+def test_every_recipe_is_sane(name, tokens):
+    found = recipes.RECIPES[name](TINY, tokens, 128)
+    assert found.peak_lr > 0
+    assert found.batch_tokens > 0
+    assert 0 <= found.warmup_tokens <= tokens / 10
+    assert type(found.warmup_tokens) is int
+    assert 0.9 <= found.beta2 < 1
+
+
+def test_names_carry_a_version():
+    assert all(name.rpartition("@")[2].isdigit() for name in recipes.RECIPES)
