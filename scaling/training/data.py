@@ -392,9 +392,9 @@ class Corpus:
     def validation(self, num_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Validation windows, int32 [W, S], and the weights of their targets, float32 [W, T], 0 where padded.
 
-        Without ``num_tokens``: the whole split; every token after the first is predicted exactly once. With it: at
-        least as many tokens (whole windows; the split, if that is less). Windows come in one fixed shuffled order, so
-        that such a part is a fair sample of the split and lies inside every larger one.
+        Without ``num_tokens``: the whole split; every token after the first is predicted exactly once. With it: the
+        first ceil(num_tokens / T) windows. They come in one fixed shuffled order, so that such a part is a fair sample
+        of the split and lies inside every larger one.
         """
         if num_tokens is not None and num_tokens < 1:
             raise ValueError(f"num_tokens is {num_tokens}: write a number ≥ 1")

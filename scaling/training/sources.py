@@ -49,6 +49,11 @@ def read(config: DataConfig, workdir: Path) -> Source:
     Raises ValueError, here or while documents are drawn, with the file or dataset at fault and what to do.
     """
     if config.source == "python-stdlib":
+        if not stdlib_files():
+            raise ValueError(
+                f"data.source is {config.source!r}: this Python carries no source in {sysconfig.get_paths()['stdlib']}: "
+                "write text:<folder or glob>"
+            )
         builder = _stdlib_builder()(data_dir=workdir / "tfds", file_format="array_record")
         return Source(_tfds_documents(builder, config.source, "text"), version=str(builder.version))
     if config.source.startswith("tfds:"):
@@ -78,9 +83,9 @@ def _state_of(files: list[Path]) -> str:
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
-# Tests are half of the library, and mostly literals.
-# pydoc_data is one generated document of 0.8 MB: whichever split it fell into, it would be most of the validation text
-# under one Python and absent under the next. _sysconfigdata and config-* hold this machine's build paths.
+# Tests are half of the library, and mostly literals. pydoc_data is one generated document of 0.8 MB: under one Python
+# its hash puts it into validation, where it would be most of the text, under another into train. _sysconfigdata and
+# config-* hold the build paths of this machine, sitecustomize its owner's settings.
 _NOT_STDLIB = re.compile(
     r"test|tests|idle_test|pydoc_data|site-packages|dist-packages|__pycache__"
     r"|config-.*|_sysconfigdata.*|sitecustomize\.py"
@@ -220,6 +225,8 @@ def _text_documents(paths: list[Path], text_key: str) -> Iterator[Document]:
                     yield Document(str(path), _decoded(f.read(), str(path)))
         except (gzip.BadGzipFile, EOFError, zlib.error) as e:
             raise ValueError(f"{path}: not a whole gzip file ({e}): compress it again") from e
+        except OSError as e:
+            raise ValueError(f"{path}: cannot be read ({e.strerror}): mend that or leave the file out") from e
 
 
 def _jsonl_text(line: bytes, name: str, text_key: str) -> str:

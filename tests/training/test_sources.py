@@ -73,6 +73,20 @@ def test_unknown_source(tmp_path):
         data.prepare(config_of("c4"), tmp_path / "cache")
 
 
+def test_file_that_vanishes(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    source = sources.read(config_of(f"text:{tmp_path}"), tmp_path)
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ValueError, match=r"a\.txt: cannot be read \(No such file or directory\)"):
+        next(source.documents)
+
+
+def test_python_without_its_source(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "python311.zip")})
+    with pytest.raises(ValueError, match=r"this Python carries no source in .*python311\.zip: write text:<folder"):
+        data.prepare(config_of("python-stdlib"), tmp_path / "cache")
+
+
 @pytest.fixture
 def tiny_tfds(tmp_path, monkeypatch) -> Path:
     """A TFDS dataset with a config, prepared as files whose code is gone."""
