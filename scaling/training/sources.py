@@ -51,8 +51,8 @@ def read(config: DataConfig, workdir: Path) -> Source:
     if config.source == "python-stdlib":
         if not stdlib_files():
             raise ValueError(
-                f"data.source is {config.source!r}: this Python carries no source in {sysconfig.get_paths()['stdlib']}: "
-                "write text:<folder or glob>"
+                f"data.source is {config.source!r}: this Python carries no source in "
+                f"{sysconfig.get_paths()['stdlib']}: write text:<folder or glob>"
             )
         builder = _stdlib_builder()(data_dir=workdir / "tfds", file_format="array_record")
         return Source(_tfds_documents(builder, config.source, "text"), version=str(builder.version))
@@ -180,7 +180,9 @@ def _tfds_documents(builder: Any, source: str, text_key: str) -> Iterator[Docume
             f"prepare it with `tfds build --file_format=array_record` and point TFDS_DATA_DIR at the result"
         ) from e
     if text_key not in builder.info.features:
-        raise ValueError(f"data.text_key is {text_key!r}: {source} has the features {', '.join(builder.info.features)}")
+        raise ValueError(
+            f"data.text_key is {text_key!r}: {source} has the features {', '.join(sorted(builder.info.features))}"
+        )
     for index in range(len(examples)):
         name, value = f"{source}, example {index}", examples[index][text_key]
         if not isinstance(value, bytes):
