@@ -1,0 +1,279 @@
+"""The figures of a sweep, composed: which plots, side by side how, with which caption; saved as SVG and PNG."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from scaling import plots
+from scaling.laws import forms
+from scaling.laws.analysis import select
+from scaling.laws.observations import from_table
+
+FULL, HALF = 11.0, 5.6  # widths of a figure in inches: the page, and half of it
+# Exponents of N* ∝ C^a to hold one's own against.
+PUBLISHED_EXPONENTS = {"Hoffmann et al. 2022": 0.50, "Kaplan et al. 2020": 0.73}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, its file name's stem, and the words that go with it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Saved:
+    name: str
+    title: str
+    caption: str
+    svg: Path
+    png: Path
+    wide: bool  # takes the width of a page, not half of it
+
+
+def write(folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) -> list[Saved]:
+    """Draws every figure that the data allow and writes each to ``folder`` as SVG and PNG.
+
+    The same data give the same bytes: no date is written.
+
+    Args:
+      table, curves: of ``records``, or a CSV's table and None.
+      fit: fit.json; may be empty.
+      learning_rates: cells as ``plots.learning_rate`` takes them.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = []
+    with plots.style():
+        for d in draw(table, curves, fit, learning_rates):
+            svg, png = folder / f"{d.name}.svg", folder / f"{d.name}.png"
+            d.figure.savefig(svg, metadata={"Date": None, "Creator": None})
+            d.figure.savefig(png, metadata={"Software": None})
+            saved.append(Saved(d.name, d.title, d.caption, svg, png, d.figure.get_figwidth() > HALF))
+    return saved
+
+
+def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) -> Iterator[Drawing]:
+    """The figures of ``write``, in the order in which a reader wants them. Call inside ``plots.style()``."""
+    convention = fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"}
+    table = plots.observations(table, convention)
+    done = table.assign(label=_labels(table))[table["loss"].notna()]
+    if "status" in done:
+        done = done[done["status"] == "completed"]
+    if learning_rates and not fit.get("allocation"):  # a sweep for its own sake
+        yield _learning_rate(learning_rates)
+    for figure in (_exponents, _isoflop, _surface, _allocation, _forecast, _residuals, _power_laws):
+        drawing = figure(done, fit) if len(done) else None
+        if drawing:
+            yield drawing
+    if curves is not None and len(curves):
+        yield _curves(plots.observations(curves, convention), fit)
+    if learning_rates and fit.get("allocation"):
+        yield _learning_rate(learning_rates)
+
+
+def _labels(table) -> list[str]:
+    """Rows as fit.json names them."""
+    for column in ("run_id", "run", "name", "run_name"):
+        if column in table:
+            return table[column].astype(str).tolist()
+    return [f"row {i}" for i in range(len(table))]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _part(fit: Mapping, key: str) -> Mapping:
+    return fit.get(key) or {}
+
+
+def predictor(fit: Mapping, law: str | None = None):
+    """A fitted law as a function of its columns (num_params=…, num_tokens=…); by default the one allocation is from.
+
+    None if it was not fitted, or is a form of the user's that is not known here.
+    """
+    law = law or _part(fit, "allocation").get("law")
+    fitted = _part(fit, "laws").get(law)
+    if not fitted or law not in forms.FORMS:
+        return None
+    form = forms.FORMS[law]
+    return lambda **columns: form.predict(fitted["params"], **columns)
+
+
+def exponent_rows(fit: Mapping) -> list[dict]:
+    """Exponents of N* ∝ C^a, D* ∝ C^b by every approach that gave one: name, a, a_interval, b, b_interval."""
+    isoflop, law = _part(fit, "isoflop"), _part(fit, "allocation")
+    local = {"a": law.get("a_local"), "a_interval": law.get("a_local_interval")}
+    found = {
+        "1  envelope of curves": _part(fit, "envelope"),
+        "2  IsoFLOP minima, parabola": isoflop,
+        "2  IsoFLOP minima, interpolated": _part(isoflop, "interpolated"),
+        "3  parametric law, fitted range": local,
+        "3  parametric law, asymptotic": law,
+    }
+    keys = ("a", "a_interval", "b", "b_interval")
+    return [{"name": n} | {k: part.get(k) for k in keys} for n, part in found.items() if part.get("a") is not None]
+
+
+def _exponents(done, fit) -> Drawing | None:
+    rows = exponent_rows(fit)
+    if len(rows) < 2:  # nothing to compare
+        return None
+    figure = Figure(figsize=(FULL, 1.2 + 0.27 * len(rows)))
+    plots.exponents(figure.subplots(), [(r["name"], r["a"], r["a_interval"]) for r in rows], PUBLISHED_EXPONENTS)
+    caption = (
+        "Exponent of N* against C by each approach, with 95 % intervals. The asymptotic one is β/(α+β), where the head "
+        "and attention no longer count; the one over the fitted range is what IsoFLOP minima estimate."
+    )
+    return Drawing("exponents", "How model size grows with compute", caption, figure)
+
+
+def _isoflop(done, fit) -> Drawing | None:
+    budgets = _part(fit, "isoflop").get("budgets") or []
+    if not budgets:
+        return None
+    figure = Figure(figsize=(HALF, 4.4))
+    plots.isoflop(figure.subplots(), budgets)
+    bracketed = sum(b["minimum"]["bracketed"] for b in budgets)
+    caption = (
+        "Final loss against size at equal compute, with the parabola in log N through each budget and its minimum. "
+        f"Runs bracket the minimum in {bracketed} of {_count(len(budgets), 'budget')}."
+    )
+    return Drawing("isoflop", "IsoFLOP profiles", caption, figure)
+
+
+def _allocation(done, fit) -> Drawing | None:
+    frontier = fit.get("frontier") or []
+    minima = [m for m in _part(fit, "isoflop").get("minima") or [] if m.get("num_params")]
+    if not frontier and not minima:
+        return None
+    figure = Figure(figsize=(FULL, 3.7))
+    axes = figure.subplots(1, 3)
+    fitted = _part(fit, "allocation").get("fitted_flops")
+    # The envelope reaches down to the first steps of training; a decade of it is enough beside the rest.
+    lowest = (fitted[0] if fitted else min(m["flops"] for m in minima)) / 10
+    envelope = [p for p in _part(fit, "envelope").get("points") or [] if p["flops"] >= lowest]
+    for ax, quantity in zip(axes, ("num_params", "num_tokens", "tokens_per_param")):
+        plots.allocation(ax, quantity, frontier, minima, envelope, fitted)
+        ax.get_legend().remove()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=5)
+    caption = "Size, tokens and their ratio that spend a budget best, by each approach."
+    if frontier:
+        caption += (
+            " The line is the optimum of the parametric law at what the runs' own tokens cost, dashed outside the "
+        )
+        caption += "compute that was fitted; the band is its 95 % interval."
+    return Drawing("allocation", "Compute-optimal size and data", caption, figure)
+
+
+def _surface(done, fit) -> Drawing | None:
+    predict = predictor(fit)
+    if predict is None:
+        return None
+    figure = Figure(figsize=(HALF, 4.4))
+    frontier = fit.get("frontier") or []
+    plots.surface(figure.subplots(), done, lambda n, d: predict(num_params=n, num_tokens=d), frontier)
+    held = bool(done["holdout"].any()) if "holdout" in done else False
+    caption = f"Contours of the fitted loss, nats per token; markers are runs{', open if held out' if held else ''}."
+    return Drawing("surface", "The parametric surface L(N, D)", caption, figure)
+
+
+def _forecast(done, fit) -> Drawing | None:
+    rows = fit.get("forecast") or []
+    if not rows:
+        return None
+    sizes = dict(zip(done["label"], done["num_params"]))
+    rows = [{"num_params": sizes.get(r["run_id"]), **r} for r in rows]
+    figure = Figure(figsize=(FULL, 3.7))
+    left, right = figure.subplots(1, 2)
+    plots.forecast(left, rows)
+    plots.forecast(right, rows, relative=True)
+    right.get_legend().remove()
+    caption = "Held-out cells: the loss forecast from the fitted runs and the loss that training gave."
+    return Drawing("forecast", "Forecast and outcome", caption, figure)
+
+
+def _residuals(done, fit) -> Drawing | None:
+    predict = predictor(fit)
+    if predict is None:
+        return None
+    figure = Figure(figsize=(FULL, 3.7))
+    axes = figure.subplots(1, 2, sharey=True)
+    predicted = predict(num_params=done["num_params"], num_tokens=done["num_tokens"])
+    for ax, quantity in zip(axes, ("num_tokens", "flops")):
+        plots.residuals(ax, done, predicted, quantity)
+    axes[0].get_legend().remove()
+    axes[1].set_ylabel("")
+    caption = "Loss above (+) or below (−) the parametric law. A pattern here is what the law cannot express."
+    return Drawing("residuals", "Residuals of the parametric law", caption, figure)
+
+
+def _power_laws(done, fit) -> Drawing | None:
+    panels = {"num_params": "kaplan_n", "num_tokens": "kaplan_d", "flops": "kaplan_c"}
+    found = {q: law for q, name in panels.items() for law in (name, f"{name}_offset") if predictor(fit, law)}
+    if not found:
+        return None
+    figure = Figure(figsize=(FULL, 3.7))
+    axes = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+    excluded = {row.get("run") for row in fit.get("excluded") or []}
+    candidates = done[~done["label"].isin(excluded)]
+    given = from_table(
+        candidates[["label", "num_params", "num_tokens", "flops", "loss"]].rename(columns={"label": "run"})
+    )
+    for ax, (quantity, law) in zip(axes, found.items()):
+        rows, _ = select(given, forms.FORMS[law])
+        predict = predictor(fit, law)
+        shown = done.assign(fitted=done["label"].isin(given.run[rows]))
+        label = plots.mathtext(forms.FORMS[law].equation.split(" = ", 1)[-1])
+        plots.power_law(ax, shown, quantity, lambda x, q=quantity, p=predict: p(**{q: x}), label=label)
+        alpha = fit["laws"][law]["params"]["alpha"]
+        ax.set_title(f"$\\alpha$ = {alpha:.3f}")
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+    caption = (
+        "Each law of one quantity is fitted where nothing else limits the loss: to the runs that no run with as little "
+        "of that quantity beats. The others, held-out runs among them, are grey."
+    )
+    return Drawing("power_laws", "Loss against size, data or compute alone", caption, figure)
+
+
+def _curves(curves, fit) -> Drawing:
+    figure = Figure(figsize=(FULL, 4.6))
+    envelope = _part(fit, "envelope")
+    plots.loss_curves(figure.subplots(), curves, envelope.get("points") or ())
+    caption = "Validation loss as runs go. A marker is a run's final loss."
+    if envelope.get("points"):
+        caption += f" The envelope is over {_count(envelope.get('num_runs', 0), 'fitted run')}"
+        caption += f"; {envelope['note']}." if envelope.get("note") else "."
+    return Drawing(
+        "curves", f"Training curves{' and their envelope' if envelope.get('points') else ''}", caption, figure
+    )
+
+
+def _learning_rate(cells: Sequence[Mapping]) -> Drawing:
+    sizes = sorted({c["num_params"] for c in cells})
+    columns = min(3, len(sizes))
+    rows = -(-len(sizes) // columns)
+    figure = Figure(figsize=(FULL if columns > 1 else HALF, 3.5 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, size in zip(axes, sizes):
+        plots.learning_rate(ax, [c for c in cells if c["num_params"] == size])
+        ax.set_title(f"$N$ = {plots.engineering(size)}")
+    for ax in axes[len(sizes) :]:
+        ax.remove()
+    edge = sum(not c["interior"] for c in cells)
+    where = (
+        f"in {_count(edge, 'cell')} it lies at the edge of the range"
+        if edge
+        else "in every cell it lies inside the range"
+    )
+    caption = (
+        f"Final loss against the peak rate, a panel per size, a line per horizon. A star is the best rate: {where}."
+    )
+    return Drawing("learning_rate", "Learning rate", caption, figure)

@@ -1,0 +1,490 @@
+"""Figures of a sweep: Axes in, Axes out; fits nothing, reads nothing.
+
+Every function draws plain data on the Axes it is given and returns it. Tables are pandas, with the columns
+``num_params`` (N), ``num_tokens`` (D), ``flops`` (C, training FLOPs), ``loss`` (nats per token); the rest comes from
+fit.json as it is written. Draw inside ``style()``. Colour runs dark to light with the logarithm of compute or size, and
+a marker goes with it, so that every figure survives a grey printer.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from scaling.laws.observations import ALIASES
+
+MARKERS = "os^DvPX*"
+DASHES = ("-", "--", "-.", ":")
+_STAR = {"marker": "*", "markersize": 11, "markeredgecolor": "black", "linestyle": "none"}
+INK, MUTED, FAINT = "0.10", "0.45", "0.80"
+# Lighter than this a line is lost on white paper.
+_COLOURS = matplotlib.colormaps["viridis"].resampled(256)
+_LIGHTEST = 0.82
+
+# STIX comes with matplotlib, so a figure has the same letters on every machine.
+STYLE = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.5,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "0.35",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.91",
+    "grid.linewidth": 0.6,
+    "xtick.color": "0.25",
+    "ytick.color": "0.25",
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "legend.title_fontsize": 9.5,
+    "legend.handlelength": 2.0,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 5,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "scaling",
+}
+
+LABELS = {
+    "num_params": "parameters $N$",
+    "num_tokens": "training tokens $D$",
+    "flops": "training compute $C$ (FLOPs)",
+    "loss": "validation loss $L$ (nats per token)",
+    "tokens_per_param": "tokens per parameter $D/N$",
+    "peak_lr": "peak learning rate",
+}
+
+
+def style():
+    """Context in which the figures of this project are drawn and saved; whatever the user's matplotlibrc says."""
+    return matplotlib.style.context(["default", STYLE])
+
+
+def engineering(value: float, _position=None) -> str:
+    """A count a person reads at a glance: 30K, 1.25M, 7B."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    suffixes = ("", "K", "M", "B", "T")
+    # Rounded to three digits first: 999,999 is 1M, not 1e+03K.
+    value = float(f"{value:.3g}")
+    group = min(max(math.floor(math.log10(abs(value)) / 3), 0), len(suffixes) - 1)
+    return f"{value / 1000**group:.3g}{suffixes[group]}"
+
+
+def scientific(value: float, _position=None) -> str:
+    """Mathtext: 3×10¹¹, and 10¹² without a factor of one."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = f"10^{{{int(exponent)}}}"
+    factor = f"{float(mantissa):g}"
+    return f"${power}$" if factor == "1" else rf"${factor}{{\times}}{power}$"
+
+
+class LogTicks(ticker.Locator):
+    """``fewest`` to eight labelled ticks on a logarithmic axis, however short or long it is."""
+
+    SUBDIVISIONS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
+
+    def __init__(self, fewest: int = 4):
+        self.fewest = fewest
+
+    def __call__(self):
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin, vmax):
+        lo, hi = sorted((vmin, vmax))
+        if lo <= 0:
+            return []
+        decades = range(math.floor(math.log10(lo)), math.ceil(math.log10(hi)) + 1)
+        for factors in self.SUBDIVISIONS:
+            inside = [f * 10.0**d for d in decades for f in factors if lo <= f * 10.0**d <= hi]
+            if len(inside) >= self.fewest:
+                return inside[:: math.ceil(len(inside) / 8)]
+        evenly = ticker.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(lo, hi)
+        return [t for t in evenly if lo <= t <= hi]
+
+
+_WRITERS: Mapping[str, Callable] = {"flops": scientific, "num_params": engineering, "num_tokens": engineering}
+
+
+def mathtext(equation: str) -> str:
+    """A form's equation as mathtext, its exponents raised."""
+    return "$" + re.sub(r"\^(-?[^ )]+)", r"^{\1}", equation) + "$"
+
+
+def log_axis(axis, quantity: str) -> None:
+    """Makes an axis logarithmic, ticked and labelled for ``quantity`` (a key of ``LABELS``)."""
+    ax = axis.axes
+    (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
+    # 3×10¹¹ is wide: three such labels are enough.
+    axis.set_major_locator(LogTicks(fewest=3 if quantity == "flops" else 4))
+    axis.set_minor_locator(ticker.NullLocator())
+    axis.set_major_formatter(ticker.FuncFormatter(_WRITERS.get(quantity, lambda v, _: f"{v:.4g}")))
+    axis.set_label_text(LABELS[quantity])
+
+
+def colours(values: Sequence[float]) -> dict[float, tuple]:
+    """A colour for each distinct value: dark to light with its logarithm."""
+    distinct = sorted(set(values))
+    if not distinct:
+        return {}
+    lo, hi = math.log(distinct[0]), math.log(distinct[-1])
+    return {v: _COLOURS(_LIGHTEST * ((math.log(v) - lo) / (hi - lo) if hi > lo else 0.3)) for v in distinct}
+
+
+def _markers(values) -> dict[float, str]:
+    return dict(zip(sorted(set(values)), itertools.cycle(MARKERS)))
+
+
+def observations(table, convention: Mapping[str, str]):
+    """The table with ``num_params`` and ``flops`` as fit.json's ``convention`` counts them.
+
+    Records carry every count (``num_params_total``, ``flops_6ND`` …). A CSV has one, under any of its aliases; where it
+    has no FLOPs they are 6 N D, as in the fit.
+    """
+    letters = {old: new for old, new in ALIASES.items() if new in LABELS and old in table and new not in table}
+    table = table.rename(columns=letters)
+    for name in ("num_params", "flops"):
+        counted = f"{name}_{convention.get(name)}"
+        if counted in table:
+            table = table.assign(**{name: table[counted]})
+    if "flops" not in table:
+        table = table.assign(flops=6.0 * table["num_params"] * table["num_tokens"])
+    return table
+
+
+def loss_curves(ax: Axes, curves, envelope: Sequence[Mapping] = ()) -> Axes:
+    """Validation loss against compute spent so far, a line per run, and the lower envelope of all of them.
+
+    ``curves``: ``records.curves`` through ``observations``. A dot ends every completed run: with a rate that is
+    cooled down at the end, only those losses are annealed. Held-out runs are dotted. ``envelope``: points with
+    ``flops`` and ``loss``.
+    """
+    shade = colours(curves["num_params"])
+    marker = _markers(curves["num_params"])
+    for _, run in curves.sort_values("num_tokens").groupby("run_id", sort=False):
+        size, status = run["num_params"].iloc[0], run["status"].iloc[0]
+        line = ":" if run["holdout"].iloc[0] else "-"
+        ax.plot(run["flops"], run["loss"], line, color=shade[size], linewidth=0.9, alpha=0.85)
+        end = {"completed": marker[size], "diverged": "x"}.get(status)
+        if end:
+            ax.plot(run["flops"].iloc[-1], run["loss"].iloc[-1], end, color=shade[size], markersize=4.5)
+    if len(envelope):
+        points = sorted((p["flops"], p["loss"]) for p in envelope)
+        ax.plot(*zip(*points), color="black", linewidth=1.8, zorder=4)
+    log_axis(ax.xaxis, "flops")
+    log_axis(ax.yaxis, "loss")
+    sound = curves["loss"][curves["status"] == "completed"]
+    if len(sound):  # a run that blew up leaves through the top instead of flattening the others
+        ax.set_ylim(sound.min() / 1.05, sound.max() * 1.15)
+    handles = [Line2D([], [], color=shade[n], marker=marker[n], label=engineering(n)) for n in sorted(shade)]
+    handles += _handles_if(
+        (len(envelope), Line2D([], [], color="black", linewidth=1.8, label="envelope")),
+        (curves["holdout"].any(), Line2D([], [], color=MUTED, linestyle=":", label="held out")),
+        ((curves["status"] == "diverged").any(), Line2D([], [], color=MUTED, marker="x", label="diverged")),
+    )
+    ax.legend(handles=handles, title=LABELS["num_params"], ncols=1 + (len(handles) > 10))
+    return ax
+
+
+def _handles_if(*pairs) -> list[Line2D]:
+    return [handle for wanted, handle in pairs if wanted]
+
+
+def isoflop(ax: Axes, budgets: Sequence[Mapping]) -> Axes:
+    """Loss against parameters at equal compute: runs, the parabola through them in log N, its minimum.
+
+    ``budgets``: fit.json's isoflop.budgets. A minimum that the runs do not bracket is null there and not drawn.
+    """
+    shade = colours([b["flops"] for b in budgets])
+    marker = _markers([b["flops"] for b in budgets])
+    for budget in sorted(budgets, key=lambda b: b["flops"]):
+        colour = shade[budget["flops"]]
+        num_params = np.asarray(budget["num_params"], dtype=np.float64)
+        ax.plot(num_params, budget["loss"], marker[budget["flops"]], color=colour, label=scientific(budget["flops"]))
+        if budget.get("quadratic"):
+            x = np.linspace(np.log(num_params.min() / 1.15), np.log(num_params.max() * 1.15), 200)
+            ax.plot(np.exp(x), np.polynomial.polynomial.polyval(x, budget["quadratic"]), color=colour, linewidth=1.1)
+        minimum = budget.get("minimum") or {}
+        if minimum.get("num_params"):
+            ax.plot(minimum["num_params"], minimum["loss"], **_STAR, color="none", markerfacecolor="black", zorder=5)
+    log_axis(ax.xaxis, "num_params")
+    ax.set_ylabel(LABELS["loss"])
+    handles, _ = ax.get_legend_handles_labels()
+    star = Line2D([], [], **_STAR, color="none", markerfacecolor="black", label="minimum")
+    handles += _handles_if((any((b.get("minimum") or {}).get("num_params") for b in budgets), star))
+    ax.legend(handles=handles, title="compute $C$ (FLOPs)", ncols=1 + (len(handles) > 6))
+    return ax
+
+
+def allocation(
+    ax: Axes,
+    quantity: str,
+    frontier: Sequence[Mapping] = (),
+    minima: Sequence[Mapping] = (),
+    envelope: Sequence[Mapping] = (),
+    fitted_flops: tuple[float, float] | None = None,
+) -> Axes:
+    """What to spend a budget on: N*, D* or D*/N* against compute, by each approach.
+
+    ``quantity``: num_params, num_tokens or tokens_per_param. ``frontier``: fit.json's, the parametric law's optimum
+    with its band (``<quantity>_interval``); ``minima`` of IsoFLOP and points of the ``envelope``, as markers.
+    ``fitted_flops``: the range of compute that was fitted; beyond it the frontier is dashed.
+    """
+    if len(frontier):
+        flops = np.array([p["flops"] for p in frontier])
+        value = np.array([_quantity(p, quantity) for p in frontier])
+        band = [p.get(f"{quantity}_interval") for p in frontier]
+        if all(band):
+            ax.fill_between(flops, *np.array(band).T, color="0.87", linewidth=0, label="95 % interval of the law")
+        inside = np.ones_like(flops, dtype=bool)
+        if fitted_flops:
+            # One part in a thousand: the grid of C ends on the range's ends, up to rounding.
+            inside = (flops >= fitted_flops[0] * 0.999) & (flops <= fitted_flops[1] * 1.001)
+        ax.plot(
+            flops, value, color="black", linestyle="--", linewidth=1, label=None if inside.all() else "extrapolated"
+        )
+        ax.plot(flops[inside], value[inside], color="black", linewidth=1.8, label="parametric law")
+    if len(envelope):
+        x, y = [p["flops"] for p in envelope], [_quantity(p, quantity) for p in envelope]
+        ax.plot(x, y, ".", color=_COLOURS(0.55), markersize=4, label="envelope of curves")
+    if len(minima):
+        _points_with_intervals(ax, minima, quantity, "IsoFLOP minimum")
+    log_axis(ax.xaxis, "flops")
+    log_axis(ax.yaxis, quantity)
+    ax.legend()
+    return ax
+
+
+def _quantity(point: Mapping, quantity: str) -> float:
+    if quantity == "tokens_per_param" and quantity not in point:
+        return point["num_tokens"] / point["num_params"]
+    return point[quantity]
+
+
+def _points_with_intervals(ax: Axes, points, quantity, label) -> None:
+    value = np.array([_quantity(p, quantity) for p in points])
+    intervals = [p.get(f"{quantity}_interval") for p in points]
+    yerr = None
+    if all(intervals):
+        lo, hi = np.array(intervals).T
+        yerr = np.maximum([value - lo, hi - value], 0)
+    ax.errorbar(
+        [p["flops"] for p in points], value, yerr=yerr, fmt="D", markersize=5.5, color=_COLOURS(0.2),
+        elinewidth=1, capsize=2.5, zorder=5, label=label,
+    )  # fmt: skip
+
+
+def surface(ax: Axes, table, predict: Callable, frontier: Sequence[Mapping] = ()) -> Axes:
+    """The law L(N, D) as contours of equal loss, the runs on it, and the compute-efficient frontier.
+
+    ``predict(num_params, num_tokens)``: loss, on arrays of any shape.
+    """
+    known = table[np.isfinite(table["loss"].astype(float))]
+    n = np.geomspace(known["num_params"].min() / 2, known["num_params"].max() * 2, 160)
+    d = np.geomspace(known["num_tokens"].min() / 2, known["num_tokens"].max() * 2, 160)
+    loss = predict(*np.meshgrid(n, d))
+    levels = _round_levels(loss.min(), np.quantile(loss, 0.97))
+    lines = ax.contour(n, d, loss, levels=levels, colors=[MUTED], linewidths=0.7)
+    shade = colours(known["flops"].map(_two_digits))
+    marker = _markers(known["flops"].map(_two_digits))
+    for flops, rows in known.groupby(known["flops"].map(_two_digits)):
+        face = np.where(rows["holdout"], "white", matplotlib.colors.to_hex(shade[flops])) if "holdout" in rows else None
+        label = scientific(flops) if len(shade) <= 8 else None
+        ax.scatter(rows["num_params"], rows["num_tokens"], s=26, marker=marker[flops] if len(shade) <= 8 else "o",
+                   facecolors=face, edgecolors=[shade[flops]], linewidths=0.9, zorder=4, label=label)  # fmt: skip
+    if len(frontier):
+        ax.plot([p["num_params"] for p in frontier], [p["num_tokens"] for p in frontier], color="black",
+                linewidth=1.8, zorder=3, label="efficient frontier")  # fmt: skip
+    log_axis(ax.xaxis, "num_params")
+    log_axis(ax.yaxis, "num_tokens")
+    ax.set_xlim(n[0], n[-1])
+    ax.set_ylim(d[0], d[-1])
+    _label_contours(ax, lines, n[int(0.9 * n.size)], d, predict)
+    ax.grid(False)
+    ax.legend(title="compute $C$ (FLOPs)", frameon=True, framealpha=0.9, edgecolor="none", loc="lower left")
+    return ax
+
+
+def _two_digits(value: float) -> float:
+    """Runs of one budget differ in the third digit, by rounding to whole steps."""
+    return float(f"{value:.1e}")
+
+
+def _round_levels(lo: float, hi: float, num: int = 12) -> list[float]:
+    """Contour levels at round losses, about evenly spaced in the logarithm."""
+    levels, value = [], lo
+    while value < hi:
+        gap = value * ((hi / lo) ** (1 / num) - 1)
+        decade = 10.0 ** math.floor(math.log10(gap))
+        step = decade * max(f for f in (1, 2, 5) if f * decade <= gap)
+        value = round((math.floor(value / step + 1e-9) + 1) * step, 12)
+        levels.append(value)
+    return levels[:-1]
+
+
+def _label_contours(ax: Axes, lines, num_params: float, num_tokens: np.ndarray, predict: Callable) -> None:
+    """Writes each level where it crosses one size, away from the border that would clip it."""
+    loss = predict(np.full_like(num_tokens, num_params), num_tokens)
+    inside = [v for v in lines.levels if loss.min() < v < loss.max()]
+    places = [(num_params, np.interp(-v, -loss, num_tokens)) for v in inside]
+    places = [p for p in places if num_tokens[8] < p[1] < num_tokens[-8]]
+    for text in ax.clabel(lines, manual=places, fmt=lambda v: f"{v:.4g}", fontsize=8.5, inline=False):
+        text.set(zorder=5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+
+
+def power_law(ax: Axes, table, quantity: str, predict: Callable | None = None, *, label: str = "fit") -> Axes:
+    """Loss against one of N, D, C, and a law of it alone.
+
+    A boolean column ``fitted`` of the table marks the runs behind the law; without it, all are. ``predict(x)``: loss,
+    drawn dashed where no run was fitted.
+    """
+    known = table[table["loss"].notna()]
+    fitted = known["fitted"].astype(bool) if "fitted" in known else known["loss"].notna()
+    shade = colours(known["flops"].map(_two_digits))
+    if not fitted.all():
+        ax.plot(known[quantity][~fitted], known["loss"][~fitted], "o", color=FAINT, markersize=3.5, label="other runs")
+    colour = [shade[_two_digits(c)] for c in known["flops"][fitted]]
+    ax.scatter(known[quantity][fitted], known["loss"][fitted], c=colour, s=24, zorder=3, label="fitted runs")
+    if predict is not None:
+        for table, line, name in ((known, "--", None), (known[fitted], "-", label)):
+            x = np.geomspace(table[quantity].min(), table[quantity].max(), 200)
+            ax.plot(x, predict(x), line, color="black", linewidth=1.6 if name else 0.9, label=name)
+    log_axis(ax.xaxis, quantity)
+    log_axis(ax.yaxis, "loss")
+    ax.set_ylim(known["loss"].min() / 1.06, known["loss"].max() * 1.06)
+    ax.legend()
+    return ax
+
+
+def residuals(ax: Axes, table, predicted, quantity: str = "num_tokens") -> Axes:
+    """Relative residual (loss / predicted - 1, in per cent) against N, D or C; markers are sizes, shades are compute.
+
+    ``predicted``: loss of every row. The band is the RMS of the fitted rows; held-out rows are open.
+    """
+    table = table.assign(residual=100 * (table["loss"] / predicted - 1))
+    table = table[table["residual"].notna()]
+    held = table["holdout"].astype(bool) if "holdout" in table else table["residual"].isna()
+    spread = float(np.sqrt(np.mean(table["residual"][~held] ** 2)))
+    ax.axhspan(-spread, spread, color="0.92", linewidth=0, label=f"RMS of the fitted, {spread:.2g} %")
+    ax.axhline(0, color="black", linewidth=0.8)
+    budget = table["flops"].map(_two_digits)
+    shade, marker = colours(budget), _markers(table["num_params"])
+    if len(marker) > len(MARKERS):
+        marker = dict.fromkeys(marker, "o")
+    for size, rows in table.groupby("num_params"):
+        edge = [matplotlib.colors.to_hex(shade[c]) for c in budget[rows.index]]
+        face = np.where(held[rows.index], "white", edge)
+        ax.scatter(rows[quantity], rows["residual"], s=28, marker=marker[size], facecolors=face, edgecolors=edge,
+                   linewidths=0.9, zorder=3)  # fmt: skip
+    log_axis(ax.xaxis, quantity)
+    ax.set_ylabel("residual (% of the predicted loss)")
+    handles, _ = ax.get_legend_handles_labels()
+    if len(set(marker.values())) > 1:
+        handles += [_marker_only(marker[n], "black", f"$N$ = {engineering(n)}") for n in sorted(marker)]
+    handles += _handles_if((held.any(), _marker_only("o", "white", "held out")))
+    # Beside the axes, where it cannot cover a point.
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    return ax
+
+
+def _marker_only(marker: str, face: str, label: str) -> Line2D:
+    return Line2D([], [], linestyle="none", marker=marker, markeredgecolor="black", markerfacecolor=face, label=label)
+
+
+def forecast(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Axes:
+    """Losses forecast before training, with their interval, and what training gave.
+
+    ``rows``: fit.json's forecast; ``num_params`` where known puts a cell at its size, else cells stand side by side.
+    ``relative``: per cent above or below the forecast, in place of nats.
+    """
+    rows = sorted(rows, key=lambda r: (r["flops"], r.get("num_params", 0)))
+    # Equal sizes at two budgets would hide each other: side by side then.
+    sizes = [r.get("num_params") for r in rows]
+    by_size = all(sizes) and len(set(sizes)) == len(sizes)
+    x = sizes if by_size else list(range(len(rows)))
+    predicted = np.array([r["predicted"] for r in rows])
+    actual = np.array([np.nan if r.get("actual") is None else r["actual"] for r in rows])
+    lo, hi = np.array([r["interval"] for r in rows]).T
+    if relative:
+        lo, hi, actual = (100 * (v / predicted - 1) for v in (lo, hi, actual))
+        predicted = np.zeros_like(predicted)
+    level = rows[0].get("level", 0.9)
+    ax.vlines(x, lo, hi, color=_COLOURS(0.4), linewidth=6, alpha=0.45, label=f"forecast, {100 * level:g} % interval")
+    ax.plot(x, predicted, "_", color=_COLOURS(0.15), markersize=11, markeredgewidth=1.6)
+    ax.plot(x, actual, "x", color="black", markersize=6, markeredgewidth=1.5, zorder=4, label="actual")
+    if by_size:
+        log_axis(ax.xaxis, "num_params")
+    else:
+        names = [engineering(n) if n else "" for n in sizes]
+        ax.set_xticks(x, [f"{name}\n{scientific(r['flops'])}" for name, r in zip(names, rows)])
+        ax.set_xlabel("held-out cell: parameters $N$, compute $C$ (FLOPs)")
+    ax.set_ylabel("actual against forecast (%)" if relative else LABELS["loss"])
+    ax.margins(0.08, 0.12)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return ax
+
+
+def exponents(
+    ax: Axes, rows: Sequence[tuple[str, float, Sequence[float] | None]], references: Mapping | None = None
+) -> Axes:
+    """Estimates of one exponent side by side: (name, value, interval), top to bottom, and published values as lines."""
+    for position, (_, value, interval) in enumerate(rows):
+        if interval:
+            ax.plot(interval, [position] * 2, color="black", linewidth=1.4, solid_capstyle="butt")
+        ax.plot(value, position, "o", color="black", markersize=6)
+    for name, value in (references or {}).items():
+        ax.axvline(value, color=MUTED, linewidth=0.9, linestyle="--", zorder=0)
+        ax.annotate(f"{name}: {value:.2f}", (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                    textcoords="offset points", ha="center", fontsize=9, color="0.3")  # fmt: skip
+    ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel(r"exponent $a$ in $N^{*} \propto C^{\,a}$")
+    return ax
+
+
+def learning_rate(ax: Axes, cells: Sequence[Mapping]) -> Axes:
+    """Loss against peak learning rate, a line per cell; a star on the best rate, open if it lies at the edge.
+
+    ``cells``: ``name``, ``num_tokens``, ``rates`` and ``losses`` (null: diverged, drawn as a cross at the top),
+    ``best`` (a rate or null) and ``interior``.
+    """
+    shade = colours([c["num_tokens"] for c in cells])
+    marker = _markers([c["num_tokens"] for c in cells])
+    for cell, dash in zip(sorted(cells, key=lambda c: c["num_tokens"]), itertools.cycle(DASHES)):
+        known = [(r, l) for r, l in zip(cell["rates"], cell["losses"]) if l is not None]
+        colour = shade[cell["num_tokens"]]
+        if known:
+            ax.plot(
+                *zip(*known), dash, marker=marker[cell["num_tokens"]], color=colour, label=cell["name"], markersize=4
+            )
+        if cell["best"] is not None:
+            face = "black" if cell["interior"] else "white"
+            ax.plot(cell["best"], dict(known)[cell["best"]], **_STAR, color="none", markerfacecolor=face, zorder=5)
+        for rate in [r for r, l in zip(cell["rates"], cell["losses"]) if l is None]:
+            ax.plot(rate, 0.97, "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False)
+    log_axis(ax.xaxis, "peak_lr")
+    ax.set_ylabel(LABELS["loss"])
+    ax.legend(title=LABELS["num_tokens"])
+    return ax

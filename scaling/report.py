@@ -1,0 +1,377 @@
+"""One self-contained HTML page from a sweep's records and fits.
+
+    python -m scaling.report results/chinchilla
+
+writes report.html, which needs no network, and figures/*.svg|png beside it. Nothing is fitted here: fit.json says what
+was, or why it could not be.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaling import figures, plots, records
+
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a results folder holds. Files that are not there are empty."""
+
+    folder: Path
+    runs: list[records.RunRecord]
+    fit: dict
+    manifest: dict
+    forecast: dict
+
+    @property
+    def name(self) -> str:
+        return self.manifest.get("name") or (self.runs[0].sweep.get("name") if self.runs else None) or self.folder.name
+
+
+def read(results_dir: Path) -> Results:
+    """Reads a results folder.
+
+    Raises ValueError when there is no such folder, it holds no record, or a file in it is not readable.
+    """
+    folder = Path(results_dir)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder: write a sweep's results folder, as in results/chinchilla")
+    runs = records.load_records(folder)
+    if not runs:
+        raise ValueError(f"{folder}/runs: no records: run the sweep first")
+    fit, manifest, forecast = (_read_json(folder / f"{name}.json") for name in ("fit", "sweep", "forecast"))
+    return Results(folder, runs, with_sealed_forecast(fit, forecast, runs), manifest, forecast)
+
+
+def _read_json(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{path}: not readable as JSON ({e}): delete it and run the sweep again") from None
+
+
+def build(results_dir: Path, out: Path | None = None) -> Path:
+    """Writes the report of a results folder, and its figures, and returns the report's path.
+
+    Args:
+      results_dir: folder with runs/*.json, and fit.json, sweep.json, forecast.json where they exist.
+      out: the HTML file; by default report.html in ``results_dir``. Figures go to figures/ beside it.
+
+    Raises:
+      ValueError: nothing to report on, or a file that cannot be read.
+    """
+    results = read(results_dir)
+    out = Path(out) if out else results.folder / "report.html"
+    table, curves = records.table(results.runs), records.curves(results.runs)
+    cells = learning_rate_cells(results.runs)
+    saved = figures.write(out.parent / "figures", table, curves, results.fit, cells)
+    html = _render(results, table, cells, saved)
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.write_text(html, encoding="utf-8")
+    temporary.replace(out)
+    return out
+
+
+def learning_rate_cells(runs: Sequence[records.RunRecord], fewest: int = 3) -> list[dict]:
+    """Cells, that is runs equal in all but peak_lr and seed, that tried at least ``fewest`` rates.
+
+    Each: name, num_params, num_tokens, batch_tokens, rates, losses (mean over seeds; null where every seed diverged),
+    best (rate or null) and interior: whether a lower and a higher rate were tried. A higher one that diverged counts.
+    """
+    groups = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.status != "failed":
+            optim = {k: v for k, v in run.config["optim"].items() if k != "peak_lr"}
+            key = json.dumps({**run.config, "optim": optim, "seed": None}, sort_keys=True)
+            groups[key][run.config["optim"]["peak_lr"]].append(run)
+    cells = [_learning_rate_cell(by_rate) for by_rate in groups.values() if len(by_rate) >= fewest]
+    cells.sort(key=lambda c: (c["num_params"], c["num_tokens"], c["batch_tokens"]))
+    names = [plots.engineering(c["num_tokens"]) for c in cells]
+    if len({(c["num_params"], name) for c, name in zip(cells, names)}) < len(cells):
+        names = [f"{name}, batch {plots.engineering(c['batch_tokens'])}" for c, name in zip(cells, names)]
+    return [{"name": name, **cell} for name, cell in zip(names, cells)]
+
+
+def _learning_rate_cell(by_rate: Mapping[float, Sequence[records.RunRecord]]) -> dict:
+    rates = sorted(by_rate)
+    known = [[r.loss for r in by_rate[rate] if r.loss is not None] for rate in rates]
+    losses = [sum(seeds) / len(seeds) if seeds else None for seeds in known]
+    best = min((loss, rate) for loss, rate in zip(losses, rates) if loss is not None)[1] if any(known) else None
+    first = by_rate[rates[0]][0]
+    return {
+        "num_params": first.num_params["non_embedding"],
+        "num_tokens": max(r.num_tokens for runs in by_rate.values() for r in runs),  # a diverged run stopped short
+        "batch_tokens": first.batch_tokens,
+        "rates": rates,
+        "losses": losses,
+        "best": best,
+        "interior": best is not None and rates[0] < best < rates[-1],
+    }
+
+
+def with_sealed_forecast(fit: Mapping, forecast: Mapping, runs: Sequence[records.RunRecord]) -> dict:
+    """fit.json with the forecast that was written before the held-out cells were trained, where there is one.
+
+    A fit made afterwards could only repeat it or improve on it: what counts is what was said before.
+    """
+    if not forecast.get("cells"):
+        return dict(fit)
+    actual = {r.run_id: r.loss for r in runs}
+    return {**fit, "forecast": [{**cell, "actual": actual.get(cell["run_id"])} for cell in forecast["cells"]]}
+
+
+def forecast_seal(forecast: Mapping) -> str | None:
+    """What the hash in forecast.json says: that it is as it was written, or that it was changed. None without one."""
+    if not forecast:
+        return None
+    rest = {k: v for k, v in forecast.items() if k != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    when = f"written {forecast.get('written', 'at an unknown time')}, before the held-out cells were trained"
+    if hashlib.sha256(text.encode()).hexdigest() == forecast.get("sha256"):
+        return f"Forecast {when}; its sha256, {forecast['sha256'][:12]}…, matches."
+    return f"The sha256 of forecast.json ({when}) does not match: the file was changed after it was written."
+
+
+def headlines(results: Results, table, cells: Sequence[Mapping]) -> list[dict]:
+    """The answer: {value, interval, text (HTML)} for each of the few numbers that a reader came for."""
+    out = [*_exponent_headline(results.fit), *_ratio_headline(results.fit), *_forecast_headline(results.fit)]
+    if cells:
+        interior = sum(c["interior"] for c in cells)
+        text = "cells of the learning-rate sweep whose best rate lies inside the range tried"
+        out.append(_headline(f"{interior} of {len(cells)}", None, text))
+    completed = int((table["status"] == "completed").sum())
+    text = "runs completed" + "".join(
+        f", {n} {status}" for status in ("diverged", "failed") if (n := int((table["status"] == status).sum()))
+    )
+    return [*out, _headline(f"{completed} of {len(table)}", None, text)]
+
+
+def _exponent_headline(fit: Mapping) -> list[dict]:
+    isoflop, law = fit.get("isoflop") or {}, fit.get("allocation") or {}
+    # Two points always lie on a line: below three minima the exponent of IsoFLOP has no evidence in it.
+    if isoflop.get("a") is not None and isoflop.get("num_bracketed", 0) >= 3:
+        value, interval, source = isoflop["a"], isoflop.get("a_interval"), "by IsoFLOP minima"
+    elif law.get("a_local") is not None:
+        value, interval, source = (
+            law["a_local"],
+            law.get("a_local_interval"),
+            "by the parametric law, in the fitted range",
+        )
+    else:
+        return []
+    return [_headline(f"{value:.2f}", interval, f"exponent a of N* ∝ C<sup>a</sup>, {source}", ".2f")]
+
+
+def _ratio_headline(fit: Mapping) -> list[dict]:
+    law = fit.get("allocation") or {}
+    top = (law.get("fitted_flops") or [0, float("inf")])[1] * 1.02  # budgets are means of what runs achieved
+    fitted = {float(c): entry for c, entry in (law.get("tokens_per_param") or {}).items() if float(c) <= top}
+    if not fitted:
+        return []
+    flops, entry = max(fitted.items())
+    text = f"tokens per parameter are best at {scientific(float(f'{flops:.2g}'))} FLOPs, the largest fitted budget"
+    return [_headline(f"{entry['value']:.3g}", entry.get("interval"), text, ".3g")]
+
+
+def _forecast_headline(fit: Mapping) -> list[dict]:
+    known = [row for row in fit.get("forecast") or [] if row.get("actual") is not None]
+    if not known:
+        return []
+    errors = [100 * abs(row["actual"] / row["predicted"] - 1) for row in known]
+    inside = sum(row["interval"][0] <= row["actual"] <= row["interval"][1] for row in known)
+    text = (
+        f"mean error of the forecast on held-out cells, {max(errors):.2g} % at worst; {inside} of {len(known)} "
+        f"losses inside the {100 * known[0].get('level', 0.9):.0f} % interval"
+    )
+    return [_headline(f"{sum(errors) / len(errors):.2g} %", None, text)]
+
+
+def _headline(value: str, interval, text: str, form: str = "") -> dict:
+    bounds = "–".join(format(b, form) for b in interval) if interval else None
+    return {"value": value, "interval": bounds, "text": text}
+
+
+def scientific(value: float) -> str:
+    """HTML: 3×10 and its power, raised."""
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = f"10<sup>{int(exponent)}</sup>"
+    factor = f"{float(mantissa):g}"
+    return power if factor == "1" else f"{factor}&hairsp;×&hairsp;{power}"
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader must know before believing the rest."""
+    fit = results.fit
+    if not fit:
+        return ["No laws: there is no fit.json in this folder."]
+    return ([f"No laws: {fit['error']}"] if fit.get("error") else []) + list(fit.get("warnings") or [])
+
+
+def _cell_rows(results: Results) -> list[dict]:
+    """A row per run, and per cell of the manifest that has no record."""
+    planned = {c["run_id"]: c for c in results.manifest.get("cells") or []}
+    rule = results.fit.get("convention", {}).get("flops", "exact")
+    rows = []
+    for r in results.runs:
+        rows.append(
+            {
+                "run_id": r.run_id,
+                "labels": r.sweep.get("labels") or {},
+                "holdout": bool(r.sweep.get("holdout")),
+                "status": r.status,
+                "num_params": r.num_params["non_embedding"],
+                "num_tokens": r.num_tokens,
+                "tokens_per_param": r.tokens_per_param,
+                "flops": r.flops.get(rule) or r.flops.get("exact"),
+                "num_steps": r.num_steps,
+                "batch_tokens": r.batch_tokens,
+                "peak_lr": r.config["optim"]["peak_lr"],
+                "loss": r.loss,
+                "loss_standard_error": r.loss_standard_error,
+                "bits_per_byte": r.bits_per_byte,
+                "seconds": r.timing.get("seconds"),
+                "predicted_seconds": planned.get(r.run_id, {}).get("predicted_seconds"),
+                "trouble": _trouble(r),
+            }
+        )
+    done = {r.run_id for r in results.runs}
+    for cell in planned.values():
+        if cell["run_id"] not in done:
+            count = (cell.get("num_params") or {}).get("non_embedding")
+            row = {
+                k: cell.get(k) for k in ("run_id", "labels", "holdout", "num_tokens", "num_steps", "predicted_seconds")
+            }
+            rows.append({**row, "status": "not run", "num_params": count, "flops": (cell.get("flops") or {}).get(rule)})
+    return sorted(
+        rows, key=lambda r: (r["labels"].get("budget_flops") or 0, r["num_params"] or 0, r["num_tokens"] or 0)
+    )
+
+
+def _trouble(r: records.RunRecord) -> str | None:
+    if r.status == "diverged":
+        return f"diverged at step {r.diverged_at_step}"
+    if r.status == "failed":
+        return f"failed: {r.environment.get('error') or r.timing.get('error') or 'no reason recorded'}"
+    return None
+
+
+def _spread(rows: Sequence, most: int) -> list:
+    """At most ``most`` of the rows, evenly spaced, the ends among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def _environments(results: Results) -> list[tuple[str, str]]:
+    """The environment of the runs, each key once; a key that differs between runs says how many values it has."""
+    values = defaultdict(list)
+    for source in [*(r.environment for r in results.runs), results.manifest.get("environment") or {}]:
+        for key, value in source.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            if text not in values[key]:
+                values[key].append(text)
+    return [
+        (key, v[0] if len(v) == 1 else f"{len(v)} values: {' | '.join(v[:3])}") for key, v in sorted(values.items())
+    ]
+
+
+def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[figures.Saved]) -> str:
+    """The page. Everything in it is a function of the folder's files: no date, no path of the machine."""
+    import jinja2
+    from markupsafe import Markup, escape
+
+    def sci(value):
+        return "–" if value is None else Markup(scientific(value))
+
+    def fixed(value, digits=3):
+        return "–" if value is None else f"{value:.{digits}f}"
+
+    def num(value, digits=4):
+        if value is None:
+            return "–"
+        return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
+
+    def equation(text):
+        raised = re.sub(r"\^(-?[^ )]+)", r"<sup>\1</sup>", str(escape(text)))
+        return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", raised))
+
+    def plain(value, digits=3):
+        """A parameter of any size: powers of ten where digits would not fit."""
+        return sci(value) if value is not None and not 1e-3 <= abs(value) < 1e6 and value else num(value, digits)
+
+    def span(pair, write=num):
+        return Markup("{}&hairsp;–&hairsp;{}").format(*map(write, pair)) if pair else ""
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("scaling", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters.update(
+        si=lambda v: "–" if v is None else plots.engineering(v),
+        sci=sci,
+        fixed=fixed,
+        num=num,
+        range=span,
+        range_fixed=lambda pair: span(pair, fixed),
+        range_si=lambda pair: span(pair, plots.engineering),
+        range_plain=lambda pair: span(pair, plain),
+        plain=plain,
+        equation=equation,
+        greek=lambda name: equation(GREEK.get(name, name)),
+        inline_image=lambda path: "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode(),
+    )
+    fit, rows = results.fit, _cell_rows(results)
+    return environment.get_template("report.html").render(
+        name=results.name,
+        command=results.manifest.get("command"),
+        grid=results.manifest.get("grid"),
+        grid_path=results.manifest.get("grid_path"),
+        plan=results.manifest.get("plan") or {},
+        actual=results.manifest.get("actual") or {},
+        data=results.runs[0].data,
+        convention=fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"},
+        headlines=headlines(results, table, cells),
+        warnings=warnings(results),
+        seal=forecast_seal(results.forecast),
+        figures=saved,
+        cells=rows,
+        troubles=[r for r in rows if r.get("trouble") or r["status"] == "not run"],
+        learning_rates=cells,
+        fit=fit,
+        exponents=figures.exponent_rows(fit),
+        frontier=_spread(fit.get("frontier") or [], 9),
+        environment=_environments(results),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scaling.report",
+        description="Write report.html and figures from the records and fits of a results folder.",
+    )
+    parser.add_argument("results", type=Path, help="results folder of a sweep, as in results/chinchilla")
+    parser.add_argument("--out", type=Path, help="the HTML file (default: report.html in the folder)")
+    args = parser.parse_args(argv)
+    try:
+        print(build(args.results, args.out))
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
