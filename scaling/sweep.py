@@ -23,6 +23,8 @@ from scaling.engine import executors, folder, graph, plan, progress, worker
 
 DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 FORECAST_LEVEL = 0.90
+# Stepping time behind a shape's timing. Its compilation, the larger part, is not lost: training reuses the program.
+CALIBRATION_SECONDS = 0.5
 
 
 class BadInputError(Exception):
@@ -201,7 +203,7 @@ class Sweep:
             return
         self.console.print(f"timing {len(missing)} shapes on this machine …")
         execution = config.to_dict(self.grid.execution)
-        payload = {"execution": execution, "cache_dir": str(self.cache_dir)}
+        payload = {"execution": execution, "cache_dir": str(self.cache_dir), "seconds": CALIBRATION_SECONDS}
         tasks = [
             executors.Task(key, "calibrate", {**payload, "run": config.to_dict(run)}) for key, run in missing.items()
         ]
@@ -365,13 +367,13 @@ class Sweep:
                 f"(python -m scaling.fit {self.results} fits what is there)"
             )
             return
-        from scaling import report
+        from scaling import fit, report
 
+        forecast = self._forecast_against_actual()
         try:
-            payload = self._analysis().to_json()
+            payload = {**self._analysis().to_json(), "forecast": forecast}
         except ValueError as e:
-            payload = {"schema": 1, "error": str(e)}
-        payload["forecast"] = self._forecast_against_actual()
+            payload = {"schema": 1, "error": str(e), "forecast": forecast}
         records.write_json(self.results / "fit.json", payload)
         self._write_manifest()
         page = report.build(self.results)
@@ -379,11 +381,7 @@ class Sweep:
         if "error" in payload:
             self.console.print(f"no laws: {payload['error']}", markup=False)
         else:
-            self.console.print(progress.laws_table(payload))
-            for line in [*progress.allocation_lines(payload), *payload.get("warnings", [])]:
-                self.console.print(line, markup=False)
-        if payload["forecast"]:
-            self.console.print(progress.forecast_table(payload["forecast"]))
+            fit.show(self.console, payload)
         self.console.print(f"report: {page}", markup=False)
 
     def _forecast_against_actual(self) -> list[dict]:

@@ -152,19 +152,23 @@ class _Worker:
                 pass_fds=self.pass_fds,
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops its workers in order
             )
-        threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, args=(self.process,), daemon=True)
+        self.listener.start()
 
     def _listen(self, process: subprocess.Popen) -> None:
-        for line in process.stdout:
-            with suppress(ValueError):  # half a line: its writer was killed
-                self.inbox.put((self, json.loads(line)))
+        with process.stdout:
+            for line in process.stdout:
+                with suppress(ValueError):  # half a line: its writer was killed
+                    self.inbox.put((self, json.loads(line)))
         process.wait()
+        with suppress(BrokenPipeError):  # of a task that was never read
+            process.stdin.close()
         self.inbox.put((self, {"event": "died", "returncode": process.returncode}))
 
     def send(self, task: Task) -> None:
         self.task = task
         line = json.dumps({"key": task.key, "command": task.command, "payload": task.payload}) + "\n"
-        with suppress(BrokenPipeError):  # it died meanwhile: _listen says so
+        with suppress(BrokenPipeError, ValueError):  # it died meanwhile, the pipe may be closed: _listen says so
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
 
@@ -227,7 +231,7 @@ class Local:
                 attempts[task.key].furthest = max(attempts[task.key].furthest, event["step"])
             elif event["event"] == "done":
                 answers[task.key] = Answer(event.pop("answer"))
-            elif event.pop("final") or attempts[task.key].are_used_up():
+            elif event["event"] == "failed" and (event.pop("final") or attempts[task.key].are_used_up()):
                 answers[task.key] = Answer(None, event["reason"])
             else:
                 event["event"] = "retry"
@@ -253,17 +257,19 @@ class Local:
             return None
         if kind == "died":
             reason = _how_it_died(event["returncode"])
-            if not worker.was_ready:
-                self._count_failed_start(worker, reason)
             worker.process = None
-            event = {"event": "failed", "reason": reason, "final": False}
-        if event["event"] in ("done", "failed"):
+            if worker.was_ready:
+                event = {"event": "failed", "reason": reason, "final": False}
+            else:  # not the task's fault
+                self._count_failed_start(worker, reason)
+                event = {"event": "retry", "reason": reason}
+        if event["event"] in ("done", "failed", "retry"):
             worker.task = None
         return event
 
     def _count_failed_start(self, worker: _Worker, reason: str) -> None:
         self._failed_starts += 1
-        if self._failed_starts >= MAX_TRIES * self.workers:
+        if self._failed_starts >= MAX_TRIES:  # in a row, of all workers
             lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()
             last = lines[-1] if lines else "empty"
             raise ExecutorError(f"workers do not start ({reason}); {worker.log} ends with: {last}")
@@ -281,7 +287,7 @@ class Local:
             pass
         for worker in alive:
             worker.process.kill()
-            worker.process.wait()
+            worker.listener.join()
             worker.process = None
 
 

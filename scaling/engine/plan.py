@@ -78,7 +78,7 @@ def step_flops(run: RunConfig) -> float:
 def to_calibrate(table: Sequence[Row], known: dict[str, Timing], *, limit: float | None) -> dict[str, RunConfig]:
     """One run of every shape that has no timing yet, the most expensive step first; steps above ``limit`` FLOPs are
     left out."""
-    runs = {shape_key(row.cell.run): row.cell.run for row in table}
+    runs = {shape_key(row.cell.run): row.cell.run for row in reversed(table)}
     missing = {k: r for k, r in runs.items() if k not in known and (limit is None or step_flops(r) <= limit)}
     return dict(sorted(missing.items(), key=lambda item: step_flops(item[1]), reverse=True))
 

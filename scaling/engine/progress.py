@@ -4,7 +4,7 @@ On a terminal the progress is redrawn in place, at most twice a second; elsewher
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -200,55 +200,3 @@ class Progress:
             bar = ProgressBar(at["num_steps"], at["step"], width=24)
             table.add_row(f"worker {worker}", name, bar, f"step {at['step']:,} of {at['num_steps']:,}", loss)
         return Group(Text(), table, Text(self._summary(), style="bold"))
-
-
-def forecast_table(entries: Iterable[dict]) -> Table:
-    """Held-out cells: what was predicted before they trained, and what happened."""
-    table = Table(title="Forecast of the held-out cells", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("run", "FLOPs", "predicted loss", "interval", "actual", "off by", ""):
-        table.add_column(name, justify="left" if name in ("run", "") else "right", no_wrap=True)
-    for e in entries:
-        low, high = e["interval"]
-        cells = [e["run_id"], f"{e['flops']:.2e}", f"{e['predicted']:.4f}", f"{low:.4f} – {high:.4f}"]
-        actual = e.get("actual")
-        if actual is None:
-            table.add_row(*cells, "–", "–", "")
-        else:
-            inside = "inside" if low <= actual <= high else "[red]outside[/]"
-            table.add_row(*cells, f"{actual:.4f}", f"{e['predicted'] / actual - 1:+.2%}", inside)
-    return table
-
-
-def laws_table(payload: dict) -> Table:
-    """The fitted laws of a ``fit.json``: every parameter with its interval, and how well the law fits."""
-    levels = {law["level"] for law in payload["laws"].values() if law.get("level")}
-    interval = f"{100 * max(levels):.0f} % interval" if levels else "interval"
-    title = f"Laws fitted to {payload['num_observations']} runs"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("law", "parameter", "value", interval, "residual RMSE (log loss)", ""):
-        table.add_column(name, justify="left" if name in ("law", "parameter", "") else "right", no_wrap=True)
-    for name, law in payload["laws"].items():
-        first = [f"{law['residual_rmse']:.4f}", "" if law["converged"] else "[red]not converged[/]"]
-        head = name
-        for parameter, value in law["params"].items():
-            low, high = (law.get("intervals") or {}).get(parameter) or (None, None)
-            span = f"{low:.4g} – {high:.4g}" if low is not None and high is not None else "–"
-            table.add_row(head, parameter, f"{value:.4g}", span, *first)
-            head, first = "", ["", ""]
-    return table
-
-
-def allocation_lines(payload: dict) -> list[str]:
-    """What the laws say of spending compute: exponents of N*(C) and D*(C), tokens per parameter by budget."""
-    lines = []
-    for name, source in (("parametric", "allocation"), ("IsoFLOP", "isoflop"), ("envelope", "envelope")):
-        found = payload.get(source) or {}
-        if found.get("a") is not None:
-            low, high = found.get("a_interval") or (None, None)
-            span = f" ({low:.3f} – {high:.3f})" if low is not None and high is not None else ""
-            lines.append(f"{name}: N* ∝ C^{found['a']:.3f}{span}")
-    for flops, ratio in ((payload.get("allocation") or {}).get("tokens_per_param") or {}).items():
-        low, high = ratio.get("interval") or (None, None)
-        span = f" ({low:.3g} – {high:.3g})" if low is not None and high is not None else ""
-        lines.append(f"at {float(flops):.2g} FLOPs: {ratio['value']:.3g} tokens per parameter{span}")
-    return lines

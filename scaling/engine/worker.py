@@ -50,7 +50,8 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
     execution = config.from_dict(config.ExecutionConfig, payload["execution"])
     cache_dir = Path(payload["cache_dir"])
     if command == "calibrate":
-        return loop.calibrate(config.from_dict(config.RunConfig, payload["run"]), execution, cache_dir)
+        run = config.from_dict(config.RunConfig, payload["run"])
+        return loop.calibrate(run, execution, cache_dir, payload["seconds"])
     if command != "train":
         raise ValueError(f"unknown command {command!r}")
     records = loop.train(

@@ -1,0 +1,184 @@
+"""Workers that die, fail and are killed: what comes back, and what is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scaling import config, records
+from scaling.config import ExecutionConfig, Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.engine import executors, worker
+from scaling.engine.executors import Inline, Local, Task
+from scaling.grid import Cell
+
+HERE = Path(__file__).parent
+MODEL = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
+
+
+@pytest.fixture(autouse=True)
+def fake_loop(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.002")
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def cell(seed, num_steps=12, bad=None):
+    run = RunConfig(MODEL, OptimConfig(1e-2, 100), Horizon(steps=num_steps), batch_size=4, seed=seed)
+    return Cell(run, labels={"bad": bad} if bad else {})
+
+
+def task(a_cell, folder):
+    payload = {
+        "cells": [worker.cell_to_json(a_cell)],
+        "execution": config.to_dict(ExecutionConfig()),
+        "workdir": str(folder),
+        "results": str(folder / "results"),
+        "cache_dir": str(folder),
+        "sweep_name": "test",
+    }
+    return Task(a_cell.run.run_id, "train", payload)
+
+
+def run_local(cells, folder, workers=2):
+    events = []
+    executor = Local(workers, folder / "logs", loop="fake_loop")
+    try:
+        answers = executor.run([task(c, folder) for c in cells], events.append)
+    finally:
+        executor.close()
+    return answers, [e for e in events if e["event"] != "tick"]
+
+
+def test_cells_cross_the_pipe_unchanged():
+    original = Cell(cell(3).run, True, "default@1", {"budget_flops": 3e11, "size": "16x2"})
+    crossed = worker.cell_from_json(worker.cell_to_json(original))
+    assert crossed == original
+    assert crossed.run.run_id == original.run.run_id
+
+
+def test_inline_and_local_leave_equal_records(tmp_path):
+    cells = [cell(seed) for seed in range(3)]
+    Inline("fake_loop").run([task(c, tmp_path / "a") for c in cells])
+    run_local(cells, tmp_path / "b")
+    inline, local = (records.load_records(tmp_path / x / "results") for x in "ab")
+    assert inline == local
+    assert len(inline) == 3
+
+
+def test_failures_are_answered_and_the_rest_goes_on(tmp_path):
+    behaviours = [None, "dies once", "dies", "raises", "refuses", "dies often"]
+    cells = {bad: cell(seed, 58 if bad == "dies often" else 12, bad) for seed, bad in enumerate(behaviours)}
+    answers, events = run_local(cells.values(), tmp_path)
+    reasons = {bad: answers[c.run.run_id].reason for bad, c in cells.items()}
+    assert reasons == {
+        None: None,
+        "dies once": None,
+        "dies": "worker killed by signal 9",
+        "raises": "RuntimeError: out of paper",
+        "refuses": "another fingerprint",
+        "dies often": None,  # a death in every five steps, but each try got further
+    }
+    starts = [e["key"] for e in events if e["event"] == "start"]
+    count = {bad: starts.count(c.run.run_id) for bad, c in cells.items()}
+    assert count == {None: 1, "dies once": 2, "dies": 3, "raises": 3, "refuses": 1, "dies often": 12}
+    undisturbed = tmp_path / "undisturbed"
+    Inline("fake_loop").run([task(cell(0), undisturbed)])
+    assert records.load_records(undisturbed / "results")[0] == records.read(
+        records.path_of(tmp_path / "results", cells[None].run.run_id)
+    )
+
+
+def test_workers_that_cannot_start_are_an_error_with_the_log(tmp_path):
+    executor = Local(2, tmp_path / "logs", loop="no_such_loop")
+    with pytest.raises(executors.ExecutorError, match=r"workers do not start.*No module named 'no_such_loop'"):
+        executor.run([task(cell(0), tmp_path)])
+    executor.close()
+
+
+def test_no_orphan_survives_its_parent(tmp_path):
+    """The parent is killed with a worker busy and one idle: both are gone within two seconds."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_executors as t\n"
+        "t.run_local([t.cell(0, num_steps=100_000)], Path(sys.argv[2]))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(HERE), str(tmp_path)], env={**os.environ, "PYTHONPATH": _path()}
+    )
+    log = tmp_path / "log.txt"
+    _wait(lambda: log.exists() and log.read_text().endswith("\n"))
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    if not children.exists():
+        pytest.skip("the kernel does not list children")
+    pids = children.read_text().split()
+    assert len(pids) == 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    _wait(lambda: not any(_alive(pid) for pid in pids), seconds=2)
+
+
+def test_close_lets_a_busy_worker_save_its_checkpoint(tmp_path):
+    executor = Local(1, tmp_path / "logs", loop="fake_loop")
+
+    def stop(event):
+        if event["event"] == "progress" and event["step"] >= 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        executor.run([task(cell(0, num_steps=100_000), tmp_path)], stop)
+    process = executor._pool[0].process
+    executor.close()
+    assert process.returncode == 0  # it stopped by itself
+    assert list((tmp_path / "checkpoints").glob("*.json"))
+
+
+def test_cores_are_shared_out(monkeypatch):
+    monkeypatch.setattr(executors, "has_accelerator", lambda: False)
+    monkeypatch.setattr(executors, "available_cores", lambda: [2, 3, 5, 7, 8])
+    assert executors.assign_cores(2) == [[2, 3], [5, 7]]
+    assert executors.assign_cores(5) == [[2], [3], [5], [7], [8]]
+    assert executors.assign_cores(6) == [[2], [3], [5], [7], [8], [2]]
+    assert executors.auto_workers(3) == 3
+    assert executors.auto_workers(30) == 5
+    monkeypatch.setattr(executors, "has_accelerator", lambda: True)
+    assert executors.assign_cores(2) is None
+    assert executors.auto_workers(30) == 1
+
+
+@pytest.mark.parametrize("platforms, expected", [("cpu", False), ("cuda,cpu", True), ("tpu", True)])
+def test_accelerator_follows_jax_platforms(monkeypatch, platforms, expected):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert executors.has_accelerator() is expected
+
+
+def test_workers_get_the_malloc_setting_unless_the_person_set_one(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(executors.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    assert "arena_max=1" in executors.worker_environment()["GLIBC_TUNABLES"]
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    assert executors.worker_environment()["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setattr(executors.platform, "libc_ver", lambda: ("", ""))
+    assert "GLIBC_TUNABLES" not in executors.worker_environment()
+
+
+def _path():
+    return os.pathsep.join([str(HERE), str(HERE.parents[1])])
+
+
+def _alive(pid):
+    """Running or at least not yet reaped by init; a zombie is dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _wait(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)

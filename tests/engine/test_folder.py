@@ -1,0 +1,190 @@
+"""Who holds a results folder, and the files a sweep keeps in it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scaling import records
+from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.engine import folder, plan
+from scaling.grid import Cell, ExecutionConfig, FitConfig, Grid
+
+HOLD = """
+import sys, time, subprocess
+from pathlib import Path
+from scaling.engine.folder import Lock
+lock = Lock(Path(sys.argv[1]), *sys.argv[2:])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def hold(path, *shard):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path), *shard], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def end(process, signum=signal.SIGKILL):
+    process.send_signal(signum)
+    process.wait()
+    process.stdout.close()
+
+
+def test_the_second_sweep_is_told_who_holds_the_folder(tmp_path):
+    process = hold(tmp_path / "r")
+    try:
+        with pytest.raises(folder.HeldError, match=rf"held by another sweep: process {process.pid} on \S+, since 2"):
+            folder.Lock(tmp_path / "r")
+        with pytest.raises(folder.HeldError):
+            folder.Lock(tmp_path / "r", "1/2")
+    finally:
+        end(process)
+    folder.Lock(tmp_path / "r").release()  # a killed holder leaves nothing that needs clearing
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_shards_share_the_folder_but_not_their_shares(tmp_path):
+    process = hold(tmp_path, "1/2")
+    try:
+        other = folder.Lock(tmp_path, "2/2")
+        with pytest.raises(folder.HeldError):
+            folder.Lock(tmp_path, "1/2")
+        with pytest.raises(folder.HeldError):
+            folder.Lock(tmp_path)
+        other.release()
+        with pytest.raises(folder.HeldError):
+            folder.Lock(tmp_path)
+    finally:
+        end(process)
+    folder.Lock(tmp_path).release()
+    assert [p.name for p in tmp_path.iterdir()] == [".lock-shard-1-of-2"]  # the killed one's: locks nobody out
+    folder.Lock(tmp_path, "1/2").release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_sweeps_folder_is_held_until_its_last_worker_is_gone(tmp_path):
+    lock = folder.Lock(tmp_path)
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=lock.fds)
+    # As if this process had been killed: its descriptor closes, the pid in the file is nobody's.
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    path = tmp_path / ".lock"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": gone.pid}))
+    for fd in lock.fds:
+        os.close(fd)
+    begin = time.monotonic()
+    folder.Lock(tmp_path).release()
+    assert 0.3 < time.monotonic() - begin < 4
+    orphan.wait()
+
+
+def row(seed=0, holdout=False):
+    model = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
+    run = RunConfig(model, OptimConfig(1e-2, 100), Horizon(steps=10), batch_size=4, seed=seed)
+    return plan.rows([Cell(run, holdout, "default@1", {"budget_flops": 1e9})])[0]
+
+
+def test_failed_runs_have_records_that_analysis_can_read(tmp_path):
+    for seed in range(2):
+        records.save(tmp_path, folder.failed_record(row(seed), "sweep", "worker killed by signal 9"))
+    table = records.load(tmp_path)
+    assert list(table.status) == ["failed", "failed"]
+    assert list(table.budget_flops) == [1e9, 1e9]
+    assert len(records.curves(records.load_records(tmp_path))) == 0
+    assert not records.is_done(tmp_path, row().run_id)
+
+
+def test_the_columns_of_a_failed_runs_curve_are_those_of_training():
+    loop = pytest.importorskip("scaling.training.loop")
+    assert folder.CURVE_COLUMNS == loop.CURVE_COLUMNS
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda t: t[: len(t) // 2], lambda t: "", lambda t: t.replace('"schema": 1', '"schema": 0')]
+)
+def test_a_damaged_record_is_said_and_set_aside(tmp_path, damage):
+    whole, damaged = row(0), row(1)
+    for r in (whole, damaged):
+        records.save(tmp_path, folder.failed_record(r, "sweep", "x"))
+    path = records.path_of(tmp_path, damaged.run_id)
+    path.write_text(damage(path.read_text()))
+    ids = [whole.run_id, damaged.run_id, "f" * 12]
+    found, complaints = folder.statuses(tmp_path, ids, set_aside=False)
+    assert path.exists()
+    assert folder.statuses(tmp_path, ids, set_aside=True) == (found, complaints)
+    assert found == {whole.run_id: "failed"}
+    assert len(complaints) == 1
+    assert str(path) in complaints[0]
+    assert "\n" not in complaints[0]
+    assert not path.exists()
+    assert folder.statuses(tmp_path, ids, set_aside=True) == (found, [])
+
+
+def manifest(tmp_path, shard=None):
+    grid = Grid("g", "seeds: [0]", [], ExecutionConfig(), FitConfig())
+    return folder.Manifest(tmp_path, grid=grid, grid_path="g.yaml", command="sweep", shard=shard)
+
+
+def record_of(r, step_seconds):
+    failed = folder.failed_record(r, "g", "x")
+    return records.RunRecord(**{**vars(failed), "timing": {"step_seconds": step_seconds}})
+
+
+def test_the_manifest_sums_over_calls(tmp_path):
+    rows = [row(0), row(1)]
+    first = manifest(tmp_path)
+    first.cell_ended(record_of(rows[0], 3.0))
+    first.trained(4.0)
+    first.write(rows, {rows[0].run_id: "completed"}, 2)
+    time.sleep(0.002)
+    second = manifest(tmp_path)
+    for _ in range(2):  # written again and again while it runs: counted once
+        second.write(rows, {}, 1)
+    second.cell_ended(record_of(rows[1], 5.0))
+    second.trained(6.0)
+    second.write(rows, dict.fromkeys([r.run_id for r in rows], "completed"), 1)
+    written = json.loads((tmp_path / "sweep.json").read_text())
+    assert [call["cells"] for call in written["calls"]] == [[rows[0].run_id], [rows[1].run_id]]
+    assert written["actual"]["training_seconds"] == 10.0
+    assert written["actual"]["seconds_in_steps"] == 8.0
+    assert written["actual"]["fraction_not_in_steps"] == round(1 - 8 / (2 * 4 + 1 * 6), 4)
+    assert [cell["status"] for cell in written["cells"]] == ["completed", "completed"]
+    before = (tmp_path / "sweep.json").read_text()
+    manifest(tmp_path).write(rows, dict.fromkeys([r.run_id for r in rows], "completed"), None)
+    assert (tmp_path / "sweep.json").read_text() == before  # a call that trained nothing leaves no trace
+
+
+def test_what_was_predicted_first_stands(tmp_path):
+    fast = plan.Row(row().cell, row().plan, 1.0)
+    slow = plan.Row(row().cell, row().plan, 9.0)
+    manifest(tmp_path).write([fast], {}, 2)
+    manifest(tmp_path).write([slow], {}, 1)
+    written = json.loads((tmp_path / "sweep.json").read_text())
+    assert written["plan"] == {"predicted_seconds": 1.0, "workers": 2}
+    assert written["cells"][0]["predicted_seconds"] == 1.0
+
+
+def test_a_forecast_once_written_never_changes_and_shows_edits(tmp_path):
+    entry = {"run_id": "a", "flops": 1e9, "predicted": 2.0, "interval": [1.9, 2.1], "level": 0.9}
+    assert folder.Forecast(tmp_path).is_intact
+    folder.Forecast(tmp_path).add([entry], ["x", "w"])
+    first = folder.Forecast(tmp_path)
+    assert first.is_intact
+    first.add([{**entry, "run_id": "b"}], ["w", "x", "y"])
+    again = folder.Forecast(tmp_path)
+    assert [e["run_id"] for e in again.entries] == ["a", "b"]
+    assert again.entries[0] == first.entries[0]
+    path = tmp_path / "forecast.json"
+    payload = json.loads(path.read_text())
+    payload["cells"][0]["predicted"] = 1.5
+    path.write_text(json.dumps(payload))
+    assert not folder.Forecast(tmp_path).is_intact
+    path.write_text("{")
+    with pytest.raises(ValueError, match="restore it from git, or delete it"):
+        folder.Forecast(tmp_path)

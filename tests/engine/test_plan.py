@@ -1,0 +1,117 @@
+"""Predicted seconds against the formula by hand, schedules against brute force, packs against the program's key."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from scaling.config import EvalConfig, Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.engine import graph, plan
+from scaling.engine.plan import Timing
+from scaling.grid import Cell
+
+
+def run_of(width=16, *, batch_size=4, num_steps=100, seed=0, peak_lr=1e-2, num_points=10):
+    model = ModelConfig(d_model=width, num_layers=2, num_heads=2, head_dim=width // 2, num_kv_heads=2, d_ff=4 * width)
+    return RunConfig(
+        model,
+        OptimConfig(peak_lr, 100),
+        Horizon(steps=num_steps),
+        batch_size=batch_size,
+        seed=seed,
+        eval=EvalConfig(num_points=num_points),
+    )
+
+
+def rows_of(*runs):
+    return plan.rows([Cell(run) for run in runs])
+
+
+def test_seconds_are_start_steps_and_evaluations():
+    short, long = run_of(num_steps=6), run_of(num_steps=1000, seed=3, peak_lr=0.5)
+    timing = Timing(start=2.0, step=0.01, curve_eval=0.1, eval=3.0)
+    predicted = plan.predict(rows_of(short, long), {plan.shape_key(short): timing})
+    # a curve has no more points than steps; seed and rate do not change a shape
+    assert [row.seconds for row in predicted] == pytest.approx([2 + 6 * 0.01 + 6 * 0.1 + 3, 2 + 10 + 10 * 0.1 + 3])
+
+
+@pytest.mark.parametrize("change", [{"width": 32}, {"batch_size": 8}, {"num_points": 0}])
+def test_other_shapes_have_other_keys(change):
+    assert plan.shape_key(run_of()) != plan.shape_key(run_of(**change))
+
+
+def test_an_untimed_shape_runs_at_the_rate_of_the_nearest():
+    small, large = run_of(16, batch_size=4), run_of(64, batch_size=8)
+    timing = Timing(start=0.0, step=0.01, curve_eval=0.0, eval=0.0)
+    table = plan.predict(rows_of(small, large), {plan.shape_key(small): timing})
+    ratio = plan.step_flops(large) / plan.step_flops(small)
+    assert table[1].seconds == pytest.approx(100 * 0.01 * ratio, rel=1e-12)
+    assert [row.seconds for row in plan.predict(rows_of(large), {})] == [None]
+    assert plan.predicted_wall(plan.predict(rows_of(large), {}), 2) is None
+
+
+def test_evaluation_of_an_untimed_shape_scales_with_flops_per_token_alone():
+    small, doubled = run_of(batch_size=4), run_of(batch_size=8)
+    known = {plan.shape_key(small): Timing(start=0.0, step=0.0, curve_eval=0.5, eval=1.0)}
+    assert plan.predict(rows_of(small, doubled), known)[1].seconds == pytest.approx(10 * 0.5 + 1.0)
+
+
+def test_each_shape_is_timed_once_and_large_steps_never():
+    table = rows_of(run_of(), run_of(seed=1), run_of(32), run_of(64))
+    limit = plan.step_flops(run_of(32))
+    assert list(plan.to_calibrate(table, {}, limit=limit).values()) == [run_of(32), run_of()]
+    assert len(plan.to_calibrate(table, {}, limit=None)) == 3
+    known = {plan.shape_key(run_of()): Timing(0, 0, 0, 0)}
+    assert list(plan.to_calibrate(table, known, limit=limit).values()) == [run_of(32)]
+
+
+def test_makespan_is_a_schedule_near_the_best():
+    """Longest first is within 4/3 - 1/(3m) of the optimum (Graham 1969), which brute force finds here."""
+    seconds, workers = [7, 6, 5, 4, 4, 3, 2], 3
+    best = min(
+        max(sum(s for s, w in zip(seconds, deal) if w == i) for i in range(workers))
+        for deal in itertools.product(range(workers), repeat=len(seconds))
+    )
+    got = plan.makespan(seconds, workers)
+    assert best <= got <= best * (4 / 3 - 1 / (3 * workers))
+    assert plan.makespan(seconds, 1) == sum(seconds)
+    assert plan.makespan([], 2) == 0.0
+    assert plan.makespan([3, 3, 2, 2, 2], 2) == 7  # 3+2+2 and 3+2, though 3+3 and 2+2+2 would do
+
+
+def test_held_out_cells_come_after_the_others():
+    cells = [Cell(run_of(num_steps=100)), Cell(run_of(num_steps=300), holdout=True)]
+    known = {plan.shape_key(run_of()): Timing(0.0, 0.01, 0.0, 0.0)}
+    assert plan.predicted_wall(plan.predict(plan.rows(cells), known), 2) == pytest.approx(1 + 3)
+
+
+def test_timings_survive_on_disk_and_damage_means_measuring_again(tmp_path):
+    known = {"a": Timing(1.0, 0.25, 0.5, 2.0)}
+    plan.TimingCache(tmp_path, "auto").save(known)
+    cache = plan.TimingCache(tmp_path, "auto")
+    assert cache.load() == known
+    assert plan.TimingCache(tmp_path, 3).load() == {}
+    cache.path.write_text(cache.path.read_text()[:20])
+    assert cache.load() == {}
+
+
+def test_packs_hold_what_one_program_can_train_and_the_longest_comes_first():
+    step = pytest.importorskip("scaling.training.step")
+    runs = [run_of(seed=s, peak_lr=lr) for s in range(2) for lr in (1e-3, 1e-2)]
+    others = [run_of(num_steps=400), run_of(32), run_of(batch_size=8)]
+    table = rows_of(*runs, *others)
+    packs = graph.build(table, members=3)
+    assert sorted(len(pack.rows) for pack in packs) == [1, 1, 1, 1, 3]
+    assert sorted(row.run_id for pack in packs for row in pack.rows) == sorted(r.run_id for r in table)
+    for pack in packs:
+        assert len({step.program_key(row.cell.run) for row in pack.rows}) == 1
+        assert len({row.plan.num_steps for row in pack.rows}) == 1
+    flops = [sum(row.plan.flops["exact"] for row in pack.rows) for pack in packs]
+    assert flops == sorted(flops, reverse=True)
+    assert [len(pack.rows) for pack in graph.build(table)] == [1] * 7
+
+
+def test_packs_do_not_mix_phases():
+    cell = Cell(run_of())
+    table = plan.rows([cell, dataclasses.replace(cell, run=run_of(seed=1), holdout=True)])
+    assert len(graph.build(table, members=2)) == 2

@@ -1,0 +1,276 @@
+"""The command, from a grid to exit codes: around a training loop of hashes here, around the real one in a slow test."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scaling import grid, records, sweep
+
+ENGINE = Path(__file__).parent / "engine"
+GRID = """
+recipe: default@1
+isoflop:
+  sizes: [8, 16]
+  budgets: [3e8, 6e8, {flops: 1.2e9, sizes: [16]}]
+holdout: {budgets: [1.2e9]}
+"""
+BAD_GRID = """
+recipe: default@1
+base: {model: {width: 8}, horizon: {tokens: 3000}}
+axes:
+  bad:
+    - {seed: 0, label: fine}
+    - {seed: 1, label: dies}
+    - {seed: 2, label: diverges}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a grid, in which the sweep trains hashes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCALING_CACHE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ENGINE), str(ENGINE.parents[1])]))
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.002")
+    monkeypatch.syspath_prepend(str(ENGINE))
+    import driver
+
+    driver.install(monkeypatch.setitem, lambda *args: monkeypatch.setattr(*args, raising=False))
+    Path("g.yaml").write_text(GRID)
+    return tmp_path
+
+
+def run(*argv):
+    return sweep.main(["--grid", "g.yaml", *argv], loop="fake_loop")
+
+
+def start(*argv):
+    """The same in a process of its own, in which it can be killed."""
+    command = [sys.executable, str(ENGINE / "driver.py"), "--grid", "g.yaml", *argv]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def trained():
+    """Run ids in the order their training was begun, with the worker's pid."""
+    log = Path(".scaling/g/log.txt")
+    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def science(folder="results/g"):
+    """The records but for where and how fast they were made."""
+    return [dataclasses.replace(r, environment={}, timing={}) for r in records.load_records(folder)]
+
+
+def files(folder="results/g"):
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_a_grid_becomes_records_laws_and_report_and_then_stays(here, capsys):
+    assert run() == 0
+    out = capsys.readouterr().out
+    cells = grid.load("g.yaml").cells
+    assert [r.run_id for r in science()] == sorted(c.run.run_id for c in cells)
+    for run_id in (c.run.run_id for c in cells):
+        assert out.count(f"/5  {run_id}") == 1
+    assert "5 cells, 5 to do on 2 workers: about" in out or "on 1 worker" in out
+    assert "laws of 4 runs" in out
+    assert "report: results/g/report.html" in out
+    assert trained()[-1][0] == cells[-1].run.run_id  # held out: last
+    manifest = json.loads(Path("results/g/sweep.json").read_text())
+    assert manifest["plan"]["predicted_seconds"] > 0
+    assert {c["status"] for c in manifest["cells"]} == {"completed"}
+    assert manifest["grid"] == GRID
+    forecast = json.loads(Path("results/g/forecast.json").read_text())
+    assert forecast["fitted_run_ids"] == sorted(c.run.run_id for c in cells[:-1])
+    fit = json.loads(Path("results/g/fit.json").read_text())
+    assert fit["forecast"][0]["actual"] == records.read(records.path_of("results/g", cells[-1].run.run_id)).loss
+    before = files()
+    assert run() == 0
+    assert files() == before
+    assert len(trained()) == 5
+    assert not list(Path("results/g").glob(".*"))
+
+
+def test_plan_writes_no_results_and_the_table_adds_up(here, capsys):
+    assert run("--plan") == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if " s" in line]
+    steps = [int(r[5].replace(",", "")) for r in rows if len(r[0]) == 12]
+    totals = next(line.split() for line in out.splitlines() if line.startswith("5 cells   "))
+    assert len(steps) == 5
+    assert sum(steps) == int(totals[3].replace(",", ""))
+    assert not Path("results").exists()
+    assert not trained()
+
+
+@pytest.mark.parametrize("text, says", [("recipe: [", "g.yaml"), ("base: {}\nfoo: 1", "foo"), (None, "no such")])
+def test_a_bad_grid_is_one_line_and_exit_2(here, capsys, text, says):
+    Path("g.yaml").unlink() if text is None else Path("g.yaml").write_text(text)
+    assert run() == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert says in err
+
+
+@pytest.mark.parametrize("argv", [["--shard", "3/2"], ["--shard", "x"], ["--workers", "0"], ["--executor", "slurm"]])
+def test_bad_arguments_exit_2(here, argv):
+    with pytest.raises(SystemExit) as e:
+        run(*argv)
+    assert e.value.code == 2
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as e:
+        sweep.main(["--help"])
+    assert e.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--grid", "--plan", "--results", "--workdir", "--only", "--shard", "--executor", "--workers"):
+        assert option in out
+
+
+def test_failed_and_diverged_cells_are_data_and_exit_3(here, capsys):
+    Path("g.yaml").write_text(BAD_GRID)
+    assert run() == 3
+    by_label = {r.sweep["labels"]["bad"]: r for r in records.load_records("results/g")}
+    assert {label: r.status for label, r in by_label.items()} == {
+        "fine": "completed", "dies": "failed", "diverges": "diverged",
+    }  # fmt: skip
+    assert by_label["dies"].environment["failure"] == "worker killed by signal 9"
+    out = capsys.readouterr().out
+    assert "2 of 3 cells did not complete" in out
+    assert "no laws: 1 completed runs" in out  # too few for a law: reported all the same
+    assert json.loads(Path("results/g/fit.json").read_text())["error"].startswith("1 completed")
+    begun = len(trained())
+    assert run() == 3  # what failed is tried again; what diverged would again
+    assert len(trained()) == begun + 3
+
+
+def test_a_truncated_record_is_said_and_redone(here, capsys):
+    assert run() == 0
+    before = science()
+    path = records.path_of("results/g", before[2].run_id)
+    path.write_text(path.read_text()[:100])
+    capsys.readouterr()
+    assert run() == 0
+    out = capsys.readouterr().out
+    assert sum(str(path) in line for line in out.splitlines()) == 1
+    assert science() == before
+    assert [run_id for run_id, _ in trained()[5:]] == [before[2].run_id]
+
+
+def test_only_trains_what_it_names(here, capsys):
+    cells = grid.load("g.yaml").cells
+    assert run("--only", cells[1].run.run_id[:8]) == 0
+    assert [r.run_id for r in science()] == [cells[1].run.run_id]
+    assert "4 of 5 cells have no record yet" in capsys.readouterr().out
+    assert run("--only", cells[-1].run.run_id) == 0  # held out: it waits for its forecast
+    assert len(science()) == 1
+    assert "held-out cells wait" in capsys.readouterr().out
+    assert run("--only", "zzz") == 2
+    assert "--only zzz: no cell of g.yaml" in capsys.readouterr().err
+
+
+def test_shards_together_are_the_grid(here, capsys):
+    assert run("--shard", "1/2") == 0
+    first = {r.run_id for r in science()}
+    assert run("--shard", "2/2") == 0
+    assert len(first) == 2
+    for shard in ("1/2", "2/2"):  # one of them had the held-out cell, and waited
+        assert run("--shard", shard) == 0
+    assert len(trained()) == 5
+    assert "laws of 4 runs" in capsys.readouterr().out
+    sharded = science()
+    assert run("--results", "results/h", "--workdir", ".scaling/h", "--executor", "inline") == 0
+    whole = science("results/h")
+    assert sharded == whole
+
+
+def test_a_folder_in_use_is_refused_with_its_holder(here, capsys):
+    with_lock = sweep.folder.Lock(Path("results/g"))
+    try:
+        assert run() == 2
+    finally:
+        with_lock.release()
+    err = capsys.readouterr().err
+    assert f"held by another sweep: process {os.getpid()}" in err
+    assert err.count("\n") == 1
+
+
+def test_an_edited_forecast_is_noticed_and_kept(here, capsys):
+    assert run() == 0
+    path = Path("results/g/forecast.json")
+    path.write_text(path.read_text().replace('"level": 0.9', '"level": 0.5'))
+    edited = path.read_text()
+    capsys.readouterr()
+    assert run() == 0
+    assert "does not match its own sha256" in capsys.readouterr().out
+    assert path.read_text() == edited
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_it_says_how_to_go_on_and_goes_on(here, monkeypatch, signum):
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.02")
+    process = start("--workers", "2")
+    _wait(lambda: len(trained()) >= 2)
+    time.sleep(0.1)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "interrupted; go on from here with: python -m scaling.sweep --grid g.yaml --workers 2" in err
+    assert not list(Path("results/g").glob(".lock"))
+    assert not any(_alive(pid) for _, pid in trained())
+    interrupted = {run_id for run_id, _ in trained()}
+    steps = sum(json.loads(p.read_text())[0] for p in Path(".scaling/g/checkpoints").glob("*.json"))
+    assert interrupted
+    assert steps > 0
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+    assert run() == 0
+    _assert_as_undisturbed()
+
+
+def test_killed_at_random_moments_the_records_are_the_same(here, monkeypatch):
+    """Parent and workers, SIGKILL, each time somewhere else; then the records of a sweep that nobody disturbed."""
+    dice = random.Random(0)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.008")
+    for victim in ("parent", "worker", "parent"):
+        process, begun = start("--workers", "2"), len(trained())
+        _wait(lambda begun=begun: len(trained()) > begun)
+        time.sleep(dice.uniform(0.02, 0.2))
+        os.kill(process.pid if victim == "parent" else int(trained()[-1][1]), signal.SIGKILL)
+        if victim == "worker":
+            time.sleep(0.3)
+            process.kill()
+        process.communicate()
+        _wait(lambda: not any(_alive(pid) for _, pid in trained()), seconds=3)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+    assert run() == 0
+    _assert_as_undisturbed()
+
+
+def _assert_as_undisturbed():
+    disturbed = science()
+    assert run("--results", "results/h", "--workdir", ".scaling/h", "--executor", "inline") == 0
+    undisturbed = science("results/h")
+    assert disturbed == undisturbed
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _wait(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
