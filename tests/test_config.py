@@ -1,0 +1,140 @@
+"""Configs: what is refused, and that the id is the hash it says it is."""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+
+import pydantic
+import pytest
+
+from scaling import config
+from scaling.config import (
+    DataConfig,
+    DivergenceConfig,
+    EvalConfig,
+    ExecutionConfig,
+    Horizon,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+
+MODEL = {"d_model": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16, "num_kv_heads": 2, "d_ff": 128}
+OPTIM = {"peak_lr": 0.01, "warmup_tokens": 0}
+RUN = {"model": MODEL, "optim": OPTIM, "horizon": {"tokens": 1e6}, "batch_size": 16}
+
+
+def test_the_id_is_the_hash_of_the_canonical_json():
+    run = config.parse(RunConfig, RUN)
+    written = json.dumps(dataclasses.asdict(run), sort_keys=True, separators=(",", ":"))
+    assert config.canonical_json(run) == written
+    assert run.run_id == hashlib.sha256(written.encode()).hexdigest()[:12]
+
+
+def test_every_field_of_a_run_is_in_its_id():
+    def paths(node):
+        for f in dataclasses.fields(node):
+            value = getattr(node, f.name)
+            yield from ((f.name, *p) for p in paths(value)) if dataclasses.is_dataclass(value) else [(f.name,)]
+
+    run = config.parse(RunConfig, RUN)
+    hashed = json.loads(config.canonical_json(run))
+    for path in paths(run):
+        node, written = run, hashed
+        for name in path:
+            node, written = getattr(node, name), written[name]
+        assert written == node
+
+
+def test_equal_runs_have_equal_ids_whatever_the_order_and_spelling():
+    shuffled = {key: RUN[key] for key in reversed(RUN)}
+    written_out = config.to_dict(config.parse(RunConfig, RUN))
+    ids = {config.parse(RunConfig, raw).run_id for raw in (RUN, shuffled, written_out, {**RUN, "batch_size": 16.0})}
+    assert len(ids) == 1
+    assert config.parse(RunConfig, {**RUN, "seed": 1}).run_id not in ids
+
+
+def test_round_trips():
+    run = config.parse(RunConfig, RUN)
+    through_json = json.loads(config.canonical_json(run))
+    assert config.parse(RunConfig, through_json) == run
+    assert config.from_dict(RunConfig, through_json) == run
+    assert config.from_dict(RunConfig, through_json).run_id == run.run_id
+
+
+def test_execution_is_not_part_of_a_run():
+    assert "execution" not in config.to_dict(config.parse(RunConfig, RUN))
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.parse(RunConfig, RUN).seed = 3
+
+
+@pytest.mark.parametrize(
+    "cls, raw, says",
+    [
+        (ModelConfig, MODEL | {"d_model": 0}, "d_model is 0: write a positive number"),
+        (ModelConfig, MODEL | {"head_dim": 3}, "head_dim is 3: write an even number"),
+        (ModelConfig, MODEL | {"num_kv_heads": 3}, "num_kv_heads is 3: write a divisor of num_heads (2)"),
+        (ModelConfig, MODEL | {"logit_softcap": -1.0}, "logit_softcap is -1.0: write a positive number"),
+        (ModelConfig, MODEL | {"parameterization": "mup"}, "base_d_model is None: write the size at which"),
+        (ModelConfig, MODEL | {"base_d_model": 32}, "base_d_model is 32: write null"),
+        (DataConfig, {"seq_len": 0}, "seq_len is 0: write a positive number"),
+        (DataConfig, {"validation_fraction": 1.0}, "validation_fraction is 1.0: write a number in (0, 1)"),
+        (ScheduleConfig, {"cooldown_fraction": 1.0}, "cooldown_fraction is 1.0: write a number in [0, 1)"),
+        (OptimConfig, OPTIM | {"peak_lr": float("nan")}, "peak_lr is nan: write a positive number"),
+        (OptimConfig, OPTIM | {"beta2": 1.0}, "beta2 is 1.0: write a number in [0, 1)"),
+        (OptimConfig, OPTIM | {"warmup_tokens": -1}, "warmup_tokens is -1: write a number ≥ 0"),
+        (OptimConfig, OPTIM | {"clip_norm": 0.0}, "clip_norm is 0.0: write a positive number"),
+        (OptimConfig, OPTIM | {"name": "adam"}, "weight_decay is 0.1: write 0, or name: adamw"),
+        (Horizon, {}, "write exactly one of tokens, flops, tokens_per_param, steps"),
+        (Horizon, {"tokens": 1.0, "steps": 1}, "horizon is ['tokens', 'steps']: write exactly one"),
+        (Horizon, {"flops": -1.0}, "flops is -1.0: write a positive number"),
+        (EvalConfig, {"num_points": -1}, "num_points is -1: write a number ≥ 0"),
+        (DivergenceConfig, {"patience_steps": 0}, "patience_steps is 0: write a positive number"),
+        (RunConfig, RUN | {"batch_size": 0}, "batch_size is 0: write a positive number"),
+        (RunConfig, RUN | {"seed": 2**31}, "seed is 2147483648: write an integer in [0, 2^31)"),
+        (MeshConfig, {"tensor": 0}, "tensor is 0: write an integer ≥ 1"),
+        (MeshConfig, {"data": -2}, "data is -2: write an integer ≥ 1, or -1"),
+        (ExecutionConfig, {"disk_budget_gb": 0.0}, "disk_budget_gb is 0.0: write a positive number"),
+    ],
+)
+def test_bad_values_are_named_with_their_remedy(cls, raw, says):
+    with pytest.raises(pydantic.ValidationError) as caught:
+        config.parse(cls, raw)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw, path",
+    [
+        (RUN | {"batchsize": 1}, ("batchsize",)),
+        (RUN | {"model": MODEL | {"dmodel": 1}}, ("model", "dmodel")),
+        (RUN | {"model": {k: v for k, v in MODEL.items() if k != "d_ff"}}, ("model", "d_ff")),
+        (RUN | {"optim": OPTIM | {"schedule": {"name": "cosin"}}}, ("optim", "schedule", "name")),
+    ],
+)
+def test_errors_carry_their_path(raw, path):
+    with pytest.raises(pydantic.ValidationError) as caught:
+        config.parse(RunConfig, raw)
+    assert caught.value.errors()[0]["loc"] == path
+
+
+def test_a_config_is_read_with_the_standard_library_alone():
+    """On an image with nothing but Python and JAX a worker reads its runs: no pydantic, no numpy."""
+    script = (
+        "import json, sys\n"
+        "from scaling import config\n"
+        "run = config.from_dict(config.RunConfig, json.load(sys.stdin))\n"
+        "print(run.run_id, sorted({'pydantic', 'numpy', 'jax', 'yaml', 'pandas'} & set(sys.modules)))\n"
+    )
+    run = config.parse(RunConfig, RUN)
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=config.canonical_json(run), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split(maxsplit=1) == [run.run_id, "[]\n"]
