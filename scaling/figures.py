@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from scaling import plots
+from scaling.axes import LABELS, engineering, mathtext
 from scaling.laws import forms
 from scaling.laws.analysis import select
 from scaling.laws.observations import from_table
@@ -51,6 +52,7 @@ def write(folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Ma
     saved = []
     with plots.style():
         for d in draw(table, curves, fit, learning_rates):
+            _name_convention(d.figure, fit)
             svg, png = folder / f"{d.name}.svg", folder / f"{d.name}.png"
             d.figure.savefig(svg, metadata={"Date": None, "Creator": None})
             d.figure.savefig(png, metadata={"Software": None})
@@ -58,13 +60,35 @@ def write(folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Ma
     return saved
 
 
+def _name_convention(figure: Figure, fit: Mapping) -> None:
+    """Says on the axes how N and C are counted: a figure leaves the report sooner or later."""
+    convention = _convention(fit)
+    named = {
+        LABELS["num_params"]: f"{convention['num_params'].replace('_', '-')} parameters $N$",
+        LABELS["flops"]: f"training compute $C$ (FLOPs, rule {convention['flops']})",
+    }
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        # "as given", in a CSV, says no more than the plain label.
+        text = named.get(axis.get_label_text(), "given")
+        if "given" not in text:
+            axis.set_label_text(text)
+
+
+def _convention(fit: Mapping) -> Mapping[str, str]:
+    return fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"}
+
+
 def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) -> Iterator[Drawing]:
     """The figures of ``write``, in the order in which a reader wants them. Call inside ``plots.style()``."""
-    convention = fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"}
+    convention = _convention(fit)
     table = plots.observations(table, convention)
     done = table.assign(label=_labels(table))[table["loss"].notna()]
     if "status" in done:
         done = done[done["status"] == "completed"]
+    # A CSV does not say which rows --holdout-flops left out; the fit does.
+    held = {row.get("run") for row in fit.get("excluded") or [] if row.get("reason") == "holdout"}
+    if held:
+        done = done.assign(holdout=done["label"].isin(held))
     if learning_rates and not fit.get("allocation"):  # a sweep for its own sake
         yield _learning_rate(learning_rates)
     for figure in (_exponents, _isoflop, _surface, _allocation, _forecast, _residuals, _power_laws):
@@ -207,10 +231,11 @@ def _residuals(done, fit) -> Drawing | None:
     axes = figure.subplots(1, 2, sharey=True)
     predicted = predict(num_params=done["num_params"], num_tokens=done["num_tokens"])
     for ax, quantity in zip(axes, ("num_tokens", "flops")):
-        plots.residuals(ax, done, predicted, quantity)
-    axes[0].get_legend().remove()
+        plots.residuals(ax, done, predicted, quantity, key=ax is axes[-1])
     axes[1].set_ylabel("")
-    caption = "Loss above (+) or below (−) the parametric law. A pattern here is what the law cannot express."
+    caption = (
+        "Loss above (+) or below (−) the parametric law; darker is less compute. A pattern is what the law cannot say."
+    )
     return Drawing("residuals", "Residuals of the parametric law", caption, figure)
 
 
@@ -230,7 +255,7 @@ def _power_laws(done, fit) -> Drawing | None:
         rows, _ = select(given, forms.FORMS[law])
         predict = predictor(fit, law)
         shown = done.assign(fitted=done["label"].isin(given.run[rows]))
-        label = plots.mathtext(forms.FORMS[law].equation.split(" = ", 1)[-1])
+        label = mathtext(forms.FORMS[law].equation.split(" = ", 1)[-1])
         plots.power_law(ax, shown, quantity, lambda x, q=quantity, p=predict: p(**{q: x}), label=label)
         alpha = fit["laws"][law]["params"]["alpha"]
         ax.set_title(f"$\\alpha$ = {alpha:.3f}")
@@ -264,7 +289,7 @@ def _learning_rate(cells: Sequence[Mapping]) -> Drawing:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, size in zip(axes, sizes):
         plots.learning_rate(ax, [c for c in cells if c["num_params"] == size])
-        ax.set_title(f"$N$ = {plots.engineering(size)}")
+        ax.set_title(f"$N$ = {engineering(size)}")
     for ax in axes[len(sizes) :]:
         ax.remove()
     edge = sum(not c["interior"] for c in cells)

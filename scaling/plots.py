@@ -8,150 +8,33 @@ a marker goes with it, so that every figure survives a grey printer.
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
-import matplotlib.style
 import numpy as np
-from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from scaling.axes import (
+    DASHES,
+    FAINT,
+    LABELS,
+    MARKERS,
+    MUTED,
+    STAR,
+    colour_bar,
+    colours,
+    engineering,
+    log_axis,
+    markers,
+    scientific,
+    tone,
+)
+from scaling.axes import style as style
 from scaling.laws.observations import ALIASES
 
-MARKERS = "os^DvPX*"
-DASHES = ("-", "--", "-.", ":")
-_STAR = {"marker": "*", "markersize": 11, "markeredgecolor": "black", "linestyle": "none"}
-INK, MUTED, FAINT = "0.10", "0.45", "0.80"
-# Lighter than this a line is lost on white paper.
-_COLOURS = matplotlib.colormaps["viridis"].resampled(256)
-_LIGHTEST = 0.82
-
-# STIX comes with matplotlib, so a figure has the same letters on every machine.
-STYLE = {
-    "font.family": "STIXGeneral",
-    "mathtext.fontset": "stix",
-    "font.size": 10.5,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10.5,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "0.35",
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.91",
-    "grid.linewidth": 0.6,
-    "xtick.color": "0.25",
-    "ytick.color": "0.25",
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "legend.title_fontsize": 9.5,
-    "legend.handlelength": 2.0,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 5,
-    "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 160,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "scaling",
-}
-
-LABELS = {
-    "num_params": "parameters $N$",
-    "num_tokens": "training tokens $D$",
-    "flops": "training compute $C$ (FLOPs)",
-    "loss": "validation loss $L$ (nats per token)",
-    "tokens_per_param": "tokens per parameter $D/N$",
-    "peak_lr": "peak learning rate",
-}
-
-
-def style():
-    """Context in which the figures of this project are drawn and saved; whatever the user's matplotlibrc says."""
-    return matplotlib.style.context(["default", STYLE])
-
-
-def engineering(value: float, _position=None) -> str:
-    """A count a person reads at a glance: 30K, 1.25M, 7B."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    suffixes = ("", "K", "M", "B", "T")
-    # Rounded to three digits first: 999,999 is 1M, not 1e+03K.
-    value = float(f"{value:.3g}")
-    group = min(max(math.floor(math.log10(abs(value)) / 3), 0), len(suffixes) - 1)
-    return f"{value / 1000**group:.3g}{suffixes[group]}"
-
-
-def scientific(value: float, _position=None) -> str:
-    """Mathtext: 3×10¹¹, and 10¹² without a factor of one."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    power = f"10^{{{int(exponent)}}}"
-    factor = f"{float(mantissa):g}"
-    return f"${power}$" if factor == "1" else rf"${factor}{{\times}}{power}$"
-
-
-class LogTicks(ticker.Locator):
-    """``fewest`` to eight labelled ticks on a logarithmic axis, however short or long it is."""
-
-    SUBDIVISIONS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
-
-    def __init__(self, fewest: int = 4):
-        self.fewest = fewest
-
-    def __call__(self):
-        return self.tick_values(*self.axis.get_view_interval())
-
-    def tick_values(self, vmin, vmax):
-        lo, hi = sorted((vmin, vmax))
-        if lo <= 0:
-            return []
-        decades = range(math.floor(math.log10(lo)), math.ceil(math.log10(hi)) + 1)
-        for factors in self.SUBDIVISIONS:
-            inside = [f * 10.0**d for d in decades for f in factors if lo <= f * 10.0**d <= hi]
-            if len(inside) >= self.fewest:
-                return inside[:: math.ceil(len(inside) / 8)]
-        evenly = ticker.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(lo, hi)
-        return [t for t in evenly if lo <= t <= hi]
-
-
-_WRITERS: Mapping[str, Callable] = {"flops": scientific, "num_params": engineering, "num_tokens": engineering}
-
-
-def mathtext(equation: str) -> str:
-    """A form's equation as mathtext, its exponents raised."""
-    return "$" + re.sub(r"\^(-?[^ )]+)", r"^{\1}", equation) + "$"
-
-
-def log_axis(axis, quantity: str) -> None:
-    """Makes an axis logarithmic, ticked and labelled for ``quantity`` (a key of ``LABELS``)."""
-    ax = axis.axes
-    (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
-    # 3×10¹¹ is wide: three such labels are enough.
-    axis.set_major_locator(LogTicks(fewest=3 if quantity == "flops" else 4))
-    axis.set_minor_locator(ticker.NullLocator())
-    axis.set_major_formatter(ticker.FuncFormatter(_WRITERS.get(quantity, lambda v, _: f"{v:.4g}")))
-    axis.set_label_text(LABELS[quantity])
-
-
-def colours(values: Sequence[float]) -> dict[float, tuple]:
-    """A colour for each distinct value: dark to light with its logarithm."""
-    distinct = sorted(set(values))
-    if not distinct:
-        return {}
-    lo, hi = math.log(distinct[0]), math.log(distinct[-1])
-    return {v: _COLOURS(_LIGHTEST * ((math.log(v) - lo) / (hi - lo) if hi > lo else 0.3)) for v in distinct}
-
-
-def _markers(values) -> dict[float, str]:
-    return dict(zip(sorted(set(values)), itertools.cycle(MARKERS)))
+# More budgets or sizes than this are told apart by a colour bar: a legend would cover the data.
+MAX_KEYS = 6
 
 
 def observations(table, convention: Mapping[str, str]):
@@ -179,7 +62,7 @@ def loss_curves(ax: Axes, curves, envelope: Sequence[Mapping] = ()) -> Axes:
     ``flops`` and ``loss``.
     """
     shade = colours(curves["num_params"])
-    marker = _markers(curves["num_params"])
+    marker = markers(curves["num_params"])
     for _, run in curves.sort_values("num_tokens").groupby("run_id", sort=False):
         size, status = run["num_params"].iloc[0], run["status"].iloc[0]
         line = ":" if run["holdout"].iloc[0] else "-"
@@ -195,13 +78,17 @@ def loss_curves(ax: Axes, curves, envelope: Sequence[Mapping] = ()) -> Axes:
     sound = curves["loss"][curves["status"] == "completed"]
     if len(sound):  # a run that blew up leaves through the top instead of flattening the others
         ax.set_ylim(sound.min() / 1.05, sound.max() * 1.15)
-    handles = [Line2D([], [], color=shade[n], marker=marker[n], label=engineering(n)) for n in sorted(shade)]
+    many = len(shade) > len(MARKERS)
+    if many:
+        colour_bar(ax, list(shade), "num_params")
+    sizes = [] if many else sorted(shade)
+    handles = [Line2D([], [], color=shade[n], marker=marker[n], label=engineering(n)) for n in sizes]
     handles += _handles_if(
         (len(envelope), Line2D([], [], color="black", linewidth=1.8, label="envelope")),
         (curves["holdout"].any(), Line2D([], [], color=MUTED, linestyle=":", label="held out")),
         ((curves["status"] == "diverged").any(), Line2D([], [], color=MUTED, marker="x", label="diverged")),
     )
-    ax.legend(handles=handles, title=LABELS["num_params"], ncols=1 + (len(handles) > 10))
+    ax.legend(handles=handles, title=None if many else LABELS["num_params"])
     return ax
 
 
@@ -215,7 +102,7 @@ def isoflop(ax: Axes, budgets: Sequence[Mapping]) -> Axes:
     ``budgets``: fit.json's isoflop.budgets. A minimum that the runs do not bracket is null there and not drawn.
     """
     shade = colours([b["flops"] for b in budgets])
-    marker = _markers([b["flops"] for b in budgets])
+    marker = markers([b["flops"] for b in budgets])
     for budget in sorted(budgets, key=lambda b: b["flops"]):
         colour = shade[budget["flops"]]
         num_params = np.asarray(budget["num_params"], dtype=np.float64)
@@ -225,13 +112,16 @@ def isoflop(ax: Axes, budgets: Sequence[Mapping]) -> Axes:
             ax.plot(np.exp(x), np.polynomial.polynomial.polyval(x, budget["quadratic"]), color=colour, linewidth=1.1)
         minimum = budget.get("minimum") or {}
         if minimum.get("num_params"):
-            ax.plot(minimum["num_params"], minimum["loss"], **_STAR, color="none", markerfacecolor="black", zorder=5)
+            ax.plot(minimum["num_params"], minimum["loss"], **STAR, color="none", markerfacecolor="black", zorder=5)
     log_axis(ax.xaxis, "num_params")
     ax.set_ylabel(LABELS["loss"])
-    handles, _ = ax.get_legend_handles_labels()
-    star = Line2D([], [], **_STAR, color="none", markerfacecolor="black", label="minimum")
+    many = len(budgets) > MAX_KEYS
+    if many:
+        colour_bar(ax, list(shade), "flops")
+    handles = [] if many else ax.get_legend_handles_labels()[0]
+    star = Line2D([], [], **STAR, color="none", markerfacecolor="black", label="minimum")
     handles += _handles_if((any((b.get("minimum") or {}).get("num_params") for b in budgets), star))
-    ax.legend(handles=handles, title="compute $C$ (FLOPs)", ncols=1 + (len(handles) > 6))
+    ax.legend(handles=handles, title=None if many else "compute $C$ (FLOPs)")
     return ax
 
 
@@ -265,7 +155,7 @@ def allocation(
         ax.plot(flops[inside], value[inside], color="black", linewidth=1.8, label="parametric law")
     if len(envelope):
         x, y = [p["flops"] for p in envelope], [_quantity(p, quantity) for p in envelope]
-        ax.plot(x, y, ".", color=_COLOURS(0.55), markersize=4, label="envelope of curves")
+        ax.plot(x, y, ".", color=tone(0.55), markersize=4, label="envelope of curves")
     if len(minima):
         _points_with_intervals(ax, minima, quantity, "IsoFLOP minimum")
     log_axis(ax.xaxis, "flops")
@@ -288,7 +178,7 @@ def _points_with_intervals(ax: Axes, points, quantity, label) -> None:
         lo, hi = np.array(intervals).T
         yerr = np.maximum([value - lo, hi - value], 0)
     ax.errorbar(
-        [p["flops"] for p in points], value, yerr=yerr, fmt="D", markersize=5.5, color=_COLOURS(0.2),
+        [p["flops"] for p in points], value, yerr=yerr, fmt="D", markersize=5.5, color=tone(0.2),
         elinewidth=1, capsize=2.5, zorder=5, label=label,
     )  # fmt: skip
 
@@ -304,13 +194,16 @@ def surface(ax: Axes, table, predict: Callable, frontier: Sequence[Mapping] = ()
     loss = predict(*np.meshgrid(n, d))
     levels = _round_levels(loss.min(), np.quantile(loss, 0.97))
     lines = ax.contour(n, d, loss, levels=levels, colors=[MUTED], linewidths=0.7)
-    shade = colours(known["flops"].map(_two_digits))
-    marker = _markers(known["flops"].map(_two_digits))
-    for flops, rows in known.groupby(known["flops"].map(_two_digits)):
-        face = np.where(rows["holdout"], "white", matplotlib.colors.to_hex(shade[flops])) if "holdout" in rows else None
-        label = scientific(flops) if len(shade) <= 8 else None
-        ax.scatter(rows["num_params"], rows["num_tokens"], s=26, marker=marker[flops] if len(shade) <= 8 else "o",
-                   facecolors=face, edgecolors=[shade[flops]], linewidths=0.9, zorder=4, label=label)  # fmt: skip
+    budget = known["flops"].map(_two_digits)
+    shade, marker = colours(budget), markers(budget)
+    many = len(shade) > MAX_KEYS
+    for flops, rows in known.groupby(budget):
+        held = rows["holdout"].astype(bool) if "holdout" in rows else rows["loss"].isna()
+        ax.scatter(
+            rows["num_params"], rows["num_tokens"], s=26, marker="o" if many else marker[flops],
+            facecolors=np.where(held, "white", matplotlib.colors.to_hex(shade[flops])), edgecolors=[shade[flops]],
+            linewidths=0.9, zorder=4, label=None if many else scientific(flops),
+        )  # fmt: skip
     if len(frontier):
         ax.plot([p["num_params"] for p in frontier], [p["num_tokens"] for p in frontier], color="black",
                 linewidth=1.8, zorder=3, label="efficient frontier")  # fmt: skip
@@ -320,7 +213,10 @@ def surface(ax: Axes, table, predict: Callable, frontier: Sequence[Mapping] = ()
     ax.set_ylim(d[0], d[-1])
     _label_contours(ax, lines, n[int(0.9 * n.size)], d, predict)
     ax.grid(False)
-    ax.legend(title="compute $C$ (FLOPs)", frameon=True, framealpha=0.9, edgecolor="none", loc="lower left")
+    if many:
+        colour_bar(ax, list(shade), "flops")
+    title = None if many else "compute $C$ (FLOPs)"
+    ax.legend(title=title, frameon=True, framealpha=0.9, edgecolor="none", loc="lower left")
     return ax
 
 
@@ -375,10 +271,11 @@ def power_law(ax: Axes, table, quantity: str, predict: Callable | None = None, *
     return ax
 
 
-def residuals(ax: Axes, table, predicted, quantity: str = "num_tokens") -> Axes:
+def residuals(ax: Axes, table, predicted, quantity: str = "num_tokens", *, key: bool = True) -> Axes:
     """Relative residual (loss / predicted - 1, in per cent) against N, D or C; markers are sizes, shades are compute.
 
-    ``predicted``: loss of every row. The band is the RMS of the fitted rows; held-out rows are open.
+    ``predicted``: loss of every row. The band is the RMS of the fitted rows; held-out rows are open. ``key``: whether
+    to draw the legend, beside the axes.
     """
     table = table.assign(residual=100 * (table["loss"] / predicted - 1))
     table = table[table["residual"].notna()]
@@ -387,22 +284,28 @@ def residuals(ax: Axes, table, predicted, quantity: str = "num_tokens") -> Axes:
     ax.axhspan(-spread, spread, color="0.92", linewidth=0, label=f"RMS of the fitted, {spread:.2g} %")
     ax.axhline(0, color="black", linewidth=0.8)
     budget = table["flops"].map(_two_digits)
-    shade, marker = colours(budget), _markers(table["num_params"])
-    if len(marker) > len(MARKERS):
-        marker = dict.fromkeys(marker, "o")
+    shade, marker = colours(budget), markers(table["num_params"])
+    many = len(marker) > len(MARKERS)
     for size, rows in table.groupby("num_params"):
         edge = [matplotlib.colors.to_hex(shade[c]) for c in budget[rows.index]]
         face = np.where(held[rows.index], "white", edge)
-        ax.scatter(rows[quantity], rows["residual"], s=28, marker=marker[size], facecolors=face, edgecolors=edge,
-                   linewidths=0.9, zorder=3)  # fmt: skip
+        ax.scatter(
+            rows[quantity], rows["residual"], s=28, marker="o" if many else marker[size],
+            facecolors=face, edgecolors=edge, linewidths=0.9, zorder=3,
+        )  # fmt: skip
     log_axis(ax.xaxis, quantity)
     ax.set_ylabel("residual (% of the predicted loss)")
+    if many and key:
+        colour_bar(ax, list(shade), "flops")
     handles, _ = ax.get_legend_handles_labels()
-    if len(set(marker.values())) > 1:
+    if not many:
         handles += [_marker_only(marker[n], "black", f"$N$ = {engineering(n)}") for n in sorted(marker)]
     handles += _handles_if((held.any(), _marker_only("o", "white", "held out")))
-    # Beside the axes, where it cannot cover a point.
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    if key:  # where it cannot cover a point
+        place = (
+            {"loc": "lower left", "bbox_to_anchor": (0, 1)} if many else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        )
+        ax.legend(handles=handles, borderaxespad=0.2, **place)
     return ax
 
 
@@ -428,8 +331,8 @@ def forecast(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Ax
         lo, hi, actual = (100 * (v / predicted - 1) for v in (lo, hi, actual))
         predicted = np.zeros_like(predicted)
     level = rows[0].get("level", 0.9)
-    ax.vlines(x, lo, hi, color=_COLOURS(0.4), linewidth=6, alpha=0.45, label=f"forecast, {100 * level:g} % interval")
-    ax.plot(x, predicted, "_", color=_COLOURS(0.15), markersize=11, markeredgewidth=1.6)
+    ax.vlines(x, lo, hi, color=tone(0.4), linewidth=6, alpha=0.45, label=f"forecast, {100 * level:g} % interval")
+    ax.plot(x, predicted, "_", color=tone(0.15), markersize=11, markeredgewidth=1.6)
     ax.plot(x, actual, "x", color="black", markersize=6, markeredgewidth=1.5, zorder=4, label="actual")
     if by_size:
         log_axis(ax.xaxis, "num_params")
@@ -451,10 +354,13 @@ def exponents(
         if interval:
             ax.plot(interval, [position] * 2, color="black", linewidth=1.4, solid_capstyle="butt")
         ax.plot(value, position, "o", color="black", markersize=6)
-    for name, value in (references or {}).items():
+    known = sorted((references or {}).items(), key=lambda pair: pair[1])
+    for i, (name, value) in enumerate(known):
         ax.axvline(value, color=MUTED, linewidth=0.9, linestyle="--", zorder=0)
+        # Outward from the outermost lines: two names may not meet, however close the lines are.
+        side = "right" if i == 0 else "left" if i == len(known) - 1 else "center"
         ax.annotate(f"{name}: {value:.2f}", (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
-                    textcoords="offset points", ha="center", fontsize=9, color="0.3")  # fmt: skip
+                    textcoords="offset points", ha=side, fontsize=9, color="0.3")  # fmt: skip
     ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
@@ -471,7 +377,7 @@ def learning_rate(ax: Axes, cells: Sequence[Mapping]) -> Axes:
     ``best`` (a rate or null) and ``interior``.
     """
     shade = colours([c["num_tokens"] for c in cells])
-    marker = _markers([c["num_tokens"] for c in cells])
+    marker = markers([c["num_tokens"] for c in cells])
     for cell, dash in zip(sorted(cells, key=lambda c: c["num_tokens"]), itertools.cycle(DASHES)):
         known = [(r, l) for r, l in zip(cell["rates"], cell["losses"]) if l is not None]
         colour = shade[cell["num_tokens"]]
@@ -481,7 +387,7 @@ def learning_rate(ax: Axes, cells: Sequence[Mapping]) -> Axes:
             )
         if cell["best"] is not None:
             face = "black" if cell["interior"] else "white"
-            ax.plot(cell["best"], dict(known)[cell["best"]], **_STAR, color="none", markerfacecolor=face, zorder=5)
+            ax.plot(cell["best"], dict(known)[cell["best"]], **STAR, color="none", markerfacecolor=face, zorder=5)
         for rate in [r for r, l in zip(cell["rates"], cell["losses"]) if l is None]:
             ax.plot(rate, 0.97, "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False)
     log_axis(ax.xaxis, "peak_lr")

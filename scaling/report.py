@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling import figures, plots, records
+from scaling import figures, records
+from scaling.axes import engineering
 
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ"}
 
@@ -31,6 +32,7 @@ class Results:
     fit: dict
     manifest: dict
     forecast: dict
+    num_strangers: int = 0  # records of runs that are not in the manifest's grid: kept out
 
     @property
     def name(self) -> str:
@@ -49,7 +51,11 @@ def read(results_dir: Path) -> Results:
     if not runs:
         raise ValueError(f"{folder}/runs: no records: run the sweep first")
     fit, manifest, forecast = (_read_json(folder / f"{name}.json") for name in ("fit", "sweep", "forecast"))
-    return Results(folder, runs, with_sealed_forecast(fit, forecast, runs), manifest, forecast)
+    cells = {cell["run_id"] for cell in manifest.get("cells") or []}
+    known = [run for run in runs if run.run_id in cells] or runs
+    return Results(
+        folder, known, with_sealed_forecast(fit, forecast, known), manifest, forecast, len(runs) - len(known)
+    )
 
 
 def _read_json(path: Path) -> dict:
@@ -97,9 +103,9 @@ def learning_rate_cells(runs: Sequence[records.RunRecord], fewest: int = 3) -> l
             groups[key][run.config["optim"]["peak_lr"]].append(run)
     cells = [_learning_rate_cell(by_rate) for by_rate in groups.values() if len(by_rate) >= fewest]
     cells.sort(key=lambda c: (c["num_params"], c["num_tokens"], c["batch_tokens"]))
-    names = [plots.engineering(c["num_tokens"]) for c in cells]
+    names = [engineering(c["num_tokens"]) for c in cells]
     if len({(c["num_params"], name) for c, name in zip(cells, names)}) < len(cells):
-        names = [f"{name}, batch {plots.engineering(c['batch_tokens'])}" for c, name in zip(cells, names)]
+        names = [f"{name}, batch {engineering(c['batch_tokens'])}" for c, name in zip(cells, names)]
     return [{"name": name, **cell} for name, cell in zip(names, cells)]
 
 
@@ -217,7 +223,10 @@ def warnings(results: Results) -> list[str]:
     fit = results.fit
     if not fit:
         return ["No laws: there is no fit.json in this folder."]
-    return ([f"No laws: {fit['error']}"] if fit.get("error") else []) + list(fit.get("warnings") or [])
+    out = [f"No laws: {fit['error']}"] if fit.get("error") else []
+    if results.num_strangers:
+        out.append(f"{results.num_strangers} records in this folder belong to no cell of its grid and are not shown.")
+    return out + list(fit.get("warnings") or [])
 
 
 def _cell_rows(results: Results) -> list[dict]:
@@ -255,8 +264,9 @@ def _cell_rows(results: Results) -> list[dict]:
                 k: cell.get(k) for k in ("run_id", "labels", "holdout", "num_tokens", "num_steps", "predicted_seconds")
             }
             rows.append({**row, "status": "not run", "num_params": count, "flops": (cell.get("flops") or {}).get(rule)})
+    order = ("num_params", "num_tokens", "peak_lr")
     return sorted(
-        rows, key=lambda r: (r["labels"].get("budget_flops") or 0, r["num_params"] or 0, r["num_tokens"] or 0)
+        rows, key=lambda r: [r["labels"].get("budget_flops") or 0, *(r.get(k) or 0 for k in order), r["run_id"]]
     )
 
 
@@ -264,7 +274,7 @@ def _trouble(r: records.RunRecord) -> str | None:
     if r.status == "diverged":
         return f"diverged at step {r.diverged_at_step}"
     if r.status == "failed":
-        return f"failed: {r.environment.get('error') or r.timing.get('error') or 'no reason recorded'}"
+        return f"failed: {r.environment.get('failure', 'no reason recorded')}"
     return None
 
 
@@ -320,13 +330,13 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters.update(
-        si=lambda v: "–" if v is None else plots.engineering(v),
+        si=lambda v: "–" if v is None else engineering(v),
         sci=sci,
         fixed=fixed,
         num=num,
         range=span,
         range_fixed=lambda pair: span(pair, fixed),
-        range_si=lambda pair: span(pair, plots.engineering),
+        range_si=lambda pair: span(pair, engineering),
         range_plain=lambda pair: span(pair, plain),
         plain=plain,
         equation=equation,
@@ -341,7 +351,7 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         grid_path=results.manifest.get("grid_path"),
         plan=results.manifest.get("plan") or {},
         actual=results.manifest.get("actual") or {},
-        data=results.runs[0].data,
+        data=next((r.data for r in results.runs if r.data), {}),
         convention=fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"},
         headlines=headlines(results, table, cells),
         warnings=warnings(results),
