@@ -238,7 +238,7 @@ def _value_leaves(axis: str, value: Any, path: str, where: str) -> Leaves:
         paths = schema.paths_of(RUN_SCHEMA)
         by_name = {path if "." in axis else path.rpartition(".")[2]: path for path in reversed(paths)}
         guess = schema.did_you_mean(axis, by_name)
-        raise GridError(f"{path}: not a path into a run, as an axis of plain values needs (model.width, say){guess}")
+        raise GridError(f"{path}: not a path into a run; write one, as plain values need (e.g. model.width){guess}")
     return schema.flatten(value, hint, where, key)
 
 

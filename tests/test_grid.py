@@ -332,7 +332,7 @@ BAD = {
         "isoflop.budgets[0].sizes[1].wdth: unknown key; did you mean 'width'?"
     ),
     "isoflop: {budgets: [1e12], sizes: [16], rule: exakt}": "isoflop.rule: 'exakt' is not one of 6ND, 6ND_total",
-    "base: {horizon: {tokens: 1e6}}\naxes: {widht: [16]}": "axes.widht: not a path into a run, as an axis of plain",
+    "base: {horizon: {tokens: 1e6}}\naxes: {widht: [16]}": "axes.widht: not a path into a run; write one, as plain",
     "base: {horizon: {tokens: 1e6}}\naxes: {model.width: []}": "axes.model.width: [] is not a list with at least one",
     f"base: {{{RUN}}}\naxes: {{status: [{{seed: 1}}]}}": "axes.status: no axis can be called that; write another name",
     f"base: {{{RUN}}}\naxes: {{a: [{{seed: 1}}], seed: [2]}}": "axes.seed[0]: seed is set by axes.a[0].seed too",
