@@ -351,13 +351,11 @@ def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[
         for cls, group in ((ModelConfig, "model"), (DataConfig, "data"), (Horizon, "horizon"))
     )
     optimizer = values.get(("optim", "name"), "adamw")
-    if ("optim", "peak_lr") not in values:
-        for unfit, why in (
-            (optimizer not in ("adamw", "adam"), f"{optimizer}'s rate: it is AdamW's"),
-            (model.parameterization == "mup", "μP's rate: it falls with size, and μP's does so by itself"),
-        ):
-            if unfit:
-                raise GridError(f"{where}: {recipe['name']} cannot give {why}; write optim.peak_lr")
+    asks_rate, cannot = ("optim", "peak_lr") not in values, f"{where}: {recipe['name']} cannot give"
+    if asks_rate and optimizer not in ("adamw", "adam"):
+        raise GridError(f"{cannot} {optimizer}'s rate: it is AdamW's; write optim.peak_lr")
+    if asks_rate and model.parameterization == "mup":
+        raise GridError(f"{cannot} μP's rate: it falls with size, and μP's does so by itself; write optim.peak_lr")
     batch_size = values.get(("batch_size",))
     if horizon.steps is not None and batch_size is None:
         path = leaves["horizon", "steps"][1]

@@ -311,6 +311,10 @@ BAD = {
     f"base: {{{RUN}, data: {{seq_len: 0}}}}": "base.data.seq_len: 0: write a positive number",
     f"base: {{{RUN}, data: {{tokenizer: 'bpe:9'}}}}": "base.data.tokenizer: model.vocab_size is missing",
     f"base: {{{RUN}, optim: {{name: sgd}}}}": "default@1 cannot give sgd's rate: it is AdamW's; write optim.peak_lr",
+    f"base: {{{RUN.replace('16', '16, parameterization: mup, base_d_model: 16, base_head_dim: 8')}}}": (
+        "default@1 cannot give μP's rate: it falls with size, and μP's does so by itself; write optim.peak_lr"
+    ),
+    f"base: {{{RUN.replace('16', '16, base_d_model: 8')}}}": "base.model.base_d_model: 8: write null, or set param",
     "base: {horizon: {tokens: 1e6}, model: {width: 16, head_dim: 4, num_heads: 3, num_kv_heads: 2}}": (
         "base.model.num_kv_heads: 2: write a divisor of num_heads (3)"
     ),
