@@ -111,7 +111,7 @@ class LogTicks(ticker.Locator):
             inside = [f * 10.0**d for d in decades for f in factors if lo <= f * 10.0**d <= hi]
             if len(inside) >= self.fewest:
                 return inside[:: math.ceil(len(inside) / 8)]
-        evenly = ticker.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(lo, hi)
+        evenly = ticker.MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=4).tick_values(lo, hi)
         return [t for t in evenly if lo <= t <= hi]
 
 

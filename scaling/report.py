@@ -220,10 +220,11 @@ def scientific(value: float) -> str:
 
 def warnings(results: Results) -> list[str]:
     """What a reader must know before believing the rest."""
-    fit = results.fit
+    fit, out = results.fit, []
     if not fit:
-        return ["No laws: there is no fit.json in this folder."]
-    out = [f"No laws: {fit['error']}"] if fit.get("error") else []
+        out.append("No laws: there is no fit.json in this folder.")
+    elif fit.get("error"):
+        out.append(f"No laws: {fit['error']}")
     if results.num_strangers:
         out.append(f"{results.num_strangers} records in this folder belong to no cell of its grid and are not shown.")
     return out + list(fit.get("warnings") or [])
@@ -260,10 +261,9 @@ def _cell_rows(results: Results) -> list[dict]:
     for cell in planned.values():
         if cell["run_id"] not in done:
             count = (cell.get("num_params") or {}).get("non_embedding")
-            row = {
-                k: cell.get(k) for k in ("run_id", "labels", "holdout", "num_tokens", "num_steps", "predicted_seconds")
-            }
-            rows.append({**row, "status": "not run", "num_params": count, "flops": (cell.get("flops") or {}).get(rule)})
+            row = {k: cell.get(k) for k in ("run_id", "holdout", "num_tokens", "num_steps")}
+            row |= {"status": "not run", "trouble": "not run yet", "labels": cell.get("labels") or {}}
+            rows.append({**row, "num_params": count, "flops": (cell.get("flops") or {}).get(rule)})
     order = ("num_params", "num_tokens", "peak_lr")
     return sorted(
         rows, key=lambda r: [r["labels"].get("budget_flops") or 0, *(r.get(k) or 0 for k in order), r["run_id"]]
@@ -358,7 +358,7 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         seal=forecast_seal(results.forecast),
         figures=saved,
         cells=rows,
-        troubles=[r for r in rows if r.get("trouble") or r["status"] == "not run"],
+        troubles=[r for r in rows if r["trouble"]],
         learning_rates=cells,
         fit=fit,
         exponents=figures.exponent_rows(fit),

@@ -1,0 +1,245 @@
+"""The page says what the records and fits say, needs no network, and hides no failure."""
+
+import base64
+import copy
+import dataclasses
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from scaling import records, report
+from scaling.fit import analyse, forecast
+from tests import synthetic
+
+
+def write_fit(folder, runs, *, sealed=False):
+    table = records.table(runs)
+    analysis = analyse(table, records.curves(runs), delta=1e-3, bootstrap=50, source=folder.name)
+    fit = analysis.to_json()
+    records.write_json(folder / "fit.json", fit)
+    if sealed:
+        held = table[table["holdout"]]
+        cells = [
+            {"run_id": r.run_id, "num_params": r.num_params, "num_tokens": r.num_tokens, "flops": r.flops_exact}
+            for r in held.itertuples()
+        ]
+        payload = {"schema": 1, "written": "2026-01-02T03:04:05+00:00", "cells": forecast(analysis, cells)}
+        records.write_json(folder / "forecast.json", {**payload, "sha256": sha256(payload)})
+    return fit
+
+
+def sha256(payload) -> str:
+    return hashlib.sha256(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A full sweep: three fitted budgets, a held-out one forecast and sealed, one diverged run. (folder, fit, page)"""
+    folder = tmp_path_factory.mktemp("results") / "synthetic"
+    runs = synthetic.sweep_records()
+    synthetic.write(folder, runs)
+    fit = write_fit(folder, runs, sealed=True)
+    return folder, fit, report.build(folder).read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Resources a page asks for, its text, and every open element closed."""
+
+    VOID = {"meta", "img", "br", "link", "input"}
+
+    def __init__(self, html):
+        super().__init__()
+        self.sources, self.links, self.tags, self.words, self.open = [], [], set(), [], []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        attrs = dict(attrs)
+        self.sources += [attrs[k] for k in ("src", "srcset", "data") if k in attrs]
+        self.links += [attrs["href"]] if "href" in attrs else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+def test_the_page_is_self_contained(sweep):
+    folder, _, html = sweep
+    page = Page(html)
+    assert len(page.sources) == 8
+    assert all(s.startswith("data:image/svg+xml;base64,") for s in page.sources)
+    assert not page.links
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert "url(" not in html
+    assert "@import" not in html
+    for source in page.sources:
+        svg = base64.b64decode(source.partition(",")[2]).decode()
+        assert not re.search(r'(href|src)="(?!#|data:)', svg), "a figure asks for something outside"
+    names = {p.stem for p in (folder / "figures").iterdir()}
+    assert {p.name for p in (folder / "figures").iterdir()} == {f"{n}.{e}" for n in names for e in ("svg", "png")}
+
+
+def test_the_page_opens_with_the_answer(sweep):
+    _, fit, html = sweep
+    text = Page(html).text
+    answer = text[: text.index("Figures")]
+    assert f"{fit['isoflop']['a']:.2f}" in answer
+    lo, hi = fit["isoflop"]["a_interval"]
+    assert f"{lo:.2f}–{hi:.2f}" in answer
+    largest = fit["allocation"]["tokens_per_param"]["1.2e+12"]
+    assert f"{largest['value']:.3g}" in answer
+    assert "24 of 25" in answer
+    assert "1 diverged" in answer
+    errors = [100 * abs(r["actual"] / r["predicted"] - 1) for r in fit["forecast"]]
+    assert f"{sum(errors) / 6:.2g} %" in answer
+    assert f"{max(errors):.2g} % at worst" in answer
+
+
+def test_every_run_is_on_the_page_and_failures_are_named(sweep):
+    folder, _, html = sweep
+    text = Page(html).text
+    for run in records.load_records(folder):
+        assert run.run_id in text
+        if run.status == "diverged":
+            assert f"diverged at step {run.diverged_at_step}" in text
+        else:
+            assert f"{run.loss:.4f} ± {run.loss_standard_error:.4f}" in text
+    assert "[3e11, 6e11, 1.2e12]" in text, "the grid's own text"
+    assert "0.10.2" in text, "the environment"
+
+
+def test_the_page_names_no_folder_of_this_machine(sweep):
+    folder, _, html = sweep
+    assert str(folder.parent) not in html
+
+
+def test_the_sealed_forecast_is_what_counts(sweep):
+    folder, fit, html = sweep
+    sealed = json.loads((folder / "forecast.json").read_text())
+    assert f"its sha256, {sealed['sha256'][:12]}…, matches" in html
+    later = copy.deepcopy(fit)
+    for row in later["forecast"]:
+        row["predicted"] = row["actual"]  # a fit made with hindsight
+    runs = records.load_records(folder)
+    rows = report.with_sealed_forecast(later, sealed, runs)["forecast"]
+    assert [r["predicted"] for r in rows] == [c["predicted"] for c in sealed["cells"]]
+    assert [r["actual"] for r in rows] == [next(x.loss for x in runs if x.run_id == r["run_id"]) for r in rows]
+
+
+def test_a_forecast_changed_after_it_was_written_is_called_out(sweep):
+    folder, _, _ = sweep
+    sealed = json.loads((folder / "forecast.json").read_text())
+    sealed["cells"][0]["predicted"] += 1e-9
+    assert "does not match" in report.forecast_seal(sealed)
+    assert report.forecast_seal({}) is None
+
+
+def test_a_sweep_too_small_for_laws_says_why(tmp_path):
+    runs = synthetic.sweep_records(sizes=synthetic.SIZES[:1], budgets=(3e11,), held_out_budget=None)
+    runs[1] = dataclasses.replace(synthetic.failed(runs[1]), environment={"failure": "worker killed three times"})
+    synthetic.write(tmp_path, runs)
+    records.write_json(tmp_path / "fit.json", {"schema": 1, "error": "chinchilla has 5 parameters and 1 observations"})
+    text = Page(report.build(tmp_path).read_text(encoding="utf-8")).text
+    assert "No laws: chinchilla has 5 parameters and 1 observations" in text
+    assert "failed: worker killed three times" in text
+    assert "1 of 2" in text
+
+
+def test_records_alone_make_a_page(tmp_path):
+    [run, *_] = synthetic.sweep_records()
+    records.save(tmp_path, run)
+    text = Page(report.build(tmp_path, tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")).text
+    assert "there is no fit.json" in text
+    assert (tmp_path / "elsewhere" / "figures" / "curves.svg").exists()
+
+
+def test_cells_without_a_record_and_records_without_a_cell_are_named(tmp_path):
+    runs = synthetic.sweep_records(
+        sizes=synthetic.SIZES[:1], budgets=(3e11, 6e11), held_out_budget=None, diverged=False
+    )
+    [stranger, *_] = synthetic.sweep_records(sizes=synthetic.SIZES[1:2])
+    records.save(tmp_path, runs[0])
+    records.save(tmp_path, stranger)
+    records.write_json(tmp_path / "sweep.json", synthetic.manifest(runs))
+    text = Page(report.build(tmp_path).read_text(encoding="utf-8")).text
+    assert f"{runs[1].run_id} size 16x2, budget_flops 6e+11: not run yet" in text.replace(" :", ":")
+    assert "1 records in this folder belong to no cell" in text
+    assert stranger.run_id not in text
+
+
+def test_text_from_records_is_text_on_the_page(tmp_path):
+    [run, *_] = synthetic.sweep_records()
+    labels = {"size": "<script>alert(1)</script>"}
+    records.save(tmp_path, dataclasses.replace(run, sweep={**run.sweep, "name": "<b>", "labels": labels}))
+    html = report.build(tmp_path).read_text(encoding="utf-8")
+    assert "script" not in Page(html).tags
+    assert "&lt;script&gt;" in html
+
+
+def test_learning_rate_cells_find_the_truth(tmp_path):
+    runs = synthetic.learning_rate_records()
+    cells = report.learning_rate_cells(runs)
+    assert len(cells) == 6
+    for cell in cells:
+        assert cell["best"] == cell["rates"][2] == pytest.approx(0.01 * (cell["num_params"] / 5e4) ** (-1 / 3))
+        assert cell["interior"]
+    assert [c["num_params"] for c in cells] == sorted(c["num_params"] for c in cells)
+    synthetic.write(tmp_path, runs)
+    text = Page(report.build(tmp_path).read_text(encoding="utf-8")).text
+    assert "6 of 6 cells of the learning-rate sweep whose best rate lies inside the range tried" in text
+    assert (tmp_path / "figures" / "learning_rate.png").exists()
+
+
+def test_a_best_rate_at_the_edge_is_called_so():
+    runs = synthetic.learning_rate_records(sizes=synthetic.SIZES[:1], tokens=(5e5,), factors=(1, 2, 4))
+    [cell] = report.learning_rate_cells(runs)
+    assert cell["best"] == cell["rates"][0]
+    assert not cell["interior"]
+
+
+def test_a_higher_rate_that_diverged_counts_as_tried_and_seeds_are_averaged():
+    runs = synthetic.learning_rate_records(sizes=synthetic.SIZES[:1], tokens=(5e5,), factors=(0.5, 1, 2))
+    runs[-1] = dataclasses.replace(runs[-1], status="diverged", loss=None, num_tokens=4096)
+    other_seed = {**runs[0].config, "seed": 7}
+    runs.append(dataclasses.replace(runs[0], run_id="0" * 12, config=other_seed, loss=runs[0].loss + 0.5))
+    [cell] = report.learning_rate_cells(runs)
+    assert cell["losses"] == [pytest.approx(runs[0].loss + 0.25), runs[1].loss, None]
+    assert cell["interior"]
+    assert cell["num_tokens"] == runs[0].num_tokens
+
+
+def test_two_rates_are_no_sweep():
+    assert report.learning_rate_cells(synthetic.sweep_records()) == []
+
+
+@pytest.mark.parametrize(
+    ("prepare", "says"),
+    [
+        (lambda f: f.rmdir(), "no such folder"),
+        (lambda f: None, "no records: run the sweep first"),
+        (lambda f: (f / "fit.json").write_text("{"), "fit.json: not readable as JSON"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, says):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    if "JSON" in says:
+        records.save(folder, synthetic.sweep_records()[0])
+    prepare(folder)
+    assert report.main([str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert str(folder) in captured.err
+    assert captured.err.count("\n") == 1
+    assert not captured.out
