@@ -100,7 +100,7 @@ class DataConfig(_Strict):
     tokenizer: str = "bytes"
     seq_len: int = 128  # T: tokens a window predicts; a window holds T + 1 tokens
     text_key: str = "text"  # feature of a TFDS dataset that holds the text
-    validation_fraction: float = 0.04  # of documents, chosen by the hash of their text
+    validation_fraction: float = 0.06  # of documents, chosen by the hash of their text
 
     def __post_init__(self):
         _require_positive(self, "seq_len")
@@ -180,7 +180,7 @@ class EvalConfig(_Strict):
     the curve are over its first ``curve_tokens`` tokens (null: the whole split)."""
 
     num_points: int = 20
-    curve_tokens: int | None = 32_768
+    curve_tokens: int | None = 16_384
 
     def __post_init__(self):
         _require(self.num_points >= 0, "num_points", self.num_points, "a number ≥ 0")

@@ -55,6 +55,7 @@ def write(folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Ma
             _name_convention(d.figure, fit)
             svg, png = folder / f"{d.name}.svg", folder / f"{d.name}.png"
             d.figure.savefig(svg, metadata={"Date": None, "Creator": None})
+            d.figure.set_layout_engine("none")  # laid out once: the PNG is the same picture, in half the time
             d.figure.savefig(png, metadata={"Software": None})
             saved.append(Saved(d.name, d.title, d.caption, svg, png, d.figure.get_figwidth() > HALF))
     return saved

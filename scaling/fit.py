@@ -35,7 +35,9 @@ def fit_law(
     >>> fitted = scaling.fit_law(table, "chinchilla")
     >>> fitted.params["alpha"], fitted.converged
     """
-    return _fit(from_table(table, num_params=num_params, flops=flops, source=source), law, **options)
+    law = forms.get(law)
+    observations = from_table(table, num_params=num_params, flops=flops, source=source, target=law.target)
+    return _fit(observations, law, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,6 +30,7 @@ from scaling.axes import (
     scientific,
     tone,
 )
+from scaling.axes import STYLE as STYLE
 from scaling.axes import style as style
 from scaling.laws.observations import ALIASES
 

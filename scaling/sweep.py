@@ -330,8 +330,7 @@ class Sweep:
         """The laws of this grid's fitted cells. Raises ValueError when they are too few for any."""
         from scaling import fit
 
-        here = {row.run_id for row in self.rows}
-        runs = [record for record in records.load_records(self.results) if record.run_id in here]
+        runs = [self._record(row) for row in self.rows if row.run_id in self.found]
         options = {field: getattr(self.grid.fit, field) for field in self.grid.fit.__dataclass_fields__}
         return fit.analyse(records.table(runs), records.curves(runs), source=str(self.results), **options)
 
@@ -367,22 +366,41 @@ class Sweep:
                 f"(python -m scaling.fit {self.results} fits what is there)"
             )
             return
-        from scaling import fit, report
+        from scaling import fit
 
-        forecast = self._forecast_against_actual()
-        try:
-            payload = {**self._analysis().to_json(), "forecast": forecast}
-        except ValueError as e:
-            payload = {"schema": 1, "error": str(e), "forecast": forecast}
-        records.write_json(self.results / "fit.json", payload)
         self._write_manifest()
-        page = report.build(self.results)
+        payload, page = folder.read_json(self.results / "fit.json"), self.results / "report.html"
+        if payload.get("inputs_sha256") != self._inputs_sha256() or not _is_newer(page, self.results / "fit.json"):
+            payload, page = self._fit_and_report()
         self.console.print()
         if "error" in payload:
             self.console.print(f"no laws: {payload['error']}", markup=False)
         else:
             fit.show(self.console, payload)
         self.console.print(f"report: {page}", markup=False)
+
+    def _inputs_sha256(self) -> str:
+        """Of all that laws and report are made from: records, forecast, manifest, options and the code that makes them.
+        Equal: nothing to do again."""
+        here = Path(__file__).parent
+        code = [p for p in here.rglob("*") if p.suffix in (".py", ".html") and p.parent.name in ("scaling", "laws")]
+        paths = [records.path_of(self.results, row.run_id) for row in self.rows] + sorted(code)
+        paths += [self.results / name for name in ("forecast.json", "sweep.json")]
+        return folder.digest(paths, repr(self.grid.fit))
+
+    def _fit_and_report(self) -> tuple[dict, Path]:
+        """Writes fit.json and the report; returns the one's content and the other's path."""
+        from scaling import report
+
+        forecast = self._forecast_against_actual()
+        try:
+            payload = self._analysis().to_json()
+        except ValueError as e:
+            payload = {"schema": 1, "error": str(e)}
+        payload |= {"forecast": forecast, "inputs_sha256": self._inputs_sha256()}
+        records.write_json(self.results / "fit.json", payload)
+        with _bad_input():
+            return payload, report.build(self.results)
 
     def _forecast_against_actual(self) -> list[dict]:
         with _bad_input():
@@ -396,12 +414,20 @@ class Sweep:
                 entries.append({**entry, "actual": actual})
         return entries
 
+    def _record(self, row: plan.Row) -> records.RunRecord:
+        return records.read(records.path_of(self.results, row.run_id))
+
     def _exit_code(self, selection: _Selection) -> int:
         bad = [row for row in selection.mine if self.found.get(row.run_id) in ("diverged", "failed")]
         if bad:
             names = ", ".join(f"{row.run_id} {self.found[row.run_id]}" for row in bad)
             self.console.print(f"{len(bad)} of {len(selection.mine)} cells did not complete: {names}")
         return INCOMPLETE if bad else DONE
+
+
+def _is_newer(path: Path, than: Path) -> bool:
+    """Whether ``path`` is there and was written after ``than``: a call may have been killed between the two."""
+    return path.exists() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
 def _forecast_cell(row: plan.Row, fit_config: grid.FitConfig) -> dict:

@@ -157,6 +157,24 @@ def failed_record(row: plan.Row, sweep_name: str, reason: str) -> records.RunRec
     )
 
 
+def read_json(path: Path) -> dict:
+    """An object that can be made again, as it was left; empty if there is none or it is damaged."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) and raw.get("schema") == 1 else {}
+
+
+def digest(paths: Sequence[Path], options: str) -> str:
+    """sha256 over the contents of files (absent ones count as empty) and a text."""
+    whole = hashlib.sha256(options.encode())
+    for path in paths:
+        content = path.read_bytes() if path.exists() else b""
+        whole.update(hashlib.sha256(content).digest())
+    return whole.hexdigest()
+
+
 class Manifest:
     """``sweep.json``: the grid, its cells with cost and status, the plan, and what each call of the command did.
 
@@ -189,7 +207,7 @@ class Manifest:
         self._call["training_seconds"] += seconds
 
     def write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
-        before = self._read()
+        before = read_json(self.path)
         if workers is not None:
             self._call["workers"] = workers
         self._call["wall_seconds"] = round(time.monotonic() - self._clock, 3)
@@ -215,13 +233,6 @@ class Manifest:
                 "environment": _environment() if workers else before.get("environment", {}),
             },
         )
-
-    def _read(self) -> dict:
-        try:
-            raw = json.loads(self.path.read_text(encoding="utf-8"))
-            return raw if raw.get("schema") == 1 else {}
-        except (OSError, ValueError):  # absent or damaged: what can be known again is written again
-            return {}
 
 
 def _cell_json(row: plan.Row, found: dict[str, str]) -> dict:

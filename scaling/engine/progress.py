@@ -82,7 +82,7 @@ def plan_table(rows: Sequence[plan.Row], found: dict[str, str], title: str) -> T
     for row in rows:
         p = row.plan
         cells = [row.run_id, size_of(row), *([_labels(row)] if labels else [])]
-        cells += [f"{p.num_params['non_embedding']:,}", compact(p.num_tokens), f"{p.tokens_per_param:.3g}"]
+        cells += [f"{p.num_params['non_embedding']:,}", compact(p.num_tokens), compact(p.tokens_per_param)]
         cells += [f"{p.num_steps:,}", str(row.cell.run.batch_size), f"{p.flops['exact']:.2e}"]
         table.add_row(*cells, duration(row.seconds), _note(row, found), style="dim" if row.run_id in found else "")
     return table
@@ -148,8 +148,10 @@ class Progress:
     def cell_ended(self, row: plan.Row, record: RunRecord) -> None:
         """Prints the line of a cell that ended."""
         self._done += 1
-        head = f"{self._done}/{self._total}  {row.run_id}  {size_of(row):>6}  {_labels(row)}".rstrip()
-        counts = f"{compact(record.num_params['non_embedding'])} parameters, {compact(record.num_tokens)} tokens"
+        total = str(self._total)
+        head = f"{self._done:>{len(total)}}/{total}  {row.run_id}  {size_of(row):>6}  {_labels(row)}".rstrip()
+        num_params, num_tokens = record.num_params["non_embedding"], record.num_tokens
+        counts = f"{compact(num_params):>5} parameters  {compact(num_tokens):>5} tokens"
         seconds = record.timing.get("seconds")
         took = f"{duration(seconds)} (predicted {duration(row.seconds)})"
         if record.status == "completed":

@@ -1,13 +1,16 @@
 """Fitting a form to observations, and the evidence that the optimum was found."""
 
+import copy
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import nnls
 
-from scaling.laws.forms import Coordinates, Form, Model, get
+from scaling.laws.forms import Form, get
+from scaling.laws.model import Coordinates, Model
 from scaling.laws.observations import Observations
 from scaling.laws.solver import Objective, Problem, Solution, solve
 
@@ -16,6 +19,8 @@ SAME_OBJECTIVE = 1e-6
 # Huber's δ in units of the residuals' scale: 95 % efficient under Gaussian noise (Huber 1964).
 EFFICIENT_DELTA = 1.345
 MAX_STARTS = 64
+ROUGH_ITERATIONS = 60
+FINALISTS = 8
 
 
 @dataclass(frozen=True)
@@ -100,43 +105,60 @@ def fit(
     model = Model(coordinates, observations.columns, log)
     target = np.log(observations.loss) if log else observations.loss
     starts = start_grid(model, observations) if starts is None else starts
-    scale = _residual_scale(model, target, observations.weight, starts) if delta is None or loss == "lad" else None
+    problem = Problem(model, target, Objective("huber"), coordinates.lower, coordinates.upper)
+    if delta is None or loss == "lad":
+        starts, scale = _residual_scale(problem, starts, observations.weight)
     chosen = EFFICIENT_DELTA * scale if delta is None else delta
-    problem = Problem(model, target, Objective(loss, chosen, tau), coordinates.lower, coordinates.upper)
     if loss == "lad":
-        problem, starts = _towards_lad(problem, starts, observations.weight, scale)
-    solution = solve(problem, starts, observations.weight)
-    return _result(problem, solution, observations)
+        starts, chosen = _towards_lad(problem, starts, observations.weight, scale)
+    problem = replace(problem, objective=Objective(loss, chosen, tau))
+    return _result(problem, multi_start(problem, starts, observations.weight), observations)
 
 
-def _residual_scale(model: Model, target, weights, starts) -> float:
-    """MAD of the residuals of a nearly-LAD fit as a Gaussian's σ, corrected for the parameters it cost."""
-    coordinates = model.coordinates
-    scale = 0.01
+def multi_start(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> Solution:
+    """Solves from every start. Where second derivatives are costly, all starts come near an optimum without them, and
+    the best are finished with them."""
+    if problem.model.form.powers is not None or len(starts) <= FINALISTS:
+        return solve(problem, starts, weights)
+    rough = copy.copy(problem.model)
+    rough.exact = False
+    near = solve(replace(problem, model=rough), starts, weights, ROUGH_ITERATIONS)
+    best = np.argsort(near.objective)[:FINALISTS]
+    final = solve(problem, near.theta[best], weights)
+    fields = {name: getattr(near, name).copy() for name in Solution.__dataclass_fields__ if name != "iterations"}
+    for name, values in fields.items():
+        values[best] = getattr(final, name)
+    return Solution(**fields, iterations=near.iterations + final.iterations)
+
+
+def _residual_scale(problem: Problem, starts, weights) -> tuple[np.ndarray, float]:
+    """(θ near the optima, MAD of the residuals of a nearly-LAD fit as a Gaussian's σ)."""
+    scale, n, P = 0.01, len(problem.target), starts.shape[1]
+    best = starts
     for _ in range(3):
-        objective = Objective("huber", max(0.3 * scale, 1e-9))
-        solution = solve(Problem(model, target, objective, coordinates.lower, coordinates.upper), starts, weights, 60)
-        starts = solution.theta[np.argmin(solution.objective)][None]
-        n, P = len(target), starts.shape[1]
-        residual = np.abs(model.value(starts)[0] - target)
+        staged = replace(problem, objective=Objective("huber", max(0.3 * scale, 1e-9)))
+        solution = multi_start(staged, best, weights) if best is starts else solve(staged, best, weights, 60)
+        if best is starts:
+            starts = solution.theta
+        best = solution.theta[np.argmin(solution.objective)][None]
+        residual = np.abs(problem.model.value(best)[0] - problem.target)
         # P residuals of an L1 fit are zero by construction: leave them out of the median.
         residual = np.sort(residual)[min(P, n - 2) :]
         scale = max(float(np.median(residual)) / 0.6744897501960817, 1e-9)
-    return scale
+    return starts, scale
 
 
 # LAD: δ falls to this share of the residuals' scale, where the Huber optimum is the LAD vertex to seven digits.
 LAD_SMOOTHING = 1e-7
 
 
-def _towards_lad(problem: Problem, starts, weights, scale):
-    """Huber problems with falling δ, each begun at the last one's optimum."""
+def _towards_lad(problem: Problem, starts, weights, scale) -> tuple[np.ndarray, float]:
+    """Huber problems with falling δ, each begun at the last one's optimum: (θ, the last δ)."""
     delta = scale
     while delta > LAD_SMOOTHING * scale:
-        staged = replace(problem, objective=Objective("huber", delta))
-        starts = solve(staged, starts, weights, 100).theta
+        starts = solve(replace(problem, objective=Objective("huber", delta)), starts, weights, 100).theta
         delta /= 4
-    return replace(problem, objective=Objective("lad", delta)), starts
+    return starts, delta
 
 
 def _result(problem: Problem, solution: Solution, observations: Observations) -> Fit:
@@ -237,28 +259,29 @@ def start_grid(model: Model, observations: Observations) -> np.ndarray:
     form, coordinates = model.form, model.coordinates
     nonlinear = [name for name, p in form.parameters.items() if not p.linear]
     linear = [name for name, p in form.parameters.items() if p.linear]
-    grid = _grid([form.parameters[name] for name in nonlinear], len(nonlinear))
+    grid = _grid([coordinates.starts[name] for name in nonlinear])
     columns = [observations.columns[c] for c in form.columns]
     starts = []
     for values in grid:
-        params = dict(zip(nonlinear, values))
+        params = coordinates.natural_starts(dict(zip(nonlinear, values)))
         if linear:
             params |= _project(form, columns, params, linear, observations, coordinates)
         starts.append(coordinates.encode(params))
     return np.array(starts)
 
 
-def _grid(parameters, count: int) -> list[tuple[float, ...]]:
-    """The product of the parameters' starts, thinned evenly to ``MAX_STARTS``."""
-    points = list(itertools.product(*[p.starts or (1.0,) for p in parameters]))
-    if len(points) <= MAX_STARTS:
-        return points
-    chosen = np.random.default_rng(0).choice(len(points), MAX_STARTS, replace=False)
-    return [points[i] for i in np.sort(chosen)]
+def _grid(starts: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """The product of the parameters' starts; above ``MAX_STARTS``, a fixed sample of it."""
+    size = math.prod(len(s) or 1 for s in starts)
+    if size <= MAX_STARTS:
+        return list(itertools.product(*[s or (1.0,) for s in starts]))
+    rng = np.random.default_rng(0)
+    picks = [rng.permutation(np.arange(MAX_STARTS) % len(s)) for s in starts]
+    return [tuple(s[i] for s, i in zip(starts, row)) for row in zip(*picks)]
 
 
 def _project(form, columns, params, linear, observations, coordinates) -> dict[str, float]:
-    zero = {name: 0.0 for name in linear}
+    zero = {name: np.float64(0.0) for name in linear}
     # Basis functions at the data's scale: A = A0 is one median loss at the centre.
     unit = {name: _unit(form, name, params, coordinates) for name in linear}
     with np.errstate(all="ignore"):
@@ -268,7 +291,7 @@ def _project(form, columns, params, linear, observations, coordinates) -> dict[s
     matrix = np.stack([np.broadcast_to(b, weight.shape) for b in basis], axis=1) * weight[:, None]
     target = (observations.loss - base) * weight
     if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
-        return unit
+        return {name: value / len(linear) for name, value in unit.items()}
     coefficients, _ = nnls(matrix, target)
     # A term least squares removed starts small instead: at zero its exponent has no gradient.
     return {name: max(c, 1e-2) * unit[name] for name, c in zip(linear, coefficients)}
@@ -278,8 +301,14 @@ def _unit(form, name, params, coordinates) -> float:
     p = form.parameters[name]
     if p.kind != "amplitude":
         return float(np.exp(coordinates.log_scale))
-    exponents = sum((params[e] if isinstance(e, str) else e) * coordinates.centre[c] for e, c in p.of)
+    exponents = sum(_exponent(e, params) * coordinates.centre[c] for e, c in p.of)
     return float(np.exp(coordinates.log_scale + exponents))
+
+
+def _exponent(reference: str | float, params: Mapping[str, float]) -> float:
+    if not isinstance(reference, str):
+        return reference
+    return -params[reference[1:]] if reference.startswith("-") else params[reference]
 
 
 def as_mapping(params: Mapping[str, np.ndarray], row: int) -> dict[str, float]:

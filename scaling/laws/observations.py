@@ -84,6 +84,7 @@ def from_table(
     flops: str = "exact",
     holdout_flops: float | None = None,
     source: str = "table",
+    target: str = "loss",
 ) -> Observations:
     """Checks a table and keeps what can be fitted.
 
@@ -92,12 +93,18 @@ def from_table(
         columns num_params, num_tokens, loss and optionally flops, run, weight. Without flops, C = 6 N D.
       holdout_flops: rows with more FLOPs than this are left out, as if they were marked ``holdout``.
       source: what messages call the table.
+      target: the column that is fitted, where a law is of something else than the loss (an error, a batch size); the
+        table then needs that column and the law's own, and ``loss`` is a column like any other.
 
     Raises:
       ValueError: a column is missing, a value is not a positive number, or a chosen convention is not there.
     """
     table = _canonical(table, source)
-    table, convention = _convention(table, num_params, flops, source)
+    if target != "loss":
+        if target not in table:
+            raise ValueError(f"{source}: column {target} is missing (there is {', '.join(map(str, table.columns))})")
+        table = table.assign(_loss=table.get("loss", np.nan), loss=table[target])
+    table, convention = _convention(table, num_params, flops, source, need_size=target == "loss")
     label = table["run"].astype(str).to_numpy() if "run" in table else np.array([f"row {i}" for i in range(len(table))])
     loss = _numbers(table, "loss", source)
     reason = np.full(len(table), "", dtype=object)
@@ -118,6 +125,9 @@ def from_table(
         for name in table.columns
         if (x := _numeric(table[name])) is not None and np.isfinite(x[kept]).all() and (x[kept] > 0).all()
     }
+    columns.pop(target, None)
+    if "_loss" in columns:
+        columns["loss"] = columns.pop("_loss")
     everything = Observations(
         columns, loss, weight, label, budget, source, convention, excluded, _duplicates(table[kept], label[kept])
     )
@@ -133,12 +143,13 @@ def _canonical(table, source):
     return table.rename(columns={old: new for new, old in first.items()})
 
 
-def _convention(table, num_params, flops, source):
+def _convention(table, num_params, flops, source, need_size=True):
     """The columns num_params and flops under the conventions asked for, and a statement of them."""
     count, rule = f"num_params_{num_params}", f"flops_{flops}"
     counts = [c.removeprefix("num_params_") for c in table.columns if c.startswith("num_params_")]
     rules = [c.removeprefix("flops_") for c in table.columns if c.startswith("flops_") and c != "flops_per_s"]
-    if not {"num_tokens", "loss"} <= set(table.columns) or not ({"num_params"} & set(table.columns) or counts):
+    sized = "num_tokens" in table and ("num_params" in table or counts)
+    if "loss" not in table or (need_size and not sized):
         missing = [c for c in ("num_params", "num_tokens", "loss") if c not in table]
         raise ValueError(
             f"{source}: column {', '.join(missing)} is missing (there is {', '.join(map(str, table.columns))}): "
@@ -155,7 +166,7 @@ def _convention(table, num_params, flops, source):
             raise ValueError(f"{source}: flops is {flops!r}: write one of {', '.join(rules)}")
         table = table.assign(flops=table[rule])
         convention["flops"] = flops
-    elif "flops" not in table:
+    elif "flops" not in table and sized:
         product = _numbers(table, "num_params", source) * _numbers(table, "num_tokens", source)
         table = table.assign(flops=6.0 * product)
     return table, convention
@@ -194,13 +205,14 @@ def _check_positive(table, label, source) -> None:
 
 
 def _cell(table, loss, i) -> dict:
-    row = {c: float(table[c].iloc[i]) for c in ("num_params", "num_tokens", "flops")}
+    row = {c: float(table[c].iloc[i]) for c in ("num_params", "num_tokens", "flops") if c in table}
     row["loss"] = float(loss[i])
     return {name: value if np.isfinite(value) else None for name, value in row.items()}
 
 
 def _duplicates(table, label) -> tuple[str, ...]:
-    again = table.duplicated(subset=["num_params", "num_tokens", "loss"]).to_numpy()
+    subset = [c for c in ("num_params", "num_tokens", "flops", "unique_tokens", "loss") if c in table]
+    again = table.duplicated(subset=subset).to_numpy() & (len(subset) > 2)
     if not again.any():
         return ()
     return (f"{again.sum()} rows repeat another row's num_params, num_tokens and loss (first: {label[again][0]}); "

@@ -131,7 +131,10 @@ def noise_scale(fit: Fit) -> float:
         scale = np.median(np.abs(fit.residuals)) / 0.6744897501960817 + 1e-300
         near = np.average(np.abs(fit.residuals) <= scale, weights=w) / (2 * scale)
         return float(np.sqrt(fit.num_observations / dof) / (2 * near))
-    return float(np.sqrt((w * psi**2).sum() / dof / np.average(w)) / np.average(inside, weights=w))
+    share = np.average(inside, weights=w)
+    # Huber's (1973) correction of his own variance for few observations a parameter.
+    correction = 1.0 + len(fit.params) / fit.num_observations * (1.0 - share) / share
+    return float(correction * np.sqrt((w * psi**2).sum() / dof / np.average(w)) / share)
 
 
 def gradient(fit: Fit, quantity: Callable[[Mapping[str, np.ndarray]], np.ndarray]) -> np.ndarray:

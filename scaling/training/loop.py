@@ -112,11 +112,16 @@ class _Member:
             "num_eval_tokens": num_eval_tokens,
             "train_loss": self.loss_sum / self.loss_count if self.loss_count else None,
             "learning_rate": self.last.get("learning_rate"),
-            "grad_norm": self.last.get("grad_norm"),
+            "grad_norm": _finite(self.last.get("grad_norm")),
         }
         for name in CURVE_COLUMNS:
             self.curve[name].append(point[name])
         self.loss_sum, self.loss_count = 0.0, 0
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity: a gradient can overflow while the loss is still finite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[float, float]:
@@ -480,7 +485,7 @@ def _record(pack: _Pack, k: int, evaluated, num_eval_tokens: int, sweep_name: st
         tokens_per_param=num_tokens / plan.num_params["non_embedding"],
         flops=flops,
         loss=loss,
-        loss_standard_error=None if standard_error is None or math.isnan(standard_error) else standard_error,
+        loss_standard_error=_finite(standard_error),
         bits_per_byte=None if loss is None else loss / math.log(2) * described["tokens_per_byte"],
         num_eval_tokens=num_eval_tokens,
         diverged_at_step=(member.diverged_at_step or pack.step) if diverged else None,

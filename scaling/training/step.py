@@ -111,7 +111,7 @@ class Programs:
     """The compiled programs of one pack shape on one mesh."""
 
     mesh: Mesh
-    init: jax.stages.Wrapped
+    init: jax.stages.Compiled  # (seeds_K, hparams of (K,)) → state
     train: jax.stages.Compiled  # (state, tokens_KBS) → (state, metrics of (K,)); the state is donated
     evaluate: jax.stages.Compiled  # (params, tokens_WS, weights_WT) → (K, W)
     abstract_state: dict
@@ -173,11 +173,12 @@ def programs(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh:
         spec_of((eval_rows, S), np.int32, P(("data", "fsdp"))),
         spec_of((eval_rows, S - 1), np.float32, P(("data", "fsdp"))),
     )
+    init_compiled = jax.jit(init, out_shardings=shardings).lower(*abstract_args).compile()
     train_compiled = train.lower(abstract, tokens_KBS).compile()
     eval_compiled = evaluate.lower(abstract["params"], *eval_args).compile()
     return Programs(
         mesh=mesh,
-        init=jax.jit(init, out_shardings=shardings),
+        init=init_compiled,
         train=train_compiled,
         evaluate=eval_compiled,
         abstract_state=abstract,

@@ -1,0 +1,223 @@
+"""The loop: resume to the bit, failure as data, validation as defined. On a corpus of a few kilobytes."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from scaling import records
+from scaling.config import (
+    DataConfig,
+    DivergenceConfig,
+    EvalConfig,
+    ExecutionConfig,
+    Horizon,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    to_dict,
+)
+from scaling.grid import Cell
+from scaling.training import data, loop
+from scaling.training.models import transformer
+
+EXECUTION = ExecutionConfig(mesh=MeshConfig(data=1, fsdp=8), checkpoint_seconds=1e9, eval_batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """(DataConfig, cache folder) of forty short documents."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = random.Random(0)
+    words = ["alpha", "beta", "gamma", "delta", "loss", "law", "power", "of"]
+    for i in range(40):
+        (folder / f"{i}.txt").write_text(" ".join(rng.choices(words, k=60)) + f" {i}\n")
+    config = DataConfig(source=f"text:{folder}", seq_len=16, validation_fraction=0.2)
+    cache = tmp_path_factory.mktemp("cache")
+    data.prepare(config, cache)
+    return config, cache
+
+
+def cell(data_config, steps=24, seed=0, **optim):
+    model = ModelConfig(d_model=16, num_layers=1, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=32)
+    run = RunConfig(
+        model,
+        OptimConfig(**({"peak_lr": 0.01, "warmup_tokens": 128} | optim)),
+        Horizon(steps=steps),
+        batch_size=8,
+        data=data_config,
+        eval=EvalConfig(num_points=6, curve_tokens=256),
+        divergence=DivergenceConfig(patience_steps=5),
+        seed=seed,
+    )
+    return Cell(run, labels={"size": 16})
+
+
+def train(cells, corpus, folder, execution=EXECUTION, **kw):
+    return loop.train(
+        cells, execution=execution, workdir=folder / "work", results=folder / "results", cache_dir=corpus[1],
+        sweep_name="t", **kw,
+    )  # fmt: skip
+
+
+def essence(record):
+    """What must not depend on how often training was cut off."""
+    fields = dataclasses.asdict(record)
+    return json.dumps({k: v for k, v in fields.items() if k not in ("environment", "timing")})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    return train([cell(corpus[0])], corpus, tmp_path_factory.mktemp("undisturbed"))[0]
+
+
+def test_a_run_learns_and_its_record_is_complete(undisturbed, corpus):
+    r = undisturbed
+    assert r.status == "completed"
+    assert r.loss < 3.5 < r.curve["loss"][0]
+    assert r.curve["step"] == loop.eval_steps(24, 6)
+    assert r.curve["step"][-1] == r.num_steps == 24
+    assert r.num_tokens == 24 * 8 * 16
+    described = data.open(*corpus).describe()
+    assert r.unique_tokens == described["train_tokens"]
+    assert r.epochs == r.num_tokens / described["train_tokens"]
+    assert r.bits_per_byte == pytest.approx(r.loss / np.log(2) * described["tokens_per_byte"])
+    assert r.timing["tokens_per_s"] > 0
+    assert r.environment["backend"] == "cpu"
+
+
+def test_the_final_loss_is_the_mean_over_every_validation_token(corpus, tmp_path):
+    """Against a plain product over the whole split, one window at a time, from the final checkpoint's parameters."""
+    kept = dataclasses.replace(EXECUTION, keep_final_checkpoint=True)
+    record = train([cell(corpus[0], steps=3)], corpus, tmp_path, kept)[0]
+    import orbax.checkpoint as ocp
+
+    path = tmp_path / "work" / "checkpoints" / record.run_id / "3" / "state"
+    params = {n: np.asarray(p[0]) for n, p in ocp.StandardCheckpointer().restore(path.absolute())["params"].items()}
+    run = cell(corpus[0], steps=3).run
+    windows, weights = data.open(*corpus).validation()
+    reference = ExecutionConfig(attention="einsum")
+    logits = jax.jit(lambda p, t: transformer.apply(run.model, reference, p, t))(params, windows[:, :-1])
+    log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    nll = -np.take_along_axis(log_probs, windows[:, 1:, None], axis=-1)[..., 0]
+    assert record.num_eval_tokens == weights.sum() == data.open(*corpus).validation_tokens - 1
+    assert record.loss == pytest.approx((nll * weights).sum() / weights.sum(), rel=1e-5)
+
+
+def test_interrupted_anywhere_the_record_is_the_same_to_the_bit(undisturbed, corpus, tmp_path):
+    for attempt in range(30):
+
+        def stop_soon(event, attempt=attempt):
+            loop.stop_requested.set()
+
+        try:
+            loop.stop_requested.clear()
+            # Every call gets a few steps further: progress is reported, and a stop asked for, at once.
+            original, loop._PROGRESS_SECONDS = loop._PROGRESS_SECONDS, 0.0
+            record = train([cell(corpus[0])], corpus, tmp_path, on_event=stop_soon if attempt < 4 else lambda e: None)[
+                0
+            ]
+            break
+        except loop.Interrupted:
+            continue
+        finally:
+            loop._PROGRESS_SECONDS = original
+            loop.stop_requested.clear()
+    assert attempt == 4
+    assert essence(record) == essence(undisturbed)
+    assert not list((tmp_path / "work" / "checkpoints").iterdir())  # and its checkpoints are gone
+
+
+def test_members_leave_at_their_own_horizons_and_equal_their_lone_runs(undisturbed, corpus, tmp_path):
+    others = [cell(corpus[0], steps=10, seed=1), cell(corpus[0], steps=24, seed=2, peak_lr=1e4, clip_norm=None)]
+    by_id = {r.run_id: r for r in train([cell(corpus[0]), *others], corpus, tmp_path)}
+    lone = train([others[0]], corpus, tmp_path / "lone")[0]
+    long, wild = by_id[undisturbed.run_id], by_id[others[1].run.run_id]
+    assert long.loss == pytest.approx(undisturbed.loss, rel=1e-5)
+    assert by_id[lone.run_id].loss == pytest.approx(lone.loss, rel=1e-5)
+    assert wild.status == "diverged"
+    assert wild.loss is None
+    assert wild.num_tokens == wild.diverged_at_step * 128 <= long.num_tokens
+    assert records.read(records.path_of(tmp_path / "results", wild.run_id)) == wild
+
+
+def test_data_that_changed_under_a_checkpoint_is_refused(corpus, tmp_path):
+    config = corpus[0]
+
+    def stop(event):
+        loop.stop_requested.set()
+
+    loop._PROGRESS_SECONDS, original = 0.0, loop._PROGRESS_SECONDS
+    try:
+        with pytest.raises(loop.Interrupted):
+            train([cell(config)], corpus, tmp_path, on_event=stop)
+    finally:
+        loop._PROGRESS_SECONDS = original
+        loop.stop_requested.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.Corpus, "fingerprint", property(lambda self: "f" * 64))
+        with pytest.raises(RuntimeError, match=r"made from data .* but .* is now ffffffffffff"):
+            train([cell(config)], corpus, tmp_path)
+
+
+def test_standard_error_is_the_spread_of_resampled_windows():
+    rng = np.random.default_rng(0)
+    tokens_W = rng.integers(5, 20, 400)
+    sums_W = tokens_W * rng.normal(2, 0.3, 400)
+    loss, error = loop.mean_and_standard_error(sums_W, tokens_W)
+    picks = rng.integers(0, 400, (4000, 400))
+    resampled = sums_W[picks].sum(1) / tokens_W[picks].sum(1)
+    assert loss == pytest.approx(sums_W.sum() / tokens_W.sum())
+    assert error == pytest.approx(resampled.std(), rel=0.05)
+
+
+KILLED = """
+import json, sys
+from pathlib import Path
+from scaling.config import ExecutionConfig, RunConfig, parse
+from scaling.grid import Cell
+from scaling.training import loop
+run, cache, folder = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+loop.train([Cell(parse(RunConfig, run), labels={"size": 16})], execution=ExecutionConfig(checkpoint_seconds=0.05),
+    workdir=folder / "work", results=folder / "results", cache_dir=cache, sweep_name="t")
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments_the_record_is_the_same_to_the_bit(corpus, tmp_path):
+    target = cell(corpus[0], steps=1200)
+
+    def start(folder):
+        command = [sys.executable, "-c", KILLED, json.dumps(to_dict(target.run)), str(corpus[1]), str(folder)]
+        return subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    rng, kills, checkpoints = random.Random(), 0, tmp_path / "cut" / "work" / "checkpoints" / target.run.run_id
+    while kills < 5:
+        process = start(tmp_path / "cut")
+        seen = max((int(p.name) for p in checkpoints.glob("[0-9]*") if p.name.isdigit()), default=0)
+        while process.poll() is None:  # wait for it to get further than before, then a random while
+            if any(p.name.isdigit() and int(p.name) > seen for p in checkpoints.glob("*")):
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    last = start(tmp_path / "cut")
+    assert last.wait() == 0, last.stderr.read()
+    assert kills >= 3
+    read = [records.read(records.path_of(tmp_path / f / "results", target.run.run_id)) for f in ("whole", "cut")]
+    assert essence(read[0]) == essence(read[1])

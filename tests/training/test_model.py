@@ -1,0 +1,219 @@
+"""The Transformer against oracles that share none of its code."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from scaling import accounting
+from scaling.config import ExecutionConfig, ModelConfig
+from scaling.training.models import attention, transformer
+
+SMALL = ModelConfig(d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32)
+VARIANTS = {
+    "gelu": SMALL,
+    "swiglu": dataclasses.replace(SMALL, activation="swiglu"),
+    "relu2, qk-norm": dataclasses.replace(SMALL, activation="relu2", qk_norm=True),
+    "tied": dataclasses.replace(SMALL, tied_embeddings=True),
+    "narrow heads": dataclasses.replace(SMALL, num_heads=2, num_kv_heads=1, head_dim=6),
+}
+
+
+def tokens(rows, length, vocab=32, seed=0):
+    return np.random.default_rng(seed).integers(0, vocab, (rows, length), dtype=np.int32)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_param_counts_are_those_of_the_model(config):
+    shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    specs = transformer.param_specs(config)
+    by_group = dict.fromkeys(accounting.PARAM_GROUPS, 0)
+    for name, leaf in shapes.items():
+        by_group[specs[name].group] += leaf.size
+    counts = accounting.param_counts(config)
+    assert by_group == {group: counts[group] for group in accounting.PARAM_GROUPS}
+    assert counts["total"] == sum(leaf.size for leaf in shapes.values())
+    assert counts["non_embedding"] == counts["total"] - counts["embedding"] - counts["unembedding"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initial(config, seed):
+    """The seed is an argument: XLA would fold the random numbers of a constant one, for tens of seconds."""
+    return transformer.init(config, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(config, params, batch):
+    return transformer.apply(config, ExecutionConfig(), params, batch)
+
+
+def logits_of(config, batch):
+    return apply(config, initial(config, 0), batch)
+
+
+def naive_attention(q_BTHK, k_BTGK, v_BTGK, scale):
+    """Loops over rows in float64."""
+    B, T, H, _ = q_BTHK.shape
+    out = np.zeros(q_BTHK.shape)
+    for b in range(B):
+        for h in range(H):
+            g = h // (H // k_BTGK.shape[2])
+            for t in range(T):
+                logits = k_BTGK[b, : t + 1, g].astype(float) @ q_BTHK[b, t, h].astype(float) * scale
+                weights = np.exp(logits - logits.max())
+                out[b, t, h] = weights @ v_BTGK[b, : t + 1, g].astype(float) / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("name,length", [("einsum", 20), ("block_causal", 20), ("block_causal", 150), ("cudnn", 20)])
+def test_attention_is_the_definition(name, length, heads, kv_heads):
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(2, length, heads, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, length, kv_heads, 8)).astype(np.float32)
+    # On CPU the float32 path of "cudnn" is XLA's fused softmax; the kernel itself needs a GPU.
+    out = attention.IMPLEMENTATIONS[name](q, k, v, 0.3)
+    assert_allclose(out, naive_attention(q, k, v, 0.3), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_splash_attention_and_its_gradient_are_the_reference():
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(1, 128, 2, 128)).astype(np.float32)
+    k, v = rng.normal(size=(2, 1, 128, 1, 128)).astype(np.float32)
+
+    def value_and_grads(name):
+        function = attention.IMPLEMENTATIONS[name]
+        return jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(function(*a, 0.1))), argnums=(0, 1, 2))(q, k, v)
+
+    reference, splash = value_and_grads("einsum"), value_and_grads("splash")
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-4), reference, splash)
+
+
+def test_scores_depend_on_relative_position_only():
+    x = np.random.default_rng(0).normal(size=(1, 1, 1, 8)).astype(np.float32)
+    rotated = np.asarray(transformer.rotary(jnp.asarray(np.repeat(x, 12, axis=1)), 100.0))[0, :, 0]
+    scores = rotated @ rotated.T
+    for offset in range(12):
+        diagonal = np.diagonal(scores, offset)
+        assert_allclose(diagonal, diagonal[0], rtol=1e-5)
+    assert_allclose(np.linalg.norm(rotated, axis=1), np.linalg.norm(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_the_future_does_not_reach_the_past(config):
+    before = tokens(2, 12)
+    after = before.copy()
+    after[:, 7] = (after[:, 7] + 1) % 32
+    # One program, both inputs as its rows: what differs is the tokens alone.
+    before_logits, after_logits = np.split(np.asarray(logits_of(config, np.concatenate([before, after]))), 2)
+    change = np.abs(before_logits - after_logits).max(axis=(0, 2))
+    assert (change[:7] == 0).all()
+    assert (change[7:] > 1e-6).all()
+
+
+@pytest.mark.parametrize("config", [VARIANTS["swiglu"], VARIANTS["relu2, qk-norm"]], ids=["swiglu", "relu2"])
+def test_execution_changes_rounding_only(config):
+    params = initial(config, 0)
+    batch = tokens(2, 16)
+
+    def loss_and_grads(execution):
+        def loss(params):
+            logits = transformer.apply(config, execution, params, batch)
+            return jnp.mean(jnp.square(jax.nn.log_softmax(logits)))
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    reference = loss_and_grads(ExecutionConfig(attention="einsum", scan_layers=False))
+    for execution in (
+        ExecutionConfig(attention="block_causal", scan_layers=True),
+        ExecutionConfig(attention="einsum", scan_layers=True, remat="full"),
+        ExecutionConfig(attention="einsum", scan_layers=False, remat="dots"),
+    ):
+        other = loss_and_grads(execution)
+        jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-6), reference, other)
+
+
+def test_softcap_bounds_and_init_is_near_uniform():
+    config = dataclasses.replace(SMALL, logit_softcap=0.5)
+    uncapped = logits_of(SMALL, tokens(4, 16))
+    assert_allclose(logits_of(config, tokens(4, 16)), 0.5 * np.tanh(np.asarray(uncapped) / 0.5), rtol=1e-5, atol=1e-6)
+    log_probs = jax.nn.log_softmax(uncapped)
+    picked = np.take_along_axis(np.asarray(log_probs), tokens(4, 16, seed=1)[..., None], axis=-1)
+    # Logits of variance 1: E[-log p] = ln V + 1/2 for random targets.
+    assert -picked.mean() == pytest.approx(np.log(32) + 0.5, abs=0.25)
+
+
+def test_bfloat16_computes_near_float32_from_float32_weights():
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    assert {p.dtype for p in shapes.values()} == {jnp.dtype("float32")}
+    half, full = (logits_of(c, tokens(2, 16)) for c in (config, SMALL))
+    assert half.dtype == jnp.float32
+    relative = np.linalg.norm(half - full) / np.linalg.norm(full)
+    assert 1e-4 < relative < 3e-2  # rounded, and by no more than bfloat16 rounds
+
+
+@pytest.mark.parametrize("activation,tied", [("gelu", False), ("swiglu", True)])
+def test_exact_flops_are_within_2_percent_of_xlas(activation, tied):
+    """XLA counts the whole attention square and the elementwise operations: wide and short keeps those small."""
+    config = ModelConfig(
+        256, 2, 4, 64, 2, 768, vocab_size=512, activation=activation, tied_embeddings=tied
+    )  # fmt: skip
+    rows, length = 2, 32
+    params = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    execution = ExecutionConfig(attention="einsum", scan_layers=False)
+
+    def loss(params, batch):
+        logits = transformer.apply(config, execution, params, batch)
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
+
+    compiled = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((rows, length), jnp.int32)).compile()
+    counted = compiled.cost_analysis()["flops"]
+    ours = accounting.flops_per_token(config, length, causal=False)["exact"] * rows * length
+    assert counted == pytest.approx(ours, rel=0.02)
+
+
+def logit_change(config, steps=3):
+    """RMS change of the logits after a few updates of Adam's sign-like size, with μP's rates."""
+    from scaling.training import optim
+
+    params = start = initial(config, 0)
+    batch = tokens(4, 32)
+    multipliers = optim.rate_multipliers(config, transformer.param_specs(config))
+    run = jax.jit(lambda p: transformer.apply(config, ExecutionConfig(), p, batch[:, :-1]))
+
+    @jax.jit
+    @jax.grad
+    def grad(p):
+        logits = transformer.apply(config, ExecutionConfig(), p, batch[:, :-1])
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), batch[:, 1:, None], axis=-1))
+
+    for _ in range(steps):
+        grads = grad(params)
+        params = {n: p - 0.003 * multipliers[n] * jnp.sign(grads[n]) for n, p in params.items()}
+    return float(jnp.sqrt(jnp.mean(jnp.square(run(params) - run(start)))))
+
+
+@pytest.mark.slow
+def test_mup_coordinate_check():
+    """Under μP the movement of the logits settles as width grows; under the standard parameterisation it runs away."""
+
+    def at(width, parameterization):
+        base = {"base_d_model": 32, "base_head_dim": 8} if parameterization == "mup" else {}
+        config = ModelConfig(
+            width, 2, width // 8, 8, width // 8, 4 * width, vocab_size=32, parameterization=parameterization, **base
+        )
+        return logit_change(config)
+
+    mup = [at(w, "mup") for w in (32, 128, 512)]
+    standard = [at(w, "standard") for w in (32, 128, 512)]
+    assert mup[0] == pytest.approx(standard[0], rel=1e-4)  # at the base width they are the same model
+    assert mup[2] < mup[1] < mup[0]
+    assert mup[1] / mup[2] < 1.4
+    assert standard[2] > 1.7 * standard[1]
+    assert standard[2] > 2 * standard[0]

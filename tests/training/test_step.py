@@ -1,0 +1,118 @@
+"""Packs and meshes against the lone run on one device."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from numpy.testing import assert_allclose
+
+from scaling import accounting
+from scaling.config import ExecutionConfig, Horizon, MeshConfig, ModelConfig, OptimConfig, RunConfig
+from scaling.training import optim, sharding, step
+
+MODEL = ModelConfig(
+    d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=32, vocab_size=32, activation="swiglu"
+)
+RUN = RunConfig(MODEL, OptimConfig(0.01, 0), Horizon(steps=20), batch_size=8)
+EXECUTION = ExecutionConfig()
+
+
+def tokens(step_number, members=1, length=33):
+    rng = np.random.default_rng(step_number)
+    steps = rng.integers(0, 3, (1, 8, length))
+    return np.repeat(np.cumsum(steps, axis=-1) % 32, members, axis=0).astype(np.int32)
+
+
+def losses(runs, mesh_config=None, num_devices=1, steps=10, execution=EXECUTION):
+    """Training losses (steps, K) of a pack of ``runs``, all on the same tokens."""
+    mesh = sharding.make_mesh(mesh_config or MeshConfig(), jax.devices()[:num_devices])
+    key = dataclasses.replace(step.program_key(runs[0]), data=dataclasses.replace(runs[0].data, seq_len=32))
+    with jax.set_mesh(mesh):
+        programs = step.programs(key, execution, len(runs), mesh)
+        hparams = [optim.hyperparams(r.optim, accounting.plan(r)) for r in runs]
+        state = programs.init(
+            np.array([r.seed for r in runs], np.int32), {k: np.stack([h[k] for h in hparams]) for k in hparams[0]}
+        )
+        seen = []
+        for i in range(steps):
+            spec = P("run", ("data", "fsdp"))
+            batch = sharding.host_array(mesh, spec, (len(runs), 8, 33), lambda at, i=i: tokens(i, len(runs))[at])
+            state, metrics = programs.train(state, batch)
+            seen.append(np.asarray(metrics["loss"]))
+    return np.array(seen), state
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return losses([RUN])[0]
+
+
+MESHES = [MeshConfig(1, 2, 2, 2), MeshConfig(1, 1, 8, 1)]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_a_mesh_changes_rounding_only(mesh, alone):
+    sharded, state = losses([RUN], mesh, num_devices=8)
+    assert_allclose(sharded, alone, rtol=0, atol=1e-5)
+    moments = state["opt"].mu["w_in"].sharding.spec
+    assert moments == state["params"]["w_in"].sharding.spec == P("run", None, "fsdp", "tensor")
+
+
+def test_members_of_a_pack_are_their_lone_runs_on_any_mesh(alone):
+    other = dataclasses.replace(
+        RUN, seed=5, optim=dataclasses.replace(RUN.optim, peak_lr=0.003, weight_decay=0.0, beta2=0.9, z_loss=1e-3)
+    )
+    lone_other = losses([other])[0]
+    for mesh, devices in ((MeshConfig(), 1), (MeshConfig(run=2, fsdp=4), 8)):
+        pack, _ = losses([RUN, other], mesh, num_devices=devices)
+        assert_allclose(pack, np.concatenate([alone, lone_other], axis=1), rtol=1e-5)
+
+
+def test_a_diverging_member_does_not_touch_the_others(alone):
+    wild = dataclasses.replace(RUN, optim=dataclasses.replace(RUN.optim, peak_lr=1e30, clip_norm=None))
+    pack, _ = losses([RUN, wild])
+    assert not np.isfinite(pack[-1, 1])
+    assert_allclose(pack[:, :1], alone, rtol=1e-5)
+
+
+def test_one_program_serves_every_horizon_and_rate():
+    def with_rate(rate, steps):
+        return dataclasses.replace(
+            RUN, horizon=Horizon(steps=steps), seed=steps, optim=dataclasses.replace(RUN.optim, peak_lr=rate)
+        )
+
+    assert step.program_key(with_rate(0.1, 5)) == step.program_key(with_rate(0.2, 500))
+    assert step.program_key(RUN) != step.program_key(dataclasses.replace(RUN, batch_size=16))
+    muon = dataclasses.replace(RUN, optim=dataclasses.replace(RUN.optim, name="muon"))
+    assert step.program_key(RUN) != step.program_key(muon)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"batch_size": 6}, r"batch_size is 6.*data × fsdp = 4.*write 4 or 8"),
+        ({"model": {"d_model": 17}}, r"model.d_model is 17.*fsdp = 2.*write 16 or 18"),
+        ({"model": {"num_heads": 3, "num_kv_heads": 3}}, r"model.num_heads is 3.*tensor = 2.*write 2 or 4"),
+        ({"model": {"num_kv_heads": 1}}, r"model.num_kv_heads is 1.*tensor = 2.*write 2,"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_is_refused_with_the_sizes(change, message):
+    mesh = sharding.make_mesh(MeshConfig(1, 2, 2, 2))
+    model = dataclasses.replace(MODEL, **change.get("model", {}))
+    with pytest.raises(ValueError, match=message):
+        sharding.check_divides(model, change.get("batch_size", 8), 1, mesh)
+
+
+def test_a_mesh_of_other_than_all_devices_is_refused():
+    with pytest.raises(ValueError, match="run 1 × data 3 × fsdp 2 × tensor 1 but there are 8 devices"):
+        sharding.make_mesh(MeshConfig(1, 3, 2, 1))
+    assert dict(sharding.make_mesh(MeshConfig(run=2, fsdp=2)).shape) == {"run": 2, "data": 2, "fsdp": 2, "tensor": 1}
+
+
+def test_axes_that_collide_are_refused():
+    with pytest.raises(ValueError, match="claim a mesh axis twice"):
+        sharding.partition_spec(("embed", "batch"))
+    with pytest.raises(ValueError, match="no rule"):
+        sharding.partition_spec(("embd",))
