@@ -207,8 +207,12 @@ class Sweep:
         tasks = [
             executors.Task(key, "calibrate", {**payload, "run": config.to_dict(run)}) for key, run in missing.items()
         ]
-        for key, answer in executor.run(tasks).items():
-            if answer.value is not None:  # a shape that cannot be timed will say why when it is trained
+        answers = executor.run(tasks)
+        reasons = {answer.reason for answer in answers.values()}
+        if len(reasons) == 1 and None not in reasons:  # all for the same reason: then no cell can train either
+            raise BadInputError(f"{self.args.grid}: {reasons.pop()}")
+        for key, answer in answers.items():
+            if answer.value is not None:
                 known[key] = plan.Timing.of(answer.value)
         self.timings.save(known)
 
@@ -223,7 +227,7 @@ class Sweep:
         if todo:
             line += f" on {workers} {'worker' if workers == 1 else 'workers'}"
         if todo and wall is not None:
-            line += f": about {progress.duration(wall)}"
+            line += f": about {progress.duration(wall + plan.CONCLUSION_SECONDS)}"
         self.console.print(line, style="bold")
 
     def _num_workers(self, num_packs: int) -> int:
@@ -287,6 +291,9 @@ class Sweep:
                             display.cell_ended(row, self._settle(row, event.get("reason")))
 
                 executor.run(tasks, on_event)
+        except KeyboardInterrupt:
+            self.console.print("stopping: what is running saves a checkpoint (once more: stops at once)")
+            raise
         finally:
             self.manifest.trained(time.monotonic() - begin)
             self._write_manifest()

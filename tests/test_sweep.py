@@ -166,6 +166,13 @@ def test_a_truncated_record_is_said_and_redone(here, capsys):
     assert [run_id for run_id, _ in trained()[5:]] == [before[2].run_id]
 
 
+def test_what_no_shape_can_run_is_said_before_anything_trains(here, monkeypatch, capsys):
+    monkeypatch.setenv("FAKE_CALIBRATE_SAYS", "mesh of 4 devices on 1: write a smaller mesh")
+    assert run() == 2
+    assert "mesh of 4 devices on 1" in capsys.readouterr().err
+    assert not trained()
+
+
 def test_only_trains_what_it_names(here, capsys):
     cells = grid.load("g.yaml").cells
     assert run("--only", cells[1].run.run_id[:8]) == 0
@@ -274,3 +281,63 @@ def _wait(condition, seconds=20.0):
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
+
+
+REAL_GRID = """
+recipe: default@1
+base:
+  data: {source: "text:text", seq_len: 32, validation_fraction: 0.2}
+  eval: {num_points: 5, curve_tokens: 1024}
+isoflop:
+  sizes: [8, 16]
+  budgets: [3e9, 6e9, {flops: 1e10, sizes: [16]}]
+holdout: {budgets: [1e10]}
+fit: {bootstrap: 20}
+execution: {checkpoint_seconds: 1.0}
+"""
+
+
+@pytest.mark.slow
+def test_real_training_killed_at_random_moments_gives_the_same_records(tmp_path, monkeypatch):
+    """Parent, worker, parent by SIGKILL and once by SIGTERM; then the records of an undisturbed sweep, bit for bit."""
+    pytest.importorskip("tensorflow_datasets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCALING_CACHE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ENGINE.parents[1]))
+    Path("g.yaml").write_text(REAL_GRID)
+    Path("text").mkdir()
+    dice = random.Random(1)
+    words = ["".join(dice.choices("abcdefghij", k=dice.randint(2, 7))) for _ in range(200)]
+    for i in range(100):
+        Path("text", f"{i}.txt").write_text(" ".join(dice.choices(words, k=400)))
+
+    def start(*argv):
+        command = [sys.executable, "-m", "scaling.sweep", "--grid", "g.yaml", "--workers", "2", *argv]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def saved():
+        return [p for p in Path(".scaling/g/checkpoints").glob("*/*") if p.name.isdigit()]
+
+    for victim in ("parent", "worker", "parent", "polite"):
+        process = start()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        _wait(lambda children=children: len(children.read_text().split()) == 2, seconds=120)
+        pids = children.read_text().split()
+        _wait(lambda process=process: process.poll() is not None or saved(), seconds=120)
+        time.sleep(dice.uniform(0.5, 2))
+        if victim == "worker":
+            os.kill(int(pids[0]), signal.SIGKILL)
+            time.sleep(1)
+        process.send_signal(signal.SIGTERM if victim == "polite" else signal.SIGKILL)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode in (130 if victim == "polite" else -signal.SIGKILL, 0), out
+        _wait(lambda pids=pids: not any(map(_alive, pids)), seconds=5)
+    process = start()
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    process = start("--results", "results/h", "--workdir", ".scaling/h")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    disturbed, undisturbed = science("results/g"), science("results/h")
+    assert [r.loss for r in disturbed] == [r.loss for r in undisturbed]
+    assert disturbed == undisturbed

@@ -173,9 +173,12 @@ class _Worker:
             self.process.stdin.flush()
 
     def stop(self) -> None:
-        """Asks an idle worker to end (end of input) and a busy one to save what it can and end (SIGTERM)."""
+        """Asks an idle worker to end (end of input) and a busy one to save what it can and end (SIGTERM); one that is
+        still starting has nothing to lose."""
         if self.task is not None:
             self.process.terminate()
+        elif not self.was_ready:
+            self.process.kill()
         else:
             with suppress(BrokenPipeError):
                 self.process.stdin.close()
@@ -274,7 +277,7 @@ class Local:
             last = lines[-1] if lines else "empty"
             raise ExecutorError(f"workers do not start ({reason}); {worker.log} ends with: {last}")
 
-    def close(self, timeout: float = 15.0) -> None:
+    def close(self, timeout: float = 30.0) -> None:
         """Stops all workers: idle ones end, busy ones save what they can; whoever takes longer is killed."""
         alive = [w for w in self._pool if w.running]
         for worker in alive:

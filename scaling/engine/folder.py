@@ -216,12 +216,13 @@ class Manifest:
         if self._call["cells"] or self._call["training_seconds"]:  # a call that trained nothing cost the sweep nothing
             calls.append(self._call)
         cells = [_cell_json(row, found) for row in table]
-        predicted = plan.predicted_wall(table, workers) if workers else None
+        training = plan.predicted_wall(table, workers) if workers else None
         same_cells = {c["run_id"] for c in cells} == {c["run_id"] for c in before.get("cells", [])}
-        if predicted is None or (same_cells and before.get("plan")):  # what was predicted first stands
+        if training is None or (same_cells and before.get("plan")):  # what was predicted first stands
             planned = before.get("plan")
-        else:
-            planned = {"predicted_seconds": predicted, "workers": workers}
+        else:  # of the whole command: what it took to get here is known
+            whole = round(self._call["wall_seconds"] + training + plan.CONCLUSION_SECONDS, 3)
+            planned = {"predicted_seconds": whole, "predicted_training_seconds": training, "workers": workers}
         records.write_json(
             self.path,
             {

@@ -28,6 +28,9 @@ MAX_CALIBRATED_STEP_FLOPS = 2e12
 # A run's seconds outside steps and evaluations: tracing, the compiled program from the cache, initialisation.
 START_SECONDS = 1.0
 
+# Two fits with a thousand resamples, one of them before the held-out cells train, and the report.
+CONCLUSION_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Timing:

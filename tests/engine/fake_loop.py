@@ -21,6 +21,8 @@ class Interrupted(Exception):
 
 
 def calibrate(run, execution, cache_dir, seconds):
+    if "FAKE_CALIBRATE_SAYS" in os.environ:
+        raise ValueError(os.environ["FAKE_CALIBRATE_SAYS"])
     return {
         "step_seconds": STEP_SECONDS,
         "eval_seconds": 0.0,

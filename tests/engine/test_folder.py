@@ -166,7 +166,9 @@ def test_what_was_predicted_first_stands(tmp_path):
     manifest(tmp_path).write([fast], {}, 2)
     manifest(tmp_path).write([slow], {}, 1)
     written = json.loads((tmp_path / "sweep.json").read_text())
-    assert written["plan"] == {"predicted_seconds": 1.0, "workers": 2}
+    assert written["plan"]["predicted_training_seconds"] == 1.0
+    assert written["plan"]["workers"] == 2
+    assert written["plan"]["predicted_seconds"] == pytest.approx(1.0 + plan.CONCLUSION_SECONDS, abs=0.5)
     assert written["cells"][0]["predicted_seconds"] == 1.0
 
 
