@@ -233,7 +233,7 @@ def check_identifiable(observations: Observations, form: Form) -> None:
     for column in form.columns:
         x = observations.columns[column]
         levels = len(np.unique(np.round(np.log(x), 3)))
-        needed = 3 if form.powers is not None and form.powers.offset else 2
+        needed = 3 if _own_exponent(form, column) else 2
         if levels < needed:
             what = "one value" if levels == 1 else f"{levels} values"
             raise ValueError(
@@ -248,6 +248,19 @@ def check_identifiable(observations: Observations, form: Form) -> None:
                 f"{source}: {' and '.join(form.columns)} move together in every row (one is a power of the other): "
                 f"{form.name} cannot tell their effects apart; add runs off that line"
             )
+
+
+def _own_exponent(form: Form, column: str) -> bool:
+    """Whether a sum of powers with an offset has an exponent that only this column tells: three values then."""
+    if form.powers is None or form.powers.offset is None:
+        return False
+    used: dict[str, set[str]] = {}
+    for _, exponents in form.powers.terms:
+        for c, e in exponents.items():
+            if isinstance(e, str):
+                used.setdefault(c, set()).add(e.removeprefix("-"))
+    others = set().union(*(names for c, names in used.items() if c != column))
+    return bool(used.get(column, set()) - others)
 
 
 def start_grid(model: Model, observations: Observations) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+CORE = ("num_params", "num_tokens", "flops", "loss", "weight", "unique_tokens")
 ALIASES = {
     "N": "num_params",
     "params": "num_params",
@@ -105,6 +106,8 @@ def from_table(
             raise ValueError(f"{source}: column {target} is missing (there is {', '.join(map(str, table.columns))})")
         table = table.assign(_loss=table.get("loss", np.nan), loss=table[target])
     table, convention = _convention(table, num_params, flops, source, need_size=target == "loss")
+    # Counts above 2^63 arrive as objects: FLOPs of a large run do.
+    table = table.assign(**{c: _numbers(table, c, source) for c in CORE if c in table})
     label = table["run"].astype(str).to_numpy() if "run" in table else np.array([f"row {i}" for i in range(len(table))])
     loss = _numbers(table, "loss", source)
     reason = np.full(len(table), "", dtype=object)
