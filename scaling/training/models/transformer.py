@@ -41,8 +41,8 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     """Every parameter by name.
 
     Standard: matrices at fan_in^-1/2, those that write to the residual stream divided by (2 L)^1/2 (GPT-2), the
-    embedding at 0.02·D^0 and the head at D^-1/2. μP (Yang et al. 2022, table 8, Adam): the same, with the embedding and
-    head fixed at what the base width would have; the head's logits are divided by m in ``apply``.
+    embedding at 1 and the head at D^-1/2. μP (Yang et al. 2022, table 8, Adam): the same, with the head fixed at what
+    the base width would have and its logits divided by m in ``apply``.
     """
     c = config
     attn_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -55,8 +55,9 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     def layer_norm(size):
         return ParamSpec((c.num_layers, size), ("layers", "norm"), None, "norm")
 
-    # A tied table is read as embedding and as head, so it takes the head's scale.
-    embedding_std = head_std if c.tied_embeddings else _EMBEDDING_STD
+    # A tied table is read as embedding and as head, so it takes the head's scale. Otherwise 1, so that the residual
+    # stream starts at the scale of what the layers add to it: see the init entry of results/README.md.
+    embedding_std = head_std if c.tied_embeddings else 1.0
     specs = {
         "embedding": ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed"), embedding_std, "embedding"),
         "attn_norm": layer_norm(c.d_model),
@@ -76,9 +77,6 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     if not c.tied_embeddings:
         specs["unembedding"] = ParamSpec((c.d_model, c.vocab_size), ("embed", "vocab"), head_std, "unembedding")
     return specs
-
-
-_EMBEDDING_STD = 0.02
 
 
 def rms_norm(x, scale, eps: float):
