@@ -130,7 +130,7 @@ def log_axis(axis, quantity: str) -> None:
     # 3×10¹¹ is wide: three such labels are enough.
     axis.set_major_locator(LogTicks(fewest=3 if quantity == "flops" else 4))
     axis.set_minor_locator(ticker.NullLocator())
-    axis.set_major_formatter(ticker.FuncFormatter(_WRITERS.get(quantity, lambda v, _: f"{v:.4g}")))
+    axis.set_major_formatter(ticker.FuncFormatter(_WRITERS.get(quantity, lambda v, _: f"{v:g}")))
     axis.set_label_text(LABELS[quantity])
 
 

@@ -318,8 +318,10 @@ def forecast(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Ax
     """Losses forecast before training, with their interval, and what training gave.
 
     ``rows``: fit.json's forecast; ``num_params`` where known puts a cell at its size, else cells stand side by side.
-    ``relative``: per cent above or below the forecast, in place of nats.
+    ``relative``: forecast and interval as per cent of what training gave, where that is known.
     """
+    if relative:
+        rows = [r for r in rows if r.get("actual") is not None]
     rows = sorted(rows, key=lambda r: (r["flops"], r.get("num_params", 0)))
     # Equal sizes at two budgets would hide each other: side by side then.
     sizes = [r.get("num_params") for r in rows]
@@ -327,11 +329,10 @@ def forecast(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Ax
     x = sizes if by_size else list(range(len(rows)))
     predicted = np.array([r["predicted"] for r in rows])
     actual = np.array([np.nan if r.get("actual") is None else r["actual"] for r in rows])
-    lo, hi = np.array([r["interval"] for r in rows]).T
+    lo, hi = np.array([r["interval"] for r in rows]).reshape(-1, 2).T
     if relative:
-        lo, hi, actual = (100 * (v / predicted - 1) for v in (lo, hi, actual))
-        predicted = np.zeros_like(predicted)
-    level = rows[0].get("level", 0.9)
+        lo, hi, predicted, actual = (100 * (v / actual - 1) for v in (lo, hi, predicted, actual))
+    level = rows[0].get("level", 0.9) if rows else 0.9
     ax.vlines(x, lo, hi, color=tone(0.4), linewidth=6, alpha=0.45, label=f"forecast, {100 * level:g} % interval")
     ax.plot(x, predicted, "_", color=tone(0.15), markersize=11, markeredgewidth=1.6)
     ax.plot(x, actual, "x", color="black", markersize=6, markeredgewidth=1.5, zorder=4, label="actual")
@@ -341,7 +342,7 @@ def forecast(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Ax
         names = [engineering(n) if n else "" for n in sizes]
         ax.set_xticks(x, [f"{name}\n{scientific(r['flops'])}" for name, r in zip(names, rows)])
         ax.set_xlabel("held-out cell: parameters $N$, compute $C$ (FLOPs)")
-    ax.set_ylabel("actual against forecast (%)" if relative else LABELS["loss"])
+    ax.set_ylabel("forecast against actual (%)" if relative else LABELS["loss"])
     ax.margins(0.08, 0.12)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return ax

@@ -17,6 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
+from markupsafe import Markup, escape
+
 from scaling import figures, records
 from scaling.axes import engineering
 
@@ -149,6 +152,44 @@ def forecast_seal(forecast: Mapping) -> str | None:
     return f"The sha256 of forecast.json ({when}) does not match: the file was changed after it was written."
 
 
+# How numbers are written on the page; None, what is not known, is a dash.
+
+
+def num(value: float | None, digits: int = 4) -> str:
+    """To so many digits, and no 1e+03."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def scientific(value: float | None) -> str:
+    """3×10 and its power, raised."""
+    if not value:
+        return "–" if value is None else "0"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    factor = f"{float(mantissa):g}"
+    return Markup("" if factor == "1" else f"{factor}&hairsp;×&hairsp;") + Markup(f"10<sup>{int(exponent)}</sup>")
+
+
+def plain(value: float | None, digits: int = 3) -> str:
+    """A parameter of any size: powers of ten where digits would not fit."""
+    return scientific(value) if value and not 1e-3 <= abs(value) < 1e6 else num(value, digits)
+
+
+def equation(text: str) -> str:
+    """N_c and D^-β with their index lowered, their exponent raised."""
+    raised = re.sub(r"\^(-?[^ )]+)", r"<sup>\1</sup>", str(escape(text)))
+    return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", raised))
+
+
+def span(pair: Sequence[float] | None, write=num) -> str:
+    return Markup("{}&hairsp;–&hairsp;{}").format(*map(write, pair)) if pair else ""
+
+
 def headlines(results: Results, table, cells: Sequence[Mapping]) -> list[dict]:
     """The answer: {value, interval, text (HTML)} for each of the few numbers that a reader came for."""
     out = [*_exponent_headline(results.fit), *_ratio_headline(results.fit), *_forecast_headline(results.fit)]
@@ -176,7 +217,7 @@ def _exponent_headline(fit: Mapping) -> list[dict]:
         )
     else:
         return []
-    return [_headline(f"{value:.2f}", interval, f"exponent a of N* ∝ C<sup>a</sup>, {source}", ".2f")]
+    return [_headline(f"{value:.2f}", interval, f"exponent a of N* ∝ C<sup>a</sup>, {source}", "{:.2f}".format)]
 
 
 def _ratio_headline(fit: Mapping) -> list[dict]:
@@ -186,15 +227,20 @@ def _ratio_headline(fit: Mapping) -> list[dict]:
     if not fitted:
         return []
     flops, entry = max(fitted.items())
-    text = f"tokens per parameter are best at {scientific(float(f'{flops:.2g}'))} FLOPs, the largest fitted budget"
-    return [_headline(f"{entry['value']:.3g}", entry.get("interval"), text, ".3g")]
+    text = f"tokens per parameter are best at {scientific(_budget(flops))} FLOPs, the largest fitted budget"
+    return [_headline(num(entry["value"], 3), entry.get("interval"), text, lambda v: num(v, 3))]
+
+
+def _budget(flops: float) -> float:
+    """As the grid wrote it: runs achieve a whole number of steps, hence 2.003e12 for 2e12."""
+    return float(f"{flops:.2g}")
 
 
 def _forecast_headline(fit: Mapping) -> list[dict]:
     known = [row for row in fit.get("forecast") or [] if row.get("actual") is not None]
     if not known:
         return []
-    errors = [100 * abs(row["actual"] / row["predicted"] - 1) for row in known]
+    errors = [100 * abs(row["predicted"] / row["actual"] - 1) for row in known]
     inside = sum(row["interval"][0] <= row["actual"] <= row["interval"][1] for row in known)
     text = (
         f"mean error of the forecast on held-out cells, {max(errors):.2g} % at worst; {inside} of {len(known)} "
@@ -203,19 +249,8 @@ def _forecast_headline(fit: Mapping) -> list[dict]:
     return [_headline(f"{sum(errors) / len(errors):.2g} %", None, text)]
 
 
-def _headline(value: str, interval, text: str, form: str = "") -> dict:
-    bounds = "–".join(format(b, form) for b in interval) if interval else None
-    return {"value": value, "interval": bounds, "text": text}
-
-
-def scientific(value: float) -> str:
-    """HTML: 3×10 and its power, raised."""
-    if value == 0:
-        return "0"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    power = f"10<sup>{int(exponent)}</sup>"
-    factor = f"{float(mantissa):g}"
-    return power if factor == "1" else f"{factor}&hairsp;×&hairsp;{power}"
+def _headline(value: str, interval, text: str, write=num) -> dict:
+    return {"value": value, "interval": span(interval, write), "text": Markup(text)}
 
 
 def warnings(results: Results) -> list[str]:
@@ -300,38 +335,13 @@ def _environments(results: Results) -> list[tuple[str, str]]:
 
 def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[figures.Saved]) -> str:
     """The page. Everything in it is a function of the folder's files: no date, no path of the machine."""
-    import jinja2
-    from markupsafe import Markup, escape
-
-    def sci(value):
-        return "–" if value is None else Markup(scientific(value))
-
-    def fixed(value, digits=3):
-        return "–" if value is None else f"{value:.{digits}f}"
-
-    def num(value, digits=4):
-        if value is None:
-            return "–"
-        return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
-
-    def equation(text):
-        raised = re.sub(r"\^(-?[^ )]+)", r"<sup>\1</sup>", str(escape(text)))
-        return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", raised))
-
-    def plain(value, digits=3):
-        """A parameter of any size: powers of ten where digits would not fit."""
-        return sci(value) if value is not None and not 1e-3 <= abs(value) < 1e6 and value else num(value, digits)
-
-    def span(pair, write=num):
-        return Markup("{}&hairsp;–&hairsp;{}").format(*map(write, pair)) if pair else ""
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("scaling", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters.update(
         si=lambda v: "–" if v is None else engineering(v),
-        sci=sci,
+        sci=scientific,
         fixed=fixed,
         num=num,
         range=span,

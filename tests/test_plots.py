@@ -132,16 +132,25 @@ def test_residuals_of_the_truth_are_the_noise(ax, runs):
 
 def test_forecast_puts_interval_and_truth_at_the_size(ax):
     rows = [
-        {"run_id": "a", "flops": 1e12, "num_params": 1e4, "predicted": 2.0, "interval": [1.9, 2.1], "actual": 2.02},
+        {"run_id": "a", "flops": 1e12, "num_params": 1e4, "predicted": 2.1, "interval": [1.9, 2.2], "actual": 2.0},
         {"run_id": "b", "flops": 1e12, "num_params": 2e4, "predicted": 1.5, "interval": [1.4, 1.6], "actual": None},
     ]
-    plots.forecast(ax, rows, relative=True)
+    plots.forecast(ax, rows)
     [bars] = ax.collections
-    assert np.allclose([s[:, 1] for s in bars.get_segments()], [[-5, 5], [-100 / 15, 100 / 15]])
-    actual = ax.lines[-1]
-    assert actual.get_xdata().tolist() == [1e4, 2e4]
-    assert actual.get_ydata()[0] == pytest.approx(1.0)
-    assert math.isnan(actual.get_ydata()[1])
+    assert [s[:, 1].tolist() for s in bars.get_segments()] == [[1.9, 2.2], [1.4, 1.6]]
+    assert ax.lines[-1].get_xdata().tolist() == [1e4, 2e4]
+    assert ax.lines[-1].get_ydata()[0] == 2.0
+    assert math.isnan(ax.lines[-1].get_ydata()[1])
+
+
+def test_relative_forecast_is_of_the_loss_that_training_gave(ax):
+    row = {"run_id": "a", "flops": 1e12, "num_params": 1e4, "predicted": 2.1, "interval": [1.9, 2.2], "actual": 2.0}
+    plots.forecast(ax, [row, {**row, "num_params": 2e4, "actual": None}], relative=True)
+    [bars] = ax.collections
+    assert np.allclose([s[:, 1] for s in bars.get_segments()], [[-5, 10]])
+    predicted, actual = ax.lines
+    assert predicted.get_ydata() == pytest.approx([5.0])
+    assert actual.get_ydata() == pytest.approx([0.0])
 
 
 def test_a_diverged_rate_is_a_cross_and_an_edge_an_open_star(ax):
