@@ -138,7 +138,7 @@ class Sweep:
         with contextlib.ExitStack() as stack:
             fds: list[int] = []
             if not self.args.plan:
-                lock = folder.Lock(self.results, self.args.shard)
+                lock = self._lock()
                 stack.callback(lock.release)
                 fds = lock.fds
             self._look()
@@ -155,6 +155,17 @@ class Sweep:
 
     # ---- what is there, what is to do -------------------------------------------------------------------------------
 
+    def _lock(self) -> folder.Lock:
+        try:
+            lock = folder.Lock(self.results, self.args.shard)
+        except OSError as e:
+            raise BadInputError(
+                f"--results {self.results}: {e.strerror}: write a folder that can be written to"
+            ) from None
+        if not lock.is_effective:
+            self.console.print(f"{self.results}: its file system has no locks: start no second sweep on it")
+        return lock
+
     def _look(self) -> None:
         """Reads which cells are in; damaged records are set aside (``--plan`` writes nothing and counts them out)."""
         self.found, complaints = folder.statuses(
@@ -167,24 +178,11 @@ class Sweep:
         return self.found.get(row.run_id, "failed") != "failed"
 
     def _select(self) -> _Selection:
-        mine = self.rows
-        if self.args.only:
-            mine = [row for prefix in self.args.only for row in self._named(prefix)]
-        if self.args.shard:  # dealt by cost, so that shares are about equally long; every machine deals alike
-            index, count = map(int, self.args.shard.split("/"))
-            ordered = sorted(mine, key=lambda r: (-r.plan.flops["exact"], r.run_id))
-            mine = ordered[index - 1 :: count]
+        with _bad_input():
+            mine = graph.select(self.rows, self.args.only)
+        if self.args.shard:
+            mine = graph.deal(mine, *map(int, self.args.shard.split("/")))
         return _Selection(mine, [row for row in mine if not self._is_done(row)])
-
-    def _named(self, prefix: str) -> list[plan.Row]:
-        matches = [row for row in self.rows if row.run_id.startswith(prefix)]
-        if len(matches) != 1:
-            what = "no cell" if not matches else f"{len(matches)} cells"
-            raise BadInputError(f"--only {prefix}: {what} of {self.args.grid}; --plan lists their run ids")
-        return matches
-
-    def _unfinished_fitted(self) -> list[plan.Row]:
-        return [row for row in self.rows if not row.cell.holdout and row.run_id not in self.found]
 
     # ---- the plan ---------------------------------------------------------------------------------------------------
 
@@ -311,7 +309,7 @@ class Sweep:
     def _settle(self, row: plan.Row, reason: str | None) -> records.RunRecord:
         """The record of a cell that ended: its worker's, or one that says why there is none."""
         path = records.path_of(self.results, row.run_id)
-        if reason is not None and not path.exists():
+        if reason is not None and not records.is_done(self.results, row.run_id):
             records.save(self.results, folder.failed_record(row, self.grid.name, reason))
         record = records.read(path)
         self.found[row.run_id] = record.status
@@ -325,7 +323,7 @@ class Sweep:
     # ---- laws, forecast, report -------------------------------------------------------------------------------------
 
     def _may_train_held_out(self, held_out: Sequence[plan.Row]) -> bool:
-        missing = self._unfinished_fitted()
+        missing = [row for row in self.rows if not row.cell.holdout and row.run_id not in self.found]
         if missing:
             self.console.print(
                 f"{len(held_out)} held-out cells wait: they are forecast first, from all fitted cells, and "

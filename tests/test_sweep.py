@@ -182,7 +182,7 @@ def test_only_trains_what_it_names(here, capsys):
     assert len(science()) == 1
     assert "held-out cells wait" in capsys.readouterr().out
     assert run("--only", "zzz") == 2
-    assert "--only zzz: no cell of g.yaml" in capsys.readouterr().err
+    assert "--only zzz: no cell of this grid" in capsys.readouterr().err
 
 
 def test_shards_together_are_the_grid(here, capsys):
@@ -209,6 +209,22 @@ def test_a_folder_in_use_is_refused_with_its_holder(here, capsys):
     err = capsys.readouterr().err
     assert f"held by another sweep: process {os.getpid()}" in err
     assert err.count("\n") == 1
+
+
+def test_a_results_folder_that_cannot_be_is_one_line_and_exit_2(here, capsys):
+    assert run("--results", "g.yaml/x") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --results g.yaml/x: Not a directory")
+    assert err.count("\n") == 1
+
+
+def test_cells_of_equal_shape_train_as_one_pack(here):
+    Path("g.yaml").write_text(GRID + "seeds: [0, 1, 2]\n")
+    assert run("--pack", "2") == 0
+    packed = science()
+    assert len(packed) == 15
+    assert run("--results", "results/h", "--workdir", ".scaling/h") == 0
+    assert science("results/h") == packed
 
 
 def test_an_edited_forecast_is_noticed_and_kept(here, capsys):

@@ -1,6 +1,7 @@
 """A sweep's results folder: who holds it, which cells are in, what was planned, forecast, and what happened."""
 
 import datetime
+import errno
 import fcntl
 import hashlib
 import json
@@ -33,6 +34,7 @@ class Lock:
 
     def __init__(self, folder: Path, shard: str | None = None):
         self._held: list[tuple[int, Path]] = []
+        self.is_effective = True  # false where the file system has no locks
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._acquire(folder / ".lock", exclusive=shard is None)
@@ -59,9 +61,11 @@ class Lock:
                     raise HeldError(_who(path.parent, holder)) from None
                 time.sleep(0.1)  # the sweep was killed; its workers are about to notice
                 continue
-            except BaseException:
-                os.close(fd)
-                raise
+            except OSError as e:
+                if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    os.close(fd)
+                    raise
+                self.is_effective = False
             with suppress(FileNotFoundError):
                 if os.fstat(fd).st_ino == path.stat().st_ino:
                     break

@@ -1,4 +1,4 @@
-"""Cells → packs: which runs become one program."""
+"""Cells → packs: which are to be done here, and which of them become one program."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,6 +6,29 @@ from dataclasses import dataclass
 
 from scaling.config import Horizon, canonical_json
 from scaling.engine.plan import Row
+
+
+def select(rows: Sequence[Row], prefixes: Sequence[str]) -> list[Row]:
+    """The rows whose run ids begin with one of ``prefixes``, each of which must name one row; all if there are none.
+
+    Raises ValueError for a prefix of none or of several.
+    """
+    if not prefixes:
+        return list(rows)
+    chosen: dict[str, Row] = {}
+    for prefix in prefixes:
+        matches = [row for row in rows if row.run_id.startswith(prefix)]
+        if len(matches) != 1:
+            what = "no cell" if not matches else f"{len(matches)} cells"
+            raise ValueError(f"--only {prefix}: {what} of this grid: write the first digits of a run id, see --plan")
+        chosen[matches[0].run_id] = matches[0]
+    return list(chosen.values())
+
+
+def deal(rows: Sequence[Row], share: int, num_shares: int) -> list[Row]:
+    """The ``share``-th of ``num_shares`` (from 1), about equally costly; every machine deals alike."""
+    ordered = sorted(rows, key=lambda row: (-row.plan.flops["exact"], row.run_id))
+    return ordered[share - 1 :: num_shares]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -56,12 +57,12 @@ def _labels(row: plan.Row) -> str:
     shown = {k: v for k, v in row.cell.labels.items() if k not in HIDDEN_LABELS}
     if row.cell.run.seed:
         shown.setdefault("seed", row.cell.run.seed)
-    return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
+    return escape(" ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()))
 
 
 def plan_table(rows: Sequence[plan.Row], found: dict[str, str], title: str) -> Table:
     """The plan: a row per cell and a last one with the totals."""
-    table = Table(title=title, title_justify="left", show_footer=True, box=None, padding=(0, 2, 0, 0))
+    table = Table(title=escape(title), title_justify="left", show_footer=True, box=None, padding=(0, 2, 0, 0))
     total_flops = sum(r.plan.flops["exact"] for r in rows)
     known = [r.seconds for r in rows if r.seconds is not None]
     footer_seconds = duration(sum(known)) if len(known) == len(rows) else "–"
@@ -136,7 +137,7 @@ class Progress:
         self._running.pop(event["worker"], None)
         if event["event"] == "retry":
             self._console.print(
-                f"[yellow]·[/] {key}  {event['reason']}; goes on from its last checkpoint", soft_wrap=True
+                f"[yellow]·[/] {key}  {escape(event['reason'])}; goes on from its last checkpoint", soft_wrap=True
             )
             return
         pack = self._waiting.pop(key)
@@ -160,7 +161,7 @@ class Progress:
         elif record.status == "diverged":
             line = f"[red]✗[/] {head}  {counts}  [red]diverged[/] at step {record.diverged_at_step}  {took}"
         else:
-            line = f"[red]✗[/] {head}  [red]failed[/]: {record.environment.get('failure')}"
+            line = f"[red]✗[/] {head}  [red]failed[/]: {escape(record.environment['failure'])}"
         self._console.print(line, soft_wrap=True)
 
     def seconds_left(self) -> float | None:

@@ -111,6 +111,26 @@ def test_packs_hold_what_one_program_can_train_and_the_longest_comes_first():
     assert [len(pack.rows) for pack in graph.build(table)] == [1] * 7
 
 
+def test_shares_are_all_of_the_grid_once_and_about_equal():
+    table = rows_of(*(run_of(seed=s, num_steps=10 * (s + 1)) for s in range(10)))
+    shares = [graph.deal(table, i, 3) for i in (1, 2, 3)]
+    assert sorted(row.run_id for share in shares for row in share) == sorted(row.run_id for row in table)
+    steps = [sum(row.plan.num_steps for row in share) for share in shares]
+    assert max(steps) - min(steps) <= 100  # the longest run
+    assert graph.deal(table[::-1], 2, 3) == shares[1]
+
+
+def test_select_takes_first_digits_and_nothing_vague():
+    table = rows_of(*(run_of(seed=s) for s in range(40)))
+    a, b = table[3].run_id, table[7].run_id
+    assert [row.run_id for row in graph.select(table, [b[:10], a, b])] == [b, a]
+    assert graph.select(table, []) == table
+    with pytest.raises(ValueError, match="--only : 40 cells"):
+        graph.select(table, [""])
+    with pytest.raises(ValueError, match="--only zz: no cell of this grid"):
+        graph.select(table, ["zz"])
+
+
 def test_packs_do_not_mix_phases():
     cell = Cell(run_of())
     table = plan.rows([cell, dataclasses.replace(cell, run=run_of(seed=1), holdout=True)])
