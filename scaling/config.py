@@ -270,6 +270,8 @@ class ExecutionConfig(_Strict):
     disk_budget_gb: float = 20.0  # checkpoints of this sweep, all runs together
     keep_final_checkpoint: bool = False  # else a run's checkpoints are deleted once its record is written
     eval_batch_size: int = 16  # sequences
+    tensorboard: bool = False  # step logs under the work folder
+    wandb: bool = False
 
     def __post_init__(self):
         _require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size")

@@ -27,11 +27,14 @@ from scaling.config import ExecutionConfig, RunConfig
 from scaling.grid import Cell
 from scaling.training import data, optim, sharding, step
 from scaling.training.checkpoint import Checkpoints
+from scaling.training.logs import StepLogs
 
 # Set it, and training saves a checkpoint after the step under way and raises Interrupted.
 stop_requested = threading.Event()
 
 _PROGRESS_SECONDS = 0.5
+# Points of a run's step logs, where they are asked for.
+_LOGGED_STEPS = 200
 # With several processes all must decide alike: process 0's clock decides, asked this often.
 _STEPS_BETWEEN_AGREEMENTS = 16
 
@@ -64,6 +67,7 @@ class _Member:
 
     cell: Cell
     plan: accounting.Plan
+    logs: StepLogs | None = None
     curve: dict[str, list] = field(default_factory=lambda: {c: [] for c in CURVE_COLUMNS})
     # Since the last point of the curve: sum of training losses, number of steps; and the last step's metrics.
     loss_sum: float = 0.0
@@ -98,6 +102,8 @@ class _Member:
         self.loss_sum += loss
         self.loss_count += 1
         self.last = metrics
+        if self.logs and step_done % max(1, self.plan.num_steps // _LOGGED_STEPS) == 0:
+            self.logs.write(step_done, {f"train/{name}": value for name, value in metrics.items()})
 
     def add_point(self, step_done: int, loss: float, standard_error: float, num_eval_tokens: int) -> None:
         if self.diverged_at_step is None and not math.isfinite(loss):
@@ -117,6 +123,8 @@ class _Member:
         for name in CURVE_COLUMNS:
             self.curve[name].append(point[name])
         self.loss_sum, self.loss_count = 0.0, 0
+        if self.logs:
+            self.logs.write(step_done, {"validation/loss": loss})
 
 
 def _finite(value: float | None) -> float | None:
@@ -322,11 +330,15 @@ def train(
         checkpoint_bytes = len(cells) * accounting.plan(run).checkpoint_bytes
         checkpoints = Checkpoints(folder.absolute(), checkpoint_bytes, execution.disk_budget_gb * 1e9)
         try:
-            pack = _start(cells, corpus, execution, mesh, checkpoints)
+            members = [_Member(c, accounting.plan(c.run), _logs(c.run, execution, workdir, sweep_name)) for c in cells]
+            pack = _start(members, corpus, execution, mesh, checkpoints)
             finished = _run(pack, checkpoints, results, sweep_name, on_event)
         except BaseException:
             checkpoints.close()
             raise
+        for member in members:
+            if member.logs:
+                member.logs.close()
         if execution.keep_final_checkpoint:
             checkpoints.close()
         else:
@@ -334,17 +346,22 @@ def train(
     return finished
 
 
-def _start(cells, corpus, execution, mesh, checkpoints) -> _Pack:
+def _logs(run: RunConfig, execution: ExecutionConfig, workdir: Path, sweep_name: str) -> StepLogs | None:
+    wanted = (execution.tensorboard or execution.wandb) and jax.process_index() == 0
+    return StepLogs(execution, run, Path(workdir) / "tensorboard", sweep_name) if wanted else None
+
+
+def _start(members: list[_Member], corpus, execution, mesh, checkpoints) -> _Pack:
     """The pack as its newest checkpoint left it, or new."""
-    by_id = {c.run.run_id: _Member(c, accounting.plan(c.run)) for c in cells}
+    by_id = {m.run.run_id: m for m in members}
     clock = _Clock()
     packs: list[_Pack] = []
 
     def abstract_state_for(host: dict):
         if host["fingerprint"] != corpus.fingerprint:
             raise _OtherData(
-                f"{checkpoints.folder}: made from data {host['fingerprint'][:12]}, but {cells[0].run.data.source!r} is "
-                f"now {corpus.fingerprint[:12]}: bring the old data back, or delete that folder to start again"
+                f"{checkpoints.folder}: made from data {host['fingerprint'][:12]}, but {members[0].run.data.source!r} "
+                f"is now {corpus.fingerprint[:12]}: bring the old data back, or delete that folder to start again"
             )
         clock.seconds = dict(host["seconds"])
         packs[:] = [_Pack([by_id[i] for i in host["run_ids"] if i in by_id], corpus, execution, mesh, clock)]
@@ -352,7 +369,7 @@ def _start(cells, corpus, execution, mesh, checkpoints) -> _Pack:
 
     restored = checkpoints.restore(abstract_state_for)
     if restored is None:
-        pack = _Pack(list(by_id.values()), corpus, execution, mesh, clock)
+        pack = _Pack(members, corpus, execution, mesh, clock)
         pack.initialise()
         return pack
     state, host = restored

@@ -221,3 +221,27 @@ def test_killed_at_five_random_moments_the_record_is_the_same_to_the_bit(corpus,
     assert kills >= 3
     read = [records.read(records.path_of(tmp_path / f / "results", target.run.run_id)) for f in ("whole", "cut")]
     assert essence(read[0]) == essence(read[1])
+
+
+def test_tensorboard_holds_the_curve_of_the_record(corpus, tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto import event_pb2
+
+    record = train([cell(corpus[0])], corpus, tmp_path, dataclasses.replace(EXECUTION, tensorboard=True))[0]
+    (file,) = (tmp_path / "work" / "tensorboard" / record.run_id).glob("events*")
+    raw, curve = file.read_bytes(), {}
+    while raw:  # TFRecord: length, its checksum, the event, its checksum
+        length = int.from_bytes(raw[:8], "little")
+        event = event_pb2.Event.FromString(raw[12 : 12 + length])
+        raw = raw[16 + length :]
+        for value in event.summary.value:
+            if value.tag == "validation/loss":
+                curve[event.step] = value.simple_value
+    assert list(curve) == record.curve["step"]
+    np.testing.assert_allclose(list(curve.values()), record.curve["loss"], rtol=1e-6)
+
+
+def test_a_logger_that_is_not_installed_says_what_to_do(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"execution.wandb is true .* pip install"):
+        train([cell(corpus[0])], corpus, tmp_path, dataclasses.replace(EXECUTION, wandb=True))

@@ -1,0 +1,142 @@
+"""What this machine does: tokens/s and FLOP/s by model size, all of its workers busy at once.
+
+    python -m scaling.bench                               three sizes at sequence 256
+    python -m scaling.bench --grid sweeps/chinchilla.yaml the shapes of a grid
+
+Every worker times the same compiled step at the same time, as in a sweep: the sum is what the machine does. Ratios
+between runs of this command on one machine mean something; single figures drift with its other load.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from scaling import accounting, config, grid, records
+from scaling.config import DataConfig, Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.engine import executors, plan, progress
+
+# (width, layers) at about 50K, 300K and 1M non-embedding parameters, heads of 32: the sizes of the published
+# comparison with other single-machine trainers, at sequence 256, byte vocabulary, 16 sequences a batch.
+DEFAULT_SHAPES = ((32, 4), (64, 6), (128, 5))
+
+
+def default_runs() -> list[RunConfig]:
+    """One run a size of ``DEFAULT_SHAPES``."""
+
+    def run(width: int, layers: int) -> RunConfig:
+        heads = width // 32
+        model = ModelConfig(width, layers, num_heads=heads, head_dim=32, num_kv_heads=heads, d_ff=4 * width)
+        data = DataConfig(seq_len=256)
+        return RunConfig(
+            model, OptimConfig(peak_lr=0.01, warmup_tokens=0), Horizon(steps=100), batch_size=16, data=data
+        )
+
+    return [run(width, layers) for width, layers in DEFAULT_SHAPES]
+
+
+def grid_runs(path: str) -> tuple[list[RunConfig], config.ExecutionConfig]:
+    """One run of each distinct shape of a grid file, smallest step first, and how the grid executes them."""
+    loaded = grid.load(path)
+    shapes = {plan.shape_key(cell.run): cell.run for cell in loaded.cells}
+    return sorted(shapes.values(), key=plan.step_flops), loaded.execution
+
+
+def measure(
+    runs: Sequence[RunConfig], execution: config.ExecutionConfig, *, workers: int, cache_dir: Path, seconds: float
+) -> list[dict]:
+    """Times each run's step and evaluation on ``workers`` processes at once; a row a run.
+
+    Rows hold ``num_params`` (non-embedding), ``d_model``, ``num_layers``, ``seq_len``, ``batch_size``, and summed over
+    the workers ``tokens_per_s``, ``flops_per_s`` (training, rule exact) and ``eval_tokens_per_s``; ``compile_seconds``
+    is the slowest worker's.
+
+    Raises ValueError with the worker's reason if a run cannot be timed.
+    """
+    from scaling.training import data
+
+    for data_config in {run.data for run in runs}:
+        data.prepare(data_config, cache_dir)
+    rows = []
+    with tempfile.TemporaryDirectory() as logs, contextlib.closing(executors.Local(workers, Path(logs))) as executor:
+        for run in runs:
+            payload = {
+                "execution": config.to_dict(execution),
+                "cache_dir": str(cache_dir),
+                "seconds": seconds,
+                "run": config.to_dict(run),
+            }
+            answers = executor.run([executors.Task(f"{i}", "calibrate", payload) for i in range(workers)]).values()
+            failed = [answer.reason for answer in answers if answer.value is None]
+            if failed:
+                raise ValueError(f"{run.run_id}: {failed[0]}")
+            rows.append(_row(run, [answer.value for answer in answers], data.open(run.data, cache_dir)))
+    return rows
+
+
+def _row(run: RunConfig, timed: list[dict], corpus) -> dict:
+    tokens_per_s = sum(run.batch_tokens / t["step_seconds"] for t in timed)
+    return {
+        "num_params": accounting.param_counts(run.model)["non_embedding"],
+        "d_model": run.model.d_model,
+        "num_layers": run.model.num_layers,
+        "seq_len": run.data.seq_len,
+        "batch_size": run.batch_size,
+        "tokens_per_s": tokens_per_s,
+        "flops_per_s": tokens_per_s * accounting.flops_per_token(run.model, run.data.seq_len)["exact"],
+        "eval_tokens_per_s": sum(corpus.validation_tokens / t["eval_seconds"] for t in timed),
+        "compile_seconds": max(t["compile_seconds"] for t in timed),
+    }
+
+
+def show(console: Console, rows: Sequence[dict], workers: int) -> None:
+    title = f"{plan.processor()}, {workers} worker{'s' if workers > 1 else ''}; training FLOPs by rule exact"
+    table = Table(title=title, title_justify="left")
+    for heading in ("width×layers", "parameters", "seq", "batch", "tokens/s", "GFLOP/s", "eval tokens/s", "compile s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['d_model']}×{row['num_layers']}",
+            f"{row['num_params']:,}",
+            f"{row['seq_len']}",
+            f"{row['batch_size']}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['flops_per_s'] / 1e9:,.1f}",
+            f"{row['eval_tokens_per_s']:,.0f}",
+            f"{row['compile_seconds']:.1f}",
+        )
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("--grid", metavar="FILE", help="time the shapes of this grid (default: three sizes)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes at once (default: one a core on CPU)")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="about how long to time each (2)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows and the environment as JSON")
+    args = parser.parse_args(argv)
+    cache_dir = Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
+    workers = args.workers or executors.auto_workers(len(executors.available_cores()))
+    try:
+        runs, execution = grid_runs(args.grid) if args.grid else (default_runs(), config.ExecutionConfig())
+        rows = measure(runs, execution, workers=workers, cache_dir=cache_dir, seconds=args.seconds)
+    except (ValueError, executors.ExecutorError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    console = progress.console(sys.stdout)
+    show(console, rows, workers)
+    if args.out:
+        payload = {"processor": plan.processor(), "workers": workers, "rows": rows, "environment": records.software()}
+        records.write_json(args.out, payload)
+        console.print(f"written: {args.out}", markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
