@@ -1,0 +1,63 @@
+"""The bench: its shapes and its sums, on timings that are given."""
+
+import json
+
+import pytest
+
+from scaling import accounting, bench
+from scaling.config import ExecutionConfig
+
+
+class FakeExecutor:
+    """Answers every task at half a second a step for the first worker, a quarter for the second."""
+
+    def __init__(self, workers, log_dir):
+        pass
+
+    def run(self, tasks):
+        from scaling.engine.executors import Answer
+
+        def answer(i):
+            return Answer(
+                {
+                    "compile_seconds": 1.0 + i,
+                    "step_seconds": 0.5 / (i + 1),
+                    "curve_eval_seconds": 1.0,
+                    "eval_seconds": 2.0,
+                }
+            )
+
+        return {task.key: answer(i) for i, task in enumerate(tasks)}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def two_workers(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.executors, "Local", FakeExecutor)
+    monkeypatch.setenv("SCALING_CACHE", str(tmp_path))
+
+
+def test_default_shapes_are_the_published_ones():
+    counts = [accounting.param_counts(run.model) for run in bench.default_runs()]
+    assert [c["attention"] + c["mlp"] for c in counts] == [49_152, 294_912, 983_040]
+
+
+def test_throughput_is_the_sum_over_workers(two_workers, tmp_path):
+    (row,) = bench.measure(bench.default_runs()[:1], ExecutionConfig(), workers=2, cache_dir=tmp_path, seconds=0.1)
+    assert row["tokens_per_s"] == 16 * 256 * (2 + 4)
+    per_token = accounting.flops_per_token(bench.default_runs()[0].model, 256)["exact"]
+    assert row["flops_per_s"] == pytest.approx(row["tokens_per_s"] * per_token)
+    assert row["compile_seconds"] == 2.0
+
+
+def test_the_command_writes_its_rows(two_workers, tmp_path, capsys):
+    assert bench.main(["--workers", "2", "--out", str(tmp_path / "bench.json")]) == 0
+    assert [row["num_layers"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]] == [4, 6, 5]
+    assert "tokens/s" in capsys.readouterr().out
+
+
+def test_a_bad_grid_is_one_line(two_workers, tmp_path, capsys):
+    assert bench.main(["--grid", str(tmp_path / "missing.yaml")]) == 2
+    assert "missing.yaml" in capsys.readouterr().err
