@@ -90,7 +90,8 @@ def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) ->
     held = {row.get("run") for row in fit.get("excluded") or [] if row.get("reason") == "holdout"}
     if held:
         done = done.assign(holdout=done["label"].isin(held))
-    if learning_rates and not fit.get("allocation"):  # a sweep for its own sake
+    rates_first = is_about_rates(learning_rates, done)
+    if learning_rates and rates_first:
         yield _learning_rate(learning_rates)
     for figure in (_exponents, _isoflop, _surface, _allocation, _forecast, _residuals, _power_laws):
         drawing = figure(done, fit) if len(done) else None
@@ -98,8 +99,13 @@ def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) ->
             yield drawing
     if curves is not None and len(curves):
         yield _curves(plots.observations(curves, convention), fit)
-    if learning_rates and fit.get("allocation"):
+    if learning_rates and not rates_first:
         yield _learning_rate(learning_rates)
+
+
+def is_about_rates(learning_rates: Sequence[Mapping], table) -> bool:
+    """Whether most runs are there to find a rate: then a law through all of them is beside the point."""
+    return sum(len(cell["rates"]) for cell in learning_rates) > len(table) / 2
 
 
 def _labels(table) -> list[str]:
@@ -286,7 +292,8 @@ def _learning_rate(cells: Sequence[Mapping]) -> Drawing:
     sizes = sorted({c["num_params"] for c in cells})
     columns = min(3, len(sizes))
     rows = -(-len(sizes) // columns)
-    figure = Figure(figsize=(FULL if columns > 1 else HALF, 3.5 * rows))
+    figure = Figure(figsize=(FULL if columns > 1 else HALF, 3.6 * rows))
+    figure.get_layout_engine().set(h_pad=0.12)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, size in zip(axes, sizes):
         plots.learning_rate(ax, [c for c in cells if c["num_params"] == size])

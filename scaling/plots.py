@@ -6,7 +6,6 @@ fit.json as it is written. Draw inside ``style()``. Colour runs dark to light wi
 a marker goes with it, so that every figure survives a grey printer.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -375,18 +374,18 @@ def exponents(
 def learning_rate(ax: Axes, cells: Sequence[Mapping]) -> Axes:
     """Loss against peak learning rate, a line per cell; a star on the best rate, open if it lies at the edge.
 
-    ``cells``: ``name``, ``num_tokens``, ``rates`` and ``losses`` (null: diverged, drawn as a cross at the top),
-    ``best`` (a rate or null) and ``interior``.
+    ``cells``: ``name``, ``num_tokens``, ``batch_tokens`` (optional: the kind of line), ``rates``, ``losses`` (null:
+    diverged, drawn as a cross at the top), ``best`` (a rate or null) and ``interior``.
     """
-    shade = colours([c["num_tokens"] for c in cells])
-    marker = markers([c["num_tokens"] for c in cells])
-    for cell, dash in zip(sorted(cells, key=lambda c: c["num_tokens"]), itertools.cycle(DASHES)):
+    shade, marker = (f([_two_digits(c["num_tokens"]) for c in cells]) for f in (colours, markers))
+    for cell in sorted(cells, key=lambda c: (_two_digits(c["num_tokens"]), c.get("batch_tokens", 0))):
+        tokens = _two_digits(cell["num_tokens"])
+        # By the batch's own size, so that a line means the same in every panel; 2,048 tokens, the usual, are solid.
+        dash = DASHES[round(math.log2(cell.get("batch_tokens", 2048) / 2048)) % len(DASHES)]
         known = [(r, l) for r, l in zip(cell["rates"], cell["losses"]) if l is not None]
-        colour = shade[cell["num_tokens"]]
+        colour = shade[tokens]
         if known:
-            ax.plot(
-                *zip(*known), dash, marker=marker[cell["num_tokens"]], color=colour, label=cell["name"], markersize=4
-            )
+            ax.plot(*zip(*known), dash, marker=marker[tokens], color=colour, label=cell["name"], markersize=4)
         if cell["best"] is not None:
             face = "black" if cell["interior"] else "white"
             ax.plot(cell["best"], dict(known)[cell["best"]], **STAR, color="none", markerfacecolor=face, zorder=5)

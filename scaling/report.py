@@ -106,9 +106,10 @@ def learning_rate_cells(runs: Sequence[records.RunRecord], fewest: int = 3) -> l
             groups[key][run.config["optim"]["peak_lr"]].append(run)
     cells = [_learning_rate_cell(by_rate) for by_rate in groups.values() if len(by_rate) >= fewest]
     cells.sort(key=lambda c: (c["num_params"], c["num_tokens"], c["batch_tokens"]))
-    names = [engineering(c["num_tokens"]) for c in cells]
+    # Two digits: batches of other sizes round a horizon to other whole steps.
+    names = [engineering(float(f"{c['num_tokens']:.1e}")) for c in cells]
     if len({(c["num_params"], name) for c, name in zip(cells, names)}) < len(cells):
-        names = [f"{name}, batch {engineering(c['batch_tokens'])}" for c, name in zip(cells, names)]
+        names = [f"{name}, batch {c['batch_tokens']}" for c, name in zip(cells, names)]
     return [{"name": name, **cell} for name, cell in zip(names, cells)]
 
 
@@ -192,16 +193,19 @@ def span(pair: Sequence[float] | None, write=num) -> str:
 
 def headlines(results: Results, table, cells: Sequence[Mapping]) -> list[dict]:
     """The answer: {value, interval, text (HTML)} for each of the few numbers that a reader came for."""
-    out = [*_exponent_headline(results.fit), *_ratio_headline(results.fit), *_forecast_headline(results.fit)]
+    out = []
+    if not figures.is_about_rates(cells, table):
+        out += [*_exponent_headline(results.fit), *_ratio_headline(results.fit), *_forecast_headline(results.fit)]
     if cells:
         interior = sum(c["interior"] for c in cells)
         text = "cells of the learning-rate sweep whose best rate lies inside the range tried"
         out.append(_headline(f"{interior} of {len(cells)}", None, text))
+    planned = max(len(table), len(results.manifest.get("cells") or []))
     completed = int((table["status"] == "completed").sum())
     text = "runs completed" + "".join(
         f", {n} {status}" for status in ("diverged", "failed") if (n := int((table["status"] == status).sum()))
     )
-    return [*out, _headline(f"{completed} of {len(table)}", None, text)]
+    return [*out, _headline(f"{completed} of {planned}", None, text)]
 
 
 def _exponent_headline(fit: Mapping) -> list[dict]:
@@ -253,13 +257,20 @@ def _headline(value: str, interval, text: str, write=num) -> dict:
     return {"value": value, "interval": span(interval, write), "text": Markup(text)}
 
 
-def warnings(results: Results) -> list[str]:
+def warnings(results: Results, table, cells: Sequence[Mapping]) -> list[str]:
     """What a reader must know before believing the rest."""
     fit, out = results.fit, []
+    if fit.get("laws") and figures.is_about_rates(cells, table):
+        out.append(
+            "Most runs are here to find a learning rate, most of them at a worse one: no law through them is meant."
+        )
     if not fit:
         out.append("No laws: there is no fit.json in this folder.")
     elif fit.get("error"):
         out.append(f"No laws: {fit['error']}")
+    waiting = {c["run_id"] for c in results.manifest.get("cells") or []} - {run.run_id for run in results.runs}
+    if waiting:
+        out.append(f"{len(waiting)} cells are not run yet: see the table of runs.")
     if results.num_strangers:
         out.append(f"{results.num_strangers} records in this folder belong to no cell of its grid and are not shown.")
     return out + list(fit.get("warnings") or [])
@@ -297,7 +308,7 @@ def _cell_rows(results: Results) -> list[dict]:
         if cell["run_id"] not in done:
             count = (cell.get("num_params") or {}).get("non_embedding")
             row = {k: cell.get(k) for k in ("run_id", "holdout", "num_tokens", "num_steps")}
-            row |= {"status": "not run", "trouble": "not run yet", "labels": cell.get("labels") or {}}
+            row |= {"status": "not run", "trouble": None, "labels": cell.get("labels") or {}}
             rows.append({**row, "num_params": count, "flops": (cell.get("flops") or {}).get(rule)})
     order = ("num_params", "num_tokens", "peak_lr")
     return sorted(
@@ -364,7 +375,7 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         data=next((r.data for r in results.runs if r.data), {}),
         convention=fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"},
         headlines=headlines(results, table, cells),
-        warnings=warnings(results),
+        warnings=warnings(results, table, cells),
         seal=forecast_seal(results.forecast),
         figures=saved,
         cells=rows,
