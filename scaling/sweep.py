@@ -285,8 +285,9 @@ class Sweep:
                 def on_event(event: dict) -> None:
                     display.on_event(event)
                     if event["event"] in ("done", "failed"):
-                        for row in packs[event["key"]].rows:
-                            display.cell_ended(row, self._settle(row, event.get("reason")))
+                        pack = packs[event["key"]]
+                        for row in pack.rows:
+                            display.cell_ended(row, self._settle(row, event.get("reason"), len(pack.rows)))
 
                 executor.run(tasks, on_event)
         except KeyboardInterrupt:
@@ -306,14 +307,14 @@ class Sweep:
             "sweep_name": self.grid.name,
         }
 
-    def _settle(self, row: plan.Row, reason: str | None) -> records.RunRecord:
+    def _settle(self, row: plan.Row, reason: str | None, members: int) -> records.RunRecord:
         """The record of a cell that ended: its worker's, or one that says why there is none."""
         path = records.path_of(self.results, row.run_id)
         if reason is not None and not records.is_done(self.results, row.run_id):
             records.save(self.results, folder.failed_record(row, self.grid.name, reason))
         record = records.read(path)
         self.found[row.run_id] = record.status
-        self.manifest.cell_ended(record)
+        self.manifest.cell_ended(record, members)
         self._write_manifest()
         return record
 

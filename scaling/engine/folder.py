@@ -202,9 +202,10 @@ class Manifest:
             "schema": 1, "name": grid.name, "grid": grid.text, "grid_path": grid_path, "command": command,
         }  # fmt: skip
 
-    def cell_ended(self, record: records.RunRecord) -> None:
+    def cell_ended(self, record: records.RunRecord, members: int) -> None:
+        """Counts a cell of a pack of ``members``, each of whose records has the seconds of the whole pack."""
         self._call["cells"].append(record.run_id)
-        self._call["seconds_in_steps"] += record.timing.get("step_seconds") or 0.0
+        self._call["seconds_in_steps"] += (record.timing.get("step_seconds") or 0.0) / members
 
     def trained(self, seconds: float) -> None:
         """``seconds`` of wall time have gone by with workers training."""

@@ -139,14 +139,14 @@ def record_of(r, step_seconds):
 def test_the_manifest_sums_over_calls(tmp_path):
     rows = [row(0), row(1)]
     first = manifest(tmp_path)
-    first.cell_ended(record_of(rows[0], 3.0))
+    first.cell_ended(record_of(rows[0], 6.0), members=2)
     first.trained(4.0)
     first.write(rows, {rows[0].run_id: "completed"}, 2)
     time.sleep(0.002)
     second = manifest(tmp_path)
     for _ in range(2):  # written again and again while it runs: counted once
         second.write(rows, {}, 1)
-    second.cell_ended(record_of(rows[1], 5.0))
+    second.cell_ended(record_of(rows[1], 5.0), members=1)
     second.trained(6.0)
     second.write(rows, dict.fromkeys([r.run_id for r in rows], "completed"), 1)
     written = json.loads((tmp_path / "sweep.json").read_text())
