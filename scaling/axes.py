@@ -110,9 +110,11 @@ class LogTicks(ticker.Locator):
         for factors in self.SUBDIVISIONS:
             inside = [f * 10.0**d for d in decades for f in factors if lo <= f * 10.0**d <= hi]
             if len(inside) >= self.fewest:
-                return inside[:: math.ceil(len(inside) / 8)]
-        evenly = ticker.MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=4).tick_values(lo, hi)
-        return [t for t in evenly if lo <= t <= hi]
+                break
+        else:  # too short for round factors: evenly spaced, as on a linear axis
+            evenly = ticker.MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=4).tick_values(lo, hi)
+            inside = [t for t in evenly if lo <= t <= hi]
+        return inside[:: math.ceil(len(inside) / 8)]
 
 
 _WRITERS: Mapping[str, Callable] = {"flops": scientific, "num_params": engineering, "num_tokens": engineering}
