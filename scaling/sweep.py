@@ -9,9 +9,9 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ class BadInputError(Exception):
 def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> int:
     """Runs the command and returns its exit code; ``loop`` names the module that trains."""
     args = _parser().parse_args(argv)
-    typed = " ".join(["python -m scaling.sweep", *(sys.argv[1:] if argv is None else argv)])
+    typed = f"python -m scaling.sweep {shlex.join(sys.argv[1:] if argv is None else argv)}"
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in ASCII is better than none
@@ -275,26 +275,25 @@ class Sweep:
             return
         packs = {pack.key: pack for pack in graph.build(rows, self.args.pack)}
         tasks = [executors.Task(pack.key, "train", self._train_payload(pack)) for pack in packs.values()]
-        begin = time.monotonic()
+        display = progress.Progress(
+            self.console, list(packs.values()),
+            workers=self.workers, done=sum(map(self._is_done, self.rows)), total=len(self.rows),
+        )  # fmt: skip
+
+        def on_event(event: dict) -> None:
+            display.on_event(event)
+            if event["event"] in ("done", "failed"):
+                pack = packs[event["key"]]
+                for row in pack.rows:
+                    display.cell_ended(row, self._settle(row, event.get("reason"), len(pack.rows)))
+
         try:
-            with progress.Progress(
-                self.console, list(packs.values()),
-                workers=self.workers, done=sum(map(self._is_done, self.rows)), total=len(self.rows),
-            ) as display:  # fmt: skip
-
-                def on_event(event: dict) -> None:
-                    display.on_event(event)
-                    if event["event"] in ("done", "failed"):
-                        pack = packs[event["key"]]
-                        for row in pack.rows:
-                            display.cell_ended(row, self._settle(row, event.get("reason"), len(pack.rows)))
-
+            with self.manifest.training(), display:
                 executor.run(tasks, on_event)
         except KeyboardInterrupt:
             self.console.print("stopping: what is running saves a checkpoint (once more: stops at once)")
             raise
         finally:
-            self.manifest.trained(time.monotonic() - begin)
             self._write_manifest()
 
     def _train_payload(self, pack: graph.Pack) -> dict:

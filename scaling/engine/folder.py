@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scaling import config, records
@@ -189,6 +189,7 @@ class Manifest:
     def __init__(self, results: Path, *, grid: Grid, grid_path: str, command: str, shard: str | None):
         self.path = results / "sweep.json"
         self._clock = time.monotonic()
+        self._training_since: float | None = None
         self._call = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             "shard": shard,
@@ -207,12 +208,25 @@ class Manifest:
         self._call["cells"].append(record.run_id)
         self._call["seconds_in_steps"] += (record.timing.get("step_seconds") or 0.0) / members
 
-    def trained(self, seconds: float) -> None:
-        """``seconds`` of wall time have gone by with workers training."""
-        self._call["training_seconds"] += seconds
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """While it lasts, workers train; what they did between two writes is lost if the call is killed."""
+        self._training_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._count_training()
+            self._training_since = None
+
+    def _count_training(self) -> None:
+        if self._training_since is not None:
+            now = time.monotonic()
+            self._call["training_seconds"] += now - self._training_since
+            self._training_since = now
 
     def write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
         before = read_json(self.path)
+        self._count_training()
         if workers is not None:
             self._call["workers"] = workers
         self._call["wall_seconds"] = round(time.monotonic() - self._clock, 3)

@@ -136,27 +136,38 @@ def record_of(r, step_seconds):
     return records.RunRecord(**{**vars(failed), "timing": {"step_seconds": step_seconds}})
 
 
-def test_the_manifest_sums_over_calls(tmp_path):
+def test_the_manifest_sums_over_calls(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(folder.time, "monotonic", lambda: clock[0])
     rows = [row(0), row(1)]
+    ids = [r.run_id for r in rows]
     first = manifest(tmp_path)
-    first.cell_ended(record_of(rows[0], 6.0), members=2)
-    first.trained(4.0)
-    first.write(rows, {rows[0].run_id: "completed"}, 2)
+    with first.training():
+        clock[0] += 4
+        first.cell_ended(record_of(rows[0], 6.0), members=2)
+        first.write(rows, {ids[0]: "completed"}, 2)
+        clock[0] += 50  # killed here: not counted
     time.sleep(0.002)
     second = manifest(tmp_path)
-    for _ in range(2):  # written again and again while it runs: counted once
-        second.write(rows, {}, 1)
-    second.cell_ended(record_of(rows[1], 5.0), members=1)
-    second.trained(6.0)
-    second.write(rows, dict.fromkeys([r.run_id for r in rows], "completed"), 1)
+    clock[0] += 1
+    with second.training():
+        for _ in range(2):  # written again and again while it runs: counted once
+            clock[0] += 3
+            second.write(rows, {}, 1)
+        second.cell_ended(record_of(rows[1], 5.0), members=1)
+    second.write(rows, dict.fromkeys(ids, "completed"), 1)
     written = json.loads((tmp_path / "sweep.json").read_text())
-    assert [call["cells"] for call in written["calls"]] == [[rows[0].run_id], [rows[1].run_id]]
-    assert written["actual"]["training_seconds"] == 10.0
-    assert written["actual"]["seconds_in_steps"] == 8.0
-    assert written["actual"]["fraction_not_in_steps"] == round(1 - 8 / (2 * 4 + 1 * 6), 4)
+    assert [call["cells"] for call in written["calls"]] == [[ids[0]], [ids[1]]]
+    assert written["actual"] == {
+        "wall_seconds": 4.0 + 7.0,
+        "training_seconds": 4.0 + 6.0,
+        "seconds_in_steps": 3.0 + 5.0,
+        "fraction_not_in_steps": round(1 - 8 / (2 * 4 + 1 * 6), 4),
+        "fraction_of_command_not_in_steps": round(1 - 8 / (2 * 4 + 1 * 7), 4),
+    }
     assert [cell["status"] for cell in written["cells"]] == ["completed", "completed"]
     before = (tmp_path / "sweep.json").read_text()
-    manifest(tmp_path).write(rows, dict.fromkeys([r.run_id for r in rows], "completed"), None)
+    manifest(tmp_path).write(rows, dict.fromkeys(ids, "completed"), None)
     assert (tmp_path / "sweep.json").read_text() == before  # a call that trained nothing leaves no trace
 
 
