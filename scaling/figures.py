@@ -181,8 +181,8 @@ def _isoflop(done, fit) -> Drawing | None:
 
 def _allocation(done, fit) -> Drawing | None:
     frontier = fit.get("frontier") or []
-    minima = [m for m in _part(fit, "isoflop").get("minima") or [] if m.get("num_params")]
-    if not frontier and not minima:
+    minima = _part(fit, "isoflop").get("minima") or []
+    if not frontier and not any(m.get("num_params") for m in minima):
         return None
     figure = Figure(figsize=(FULL, 3.7))
     axes = figure.subplots(1, 3)

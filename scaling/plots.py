@@ -156,8 +156,9 @@ def allocation(
     if len(envelope):
         x, y = [p["flops"] for p in envelope], [_quantity(p, quantity) for p in envelope]
         ax.plot(x, y, ".", color=tone(0.55), markersize=4, label="envelope of curves")
-    if len(minima):
-        _points_with_intervals(ax, minima, quantity, "IsoFLOP minimum")
+    known = [m for m in minima if m.get("num_params")]  # null where the runs do not bracket it
+    if known:
+        _points_with_intervals(ax, known, quantity, "IsoFLOP minimum")
     log_axis(ax.xaxis, "flops")
     log_axis(ax.yaxis, quantity)
     ax.legend()

@@ -102,6 +102,16 @@ def test_a_minimum_that_is_not_bracketed_is_not_drawn(ax):
     assert "minimum" not in [t.get_text() for t in ax.get_legend().get_texts()]
 
 
+def test_allocation_leaves_out_minima_that_are_not_bracketed(ax):
+    known = {"flops": 1e12, "num_params": 1e4, "num_tokens": 2e5, "bracketed": True, "num_params_interval": [8e3, 2e4]}
+    unknown = {"flops": 4e12, "num_params": None, "num_tokens": None, "bracketed": False, "num_params_interval": None}
+    plots.allocation(ax, "num_params", minima=[known, unknown])
+    [points] = ax.containers
+    assert points.lines[0].get_xdata().tolist() == [1e12]
+    [bars] = points.lines[2]
+    assert np.allclose(bars.get_segments()[0][:, 1], [8e3, 2e4])
+
+
 def test_the_frontier_is_dashed_where_nothing_was_fitted(ax):
     frontier = [{"flops": 10.0**k, "num_params": 10.0 ** (k / 2), "num_tokens": 1e9} for k in range(18, 23)]
     plots.allocation(ax, "tokens_per_param", frontier, fitted_flops=(1e18, 1e20))
