@@ -230,7 +230,8 @@ def check_identifiable(observations: Observations, form: Form) -> None:
         raise ValueError(f"{source}: {form.name} needs column {', '.join(missing)}, which has no positive numbers here")
     if n < P + 1:
         raise ValueError(f"{source}: {form.name} has {P} parameters and {n} observations: {P + 1} or more are needed")
-    for column in form.columns:
+    bases = [c for c in form.columns if (observations.columns[c] > 0).all()]
+    for column in bases:
         x = observations.columns[column]
         levels = len(np.unique(np.round(np.log(x), 3)))
         needed = 3 if _own_exponent(form, column) else 2
@@ -240,7 +241,7 @@ def check_identifiable(observations: Observations, form: Form) -> None:
                 f"{source}: {column} takes {what} only: the exponent of {column} in {form.name} cannot be known; "
                 f"add runs with {needed} or more different values of {column}"
             )
-    logs = np.stack([np.log(observations.columns[c]) for c in form.columns])
+    logs = np.stack([np.log(observations.columns[c]) for c in bases])
     if len(logs) > 1:
         spread = np.linalg.svd(logs - logs.mean(axis=1, keepdims=True), compute_uv=False)
         if spread[-1] < 1e-3 * spread[0]:

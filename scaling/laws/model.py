@@ -31,7 +31,8 @@ class Coordinates:
         self.form = form
         self.names = tuple(form.parameters)
         self.index = {name: j for j, name in enumerate(self.names)}
-        log_columns = {c: np.log(columns[c]) for c in form.columns}
+        with np.errstate(divide="ignore"):  # a column that is no power's base may be zero
+            log_columns = {c: np.log(columns[c]) for c in form.columns}
         self.centre = {c: float(x.mean()) for c, x in log_columns.items()}
         self.log_scale = float(np.log(np.median(loss)))
         bounds = [self._bounds(p, log_columns) for p in form.parameters.values()]
