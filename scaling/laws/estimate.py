@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -84,7 +84,7 @@ def fit(
     delta: float | None = None,
     tau: float = 0.5,
     log: bool = True,
-    starts: np.ndarray | None = None,
+    starts: Sequence[Mapping[str, float]] | None = None,
 ) -> Fit:
     """Fits a law by minimising Σ w ρ(log predicted - log observed) from many starts.
 
@@ -94,7 +94,7 @@ def fit(
       delta: Huber's δ in log loss; None takes 1.345 × the residuals' scale (MAD).
       tau: of ``asymmetric`` only: the quantile, .5 is symmetric.
       log: residuals of log loss (levels otherwise).
-      starts: θ to begin from instead of the form's own grid, (B, P).
+      starts: parameters to begin from instead of the form's own grid.
 
     Raises:
       ValueError: too few or too uniform observations for this form; says what would mend it.
@@ -104,7 +104,10 @@ def fit(
     coordinates = Coordinates(form, {c: observations.columns[c] for c in form.columns}, observations.loss)
     model = Model(coordinates, observations.columns, log)
     target = np.log(observations.loss) if log else observations.loss
-    starts = start_grid(model, observations) if starts is None else starts
+    if starts is None:
+        starts = start_grid(model, observations)
+    else:
+        starts = np.stack([coordinates.encode(s) for s in starts])
     problem = Problem(model, target, Objective("huber"), coordinates.lower, coordinates.upper)
     if delta is None or loss == "lad":
         starts, scale = _residual_scale(problem, starts, observations.weight)
@@ -323,8 +326,3 @@ def _exponent(reference: str | float, params: Mapping[str, float]) -> float:
     if not isinstance(reference, str):
         return reference
     return -params[reference[1:]] if reference.startswith("-") else params[reference]
-
-
-def as_mapping(params: Mapping[str, np.ndarray], row: int) -> dict[str, float]:
-    """One draw of a batch of parameters."""
-    return {name: float(np.asarray(v)[row]) for name, v in params.items()}

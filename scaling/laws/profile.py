@@ -118,7 +118,7 @@ def profile(fit: Fit, quantity: "str | Quantity", level: float = 0.95, noise: fl
     if isinstance(quantity, str):
         return _of_parameter(fit, quantity, level)
     dof = max(fit.degrees_of_freedom, 1)
-    scale = _deviance_scale(fit)
+    scale = deviance_scale(fit)
     quantile = float(stats.t.ppf(0.5 + 0.5 * level, dof))
     value = float(np.asarray(quantity(fit.coordinates.decode(fit.theta[None])))[0])
     slope = gradient(fit, quantity)
@@ -171,7 +171,7 @@ def _of_parameter(fit: Fit, name: str, level: float) -> Profile:
         return replace(found, **ends, grid=np.exp(found.grid))
 
 
-def _deviance_scale(fit: Fit) -> float:
+def deviance_scale(fit: Fit) -> float:
     """E ψ² / E ψ': what twice the rise of the objective is measured in."""
     if fit.loss.name == "squared":
         return noise_scale(fit) ** 2

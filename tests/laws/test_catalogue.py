@@ -100,6 +100,7 @@ def test_jacobian_against_central_differences(name):
         np.testing.assert_allclose(jacobian[0, j], difference, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_two_breaks():
     form = forms.broken_power_law("flops", breaks=2)
     truth = {"a": 1.2, "b": 8.0, "c0": 0.02, "c1": 0.1, "d1": 1e18, "f1": 0.3, "c2": -0.08, "d2": 1e20, "f2": 0.3}

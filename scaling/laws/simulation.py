@@ -1,0 +1,128 @@
+"""What a design can be trusted with: coverage of intervals and scatter of estimates on data whose law is known.
+
+``coverage`` asks of a planned grid, before anything is trained, whether its intervals would hold what they promise and
+how wide they would be.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from scaling.laws import allocation, uncertainty
+from scaling.laws.estimate import Fit, fit
+from scaling.laws.form import Form
+from scaling.laws.observations import Observations
+from scaling.laws.profile import profile
+
+METHODS = ("bootstrap", "profile", "delta")
+Quantity = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+def quantities(form: Form, truth: Mapping[str, float], flops: float) -> dict[str, Quantity]:
+    """a, log N* at ``flops`` and log loss at the true optimum there: what coverage is asked about by default."""
+    cost, C = allocation.Cost(), np.array([flops])
+    n = allocation.optimal_num_params(form, truth, C, cost)[0]
+
+    def exponent(p):
+        return allocation.exponents(form, p)[0]
+
+    def size(p):
+        return np.log(allocation.optimal_num_params(form, p, C, cost))[..., 0]
+
+    def loss(p):
+        return np.log(form.predict(p, num_params=n, num_tokens=flops / (6 * n)))
+
+    return {"a": exponent, "num_params": size, "loss": loss}
+
+
+def synthetic(
+    design: Observations, form: Form, truth: Mapping[str, float], noise: float, rng, outliers: float = 0.0
+) -> Observations:
+    """The design's runs with losses from a known law and Gaussian noise of the log, some of it ten times as wide.
+
+    ``outliers`` is the share of runs whose noise is ten times wider.
+    """
+    exact = form.predict(truth, **{c: design.columns[c] for c in form.columns})
+    scale = np.where(rng.random(len(design)) < outliers, 10 * noise, noise)
+    loss = exact * np.exp(scale * rng.normal(size=len(design)))
+    return Observations(design.columns, loss, design.weight, design.run, design.budget, design.source)
+
+
+def _near(truth: Mapping[str, float]) -> list[dict[str, float]]:
+    """Two starts: the optimum of data from this law is near it."""
+    return [dict(truth), {name: 1.05 * value for name, value in truth.items()}]
+
+
+def coverage(
+    design: Observations,
+    form: Form,
+    truth: Mapping[str, float],
+    *,
+    noise: float,
+    flops: float,
+    level: float = 0.90,
+    num_draws: int = 500,
+    num_bootstrap: int = 400,
+    methods: Sequence[str] = METHODS,
+    seed: int = 0,
+    **options,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """How often intervals hold the truth on data drawn from a known law.
+
+    Args:
+      design: whose columns say where the runs are; its losses are not used.
+      noise: standard deviation of log loss.
+      flops: where N* and the loss are asked for.
+      options: of ``fit`` (loss, delta).
+
+    Returns:
+      {method: {quantity: {"coverage": share, "width": median width}}}
+    """
+    rng = np.random.default_rng(seed)
+    asked = quantities(form, truth, flops)
+    true = {k: float(q({n: np.array([v]) for n, v in truth.items()})[0]) for k, q in asked.items()}
+    found = {(m, k): [] for m in methods for k in asked}
+    for draw in range(num_draws):
+        fitted = fit(synthetic(design, form, truth, noise, rng), form, starts=_near(truth), **options)
+        for method in methods:
+            for k, ends in _intervals(fitted, method, asked, level, num_bootstrap, seed + draw).items():
+                found[method, k].append(ends)
+    out = {m: {} for m in methods}
+    for (m, k), ends in found.items():
+        lo, hi = np.array(ends).T
+        inside = (lo <= true[k]) & (true[k] <= hi)
+        out[m][k] = {"coverage": float(inside.mean()), "width": float(np.median(hi - lo))}
+    return out
+
+
+def _intervals(fitted: Fit, method, asked, level, num_bootstrap, seed) -> dict[str, tuple[float, float]]:
+    if method == "bootstrap":
+        draws = uncertainty.bootstrap(fitted, num_bootstrap, seed=seed)
+        return {k: tuple(uncertainty.interval(q(draws.params), level)) for k, q in asked.items()}
+    if method == "profile":
+        return {k: tuple(profile(fitted, q, level).interval) for k, q in asked.items()}
+    if method == "delta":
+        return {k: tuple(map(float, uncertainty.delta_interval(fitted, q, level)[1:])) for k, q in asked.items()}
+    raise ValueError(f"method is {method!r}: write one of {', '.join(METHODS)}")
+
+
+def scatter(
+    design: Observations,
+    form: Form,
+    truth: Mapping[str, float],
+    quantity: Quantity,
+    *,
+    noise: float,
+    outliers: float = 0.0,
+    num_draws: int = 200,
+    seed: int = 0,
+    **options,
+) -> float:
+    """Root mean square error of an estimated quantity on data drawn from a known law."""
+    rng = np.random.default_rng(seed)
+    true = float(quantity({n: np.array([v]) for n, v in truth.items()})[0])
+    errors = []
+    for _ in range(num_draws):
+        fitted = fit(synthetic(design, form, truth, noise, rng, outliers), form, starts=_near(truth), **options)
+        errors.append(float(quantity({n: np.array([v]) for n, v in fitted.params.items()})[0]) - true)
+    return float(np.sqrt(np.mean(np.square(errors))))
