@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scaling import records
-from scaling.laws import forms
-from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, forecast
+from scaling.laws import compare, forms
+from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast
 from scaling.laws.estimate import Fit
 from scaling.laws.estimate import fit as _fit
 from scaling.laws.observations import from_table, read_csv
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--law", nargs="+", action="extend", metavar="NAME",
         help=f"laws to fit (default: {' '.join(DEFAULT_LAWS)}); any of {', '.join(forms.FORMS)}, "
-        "or package.module:function",
+        "package.module:function, or all: every law the columns allow, ranked",
     )  # fmt: skip
     parser.add_argument("--loss", default="huber", help="huber (default), lad, squared or asymmetric, on log loss")
     parser.add_argument("--delta", type=float, help="Huber's δ (default: 1.345 × the residuals' scale; 1e-3 is usual)")
@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--holdout-flops", type=float, metavar="C", help="leave out, and forecast, runs above C FLOPs")
     parser.add_argument("--num-params", default="non_embedding", help="which count of a results folder (or total …)")
     parser.add_argument("--flops", default="exact", help="which FLOP rule of a results folder (or 6ND, kaplan …)")
+    parser.add_argument(
+        "--convention", action="store_true",
+        help="also refit under every parameter count and FLOP rule the source carries, and show what moves",
+    )  # fmt: skip
+    parser.add_argument("--no-figures", action="store_true", help="write fit.json alone")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where fit.json and figures/ go (default: SOURCE's folder)"
     )
@@ -97,25 +102,30 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
     source = Path(arguments.source)
     table, curves = load(source)
-    analysis = analyse(
-        table,
-        curves,
-        num_params=arguments.num_params,
-        flops=arguments.flops,
-        laws=tuple(arguments.law or DEFAULT_LAWS),
-        loss=arguments.loss,
-        delta=arguments.delta,
-        bootstrap=arguments.bootstrap,
-        seed=arguments.seed,
-        holdout_flops=arguments.holdout_flops,
-        source=str(arguments.source),
-    )
+    reading = {"holdout_flops": arguments.holdout_flops, "source": str(arguments.source)}
+    objective = {"loss": arguments.loss, "delta": arguments.delta}
+    resampling = {"bootstrap": arguments.bootstrap, "seed": arguments.seed}
+    counted = {"num_params": arguments.num_params, "flops": arguments.flops}
+    asked = arguments.law or DEFAULT_LAWS
+    laws = dict.fromkeys([*(DEFAULT_LAWS if "all" in asked else ()), *(law for law in asked if law != "all")])
+    analysis = analyse(table, curves, laws=tuple(laws), **counted, **reading, **objective, **resampling)
     payload = analysis.to_json()
+    if "all" in asked:
+        rows = compare.laws(analysis.observations, compare.surfaces(analysis.observations), **objective)
+        payload["comparison"] = finite(rows)
+    if arguments.convention:
+        payload["conventions"] = finite(compare.conventions(table, **reading, **objective, **resampling))
     out = arguments.out or (source if source.is_dir() else source.parent)
     records.write_json(out / "fit.json", payload)
-    console = Console(soft_wrap=True)
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 160, soft_wrap=True)
     show(console, payload)
-    console.print(f"written: {out / 'fit.json'}", highlight=False)
+    console.print(f"\nwritten: {out / 'fit.json'}", highlight=False)
+    if not arguments.no_figures:
+        from scaling import figures
+
+        saved = figures.write(out / "figures", table, curves, payload)
+        console.print(f"written: {len(saved)} figures in {out / 'figures'}", highlight=False)
 
 
 def show(console, payload: dict) -> None:
@@ -132,6 +142,10 @@ def show(console, payload: dict) -> None:
         console.print(_ratio_table(payload["allocation"]))
     if payload["forecast"]:
         console.print(_forecast_table(payload["forecast"]))
+    if payload.get("comparison"):
+        console.print(_comparison_table(payload["comparison"]))
+    if payload.get("conventions"):
+        console.print(_convention_table(payload["conventions"]))
     for warning in payload["warnings"]:
         console.print(f"[yellow]note[/] {warning}", highlight=False)
 
@@ -213,6 +227,35 @@ def _forecast_table(rows: list[dict]):
         table.add_row(
             row["run_id"], f"{row['flops']:.3g}", f"{row['predicted']:.4f}",
             f"{row['interval'][0]:.4f} … {row['interval'][1]:.4f}", f"{actual:.4f}" if actual else "–", error,
+        )  # fmt: skip
+    return table
+
+
+def _comparison_table(rows: list[dict]):
+    """Laws of N and D on every row, best first."""
+    title = (
+        "\nForms on the same rows (ΔAICc: 0 is best, 10 is hopeless; error beyond: fitted below the last decade of C)"
+    )
+    table = _table(title, "law", "parameters", "residual RMS", "ΔAICc", "error beyond", "evidence")
+    for row in rows:
+        if "problem" in row:
+            table.add_row(row["law"], "–", "–", "–", "–", row["problem"])
+            continue
+        beyond = f"{100 * row['held_out']['mean_error']:.2f} %" if row["held_out"] else "–"
+        table.add_row(
+            row["law"], str(row["num_parameters"]), f"{100 * row['residual_rmse']:.2g} %", _number(row["delta_aicc"]),
+            beyond, "converged" if row["converged"] else "; ".join(row["reasons"]),
+        )  # fmt: skip
+    return table
+
+
+def _convention_table(rows: list[dict]):
+    title = "\nThe same runs under every counting rule"
+    table = _table(title, "N", "C", "a, fitted range", "interval", "a, asymptotic", "D*/N* at the largest C")
+    for row in rows:
+        table.add_row(
+            row["num_params"], row["flops"], _number(row["a_local"]), _range(row.get("a_local_interval")),
+            _number(row["a"]), _number(row["tokens_per_param"]),
         )  # fmt: skip
     return table
 

@@ -80,15 +80,48 @@ def test_tiny_sweep_does_not_crash(sweep):
 
 def test_command_on_a_folder(sweep, tmp_path, capsys):
     synthetic.write(tmp_path, sweep)
-    assert fit.main([str(tmp_path), "--bootstrap", "20", "--law", "chinchilla"]) == 0
+    assert fit.main([str(tmp_path), "--bootstrap", "20", "--law", "chinchilla", "--no-figures", "--convention"]) == 0
     assert json.loads((tmp_path / "fit.json").read_text())["laws"]["chinchilla"]["num_bootstrap"] == 20
-    assert "alpha" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "alpha" in out
+    assert "under every counting rule" in out
+    assert len(json.loads((tmp_path / "fit.json").read_text())["conventions"]) == 10
+
+
+@pytest.mark.slow
+def test_command_ranks_every_law_and_draws(sweep, tmp_path, capsys):
+    synthetic.write(tmp_path, sweep)
+    assert fit.main([str(tmp_path), "--bootstrap", "20", "--law", "all"]) == 0
+    rows = json.loads((tmp_path / "fit.json").read_text())["comparison"]
+    assert {"chinchilla", "chinchilla_tied", "product", "data_constrained"} <= {row["law"] for row in rows}
+    assert "ΔAICc" in capsys.readouterr().out
+    assert list((tmp_path / "figures").glob("*.svg"))
+
+
+def mine(num_params, num_tokens, *, K, a, b):
+    """L = K N^-a D^-b"""
+    return K * num_params**-a * num_tokens**-b
+
+
+def test_a_users_law_by_import_path(sweep, tmp_path, capsys):
+    synthetic.write(tmp_path, sweep)
+    arguments = ["--law", "tests.test_fit:mine", "--bootstrap", "20", "--no-figures", "--loss", "squared"]
+    assert fit.main([str(tmp_path), *arguments]) == 0
+    payload = json.loads((tmp_path / "fit.json").read_text())
+    params = payload["laws"]["mine"]["params"]
+    # The product law is linear in logs: ordinary least squares is the oracle.
+    rows = [r for r in sweep if r.status == "completed" and not r.sweep["holdout"]]
+    n, d = np.log([r.num_params["non_embedding"] for r in rows]), np.log([r.num_tokens for r in rows])
+    want = np.linalg.lstsq(np.stack([np.ones_like(n), -n, -d], 1), np.log([r.loss for r in rows]), rcond=None)[0]
+    np.testing.assert_allclose([np.log(params["K"]), params["a"], params["b"]], want, rtol=1e-7)
+    assert payload["frontier"]
+    capsys.readouterr()
 
 
 def test_command_on_epochs_points(tmp_path, capsys):
     source = tmp_path / "epoch.csv"
     data.epoch().to_csv(source, index=False)
-    assert fit.main([str(source), "--delta", "1e-3", "--bootstrap", "0", "--law", "chinchilla"]) == 0
+    assert fit.main([str(source), "--delta", "1e-3", "--bootstrap", "0", "--law", "chinchilla", "--no-figures"]) == 0
     law = json.loads((tmp_path / "fit.json").read_text())["laws"]["chinchilla"]
     assert law["objective"] <= 1.0182740178e-3
     assert law["params"]["A"] == pytest.approx(477.83, abs=0.005)

@@ -1,5 +1,6 @@
 """Everything a sweep's losses say, in one object: laws with intervals, the three approaches, allocation, forecasts."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.laws import allocation, approaches, forms, uncertainty
+from scaling.laws import allocation, approaches, bias, forms, uncertainty
 from scaling.laws.allocation import Cost
 from scaling.laws.estimate import Fit, fit
 from scaling.laws.observations import Observations, from_table
+from scaling.laws.profile import Profile, profile
 from scaling.laws.uncertainty import Draws
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ DEFAULT_LAWS = ("chinchilla", "kaplan_n", "kaplan_d", "kaplan_c")
 FRONTIER_POINTS = 25
 # The frontier is drawn this far beyond the largest compute there is a run for.
 FRONTIER_BEYOND = 10.0
+# Above this many rows profiles would take longer than everything else together.
+MAX_PROFILED_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Analysis:
     seed: int = 0
     level: float = 0.95
     selections: dict[str, str] = field(default_factory=dict)
+    profiles: dict[str, Profile] = field(default_factory=dict)  # of the surface law's parameters, and of a
+    resampled: str = "observation"
 
     @property
     def surface(self) -> str | None:
@@ -79,6 +85,7 @@ class Analysis:
                 errors[parameter] = float(abs(slope) * covered[j])
                 _, lo, hi = uncertainty.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)
                 intervals[parameter] = [float(lo), float(hi)]
+        profiles = {k: p for k, p in self.profiles.items() if name == self.surface and k in names}
         return {
             "equation": fitted.form.equation,
             "source": fitted.form.source,
@@ -86,7 +93,9 @@ class Analysis:
             "standard_errors": errors,
             "intervals": intervals,
             "level": self.level,
-            "interval_method": "bootstrap" if draws is not None else "delta",
+            "interval_method": f"bootstrap by {self.resampled}" if draws is not None else "delta",
+            "profile_intervals": {k: p.interval for k, p in profiles.items()},
+            "profiles": {k: {"grid": p.grid, "deviance": p.deviance} for k, p in profiles.items()},
             "objective": fitted.objective,
             "loss": {"name": fitted.loss.name, "delta": fitted.loss.delta},
             "converged": fitted.converged,
@@ -167,6 +176,8 @@ class Analysis:
             for k, name in enumerate(("a", "b")):
                 value, band = self._band(lambda p, k=k: allocation.exponents(fitted.form, p)[k][:, None])
                 out |= {name: float(value[0]), f"{name}_interval": band[0].tolist()}
+            if "a" in self.profiles:
+                out["a_profile_interval"] = self.profiles["a"].interval
         ends = np.array([flops.min(), flops.max()])
         if ends[1] > ends[0] * 1.1:
 
@@ -268,17 +279,20 @@ def analyse(
     """
     observations = from_table(table, num_params=num_params, flops=flops, holdout_flops=holdout_flops, source=source)
     columns = observations.columns
+    clustered = len(np.unique(observations.run)) < len(observations)
     fits, draws, selections, warnings, problems = {}, {}, {}, list(observations.warnings), []
     for law in laws:
         form = forms.get(law)
         rows, selections[form.name] = select(observations, form)
+        chosen = observations.take(rows)
         try:
-            fits[form.name] = fit(observations.take(rows), form, loss=loss, delta=delta)
+            fits[form.name] = fit(chosen, form, loss=loss, delta=delta)
         except ValueError as e:
             problems.append(str(e))
             continue
         if bootstrap:
-            draws[form.name] = uncertainty.bootstrap(fits[form.name], bootstrap, seed=seed)
+            clusters = chosen.run if clustered else None
+            draws[form.name] = uncertainty.bootstrap(fits[form.name], bootstrap, seed=seed, clusters=clusters)
         warnings += _doubts(fits[form.name], draws.get(form.name))
     if not fits:
         raise ValueError(problems[0] if problems else f"{source}: no law was asked for: write --law chinchilla")
@@ -286,7 +300,7 @@ def analyse(
     for row in observations.excluded:
         left_out[row["reason"]] += 1
     warnings += [f"{count} {reason} runs are not fitted" for reason, count in left_out.items()]
-    return Analysis(
+    found = Analysis(
         observations=observations,
         fits=fits,
         draws=draws,
@@ -296,7 +310,50 @@ def analyse(
         warnings=tuple(dict.fromkeys(problems + warnings)),
         seed=seed,
         selections=selections,
+        resampled="run" if clustered else "observation",
     )
+    return _with_evidence(found)
+
+
+def _with_evidence(found: Analysis) -> Analysis:
+    """Adds what needs the surface law: its profiles, the bias of approach 2 on this grid, disagreements in words."""
+    if found.surface is None:
+        return found
+    fitted = found.fits[found.surface]
+    isoflop, profiles, warnings = dict(found.isoflop), {}, list(found.warnings)
+    if len(found.observations) <= MAX_PROFILED_ROWS:
+        profiles = {name: profile(fitted, name, found.level) for name in fitted.params if name not in fitted.at_bound}
+        if allocation.exponents(fitted.form, fitted.params) is not None:
+            profiles["a"] = profile(fitted, lambda p: allocation.exponents(fitted.form, p)[0], found.level)
+        warnings += [
+            f"{found.surface}: {p.describe(name)}: weakly identified"
+            for name, p in profiles.items()
+            if not np.isfinite(p.interval).all()
+        ]
+    if isoflop:
+        groups = approaches.profiles(found.observations)
+        isoflop["bias"] = bias.profile_bias(fitted.form, fitted.params, groups, found.cost)
+    found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles)
+    return dataclasses.replace(found, warnings=tuple(warnings + _disagreements(found)))
+
+
+def _disagreements(found: Analysis) -> list[str]:
+    """Approaches whose exponents differ by more than their intervals allow."""
+    law = found._allocation()
+    if law.get("a_local") is None:
+        return []
+    lo, hi = law["a_local_interval"]
+    parametric = f"the parametric law's over the fitted range, {law['a_local']:.3f} ({lo:.3f} to {hi:.3f})"
+    out = []
+    for name, entry in (("IsoFLOP", found.isoflop), ("the envelope", found.envelope)):
+        a = entry.get("a")
+        if a is None or (name == "IsoFLOP" and found.isoflop["num_bracketed"] < 3):
+            continue
+        below, above = entry.get("a_interval") or (a, a)
+        if above < lo or below > hi:
+            note = f" ({entry['note']})" if "note" in entry else ""
+            out.append(f"approaches disagree: a by {name} is {a:.3f}{note}, {parametric}")
+    return out
 
 
 def select(observations: Observations, form: forms.Form) -> tuple[np.ndarray, str]:

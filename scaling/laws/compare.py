@@ -29,6 +29,11 @@ def applicable(observations: Observations) -> list[str]:
     ]
 
 
+def surfaces(observations: Observations) -> list[str]:
+    """Those of ``applicable`` that take both size and data: laws of one quantity alone do not fit every row."""
+    return [name for name in applicable(observations) if len(forms.FORMS[name].columns) > 1]
+
+
 def laws(
     observations: Observations, names: Sequence["str | Form"], *, loss: str = "huber", delta: float | None = None
 ) -> list[dict]:

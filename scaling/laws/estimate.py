@@ -3,14 +3,14 @@
 import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import nnls
 
 from scaling.laws.forms import Form, get
-from scaling.laws.model import Coordinates, Model
+from scaling.laws.model import Coordinates, Model, Scaled
 from scaling.laws.observations import Observations
 from scaling.laws.solver import Objective, Problem, Solution, solve
 
@@ -35,7 +35,7 @@ class Fit:
       condition_number: of the objective's Hessian in centred coordinates, scaled to a unit diagonal.
       starts_at_optimum: of ``num_starts``, how many reached the best objective.
       at_bound: parameters that the data push against a bound of their domain.
-      residuals: log predicted - log observed (levels with ``log=False``), (n,).
+      residuals: log predicted - log observed (levels with ``log=False``), over ``noise_at`` of the row, (n,).
     """
 
     form: Form
@@ -54,6 +54,11 @@ class Fit:
     theta: np.ndarray = field(repr=False)
     problem: Problem = field(repr=False)
     solution: Solution = field(repr=False)
+    spread: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = field(default=None, repr=False)
+
+    def noise_at(self, **columns) -> np.ndarray | float:
+        """Standard deviation of a residual at new rows relative to the fitted rows' (1 without a variance function)."""
+        return 1.0 if self.spread is None else self.spread(columns)
 
     @property
     def num_observations(self) -> int:
@@ -84,6 +89,7 @@ def fit(
     delta: float | None = None,
     tau: float = 0.5,
     log: bool = True,
+    variance: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None,
     starts: Sequence[Mapping[str, float]] | None = None,
 ) -> Fit:
     """Fits a law by minimising Σ w ρ(log predicted - log observed) from many starts.
@@ -94,6 +100,8 @@ def fit(
       delta: Huber's δ in log loss; None takes 1.345 × the residuals' scale (MAD).
       tau: of ``asymmetric`` only: the quantile, .5 is symmetric.
       log: residuals of log loss (levels otherwise).
+      variance: columns → relative variance of each row's residual, where noise is not the same everywhere; residuals
+        are divided by its root (of geometric mean 1 over the rows) before ρ is taken.
       starts: parameters to begin from instead of the form's own grid.
 
     Raises:
@@ -104,6 +112,9 @@ def fit(
     coordinates = Coordinates(form, {c: observations.columns[c] for c in form.columns}, observations.loss)
     model = Model(coordinates, observations.columns, log)
     target = np.log(observations.loss) if log else observations.loss
+    spread = _spread(variance, observations)
+    if spread is not None:
+        model, target = Scaled(model, 1.0 / spread(observations.columns)), target / spread(observations.columns)
     if starts is None:
         starts = start_grid(model, observations)
     else:
@@ -115,7 +126,18 @@ def fit(
     if loss == "lad":
         starts, chosen = _towards_lad(problem, starts, observations.weight, scale)
     problem = replace(problem, objective=Objective(loss, chosen, tau))
-    return _result(problem, multi_start(problem, starts, observations.weight), observations)
+    return _result(problem, multi_start(problem, starts, observations.weight), observations, spread)
+
+
+def _spread(variance, observations: Observations):
+    """Columns → standard deviation of a residual, relative to the rows' geometric mean."""
+    if variance is None:
+        return None
+    known = np.broadcast_to(np.asarray(variance(observations.columns), dtype=np.float64), len(observations))
+    if not (np.isfinite(known) & (known > 0)).all():
+        raise ValueError(f"{observations.source}: variance is not a positive number on every row: write one that is")
+    mean = np.exp(np.mean(np.log(known)))
+    return lambda columns: np.sqrt(np.asarray(variance(columns), dtype=np.float64) / mean)
 
 
 def multi_start(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> Solution:
@@ -164,7 +186,7 @@ def _towards_lad(problem: Problem, starts, weights, scale) -> tuple[np.ndarray, 
     return starts, delta
 
 
-def _result(problem: Problem, solution: Solution, observations: Observations) -> Fit:
+def _result(problem: Problem, solution: Solution, observations: Observations, spread=None) -> Fit:
     best = int(np.argmin(solution.objective))
     theta = solution.theta[best]
     names = problem.model.coordinates.names
@@ -203,6 +225,7 @@ def _result(problem: Problem, solution: Solution, observations: Observations) ->
         theta=theta,
         problem=problem,
         solution=solution,
+        spread=spread,
     )
 
 

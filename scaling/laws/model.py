@@ -5,6 +5,7 @@ number 1e11 into one with 1e3. Derivatives are exact: analytic for sums of power
 complex-step for every other form.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 
@@ -246,3 +247,32 @@ class Model:
         inner = {k: v.imag.reshape(theta.shape) / COMPLEX_STEP for k, v in self.coordinates.decode(stepped).items()}
         jacobian = sum(inner[k][:, :, None] * np.asarray(natural[k])[:, None, :] for k in self.coordinates.names)
         return jacobian / self.form.function(*self.columns, **params)[:, None, :] if self.log else jacobian
+
+
+class Scaled:
+    """A model with every row multiplied by a number: residuals in units of their own noise."""
+
+    def __init__(self, model: Model, factor: np.ndarray):
+        self.model, self.factor = model, factor
+        self.form, self.coordinates = model.form, model.coordinates
+
+    @property
+    def log(self) -> bool:
+        return self.model.log
+
+    @property
+    def exact(self) -> bool:
+        return self.model.exact
+
+    @exact.setter
+    def exact(self, value: bool) -> None:
+        self.model = copy.copy(self.model)
+        self.model.exact = value
+
+    def value(self, theta: np.ndarray) -> np.ndarray:
+        return self.model.value(theta) * self.factor
+
+    def derivatives(self, theta: np.ndarray):
+        value, jacobian, second = self.model.derivatives(theta)
+        k = self.factor
+        return value * k, jacobian * k, lambda c, v: second(c * k**2, v * k)

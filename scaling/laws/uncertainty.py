@@ -170,4 +170,5 @@ def prediction_draws(fit: Fit, draws: Draws, *, seed: int = 0, **columns) -> np.
     inflate = np.sqrt(fit.num_observations / max(fit.degrees_of_freedom, 1))
     w = fit.observations.weight
     noise = np.random.default_rng(seed).choice(fit.residuals * inflate, size=predicted.shape, p=w / w.sum())
+    noise = noise * fit.noise_at(**columns)
     return predicted * np.exp(-noise) if fit.problem.model.log else predicted - noise

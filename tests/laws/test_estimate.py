@@ -124,6 +124,27 @@ def test_bad_data_say_what_is_wrong(change, message):
         fit(from_table(change(data.scattered())), "chinchilla")
 
 
+def test_asymmetric_loss_is_a_quantile():
+    observations = from_table(data.scattered(num=400, noise=0.01))
+    for tau in (0.2, 0.8):
+        fitted = fit(observations, "chinchilla", loss="asymmetric", tau=tau, delta=1e-5)
+        assert (fitted.residuals > 0).mean() == pytest.approx(tau, abs=0.015)
+
+
+def test_a_variance_function_is_weighted_least_squares():
+    """log L = log A - α log N, noise ∝ N^-1/2: the textbook's weighted solution."""
+    rng = np.random.default_rng(5)
+    n = np.geomspace(1e6, 1e9, 40)
+    spread = (n / 1e8) ** -0.25
+    loss = 50 * n**-0.1 * np.exp(0.01 * spread * rng.normal(size=40))
+    table = data.pd.DataFrame({"num_params": n, "num_tokens": 1e9, "loss": loss})
+    fitted = fit(from_table(table), "kaplan_n", loss="squared", variance=lambda c: c["num_params"] ** -0.5)
+    X = np.stack([np.ones(40), -np.log(n)], axis=1) / spread[:, None]
+    want = np.linalg.lstsq(X, np.log(loss) / spread, rcond=None)[0]
+    assert fitted.params["alpha"] == pytest.approx(want[1], rel=1e-9)
+    assert fitted.noise_at(num_params=1e6) / fitted.noise_at(num_params=1e8) == pytest.approx(100**0.25)
+
+
 def test_unknown_loss_and_delta():
     observations = from_table(data.scattered())
     with pytest.raises(ValueError, match="write one of huber"):
