@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 SCHEMA = 1
 Status = Literal["completed", "diverged", "failed"]
 
+CURVE_COLUMNS = (
+    "step", "num_tokens", "loss", "standard_error", "num_eval_tokens", "train_loss", "learning_rate", "grad_norm",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -39,9 +43,7 @@ class RunRecord:
     bits_per_byte: float | None
     num_eval_tokens: int  # tokens behind ``loss``
     diverged_at_step: int | None
-    curve: dict[
-        str, list
-    ]  # step, num_tokens, loss, standard_error, num_eval_tokens, train_loss, learning_rate, grad_norm
+    curve: dict[str, list]  # a list for each of CURVE_COLUMNS
     data: dict  # source, tokenizer, fingerprint, train_tokens, validation_tokens, tokens_per_byte
     environment: dict = field(default_factory=dict)  # versions, git, devices, mesh, pack: where it happened
     timing: dict = field(default_factory=dict)  # seconds, step_seconds, eval_seconds, tokens_per_s, flops_per_s, …

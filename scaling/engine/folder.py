@@ -16,10 +16,6 @@ from scaling import config, records
 from scaling.engine import plan
 from scaling.grid import Grid
 
-CURVE_COLUMNS = (
-    "step", "num_tokens", "loss", "standard_error", "num_eval_tokens", "train_loss", "learning_rate", "grad_norm",
-)  # fmt: skip
-
 
 class HeldError(Exception):
     """Another sweep works on this folder; the message says which process, where, since when."""
@@ -155,7 +151,7 @@ def failed_record(row: plan.Row, sweep_name: str, reason: str) -> records.RunRec
         bits_per_byte=None,
         num_eval_tokens=0,
         diverged_at_step=None,
-        curve={column: [] for column in CURVE_COLUMNS},
+        curve={column: [] for column in records.CURVE_COLUMNS},
         data={},
         environment={"failure": reason},
     )

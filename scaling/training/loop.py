@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -56,11 +57,6 @@ def eval_steps(num_steps: int, num_points: int) -> list[int]:
     return sorted({max(1, round(s)) for s in np.geomspace(num_steps / 100, num_steps, num_points)})
 
 
-CURVE_COLUMNS = (
-    "step", "num_tokens", "loss", "standard_error", "num_eval_tokens", "train_loss", "learning_rate", "grad_norm",
-)  # fmt: skip
-
-
 @dataclass
 class _Member:
     """What the host knows of one run."""
@@ -68,7 +64,7 @@ class _Member:
     cell: Cell
     plan: accounting.Plan
     logs: StepLogs | None = None
-    curve: dict[str, list] = field(default_factory=lambda: {c: [] for c in CURVE_COLUMNS})
+    curve: dict[str, list] = field(default_factory=lambda: {c: [] for c in records.CURVE_COLUMNS})
     # Since the last point of the curve: sum of training losses, number of steps; and the last step's metrics.
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -120,7 +116,7 @@ class _Member:
             "learning_rate": self.last.get("learning_rate"),
             "grad_norm": _finite(self.last.get("grad_norm")),
         }
-        for name in CURVE_COLUMNS:
+        for name in records.CURVE_COLUMNS:
             self.curve[name].append(point[name])
         self.loss_sum, self.loss_count = 0.0, 0
         if self.logs:
@@ -317,6 +313,8 @@ def train(
     folder = Path(workdir) / "checkpoints" / pack_id(cells)
     cells = [c for c in cells if not records.is_done(results, c.run.run_id)]
     if not cells:
+        if folder.exists() and not execution.keep_final_checkpoint and jax.process_index() == 0:
+            shutil.rmtree(folder)  # left by a call that was killed between a record and this
         return []
     keys = {step.program_key(c.run) for c in cells}
     if len(keys) > 1:

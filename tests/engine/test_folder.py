@@ -100,11 +100,6 @@ def test_failed_runs_have_records_that_analysis_can_read(tmp_path):
     assert not records.is_done(tmp_path, row().run_id)
 
 
-def test_the_columns_of_a_failed_runs_curve_are_those_of_training():
-    loop = pytest.importorskip("scaling.training.loop")
-    assert folder.CURVE_COLUMNS == loop.CURVE_COLUMNS
-
-
 @pytest.mark.parametrize(
     "damage", [lambda t: t[: len(t) // 2], lambda t: "", lambda t: t.replace('"schema": 1', '"schema": 0')]
 )
