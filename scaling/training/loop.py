@@ -15,27 +15,24 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from scaling import accounting, config, records
 from scaling.config import ExecutionConfig, RunConfig
 from scaling.grid import Cell
-from scaling.training import data, optim, sharding, step
+from scaling.training import data, sharding, step
 from scaling.training.checkpoint import Checkpoints
 from scaling.training.logs import StepLogs
+from scaling.training.pack import Clock, Member, Pack, eval_steps, finite, to_host
 
 # Set it, and training saves a checkpoint after the step under way and raises Interrupted.
 stop_requested = threading.Event()
 
 _PROGRESS_SECONDS = 0.5
-# Points of a run's step logs, where they are asked for.
-_LOGGED_STEPS = 200
 # With several processes all must decide alike: process 0's clock decides, asked this often.
 _STEPS_BETWEEN_AGREEMENTS = 16
 
@@ -50,245 +47,10 @@ def use_compilation_cache(cache_dir: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def eval_steps(num_steps: int, num_points: int) -> list[int]:
-    """The steps of a curve: ``num_points`` log-spaced from a hundredth of the run to its end, distinct."""
-    if num_points == 0:
-        return []
-    return sorted({max(1, round(s)) for s in np.geomspace(num_steps / 100, num_steps, num_points)})
-
-
-@dataclass
-class _Member:
-    """What the host knows of one run."""
-
-    cell: Cell
-    plan: accounting.Plan
-    logs: StepLogs | None = None
-    curve: dict[str, list] = field(default_factory=lambda: {c: [] for c in records.CURVE_COLUMNS})
-    # Since the last point of the curve: sum of training losses, number of steps; and the last step's metrics.
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    last: dict[str, float] = field(default_factory=dict)
-    steps_above: int = 0  # in a row, above the divergence threshold
-    diverged_at_step: int | None = None
-
-    _SAVED = ("curve", "loss_sum", "loss_count", "last", "steps_above", "diverged_at_step")
-
-    @property
-    def run(self) -> RunConfig:
-        return self.cell.run
-
-    def saved(self) -> dict:
-        return {name: getattr(self, name) for name in self._SAVED}
-
-    def restore(self, saved: dict) -> None:
-        for name in self._SAVED:
-            setattr(self, name, saved[name])
-
-    def observe(self, step_done: int, metrics: dict[str, float]) -> None:
-        """Takes in the metrics of the update that led to ``step_done``; marks the run diverged if it did."""
-        if self.diverged_at_step is not None:
-            return
-        loss = metrics["loss"]
-        threshold = self.run.divergence.loss or 1.5 * math.log(self.run.model.vocab_size)
-        self.steps_above = 0 if loss <= threshold else self.steps_above + 1
-        if not math.isfinite(loss) or self.steps_above >= self.run.divergence.patience_steps:
-            self.diverged_at_step = step_done
-            return
-        self.loss_sum += loss
-        self.loss_count += 1
-        self.last = metrics
-        if self.logs and step_done % max(1, self.plan.num_steps // _LOGGED_STEPS) == 0:
-            self.logs.write(step_done, {f"train/{name}": value for name, value in metrics.items()})
-
-    def add_point(self, step_done: int, loss: float, standard_error: float, num_eval_tokens: int) -> None:
-        if self.diverged_at_step is None and not math.isfinite(loss):
-            self.diverged_at_step = step_done
-        if self.diverged_at_step is not None:
-            return
-        point = {
-            "step": step_done,
-            "num_tokens": step_done * self.plan.batch_tokens,
-            "loss": loss,
-            "standard_error": standard_error,
-            "num_eval_tokens": num_eval_tokens,
-            "train_loss": self.loss_sum / self.loss_count if self.loss_count else None,
-            "learning_rate": self.last.get("learning_rate"),
-            "grad_norm": _finite(self.last.get("grad_norm")),
-        }
-        for name in records.CURVE_COLUMNS:
-            self.curve[name].append(point[name])
-        self.loss_sum, self.loss_count = 0.0, 0
-        if self.logs:
-            self.logs.write(step_done, {"validation/loss": loss})
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity: a gradient can overflow while the loss is still finite."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[float, float]:
-    r"""Loss per token Σs/Σn over windows and its standard error, windows taken as independent clusters.
-
-    The ratio estimator's SE² = W/(W-1) Σ (s_w - loss n_w)² / (Σ n_w)² (Cochran 1977, §6.3).
-    """
-    sums_W, tokens_W = sums_W.astype(np.float64), tokens_W.astype(np.float64)
-    keep = tokens_W > 0
-    sums_W, tokens_W = sums_W[keep], tokens_W[keep]
-    loss = sums_W.sum() / tokens_W.sum()
-    W = len(tokens_W)
-    if W < 2:
-        return float(loss), math.nan
-    residual = sums_W - loss * tokens_W
-    return float(loss), float(np.sqrt(W / (W - 1) * np.square(residual).sum()) / tokens_W.sum())
-
-
-@dataclass
-class _Clock:
-    """Seconds by what they went into, over all the calls that trained this pack."""
-
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("compile", "step", "data", "eval", "save"), 0.0)
-    )
-
-    def timed(self, name: str):
-        return _Timed(self, name)
-
-
-@dataclass
-class _Timed:
-    clock: _Clock
-    name: str
-    started: float = 0.0
-
-    def __enter__(self):
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.clock.seconds[self.name] += time.perf_counter() - self.started
-
-
-class _Evaluator:
-    """Validation windows on the host, in batches of the program's size."""
-
-    def __init__(self, corpus: data.Corpus, num_tokens: int | None, programs: step.Programs):
-        self.windows_WS, self.weights_WT = corpus.validation(num_tokens)
-        self.tokens_W = self.weights_WT.sum(axis=1)
-        self.programs = programs
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.tokens_W.sum())
-
-    def __call__(self, params) -> list[tuple[float, float]]:
-        """(loss, standard error) of each member, nats per token."""
-        rows = self.programs.eval_rows
-        W, S = self.windows_WS.shape
-        spec, mesh = P(("data", "fsdp")), self.programs.mesh
-        sums = []
-        for start in range(0, W, rows):
-            windows = _padded(self.windows_WS[start : start + rows], rows)
-            weights = _padded(self.weights_WT[start : start + rows].astype(np.float32), rows)
-            tokens = sharding.host_array(mesh, spec, (rows, S), lambda index, w=windows: w[index])
-            mask = sharding.host_array(mesh, spec, (rows, S - 1), lambda index, w=weights: w[index])
-            sums.append(self.programs.evaluate(params, tokens, mask))
-        sums_KW = np.concatenate([_to_host(s) for s in sums], axis=1)[:, :W]
-        return [mean_and_standard_error(sums_W, self.tokens_W) for sums_W in sums_KW]
-
-
-def _padded(array: np.ndarray, rows: int) -> np.ndarray:
-    missing = rows - len(array)
-    return array if missing == 0 else np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
-
-
-def _to_host(array: jax.Array) -> np.ndarray:
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
 def pack_id(cells: Sequence[Cell]) -> str:
     """The name of a pack's checkpoints: its run's id, or a hash of its members' ids."""
     ids = [cell.run.run_id for cell in cells]
     return ids[0] if len(ids) == 1 else hashlib.sha256(" ".join(sorted(ids)).encode()).hexdigest()[:12]
-
-
-class _Pack:
-    """The members still training, their state and programs."""
-
-    def __init__(self, members: list[_Member], corpus: data.Corpus, execution: ExecutionConfig, mesh, clock: _Clock):
-        self.members, self.corpus, self.execution, self.mesh, self.clock = members, corpus, execution, mesh, clock
-        self.state: Any = None
-        self.step = 0
-        self._compile()
-
-    def _compile(self) -> None:
-        run = self.members[0].run
-        with self.clock.timed("compile"):
-            self.programs = step.programs(step.program_key(run), self.execution, len(self.members), self.mesh)
-        self.curve_eval = _Evaluator(self.corpus, run.eval.curve_tokens, self.programs)
-
-    @property
-    def next_boundary(self) -> int:
-        """The step at which the next member is done."""
-        return min(m.plan.num_steps for m in self.members)
-
-    def initialise(self) -> None:
-        seeds_K = np.array([m.run.seed for m in self.members], np.int32)
-        hparams = [optim.hyperparams(m.run.optim, m.plan) for m in self.members]
-        hparams_K = {name: np.stack([h[name] for h in hparams]) for name in hparams[0]}
-        self.state = self.programs.init(seeds_K, hparams_K)
-
-    def batch(self, at_step: int) -> jax.Array:
-        run = self.members[0].run
-        shape = (len(self.members), run.batch_size, run.data.seq_len + 1)
-
-        def rows_of(index):
-            runs, rows, columns = index
-            blocks = [self.corpus.batch(at_step, run.batch_size, m.run.seed, rows) for m in self.members[runs]]
-            return np.stack(blocks)[:, :, columns]
-
-        with self.clock.timed("data"):
-            return sharding.host_array(self.mesh, P("run", ("data", "fsdp")), shape, rows_of)
-
-    def evaluate_curve(self) -> None:
-        """A point of the curve for every member that wants one at this step."""
-        wanting = [
-            k for k, m in enumerate(self.members) if self.step in eval_steps(m.plan.num_steps, m.run.eval.num_points)
-        ]
-        if not wanting:
-            return
-        with self.clock.timed("eval"):
-            results = self.curve_eval(self.state["params"])
-        for k in wanting:
-            self.members[k].add_point(self.step, *results[k], self.curve_eval.num_tokens)
-
-    def evaluate_all(self) -> tuple[list[tuple[float, float]], int]:
-        """(loss, standard error) of every member over the whole validation split, and its tokens."""
-        with self.clock.timed("eval"):
-            evaluator = _Evaluator(self.corpus, None, self.programs)
-            return evaluator(self.state["params"]), evaluator.num_tokens
-
-    def keep(self, kept: list[int]) -> None:
-        """Goes on with these members only; the others have left."""
-        self.members = [self.members[k] for k in kept]
-        if kept:
-            indices = np.array(kept)
-            state = jax.tree.map(lambda x: x[indices], self.state)
-            self._compile()
-            shardings = jax.tree.map(lambda a: a.sharding, self.programs.abstract_state)
-            self.state = jax.device_put(state, shardings)
-
-    def host_state(self) -> dict:
-        return {
-            "run_ids": [m.run.run_id for m in self.members],
-            "members": [m.saved() for m in self.members],
-            "fingerprint": self.corpus.fingerprint,
-            "seconds": self.clock.seconds,
-        }
 
 
 def train(
@@ -328,7 +90,7 @@ def train(
         checkpoint_bytes = len(cells) * accounting.plan(run).checkpoint_bytes
         checkpoints = Checkpoints(folder.absolute(), checkpoint_bytes, execution.disk_budget_gb * 1e9)
         try:
-            members = [_Member(c, accounting.plan(c.run), _logs(c.run, execution, workdir, sweep_name)) for c in cells]
+            members = [Member(c, accounting.plan(c.run), _logs(c.run, execution, workdir, sweep_name)) for c in cells]
             pack = _start(members, corpus, execution, mesh, checkpoints)
             finished = _run(pack, checkpoints, results, sweep_name, on_event)
         except BaseException:
@@ -349,11 +111,11 @@ def _logs(run: RunConfig, execution: ExecutionConfig, workdir: Path, sweep_name:
     return StepLogs(execution, run, Path(workdir) / "tensorboard", sweep_name) if wanted else None
 
 
-def _start(members: list[_Member], corpus, execution, mesh, checkpoints) -> _Pack:
+def _start(members: list[Member], corpus, execution, mesh, checkpoints) -> Pack:
     """The pack as its newest checkpoint left it, or new."""
     by_id = {m.run.run_id: m for m in members}
-    clock = _Clock()
-    packs: list[_Pack] = []
+    clock = Clock()
+    packs: list[Pack] = []
 
     def abstract_state_for(host: dict):
         if host["fingerprint"] != corpus.fingerprint:
@@ -362,12 +124,12 @@ def _start(members: list[_Member], corpus, execution, mesh, checkpoints) -> _Pac
                 f"is now {corpus.fingerprint[:12]}: bring the old data back, or delete that folder to start again"
             )
         clock.seconds = dict(host["seconds"])
-        packs[:] = [_Pack([by_id[i] for i in host["run_ids"] if i in by_id], corpus, execution, mesh, clock)]
+        packs[:] = [Pack([by_id[i] for i in host["run_ids"] if i in by_id], corpus, execution, mesh, clock)]
         return packs[0].programs.abstract_state
 
     restored = checkpoints.restore(abstract_state_for)
     if restored is None:
-        pack = _Pack(members, corpus, execution, mesh, clock)
+        pack = Pack(members, corpus, execution, mesh, clock)
         pack.initialise()
         return pack
     state, host = restored
@@ -375,7 +137,7 @@ def _start(members: list[_Member], corpus, execution, mesh, checkpoints) -> _Pac
     for member, saved in zip(pack.members, host["members"], strict=True):
         member.restore(saved)
     pack.state = state
-    pack.step = int(_to_host(state["step"])[0])
+    pack.step = int(to_host(state["step"])[0])
     return pack
 
 
@@ -383,7 +145,7 @@ class _OtherData(RuntimeError):
     """Kept apart from ValueError, which a damaged checkpoint raises: this one must not be skipped over."""
 
 
-def _run(pack: _Pack, checkpoints: Checkpoints, results, sweep_name, on_event) -> list[records.RunRecord]:
+def _run(pack: Pack, checkpoints: Checkpoints, results, sweep_name, on_event) -> list[records.RunRecord]:
     finished = []
     while pack.members:
         _run_to(pack, pack.next_boundary, checkpoints, on_event)
@@ -404,7 +166,7 @@ def _run(pack: _Pack, checkpoints: Checkpoints, results, sweep_name, on_event) -
     return finished
 
 
-def _run_to(pack: _Pack, last_step: int, checkpoints: Checkpoints, on_event) -> None:
+def _run_to(pack: Pack, last_step: int, checkpoints: Checkpoints, on_event) -> None:
     """Trains to ``last_step``, or until every member has diverged."""
     pending: dict | None = None
     last_save = last_progress = time.perf_counter()
@@ -416,7 +178,7 @@ def _run_to(pack: _Pack, last_step: int, checkpoints: Checkpoints, on_event) -> 
         """Waits for the newest dispatched step, and takes its metrics in."""
         nonlocal pending
         if pending is not None:
-            metrics_K = {name: _to_host(values) for name, values in pending.items()}
+            metrics_K = {name: to_host(values) for name, values in pending.items()}
             for k, member in enumerate(pack.members):
                 member.observe(pack.step, {name: float(values[k]) for name, values in metrics_K.items()})
             pending = None
@@ -459,7 +221,7 @@ def _agreed(at_step: int, stop: bool, save: bool) -> str | None:
     return "stop" if stop else "save" if save else None
 
 
-def _progress(pack: _Pack) -> dict:
+def _progress(pack: Pack) -> dict:
     losses = [m.last["loss"] for m in pack.members if "loss" in m.last]
     return {
         "event": "progress",
@@ -470,7 +232,7 @@ def _progress(pack: _Pack) -> dict:
     }
 
 
-def _record(pack: _Pack, k: int, evaluated, num_eval_tokens: int, sweep_name: str) -> records.RunRecord:
+def _record(pack: Pack, k: int, evaluated, num_eval_tokens: int, sweep_name: str) -> records.RunRecord:
     member = pack.members[k]
     run, plan, corpus = member.run, member.plan, pack.corpus
     diverged = member.diverged_at_step is not None or not math.isfinite(evaluated[0])
@@ -500,7 +262,7 @@ def _record(pack: _Pack, k: int, evaluated, num_eval_tokens: int, sweep_name: st
         tokens_per_param=num_tokens / plan.num_params["non_embedding"],
         flops=flops,
         loss=loss,
-        loss_standard_error=_finite(standard_error),
+        loss_standard_error=finite(standard_error),
         bits_per_byte=None if loss is None else loss / math.log(2) * described["tokens_per_byte"],
         num_eval_tokens=num_eval_tokens,
         diverged_at_step=(member.diverged_at_step or pack.step) if diverged else None,
@@ -516,7 +278,7 @@ def _record(pack: _Pack, k: int, evaluated, num_eval_tokens: int, sweep_name: st
     )
 
 
-def _environment(pack: _Pack) -> dict:
+def _environment(pack: Pack) -> dict:
     device = jax.devices()[0]
     return records.software() | {
         "backend": jax.default_backend(),
@@ -540,8 +302,8 @@ def calibrate(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, secon
     corpus = data.open(run.data, cache_dir)
     mesh = sharding.make_mesh(execution.mesh)
     with jax.set_mesh(mesh):
-        clock = _Clock()
-        pack = _Pack([_Member(Cell(run), accounting.plan(run))], corpus, execution, mesh, clock)
+        clock = Clock()
+        pack = Pack([Member(Cell(run), accounting.plan(run))], corpus, execution, mesh, clock)
         pack.initialise()
 
         def one_step():

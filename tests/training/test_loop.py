@@ -27,7 +27,7 @@ from scaling.config import (
     to_dict,
 )
 from scaling.grid import Cell
-from scaling.training import data, loop
+from scaling.training import data, loop, pack
 from scaling.training.models import transformer
 
 EXECUTION = ExecutionConfig(mesh=MeshConfig(data=1, fsdp=8), checkpoint_seconds=1e9, eval_batch_size=8)
@@ -84,7 +84,7 @@ def test_a_run_learns_and_its_record_is_complete(undisturbed, corpus):
     r = undisturbed
     assert r.status == "completed"
     assert r.loss < 3.5 < r.curve["loss"][0]
-    assert r.curve["step"] == loop.eval_steps(24, 6)
+    assert r.curve["step"] == pack.eval_steps(24, 6)
     assert r.curve["step"][-1] == r.num_steps == 24
     assert r.num_tokens == 24 * 8 * 16
     described = data.open(*corpus).describe()
@@ -173,7 +173,7 @@ def test_standard_error_is_the_spread_of_resampled_windows():
     rng = np.random.default_rng(0)
     tokens_W = rng.integers(5, 20, 400)
     sums_W = tokens_W * rng.normal(2, 0.3, 400)
-    loss, error = loop.mean_and_standard_error(sums_W, tokens_W)
+    loss, error = pack.mean_and_standard_error(sums_W, tokens_W)
     picks = rng.integers(0, 400, (4000, 400))
     resampled = sums_W[picks].sum(1) / tokens_W[picks].sum(1)
     assert loss == pytest.approx(sums_W.sum() / tokens_W.sum())
