@@ -41,7 +41,7 @@ class Analysis:
     seed: int = 0
     level: float = 0.95
     selections: dict[str, str] = field(default_factory=dict)
-    profiles: dict[str, Profile] = field(default_factory=dict)  # of the surface law's parameters, and of a
+    profiles: dict[str, dict[str, Profile]] = field(default_factory=dict)  # law → parameter (and a) → profile
     resampled: str = "observation"
 
     @property
@@ -85,7 +85,7 @@ class Analysis:
                 errors[parameter] = float(abs(slope) * covered[j])
                 _, lo, hi = uncertainty.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)
                 intervals[parameter] = [float(lo), float(hi)]
-        profiles = {k: p for k, p in self.profiles.items() if name == self.surface and k in names}
+        profiles = {k: p for k, p in self.profiles.get(name, {}).items() if k in names}
         return {
             "equation": fitted.form.equation,
             "source": fitted.form.source,
@@ -176,8 +176,8 @@ class Analysis:
             for k, name in enumerate(("a", "b")):
                 value, band = self._band(lambda p, k=k: allocation.exponents(fitted.form, p)[k][:, None])
                 out |= {name: float(value[0]), f"{name}_interval": band[0].tolist()}
-            if "a" in self.profiles:
-                out["a_profile_interval"] = self.profiles["a"].interval
+            if "a" in self.profiles.get(self.surface, {}):
+                out["a_profile_interval"] = self.profiles[self.surface]["a"].interval
         ends = np.array([flops.min(), flops.max()])
         if ends[1] > ends[0] * 1.1:
 
@@ -316,23 +316,25 @@ def analyse(
 
 
 def _with_evidence(found: Analysis) -> Analysis:
-    """Adds what needs the surface law: its profiles, the bias of approach 2 on this grid, disagreements in words."""
-    if found.surface is None:
-        return found
-    fitted = found.fits[found.surface]
-    isoflop, profiles, warnings = dict(found.isoflop), {}, list(found.warnings)
-    if len(found.observations) <= MAX_PROFILED_ROWS:
-        profiles = {name: profile(fitted, name, found.level) for name in fitted.params if name not in fitted.at_bound}
-        if allocation.exponents(fitted.form, fitted.params) is not None:
-            profiles["a"] = profile(fitted, lambda p: allocation.exponents(fitted.form, p)[0], found.level)
-        warnings += [
-            f"{found.surface}: {p.describe(name)}: weakly identified"
-            for name, p in profiles.items()
-            if not np.isfinite(p.interval).all()
-        ]
-    if isoflop:
+    """Adds profiles of laws fitted to every row, the bias of approach 2 on this grid, and disagreements in words."""
+    profiles, warnings, isoflop = {}, list(found.warnings), dict(found.isoflop)
+    for law, fitted in found.fits.items():
+        if fitted.num_observations == len(found.observations) <= MAX_PROFILED_ROWS and not fitted.at_bound:
+            profiles[law] = {name: profile(fitted, name, found.level) for name in fitted.params}
+            if allocation.exponents(fitted.form, fitted.params) is not None:
+                profiles[law]["a"] = profile(
+                    fitted, lambda p, form=fitted.form: allocation.exponents(form, p)[0], found.level
+                )
+    warnings += [
+        f"{law}: {p.describe(name)}: weakly identified"
+        for law, entries in profiles.items()
+        for name, p in entries.items()
+        if not np.isfinite(p.interval).all()
+    ]
+    if isoflop and found.surface is not None:
+        surface = found.fits[found.surface]
         groups = approaches.profiles(found.observations)
-        isoflop["bias"] = bias.profile_bias(fitted.form, fitted.params, groups, found.cost)
+        isoflop["bias"] = bias.profile_bias(surface.form, surface.params, groups, found.cost)
     found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles)
     return dataclasses.replace(found, warnings=tuple(warnings + _disagreements(found)))
 

@@ -20,6 +20,7 @@ SAME_OBJECTIVE = 1e-6
 EFFICIENT_DELTA = 1.345
 MAX_STARTS = 64
 ROUGH_ITERATIONS = 60
+SMOOTH_DELTA = 0.1
 FINALISTS = 8
 
 
@@ -120,6 +121,11 @@ def fit(
     else:
         starts = np.stack([coordinates.encode(s) for s in starts])
     problem = Problem(model, target, Objective("huber"), coordinates.lower, coordinates.upper)
+    # Far from the optimum a small δ is all kinks: come near it on a smooth objective first.
+    if form.powers is not None:
+        starts = solve(
+            replace(problem, objective=Objective("huber", SMOOTH_DELTA)), starts, observations.weight, 25
+        ).theta
     if delta is None or loss == "lad":
         starts, scale = _residual_scale(problem, starts, observations.weight)
     chosen = EFFICIENT_DELTA * scale if delta is None else delta

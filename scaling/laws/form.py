@@ -76,7 +76,7 @@ def real(*starts: float, unit: str = "", lower: float = -np.inf, upper: float = 
 
 def exponent(*starts: float, lower: float = 0.01, upper: float = 3.0) -> Parameter:
     """A power's exponent. The bounds are far outside anything published: a fit that touches one says so."""
-    return Parameter(lower=lower, upper=upper, starts=starts or (0.05, 0.15, 0.3, 0.5, 0.8, 1.2))
+    return Parameter(lower=lower, upper=upper, starts=starts or (0.06, 0.2, 0.4, 0.7, 1.1))
 
 
 @dataclass(frozen=True)

@@ -126,3 +126,31 @@ def scatter(
         fitted = fit(synthetic(design, form, truth, noise, rng, outliers), form, starts=_near(truth), **options)
         errors.append(float(quantity({n: np.array([v]) for n, v in fitted.params.items()})[0]) - true)
     return float(np.sqrt(np.mean(np.square(errors))))
+
+
+def prediction_coverage(
+    design: Observations,
+    form: Form,
+    truth: Mapping[str, float],
+    new: Mapping[str, np.ndarray],
+    *,
+    noise: float,
+    level: float = 0.90,
+    num_draws: int = 150,
+    num_bootstrap: int = 400,
+    seed: int = 0,
+    **options,
+) -> float:
+    """How often prediction intervals hold the losses of new runs, ``new`` being their columns."""
+    rng = np.random.default_rng(seed)
+    exact = form.predict(truth, **new)
+    tails = [0.5 * (1 - level), 0.5 * (1 + level)]
+    held = []
+    for draw in range(num_draws):
+        fitted = fit(synthetic(design, form, truth, noise, rng), form, starts=_near(truth), **options)
+        actual = exact * np.exp(noise * rng.normal(size=len(exact)))
+        draws = uncertainty.bootstrap(fitted, num_bootstrap, seed=seed + draw)
+        predicted = uncertainty.prediction_draws(fitted, draws, seed=seed + draw, **new)
+        lo, hi = np.quantile(predicted, tails, axis=0)
+        held.append((lo <= actual) & (actual <= hi))
+    return float(np.mean(held))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scaling.laws import forms, simulation, uncertainty
+from scaling.laws import forms, simulation, speed, uncertainty
 from scaling.laws.estimate import fit
 from scaling.laws.observations import from_table
 from tests.laws import data
@@ -38,6 +38,28 @@ def test_coverage_of_the_bootstrap():
     for quantity, entry in found["bootstrap"].items():
         print(f"24 runs, σ .01: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
         assert 0.86 <= entry["coverage"] <= 0.96, quantity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes, beyond", [(6, 2.0), (6, 100.0), (15, 100.0)])
+def test_prediction_intervals_of_new_runs(sizes, beyond):
+    """90 % nominal, for runs at 2 and 100 times the largest compute fitted."""
+    design = from_table(data.isoflop(budgets=BUDGETS, sizes=sizes))
+    C = beyond * BUDGETS[-1]
+    n = data.optimum(C) * np.array([0.25, 0.5, 1, 2, 4])
+    new = {"num_params": n, "num_tokens": C / 6 / n}
+    share = simulation.prediction_coverage(design, FORM, data.HOFFMANN, new, noise=0.004)
+    print(f"{4 * sizes} runs, {beyond:g} × the largest C: {100 * share:.1f} % of new runs inside")
+    assert 0.87 <= share <= 0.93
+
+
+def test_prediction_intervals_in_a_few_draws():
+    design = from_table(data.isoflop(budgets=BUDGETS, sizes=6))
+    new = {"num_params": np.geomspace(1e9, 1e10, 9), "num_tokens": np.full(9, 1e11)}
+    share = simulation.prediction_coverage(
+        design, FORM, data.HOFFMANN, new, noise=0.004, num_draws=10, num_bootstrap=100
+    )
+    assert share >= 0.75
 
 
 def test_coverage_in_a_few_draws():
@@ -92,6 +114,15 @@ def test_forecast_of_epochs_largest_runs(law, most):
     print(f"{law}: {len(small)} → {len(large)} runs, {100 * error.mean():.2f} %, interval holds {inside.mean():.0%}")
     # Short of 90 %: the interval knows the law's uncertainty and the noise, not that the law may not hold so far out.
     assert inside.mean() >= 0.4
+
+
+def test_speed_measures_and_converges():
+    figures = speed.measure()
+    assert figures["bootstrap_converged"] == 1.0
+    # 25 ms, .6 s and 1 s on a quiet machine; loaded ones only have to stay within an order of magnitude.
+    assert figures["noise_free_60"] < 0.5
+    assert figures["bootstrap_4000_of_240"] < 10
+    assert figures["fit_10000"] < 30
 
 
 def test_unknown_method():
