@@ -269,7 +269,7 @@ def test_default_grid_is_what_the_readme_promises():
     assert len(fitted) >= 4
     assert all(len(plans) >= 5 for plans in fitted.values())
     assert min(held) > max(fitted)
-    assert min(plan.num_steps for plans in fitted.values() for plan in plans) >= 400
+    assert min(plan.num_steps for plans in fitted.values() for plan in plans) >= 800
 
 
 # ---- what a grid refuses: (text, what the one line must say) --------------------------------------------------------
