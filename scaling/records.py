@@ -5,6 +5,7 @@ convention, is a field.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -136,7 +137,8 @@ def is_done(results: Path, run_id: str) -> bool:
 def load(results: Path) -> "pd.DataFrame":
     """A results folder as a table, a row per run (diverged and failed ones too: see ``status``).
 
-    Columns: run_id, status, holdout, recipe, budget_flops and the other labels; num_params (non-embedding) and
+    Columns: run_id, status, holdout, recipe; cell and setting (equal for runs of one model, data and horizon, and of
+    one optimiser and batch); budget_flops and the other labels; num_params (non-embedding) and
     num_params_<group>; num_tokens, unique_tokens, epochs, tokens_per_param, num_steps, batch_tokens; flops_<rule>;
     loss, loss_standard_error, bits_per_byte; seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
     """
@@ -150,6 +152,10 @@ def table(records: list[RunRecord]) -> "pd.DataFrame":
     return pd.DataFrame([_row(r) for r in records])
 
 
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _row(r: RunRecord) -> dict:
     model, optim = r.config["model"], r.config["optim"]
     return {
@@ -157,6 +163,8 @@ def _row(r: RunRecord) -> dict:
         "status": r.status,
         "holdout": r.sweep.get("holdout", False),
         "recipe": r.sweep.get("recipe"),
+        "cell": _digest(model, r.config["data"], r.config["horizon"]),
+        "setting": _digest(optim, r.config["batch_size"]),
         **r.sweep.get("labels", {}),
         "num_params": r.num_params["non_embedding"],
         **{f"num_params_{group}": count for group, count in r.num_params.items()},

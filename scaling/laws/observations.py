@@ -92,7 +92,8 @@ def from_table(
     Args:
       table: as ``records.load`` gives it (then ``num_params`` and ``flops`` choose a count and a rule), or with
         columns num_params, num_tokens, loss and optionally flops, run, weight. Without flops, C = 6 N D.
-      holdout_flops: rows with more FLOPs than this are left out, as if they were marked ``holdout``.
+      holdout_flops: rows with more FLOPs than this are left out, as if they were marked ``holdout``. Rows that other
+        hyperparameters beat on the same cell are left out too, where the table names ``cell`` and ``setting``.
       source: what messages call the table.
       target: the column that is fitted, where a law is of something else than the loss (an error, a batch size); the
         table then needs that column and the law's own, and ``loss`` is a column like any other.
@@ -118,6 +119,8 @@ def from_table(
         reason[(reason == "") & table["holdout"].fillna(False).astype(bool).to_numpy()] = "holdout"
     if holdout_flops is not None:
         reason[(reason == "") & (_numbers(table, "flops", source) > holdout_flops)] = "holdout"
+    if "cell" in table and "setting" in table:
+        reason[_untuned(table, loss, reason == "")] = "untuned"
     kept = reason == ""
     _check_positive(table[kept], label[kept], source)
     weight = _numbers(table, "weight", source) if "weight" in table else np.ones(len(table))
@@ -135,6 +138,19 @@ def from_table(
         columns, loss, weight, label, budget, source, convention, excluded, _duplicates(table[kept], label[kept])
     )
     return everything.take(kept)
+
+
+def _untuned(table, loss: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Rows beaten by other hyperparameters on the same model, data and horizon.
+
+    A sweep over learning rates is fitted at each cell's best setting (lowest mean loss over its seeds): a law of the
+    mistuned is a law of the grid.
+    """
+    rows = table.loc[candidates, ["cell", "setting"]].assign(loss=loss[candidates])
+    mean = rows.groupby(["cell", "setting"])["loss"].mean()
+    best = set(mean.groupby("cell").idxmin())
+    beaten = [pair not in best for pair in zip(table["cell"], table["setting"])]
+    return candidates & np.array(beaten, dtype=bool)
 
 
 def _canonical(table, source):
