@@ -394,5 +394,7 @@ def learning_rate(ax: Axes, cells: Sequence[Mapping]) -> Axes:
             ax.plot(rate, 0.97, "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False)
     log_axis(ax.xaxis, "peak_lr")
     ax.set_ylabel(LABELS["loss"])
-    ax.legend(title=LABELS["num_tokens"])
+    low, high = ax.get_ylim()  # room for the legend: the curves open upward on both sides, so no corner is free
+    ax.set_ylim(low, high + 0.075 * (len(cells) + 1) * (high - low))
+    ax.legend(title=LABELS["num_tokens"], loc="upper right")
     return ax
