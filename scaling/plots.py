@@ -394,7 +394,9 @@ def learning_rate(ax: Axes, cells: Sequence[Mapping]) -> Axes:
             ax.plot(rate, 0.97, "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False)
     log_axis(ax.xaxis, "peak_lr")
     ax.set_ylabel(LABELS["loss"])
-    low, high = ax.get_ylim()  # room for the legend: the curves open upward on both sides, so no corner is free
-    ax.set_ylim(low, high + 0.075 * (len(cells) + 1) * (high - low))
+    # Room for the legend above the curves, which open upward on both sides, so that no corner is free.
+    legend = min(0.6, 0.08 * (len(cells) + 1))
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, low + (high - low) / (1 - legend))
     ax.legend(title=LABELS["num_tokens"], loc="upper right")
     return ax
