@@ -187,14 +187,14 @@ from scaling.config import ExecutionConfig, RunConfig, parse
 from scaling.grid import Cell
 from scaling.training import loop
 run, cache, folder = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-loop.train([Cell(parse(RunConfig, run), labels={"size": 16})], execution=ExecutionConfig(checkpoint_seconds=0.05),
+loop.train([Cell(parse(RunConfig, run), labels={"size": 16})], execution=ExecutionConfig(checkpoint_seconds=0.2),
     workdir=folder / "work", results=folder / "results", cache_dir=cache, sweep_name="t")
 """
 
 
 @pytest.mark.slow
 def test_killed_at_five_random_moments_the_record_is_the_same_to_the_bit(corpus, tmp_path):
-    target = cell(corpus[0], steps=1200)
+    target = cell(corpus[0], steps=3000)
 
     def start(folder):
         command = [sys.executable, "-c", KILLED, json.dumps(to_dict(target.run)), str(corpus[1]), str(folder)]
