@@ -78,6 +78,36 @@ def test_tiny_sweep_does_not_crash(sweep):
     json.dumps(made.to_json(), allow_nan=False)
 
 
+DAMAGE = {
+    "as it is": lambda t, rng: t,
+    "noise of 20 %": lambda t, rng: t.assign(loss=t["loss"] * np.exp(0.2 * rng.normal(size=len(t)))),
+    "constant loss": lambda t, rng: t.assign(loss=2.0),
+    "few sizes": lambda t, rng: t[t["num_layers"] == 2],
+    "loss rises with size": lambda t, rng: t.assign(loss=1 + 1e-9 * t["num_params"]),
+    "nonsense": lambda t, rng: t.assign(loss=rng.uniform(0.5, 9, len(t))),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_any_table_is_fitted_or_refused_in_words(damage, sweep):
+    """Warnings are errors here: whatever the table, an analysis that JSON can hold, or a ValueError."""
+    whole, curves = records.table(sweep), records.curves(sweep)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.choice(len(whole), rng.integers(3, len(whole)), replace=False))
+        table = DAMAGE[damage](whole.iloc[rows], rng)
+        options = {"curves": curves if seed % 2 else None, "bootstrap": 30 if seed % 3 else 0}
+        if (~table["holdout"] & (table["status"] == "completed")).sum() < 6:
+            with pytest.raises(ValueError, match=r"observations|no rows"):
+                fit.analyse(table, laws=("chinchilla",), **options)
+            continue
+        made = fit.analyse(table, **options)
+        payload = json.loads(json.dumps(made.to_json(), allow_nan=False))
+        if damage in ("constant loss", "nonsense", "loss rises with size"):
+            assert payload["warnings"]
+
+
 def test_command_on_a_folder(sweep, tmp_path, capsys):
     synthetic.write(tmp_path, sweep)
     assert fit.main([str(tmp_path), "--bootstrap", "20", "--law", "chinchilla", "--no-figures", "--convention"]) == 0

@@ -118,7 +118,8 @@ class Analysis:
         fitted, draws = self.fits[self.surface], self.draws.get(self.surface)
         if draws is None:
             value, lo, hi = uncertainty.delta_interval(fitted, lambda p: np.log(quantity(p)), self.level)
-            return np.exp(value), np.exp(np.stack([lo, hi], axis=-1))
+            # e^±600: without a limit, written so that JSON can hold it.
+            return np.exp(value), np.exp(np.clip(np.stack([lo, hi], axis=-1), -600.0, 600.0))
         value = np.asarray(quantity({k: np.atleast_1d(v) for k, v in fitted.params.items()}))[0]
         tail = 0.5 * (1 - self.level)
         return value, np.moveaxis(np.quantile(quantity(draws.params), [tail, 1 - tail], axis=0), 0, -1)

@@ -83,7 +83,9 @@ class Coordinates:
                 t = t - value(slope) / value(e)
             elif p.kind == "critical":
                 (e, c), *_ = p.of
-                t = np.exp((t + self.log_scale) / value(e) + self.centre[c])
+                # A tiny exponent puts x_c beyond float64: infinite, as it should read.
+                with np.errstate(over="ignore"):
+                    t = np.exp((t + self.log_scale) / value(e) + self.centre[c])
             elif p.kind in ("log", "location"):
                 t = np.exp(t)
             out[name] = t

@@ -92,7 +92,8 @@ class _Constrained:
         B, P = theta.shape
         shifts = step * np.concatenate([np.eye(P), -np.eye(P)])
         g = self._g((theta[:, None, :] + shifts).reshape(-1, P)).reshape(B, 2, P)
-        return np.nan_to_num((g[:, 0] - g[:, 1]) / (2 * step))
+        with np.errstate(invalid="ignore"):  # inf - inf, where the quantity has run off: no slope there
+            return np.nan_to_num((g[:, 0] - g[:, 1]) / (2 * step), posinf=0.0, neginf=0.0)
 
     def _curvature(self, theta):
         B, P = theta.shape
