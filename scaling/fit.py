@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"laws to fit (default: {' '.join(DEFAULT_LAWS)}); any of {', '.join(forms.FORMS)}, "
         "package.module:function, or all: every law the columns allow, ranked",
     )  # fmt: skip
-    parser.add_argument("--loss", default="huber", help="huber (default), lad, squared or asymmetric, on log loss")
+    parser.add_argument("--loss", default="huber", help="huber (default), lad or squared, on log loss")
     parser.add_argument("--delta", type=float, help="Huber's δ (default: 1.345 × the residuals' scale; 1e-3 is usual)")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
     parser.add_argument("--seed", type=int, default=0)
@@ -166,7 +166,10 @@ def _number(value) -> str:
 
 
 def _range(interval) -> str:
-    return f"{_number(interval[0])} … {_number(interval[1])}" if interval else "–"
+    """An end that is null is one the data do not set."""
+    if not interval:
+        return "–"
+    return " … ".join("unbounded" if end is None else _number(end) for end in interval)
 
 
 def _law_table(name: str, entry: dict):
@@ -180,14 +183,16 @@ def _law_table(name: str, entry: dict):
         f"\n{name}: {entry['equation']}\n[not bold]{entry['num_observations']} runs ({entry['selection']}); {loss}; "
         f"objective {entry['objective']:.8g}; residual RMS {100 * entry['residual_rmse']:.2g} %; {evidence}"
     )
-    table = _table(title, "parameter", "value", "standard error", f"{100 * entry['level']:.0f} % interval")
+    # Resampling and the profile see different things in a weakly identified law: show both where both are known.
+    both = entry["profile_intervals"] and entry["interval_method"] != "profile"
+    columns = [
+        f"{100 * entry['level']:.0f} % by {entry['interval_method'].split()[0]}",
+        *(["by profile"] if both else []),
+    ]
+    table = _table(title, "parameter", "value", "standard error", *columns)
     for parameter, value in entry["params"].items():
-        table.add_row(
-            parameter,
-            _number(value),
-            _number(entry["standard_errors"][parameter]),
-            _range(entry["intervals"][parameter]),
-        )
+        intervals = [entry["intervals"][parameter], *([entry["profile_intervals"].get(parameter)] if both else [])]
+        table.add_row(parameter, _number(value), _number(entry["standard_errors"][parameter]), *map(_range, intervals))
     return table
 
 
@@ -209,6 +214,10 @@ def _exponent_table(payload: dict):
     if law.get("a_local") is not None:
         name = f"3 parametric, over the fitted range ({law['cost']})"
         table.add_row(name, _number(law["a_local"]), _range(law["a_local_interval"]), "", "")
+    shift = (isoflop.get("bias") or {}).get("a")
+    if shift is not None and isoflop.get("a") is not None:
+        table.caption = f"parabolas through these sizes would miss a by {shift:+.4f} without any noise"
+        table.caption_justify = "left"
     return table
 
 

@@ -158,6 +158,17 @@ def test_command_on_epochs_points(tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_rows_of_one_run_are_resampled_together():
+    """Gemstones: many rows a run, so intervals by row are too narrow (McLeish et al. 2025)."""
+    table = published.table("gemstones.csv").query("subset == 'hot'")
+    options = {"laws": ("chinchilla",), "delta": 1e-3, "bootstrap": 200}
+    by_run = fit.analyse(table, **options)
+    by_row = fit.analyse(table.drop(columns="run_name"), **options)
+    assert by_run.to_json()["laws"]["chinchilla"]["interval_method"] == "bootstrap by run"
+    width = [np.std(a.draws["chinchilla"].params["alpha"]) for a in (by_run, by_row)]
+    assert width[0] > 1.5 * width[1]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -25,6 +25,9 @@ FRONTIER_POINTS = 25
 FRONTIER_BEYOND = 10.0
 # Above this many rows profiles would take longer than everything else together.
 MAX_PROFILED_ROWS = 2000
+SAMPLED_DRAWS = 200
+# Resampled with replacement, fewer rows than this leave too few different ones: the profile stands in.
+MIN_RESAMPLED_ROWS = 12
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,8 @@ class Analysis:
 
     def _law(self, name: str) -> dict:
         fitted, draws = self.fits[name], self.draws.get(name)
-        names = list(fitted.params)
-        covered = np.sqrt(np.maximum(np.diagonal(uncertainty.covariance(fitted)), 0.0))
-        errors, intervals = {}, {}
-        for j, parameter in enumerate(names):
-            if draws is not None:
-                errors[parameter] = float(np.std(draws.params[parameter], ddof=1))
-                intervals[parameter] = uncertainty.interval(draws.params[parameter], self.level)
-            else:
-                slope = uncertainty.gradient(fitted, lambda p, k=parameter: p[k])[j]
-                errors[parameter] = float(abs(slope) * covered[j])
-                _, lo, hi = uncertainty.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)
-                intervals[parameter] = [float(lo), float(hi)]
-        profiles = {k: p for k, p in self.profiles.get(name, {}).items() if k in names}
+        errors, intervals, method = self._uncertainty(name)
+        profiles = {k: p for k, p in self.profiles.get(name, {}).items() if k in fitted.params}
         return {
             "equation": fitted.form.equation,
             "source": fitted.form.source,
@@ -93,7 +85,8 @@ class Analysis:
             "standard_errors": errors,
             "intervals": intervals,
             "level": self.level,
-            "interval_method": f"bootstrap by {self.resampled}" if draws is not None else "delta",
+            "interval_method": method,
+            "draws": self._sample(name),
             "profile_intervals": {k: p.interval for k, p in profiles.items()},
             "profiles": {k: {"grid": p.grid, "deviance": p.deviance} for k, p in profiles.items()},
             "objective": fitted.objective,
@@ -112,6 +105,30 @@ class Analysis:
             "bootstrap_at_bound": draws.at_bound if draws is not None else None,
             "residual_rmse": fitted.residual_rmse,
         }
+
+    def _uncertainty(self, name: str) -> tuple[dict, dict, str]:
+        """Standard errors and intervals of a law's parameters, and how they were found."""
+        fitted, draws, profiles = self.fits[name], self.draws.get(name), self.profiles.get(name)
+        if draws is not None and (fitted.num_observations >= MIN_RESAMPLED_ROWS or not profiles):
+            errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
+            intervals = {k: uncertainty.interval(v, self.level) for k, v in draws.params.items()}
+            return errors, intervals, f"bootstrap by {self.resampled}"
+        errors, intervals = {}, {}
+        covariance = uncertainty.covariance(fitted)
+        for parameter in fitted.params:
+            slope = uncertainty.gradient(fitted, lambda p, k=parameter: p[k])
+            errors[parameter] = float(np.sqrt(max(slope @ covariance @ slope, 0.0)))
+            _, lo, hi = uncertainty.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)
+            intervals[parameter] = [float(lo), float(hi)]
+        if draws is not None:
+            return errors, {k: profiles[k].interval for k in fitted.params}, "profile"
+        return errors, intervals, "delta"
+
+    def _sample(self, name: str) -> dict:
+        """Some of the surface law's bootstrap draws, for pictures of how its parameters move together."""
+        if name != self.surface or name not in self.draws:
+            return {}
+        return {parameter: values[:SAMPLED_DRAWS] for parameter, values in self.draws[name].params.items()}
 
     def _band(self, quantity) -> tuple[np.ndarray, np.ndarray]:
         """A derived quantity (m,) of the surface law and its interval (m, 2)."""
@@ -317,10 +334,10 @@ def analyse(
 
 
 def _with_evidence(found: Analysis) -> Analysis:
-    """Adds profiles of laws fitted to every row, the bias of approach 2 on this grid, and disagreements in words."""
+    """Adds the laws' profiles, the bias of approach 2 on this grid, and disagreements in words."""
     profiles, warnings, isoflop = {}, list(found.warnings), dict(found.isoflop)
     for law, fitted in found.fits.items():
-        if fitted.num_observations == len(found.observations) <= MAX_PROFILED_ROWS and not fitted.at_bound:
+        if fitted.num_observations <= MAX_PROFILED_ROWS and not fitted.at_bound:
             profiles[law] = {name: profile(fitted, name, found.level) for name in fitted.params}
             if allocation.exponents(fitted.form, fitted.params) is not None:
                 profiles[law]["a"] = profile(

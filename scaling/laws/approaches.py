@@ -163,7 +163,9 @@ def _minimum(profile: Profile, log_n: float, loss: float, bracketed: bool, draws
     if known:
         out |= {"num_params": float(np.exp(log_n)), "num_tokens": float(_tokens_at(profile, log_n)), "loss": loss}
         if len(draws):
-            out["num_params_interval"] = interval(np.exp(draws), level)
+            n, d = np.exp(draws), _tokens_at(profile, draws)
+            out["num_params_interval"], out["num_tokens_interval"] = interval(n, level), interval(d, level)
+            out["tokens_per_param_interval"] = interval(d / n, level)
     return out
 
 
