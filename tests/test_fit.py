@@ -187,6 +187,18 @@ def test_bad_input_is_one_line_and_exit_code_two(text, message, tmp_path, capsys
     assert error.count("\n") == 1
 
 
+def test_a_law_of_something_else_is_refused_by_the_command(sweep, tmp_path, capsys):
+    synthetic.write(tmp_path, sweep)
+    assert fit.main([str(tmp_path), "--law", "peak_lr"]) == 2
+    assert "not of the loss" in capsys.readouterr().err
+
+
+def test_unknown_law_names_those_there_are(sweep, tmp_path, capsys):
+    synthetic.write(tmp_path, sweep)
+    assert fit.main([str(tmp_path), "--law", "chincilla"]) == 2
+    assert "write one of" in capsys.readouterr().err
+
+
 def test_missing_source(tmp_path, capsys):
     assert fit.main([str(tmp_path / "none.csv")]) == 2
     assert fit.main([str(tmp_path)]) == 2

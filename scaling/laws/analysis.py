@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -299,8 +300,12 @@ def analyse(
     columns = observations.columns
     clustered = len(np.unique(observations.run)) < len(observations)
     fits, draws, selections, warnings, problems = {}, {}, {}, list(observations.warnings), []
-    for law in laws:
-        form = forms.get(law)
+    for form in map(forms.get, laws):
+        if form.target != "loss":
+            raise ValueError(
+                f"{source}: {form.name} is a law of {form.target}, not of the loss: fit it from Python, "
+                f'scaling.fit_law(table, "{form.name}"), on a table with a column {form.target}'
+            )
         rows, selections[form.name] = select(observations, form)
         chosen = observations.take(rows)
         try:
@@ -314,10 +319,8 @@ def analyse(
         warnings += _doubts(fits[form.name], draws.get(form.name))
     if not fits:
         raise ValueError(problems[0] if problems else f"{source}: no law was asked for: write --law chinchilla")
-    left_out = {reason: 0 for reason in sorted({row["reason"] for row in observations.excluded})}
-    for row in observations.excluded:
-        left_out[row["reason"]] += 1
-    warnings += [f"{count} {reason} runs are not fitted" for reason, count in left_out.items()]
+    left_out = Counter(row["reason"] for row in observations.excluded)
+    warnings += [f"{count} {reason} runs are not fitted" for reason, count in sorted(left_out.items())]
     found = Analysis(
         observations=observations,
         fits=fits,

@@ -4,7 +4,7 @@ Both say what loss a run has at every step, from the rates up to that step, so t
 
     curves = Curves(table, schedules)               # table: run, step, loss; schedules: run -> rate of every step
     fitted = fit(curves.observations(), multi_power_law(curves), delta=1e-3)
-    fitted.form = multi_power_law(other)            # the same law on other schedules: see ``predict``
+    multi_power_law(other).predict(fitted.params, **other.columns)      # the same law on other schedules
 """
 
 from collections.abc import Mapping
@@ -88,6 +88,20 @@ class Curves:
             source=source,
         )
 
+    def reduction(self, C: float, beta: float, gamma: float) -> dict[str, np.ndarray]:
+        """Σ_k (η_{k-1} - η_k) G(η_k^-γ S_k(t)) of every point, G(x) = 1 - (C x + 1)^-β; its slopes in C, β and γ."""
+        out = {name: np.zeros(len(self.loss)) for name in ("value", "C", "beta", "gamma")}
+        for rows, drop, rate, since in self.groups:
+            x = since * rate**-gamma
+            inner = np.log1p(C * x)
+            decayed = np.exp(-beta * inner)
+            slope = beta * decayed / (1.0 + C * x) * x  # ∂G/∂C
+            out["value"][rows] = (1.0 - decayed) @ drop
+            out["C"][rows] = slope @ drop
+            out["beta"][rows] = (decayed * inner) @ drop
+            out["gamma"][rows] = -C * (slope @ (drop * np.log(rate)))
+        return out
+
     @property
     def columns(self) -> dict[str, np.ndarray]:
         return {
@@ -145,58 +159,27 @@ def multi_power_law(curves: Curves) -> Form:
     S(t) the sum of rates up to t, warm-up included, S_k(t) that from step k to t.
     """
 
-    def parts(rows_of, C, beta, gamma):
-        _, drop, rate, since = rows_of
-        x = since * rate**-gamma
-        inner = np.log1p(C * x)
-        decayed = np.exp(-beta * inner)
-        return drop, rate, x, inner, decayed
-
-    def reduction(C, beta, gamma):
-        out = np.zeros(len(curves.loss))
-        for group in curves.groups:
-            drop, _, _, _, decayed = parts(group, C, beta, gamma)
-            out[group[0]] = (1.0 - decayed) @ drop
-        return out
-
     def lanes(point, *values):
-        """Calls for each lane of a batch, each (…, 1), and the rows that are asked for."""
+        """``Curves.reduction`` of each lane of a batch, at the rows asked for: {name: (…, n)}."""
         rows = np.asarray(point, dtype=np.int64) - 1
         shape = np.broadcast_shapes(*(np.shape(v) for v in values))
-        flat = [np.broadcast_to(v, shape).reshape(-1) for v in values]
-        return rows, shape, zip(*flat)
+        flat = zip(*(np.broadcast_to(v, shape).reshape(-1) for v in values))
+        found = [curves.reduction(*lane) for lane in flat]
+        return {k: np.stack([f[k][rows] for f in found]).reshape(*shape[:-1], -1) for k in found[0]}
 
     def function(point, lr_sum, *, L0, A, alpha, B, C, beta, gamma):
-        rows, shape, each = lanes(point, C, beta, gamma)
-        total = np.stack([reduction(*values)[rows] for values in each]).reshape(*shape[:-1], -1)
-        total = total if shape else total.reshape(-1)
-        return L0 + A * lr_sum**-alpha - B * total
+        total = lanes(point, C, beta, gamma)["value"]
+        return L0 + A * lr_sum**-alpha - B * (total if np.ndim(C) else total.reshape(-1))
 
     def gradient(point, lr_sum, *, L0, A, alpha, B, C, beta, gamma):
-        rows, shape, each = lanes(point, C, beta, gamma)
-        found = {name: [] for name in ("value", "C", "beta", "gamma")}
-        for c, b, g in each:
-            out = {name: np.zeros(len(curves.loss)) for name in found}
-            for group in curves.groups:
-                drop, rate, x, inner, decayed = parts(group, c, b, g)
-                slope = b * decayed / (1.0 + c * x) * x  # ∂G/∂C
-                out["value"][group[0]] = (1.0 - decayed) @ drop
-                out["C"][group[0]] = slope @ drop
-                out["beta"][group[0]] = (decayed * inner) @ drop
-                out["gamma"][group[0]] = -c * (slope @ (drop * np.log(rate)))
-            for name, values in out.items():
-                found[name].append(values[rows])
-        stacked = {name: np.stack(values).reshape(*shape[:-1], -1) for name, values in found.items()}
+        reduced = lanes(point, C, beta, gamma)
         power = lr_sum**-alpha
-        one = np.ones_like(power)
         return {
-            "L0": one,
+            "L0": np.ones_like(power),
             "A": power,
             "alpha": -A * power * np.log(lr_sum),
-            "B": -stacked["value"],
-            "C": -B * stacked["C"],
-            "beta": -B * stacked["beta"],
-            "gamma": -B * stacked["gamma"],
+            "B": -reduced["value"],
+            **{name: -B * reduced[name] for name in ("C", "beta", "gamma")},
         }
 
     parameters = {

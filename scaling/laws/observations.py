@@ -188,6 +188,10 @@ def _convention(table, num_params, flops, source, need_size=True):
     elif "flops" not in table and sized:
         product = _numbers(table, "num_params", source) * _numbers(table, "num_tokens", source)
         table = table.assign(flops=6.0 * product)
+    if sized and (counts or "tokens_per_param" not in table):
+        with np.errstate(all="ignore"):  # a size of zero is refused later, with its row
+            ratio = _numbers(table, "num_tokens", source) / _numbers(table, "num_params", source)
+        table = table.assign(tokens_per_param=ratio)  # of the count that was chosen
     return table, convention
 
 

@@ -92,6 +92,7 @@ def test_a_loss_without_offset_reports_its_bound():
         (lambda t: t.assign(loss=-t["loss"]), "write a positive number"),
         (lambda t: t.assign(loss=t["loss"].where(t.index != 3)), "row 3: loss is nan"),
         (lambda t: t.assign(loss="high"), "loss is 'high'"),
+        (lambda t: t.assign(num_params=0), "row 0: num_params is 0"),
         (lambda t: t.head(0), "no rows"),
     ],
 )

@@ -116,6 +116,7 @@ def test_forecast_of_epochs_largest_runs(law, most):
     assert inside.mean() >= 0.4
 
 
+@pytest.mark.slow
 def test_speed_measures_and_converges():
     figures = speed.measure()
     assert figures["bootstrap_converged"] == 1.0
