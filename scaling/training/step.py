@@ -173,7 +173,9 @@ def programs(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh:
         spec_of((eval_rows, S), np.int32, P(("data", "fsdp"))),
         spec_of((eval_rows, S - 1), np.float32, P(("data", "fsdp"))),
     )
-    init_compiled = jax.jit(init, out_shardings=shardings).lower(*abstract_args).compile()
+    # Runs once: on CPU, LLVM would take longer to optimise the random numbers than it does over the train step.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init_compiled = jax.jit(init, out_shardings=shardings).lower(*abstract_args).compile(compiler_options=quick)
     train_compiled = train.lower(abstract, tokens_KBS).compile()
     eval_compiled = evaluate.lower(abstract["params"], *eval_args).compile()
     return Programs(
