@@ -210,7 +210,11 @@ def _result(problem: Problem, solution: Solution, observations: Observations, sp
         reasons.append(f"only {same.sum()} of {len(same)} starts reached the best objective")
     if at_bound:
         reasons.append(f"{', '.join(at_bound)} at a bound: these data do not identify it")
-    if not positive:
+    diagonal = np.diagonal(solution.gauss[best])
+    idle = [name for name, d in zip(names, diagonal) if d <= 1e-20 * diagonal.max() and name not in at_bound]
+    if idle:
+        reasons.append(f"{', '.join(idle)} changes nothing in these data: they cannot tell it")
+    elif not positive:
         reasons.append("the Hessian is not positive: a direction is flat or the optimum is a kink")
     objective = float((observations.weight * problem.objective.rho(residuals)).sum())
     params = {k: float(v) for k, v in problem.model.coordinates.decode(theta).items()}
@@ -262,7 +266,8 @@ def check_identifiable(observations: Observations, form: Form) -> None:
         raise ValueError(f"{source}: {form.name} needs column {', '.join(missing)}, which has no positive numbers here")
     if n < P + 1:
         raise ValueError(f"{source}: {form.name} has {P} parameters and {n} observations: {P + 1} or more are needed")
-    bases = [c for c in form.columns if (observations.columns[c] > 0).all()]
+    # One corpus will do, and no repetition too: unique_tokens is no axis that runs must spread along.
+    bases = [c for c in form.columns if c != "unique_tokens" and (observations.columns[c] > 0).all()]
     for column in bases:
         x = observations.columns[column]
         levels = len(np.unique(np.round(np.log(x), 3)))
@@ -273,12 +278,13 @@ def check_identifiable(observations: Observations, form: Form) -> None:
                 f"{source}: {column} takes {what} only: the exponent of {column} in {form.name} cannot be known; "
                 f"add runs with {needed} or more different values of {column}"
             )
-    logs = np.stack([np.log(observations.columns[c]) for c in bases])
+    varied = [c for c in bases if np.ptp(np.log(observations.columns[c])) > 0]
+    logs = np.stack([np.log(observations.columns[c]) for c in varied])
     if len(logs) > 1:
         spread = np.linalg.svd(logs - logs.mean(axis=1, keepdims=True), compute_uv=False)
         if spread[-1] < 1e-3 * spread[0]:
             raise ValueError(
-                f"{source}: {' and '.join(form.columns)} move together in every row (one is a power of the other): "
+                f"{source}: {' and '.join(varied)} move together in every row (one is a power of the other): "
                 f"{form.name} cannot tell their effects apart; add runs off that line"
             )
 

@@ -166,6 +166,25 @@ def test_data_constrained_law_beats_the_published_optimum(repeated):
     assert repeated.params["R_N"] == pytest.approx(1.71, rel=0.01)
 
 
+def test_one_corpus_is_enough_for_the_data_constrained_law():
+    data = observations("data_constrained")
+    columns = data.columns | {"unique_tokens": np.full(len(data), 5e9)}
+    form = forms.FORMS["data_constrained"]
+    loss = form.predict(TRUTH["data_constrained"], **{c: columns[c] for c in form.columns})
+    fitted = fit(Observations(columns, loss, data.weight, data.run, data.budget), form)
+    assert fitted.params["R_D"] == pytest.approx(15.4, rel=1e-6)
+
+
+def test_a_parameter_that_changes_nothing_is_named():
+    data = observations("data_constrained")
+    columns = data.columns | {"unique_tokens": data.columns["num_tokens"]}  # nothing is ever repeated
+    form = forms.FORMS["data_constrained"].fix(R_N=5.3)
+    loss = form.predict(TRUTH["data_constrained"], **{c: columns[c] for c in form.columns})
+    fitted = fit(Observations(columns, loss, data.weight, data.run, data.budget), form)
+    assert not fitted.converged
+    assert any("R_D changes nothing" in reason for reason in fitted.reasons)
+
+
 def test_data_constrained_profile_has_no_upper_end(repeated):
     found = profile.profile(repeated, "R_D")
     assert found.lower < 15.387756 < found.value < found.upper
