@@ -37,8 +37,8 @@ def default_v1(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperpara
 
     N is non-embedding. The exponent is Porian et al.'s, the constant is from a sweep of this project at 3e11 to
     1.2e12 FLOPs (``sweeps/learning_rate.yaml``). The batch is 2,048 tokens, halved down to 512 while the run would
-    have fewer than 800 steps: halving it gained .03-.04 nats at 430 and 518 steps, and nothing at 859. Warm-up a tenth
-    of the run; β2 .98; weight decay .1.
+    have fewer than 800 steps: halving it gained .04, .03 and .01 nats at 430, 518 and 935 steps, and lost .01 at 859
+    (results/README.md). Warm-up a tenth of the run; β2 .98; weight decay .1.
     """
     num_params = accounting.param_counts(model)["non_embedding"]
     batch_tokens = 2048
