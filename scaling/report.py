@@ -231,7 +231,8 @@ def _ratio_headline(fit: Mapping) -> list[dict]:
     if not fitted:
         return []
     flops, entry = max(fitted.items())
-    text = f"tokens per parameter are best at {scientific(_budget(flops))} FLOPs, the largest fitted budget, by the parametric law"
+    budget = scientific(_budget(flops))
+    text = f"tokens per parameter are best at {budget} FLOPs, the largest fitted budget, by the parametric law"
     return [_headline(num(entry["value"], 3), entry.get("interval"), text, lambda v: num(v, 3))]
 
 
