@@ -88,7 +88,7 @@ class Solution:
 class _Lanes:
     """The state of a batch: θ and everything the next step needs."""
 
-    FIELDS = ("theta", "objective", "gradient", "hessian", "gauss", "spread", "largest")
+    FIELDS = ("theta", "objective", "gradient", "hessian", "gauss", "spread", "largest", "cosine")
 
     def __init__(self, problem: "Problem", theta: np.ndarray, weights: np.ndarray):
         value, jacobian, second = problem.model.derivatives(theta)
@@ -108,6 +108,7 @@ class _Lanes:
         self.gauss = (jacobian * w_omega[:, None, :]) @ jacobian.swapaxes(1, 2)
         self.spread = np.where(bad, 0.0, (w_psi * np.where(bad[:, None], 0.0, r)).sum(axis=1))
         self.largest = np.where(bad, np.inf, np.abs(np.where(bad[:, None], 0.0, r)).max(axis=1))
+        self.cosine = problem.cosine(self)
 
     def take(self, keep: np.ndarray) -> "_Lanes":
         out = object.__new__(_Lanes)
@@ -124,7 +125,7 @@ class _Lanes:
 class Problem:
     """What is minimised: Σ_i w_i ρ(f_i(θ) - target_i) within bounds."""
 
-    model: object  # .derivatives(theta): see forms.Model
+    model: object  # .derivatives(theta): see model.Model
     target: np.ndarray
     objective: Objective
     lower: np.ndarray
@@ -173,12 +174,11 @@ def solve(problem: Problem, start: np.ndarray, weights: np.ndarray, max_iteratio
     lanes = {name: np.concatenate([getattr(p[0], name) for p in parts]) for name in _Lanes.FIELDS}
     final = object.__new__(_Lanes)
     final.__dict__.update(lanes)
-    cosine = problem.cosine(final)
     return Solution(
         theta=final.theta,
         objective=final.objective,
-        cosine=cosine,
-        converged=cosine <= CONVERGED_COSINE,
+        cosine=final.cosine,
+        converged=final.cosine <= CONVERGED_COSINE,
         at_bound=problem.held(final),
         hessian=final.hessian,
         gauss=final.gauss,
@@ -193,7 +193,7 @@ def _solve_chunk(problem: Problem, start: np.ndarray, weights: np.ndarray, max_i
     iterations = 0
     while iterations < max_iterations:
         lanes = everyone.take(active)
-        going = (problem.cosine(lanes) > TARGET_COSINE) & (damping[active] < 1e12)
+        going = (lanes.cosine > TARGET_COSINE) & (damping[active] < 1e12)
         active, lanes = active[going], lanes.take(going)
         if not len(active):
             break
@@ -205,7 +205,7 @@ def _solve_chunk(problem: Problem, start: np.ndarray, weights: np.ndarray, max_i
             ratio = decrease / predicted
         # Near the optimum the objective is flat to rounding and only the gradient can tell progress.
         flat = np.abs(decrease) <= 1e-13 * np.abs(lanes.objective)
-        accepted = np.where(flat, problem.cosine(trial) < problem.cosine(lanes), decrease > 0)
+        accepted = np.where(flat, trial.cosine < lanes.cosine, decrease > 0)
         everyone.put(active[accepted], trial, accepted)
         good = accepted & ((ratio > 0.5) | flat)
         poor = accepted & (ratio < 0.1) & ~flat
