@@ -10,6 +10,7 @@ between runs of this command on one machine mean something; single figures drift
 import argparse
 import contextlib
 import os
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def measure(
 
     Rows hold ``num_params`` (non-embedding), ``d_model``, ``num_layers``, ``seq_len``, ``batch_size``, and summed over
     the workers ``tokens_per_s``, ``flops_per_s`` (training, rule exact) and ``eval_tokens_per_s``; ``compile_seconds``
-    is the slowest worker's.
+    is the slowest worker's, ``seconds`` the workers' mean of what ``loop.calibrate`` gives.
 
     Raises ValueError with the worker's reason if a run cannot be timed.
     """
@@ -92,7 +93,27 @@ def _row(run: RunConfig, timed: list[dict], corpus) -> dict:
         "flops_per_s": tokens_per_s * accounting.flops_per_token(run.model, run.data.seq_len)["exact"],
         "eval_tokens_per_s": sum(corpus.validation_tokens / t["eval_seconds"] for t in timed),
         "compile_seconds": max(t["compile_seconds"] for t in timed),
+        "seconds": {name: statistics.mean(t[name] for t in timed) for name in timed[0]},
     }
+
+
+def keep_for_plans(runs: Sequence[RunConfig], rows: Sequence[dict], cache: plan.TimingCache) -> None:
+    """Adds the rows' seconds to the timings that a sweep's plan predicts from, in place of its own short ones."""
+    measured = {plan.shape_key(run): plan.Timing.of(row["seconds"]) for run, row in zip(runs, rows)}
+    cache.save(cache.load() | measured)
+
+
+def show_laws(console: Console) -> None:
+    """The speed of the fits, in seconds."""
+    from scaling.laws import speed
+
+    table = Table("fit", "seconds", title=f"{plan.processor()}, one process", title_justify="left")
+    measured = speed.measure()
+    converged = measured.pop("bootstrap_converged")
+    for name, seconds in measured.items():
+        table.add_row(name, f"{seconds:.3f}")
+    console.print(table)
+    console.print(f"bootstrap replicates converged: {100 * converged:.1f} %")
 
 
 def show(console: Console, rows: Sequence[dict], workers: int) -> None:
@@ -116,21 +137,27 @@ def show(console: Console, rows: Sequence[dict], workers: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("--grid", metavar="FILE", help="time the shapes of this grid (default: three sizes)")
+    parser.add_argument("--grid", metavar="FILE", help="time this grid's shapes, for its plan (default: three sizes)")
+    parser.add_argument("--laws", action="store_true", help="time the fits of scaling.laws instead")
     parser.add_argument("--workers", type=int, metavar="N", help="processes at once (default: one a core on CPU)")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="about how long to time each (2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows and the environment as JSON")
     args = parser.parse_args(argv)
     cache_dir = Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
     workers = args.workers or executors.auto_workers(len(executors.available_cores()))
+    console = progress.console(sys.stdout)
+    if args.laws:
+        show_laws(console)
+        return 0
     try:
         runs, execution = grid_runs(args.grid) if args.grid else (default_runs(), config.ExecutionConfig())
         rows = measure(runs, execution, workers=workers, cache_dir=cache_dir, seconds=args.seconds)
     except (ValueError, executors.ExecutorError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    console = progress.console(sys.stdout)
     show(console, rows, workers)
+    if args.grid:
+        keep_for_plans(runs, rows, plan.TimingCache(cache_dir, args.workers or "auto", execution))
     if args.out:
         payload = {"processor": plan.processor(), "workers": workers, "rows": rows, "environment": records.software()}
         records.write_json(args.out, payload)

@@ -137,8 +137,8 @@ def is_done(results: Path, run_id: str) -> bool:
 def load(results: Path) -> "pd.DataFrame":
     """A results folder as a table, a row per run (diverged and failed ones too: see ``status``).
 
-    Columns: run_id, status, holdout, recipe; cell and setting (equal for runs of one model, data and horizon, and of
-    one optimiser and batch); budget_flops and the other labels; num_params (non-embedding) and
+    Columns: run_id, status, holdout, recipe; data (its fingerprint); cell and setting (equal for runs of one model,
+    data and horizon, and of one optimiser and batch); budget_flops and the other labels; num_params (non-embedding) and
     num_params_<group>; num_tokens, unique_tokens, epochs, tokens_per_param, num_steps, batch_tokens; flops_<rule>;
     loss, loss_standard_error, bits_per_byte; seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
     """
@@ -165,6 +165,7 @@ def _row(r: RunRecord) -> dict:
         "recipe": r.sweep.get("recipe"),
         "cell": _digest(model, r.config["data"], r.config["horizon"]),
         "setting": _digest(optim, r.config["batch_size"]),
+        "data": r.data.get("fingerprint"),
         **r.sweep.get("labels", {}),
         "num_params": r.num_params["non_embedding"],
         **{f"num_params_{group}": count for group, count in r.num_params.items()},

@@ -7,6 +7,7 @@ What is done stays done: the command can be stopped at any moment and given agai
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import shlex
@@ -127,7 +128,7 @@ class Sweep:
         self.results = args.results or Path("results") / self.grid.name
         self.workdir = args.workdir or Path(".scaling") / self.grid.name
         self.cache_dir = Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
-        self.timings = plan.TimingCache(self.cache_dir, args.workers)
+        self.timings = plan.TimingCache(self.cache_dir, args.workers, self.grid.execution)
         self.manifest = folder.Manifest(
             self.results, grid=self.grid, grid_path=args.grid, command=typed, shard=args.shard
         )
@@ -296,10 +297,15 @@ class Sweep:
         finally:
             self._write_manifest()
 
+    def _execution_of_one_worker(self) -> config.ExecutionConfig:
+        """The grid's, with this worker's share of the disk: each holds the checkpoints of one pack at a time."""
+        whole = self.grid.execution
+        return dataclasses.replace(whole, disk_budget_gb=whole.disk_budget_gb / self.workers)
+
     def _train_payload(self, pack: graph.Pack) -> dict:
         return {
             "cells": [worker.cell_to_json(row.cell) for row in pack.rows],
-            "execution": config.to_dict(self.grid.execution),
+            "execution": config.to_dict(self._execution_of_one_worker()),
             "workdir": str(self.workdir),
             "results": str(self.results),
             "cache_dir": str(self.cache_dir),

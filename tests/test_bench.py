@@ -52,6 +52,23 @@ def test_throughput_is_the_sum_over_workers(two_workers, tmp_path):
     assert row["compile_seconds"] == 2.0
 
 
+def test_a_grids_timings_are_what_its_plan_predicts_from(two_workers, tmp_path):
+    grid_file = tmp_path / "tiny.yaml"
+    grid_file.write_text(
+        "recipe: default@1\nisoflop: {rule: exact, budgets: [1e10], sizes: [8, 16]}\nexecution: {remat: full}\n"
+    )
+    assert bench.main(["--grid", str(grid_file), "--seconds", "0.1"]) == 0
+    cells = bench.grid.load(grid_file).cells
+    execution = bench.grid.load(grid_file).execution
+    rows = bench.plan.predict(bench.plan.rows(cells), bench.plan.TimingCache(tmp_path, "auto", execution).load())
+    mean_step = (0.5 + 0.25) / 2
+    for row in rows:
+        assert row.seconds == pytest.approx(
+            bench.plan.START_SECONDS + row.plan.num_steps * mean_step + 20 * 1.0 + 2.0
+        )  # fmt: skip
+    assert bench.plan.TimingCache(tmp_path, "auto", ExecutionConfig()).load() == {}  # another execution, other times
+
+
 def test_the_command_writes_its_rows(two_workers, tmp_path, capsys):
     assert bench.main(["--workers", "2", "--out", str(tmp_path / "bench.json")]) == 0
     assert [row["num_layers"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]] == [4, 6, 5]

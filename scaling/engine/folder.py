@@ -320,13 +320,22 @@ class Forecast:
         return not self._payload or self._payload.get("sha256") == _sha256(rest)
 
     def add(self, entries: Sequence[dict], fitted_run_ids: Sequence[str]) -> None:
-        """Adds entries (run_id, flops, num_params, num_tokens, predicted, interval, level) and writes the file."""
+        """Adds entries (run_id, flops, num_params, num_tokens, predicted, interval, level) and writes the file; each
+        says what it was fitted on.
+
+        Raises ValueError if the file was edited: adding to it would seal the edit.
+        """
+        if not self.is_intact:
+            raise ValueError(f"{self.path}: does not match its own sha256: restore it from git, or delete it")
         written = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         payload = {
             "schema": 1,
             "written": written,
-            "fitted_run_ids": sorted(fitted_run_ids),
-            "cells": [*self.entries, *({**entry, "written": written} for entry in entries)],
+            "fitted_run_ids": sorted(fitted_run_ids),  # of the newest entries; older ones keep their own
+            "cells": [
+                *self.entries,
+                *({**entry, "written": written, "fitted_run_ids": sorted(fitted_run_ids)} for entry in entries),
+            ],
         }
         self._payload = {**payload, "sha256": _sha256(payload)}
         records.write_json(self.path, self._payload)

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from scaling import accounting, records
-from scaling.config import Horizon, RunConfig, canonical_json
+from scaling.config import ExecutionConfig, Horizon, RunConfig, canonical_json
 from scaling.grid import Cell
 
 # Longest step, in exact FLOPs, that is timed on a CPU before a sweep: above it a few steps and their compilation would
@@ -127,11 +127,11 @@ def predicted_wall(table: Sequence[Row], workers: int) -> float | None:
 
 
 class TimingCache:
-    """Timings of this machine and this code: ``<folder>/calibration-<hash>.json``. Another processor, JAX version or
-    edit of ``scaling/training`` is another file."""
+    """Timings of this machine and this code: ``<folder>/calibration-<hash>.json``. Another processor, JAX version,
+    execution or edit of ``scaling/training`` is another file."""
 
-    def __init__(self, folder: Path, workers: int):
-        self.path = Path(folder) / f"calibration-{_fingerprint(workers)}.json"
+    def __init__(self, folder: Path, workers: int | str, execution: ExecutionConfig):
+        self.path = Path(folder) / f"calibration-{_fingerprint(workers, execution)}.json"
 
     def load(self) -> dict[str, Timing]:
         try:
@@ -144,8 +144,9 @@ class TimingCache:
         records.write_json(self.path, {key: dataclasses.asdict(timing) for key, timing in known.items()})
 
 
-def _fingerprint(workers: int) -> str:
+def _fingerprint(workers: int | str, execution: ExecutionConfig) -> str:
     parts = [platform.machine(), processor(), os.cpu_count(), workers, platform.python_version()]
+    parts.append(canonical_json(execution))
     parts += [metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")]
     parts += [os.environ.get(name) for name in ("JAX_PLATFORMS", "XLA_FLAGS", "GLIBC_TUNABLES")]
     source = hashlib.sha256()

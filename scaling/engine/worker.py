@@ -96,14 +96,15 @@ def _serve(loop: ModuleType, answers: TextIO) -> None:
         task = json.loads(line)
         try:
             answer = execute(loop, task["command"], task["payload"], say)
+            busy.clear()  # before the answer: the next task may come right after it
             say({"event": "done", "key": task["key"], "answer": answer})
         except (BrokenPipeError, loop.Interrupted):
             return
         except Exception as e:
             traceback.print_exc()
             final = isinstance(e, ValueError)  # bad input: trying again would say the same
+            busy.clear()
             say({"event": "failed", "key": task["key"], "reason": describe(e), "final": final})
-        busy.clear()
 
 
 def describe(error: Exception) -> str:

@@ -99,7 +99,8 @@ def from_table(
         table then needs that column and the law's own, and ``loss`` is a column like any other.
 
     Raises:
-      ValueError: a column is missing, a value is not a positive number, or a chosen convention is not there.
+      ValueError: a column is missing, a value is not a positive number, a chosen convention is not there, or the
+        column ``data`` names several datasets.
     """
     table = _canonical(table, source)
     if target != "loss":
@@ -122,6 +123,7 @@ def from_table(
     if "cell" in table and "setting" in table:
         reason[_untuned(table, loss, reason == "")] = "untuned"
     kept = reason == ""
+    _require_one_dataset(table[kept], source)
     _check_positive(table[kept], label[kept], source)
     weight = _numbers(table, "weight", source) if "weight" in table else np.ones(len(table))
     budget = _numbers(table, "budget_flops", source) if "budget_flops" in table else np.full(len(table), np.nan)
@@ -138,6 +140,14 @@ def from_table(
         columns, loss, weight, label, budget, source, convention, excluded, _duplicates(table[kept], label[kept])
     )
     return everything.take(kept)
+
+
+def _require_one_dataset(table, source: str) -> None:
+    """Losses on different data are not points of one law (another Python version is another default corpus)."""
+    counts = table["data"].value_counts() if "data" in table else []
+    if len(counts) > 1:
+        found = "; ".join(f"{name[:12]}: {count} runs" for name, count in counts.items())
+        raise ValueError(f"{source}: runs on {len(counts)} different datasets ({found}): fit the runs of one at a time")
 
 
 def _untuned(table, loss: np.ndarray, candidates: np.ndarray) -> np.ndarray:

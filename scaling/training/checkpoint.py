@@ -44,16 +44,38 @@ class Checkpoints:
 
     def restore(self, abstract_state_for: Callable[[dict], Any]) -> tuple[Any, dict] | None:
         """(state, host) of the newest checkpoint that can be read, sharded as ``abstract_state_for(host)`` says; None
-        if there is none. One that cannot be read is said, deleted, and the one before it tried."""
+        if there is none. One that cannot be read is said and set aside, and the one before it tried; what
+        ``abstract_state_for`` raises is not the checkpoint's fault and passes through."""
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                host = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
-                wanted = ocp.args.StandardRestore(abstract_state_for(host))
-                return self._manager.restore(step, args=ocp.args.Composite(state=wanted))["state"], host
-            except (ValueError, KeyError, TypeError, OSError) as e:
-                print(f"{self.folder}/{step}: unreadable checkpoint ({type(e).__name__}), going back to the one before")
-                self._manager.delete(step)
+            host = self._try(step, {"host": ocp.args.JsonRestore()})
+            if host is None:
+                continue
+            host = host["host"]
+            wanted = abstract_state_for(host)
+            state = self._try(step, {"state": ocp.args.StandardRestore(wanted)})
+            if state is not None:
+                return state["state"], host
         return None
+
+    def _try(self, step: int, items: dict) -> Any:
+        """The restored items, or None after setting the checkpoint aside."""
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
+            aside = self.folder / f"unreadable-{step}"
+            print(f"{self.folder / str(step)}: unreadable checkpoint ({type(e).__name__}), set aside as {aside.name}")
+            if aside.exists():
+                aside.rmtree()
+            (self.folder / str(step)).rename(aside)
+            self._manager.reload()
+            return None
+
+    def keep_newest(self) -> None:
+        """Closes, and leaves only the newest checkpoint on disk."""
+        self._manager.wait_until_finished()
+        for step in sorted(self._manager.all_steps())[:-1]:
+            self._manager.delete(step)
+        self._manager.close()
 
     def close(self) -> None:
         """Waits for saves under way."""

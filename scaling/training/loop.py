@@ -73,8 +73,8 @@ def train(
     data; Interrupted after ``stop_requested`` is set.
     """
     folder = Path(workdir) / "checkpoints" / pack_id(cells)
-    cells = [c for c in cells if not records.is_done(results, c.run.run_id)]
-    if not cells:
+    done = {c.run.run_id for c in cells if records.is_done(results, c.run.run_id)}
+    if len(done) == len(cells):
         if folder.exists() and not execution.keep_final_checkpoint and jax.process_index() == 0:
             shutil.rmtree(folder)  # left by a call that was killed between a record and this
         return []
@@ -91,7 +91,7 @@ def train(
         checkpoints = Checkpoints(folder.absolute(), checkpoint_bytes, execution.disk_budget_gb * 1e9)
         try:
             members = [Member(c, accounting.plan(c.run), _logs(c.run, execution, workdir, sweep_name)) for c in cells]
-            pack = _start(members, corpus, execution, mesh, checkpoints)
+            pack = _start(members, done, corpus, execution, mesh, checkpoints)
             finished = _run(pack, checkpoints, results, sweep_name, on_event)
         except BaseException:
             checkpoints.close()
@@ -100,7 +100,7 @@ def train(
             if member.logs:
                 member.logs.close()
         if execution.keep_final_checkpoint:
-            checkpoints.close()
+            checkpoints.keep_newest()
         else:
             checkpoints.delete()
     return finished
@@ -111,8 +111,8 @@ def _logs(run: RunConfig, execution: ExecutionConfig, workdir: Path, sweep_name:
     return StepLogs(execution, run, Path(workdir) / "tensorboard", sweep_name) if wanted else None
 
 
-def _start(members: list[Member], corpus, execution, mesh, checkpoints) -> Pack:
-    """The pack as its newest checkpoint left it, or new."""
+def _start(members: list[Member], done: set[str], corpus, execution, mesh, checkpoints) -> Pack:
+    """The pack as its newest checkpoint left it, or new; without the members whose record is written."""
     by_id = {m.run.run_id: m for m in members}
     clock = Clock()
     packs: list[Pack] = []
@@ -124,12 +124,12 @@ def _start(members: list[Member], corpus, execution, mesh, checkpoints) -> Pack:
                 f"is now {corpus.fingerprint[:12]}: bring the old data back, or delete that folder to start again"
             )
         clock.seconds = dict(host["seconds"])
-        packs[:] = [Pack([by_id[i] for i in host["run_ids"] if i in by_id], corpus, execution, mesh, clock)]
+        packs[:] = [Pack([by_id[i] for i in host["run_ids"]], corpus, execution, mesh, clock)]
         return packs[0].programs.abstract_state
 
     restored = checkpoints.restore(abstract_state_for)
     if restored is None:
-        pack = Pack(members, corpus, execution, mesh, clock)
+        pack = Pack([m for m in members if m.run.run_id not in done], corpus, execution, mesh, clock)
         pack.initialise()
         return pack
     state, host = restored
@@ -138,6 +138,9 @@ def _start(members: list[Member], corpus, execution, mesh, checkpoints) -> Pack:
         member.restore(saved)
     pack.state = state
     pack.step = int(to_host(state["step"])[0])
+    left = [k for k, m in enumerate(pack.members) if m.run.run_id not in done]
+    if len(left) < len(pack.members):
+        pack.keep(left)
     return pack
 
 
@@ -171,8 +174,7 @@ def _run_to(pack: Pack, last_step: int, checkpoints: Checkpoints, on_event) -> N
     pending: dict | None = None
     last_save = last_progress = time.perf_counter()
     marks = {s for m in pack.members for s in eval_steps(m.plan.num_steps, m.run.eval.num_points)}
-    segment_started = time.perf_counter()
-    outside = sum(pack.clock.seconds.values())
+    pack.clock.start_lap()
 
     def read() -> None:
         """Waits for the newest dispatched step, and takes its metrics in."""
@@ -197,16 +199,16 @@ def _run_to(pack: Pack, last_step: int, checkpoints: Checkpoints, on_event) -> N
             last_progress = now
             on_event(_progress(pack))
         what = _agreed(pack.step, stop_requested.is_set(), now - last_save > pack.execution.checkpoint_seconds)
-        if what and pack.step < last_step:
+        if what == "stop" or (what == "save" and pack.step < last_step):
             last_save = now
             read()
+            pack.clock.end_lap()
             with pack.clock.timed("save"):
                 checkpoints.save(pack.step, pack.state, pack.host_state())
         if what == "stop":
             raise Interrupted
     read()
-    inside = sum(pack.clock.seconds.values()) - outside
-    pack.clock.seconds["step"] += time.perf_counter() - segment_started - inside
+    pack.clock.end_lap()
     on_event(_progress(pack))
 
 

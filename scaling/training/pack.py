@@ -1,5 +1,6 @@
 """A pack while it trains: what the host knows of each member, the state they share, their batches and evaluations."""
 
+import copy
 import math
 import time
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ _LOGGED_STEPS = 200
 
 def eval_steps(num_steps: int, num_points: int) -> list[int]:
     """The steps of a curve: ``num_points`` log-spaced from a hundredth of the run to its end, distinct."""
-    if num_points == 0:
-        return []
+    if num_points < 2:
+        return [num_steps] * num_points
     return sorted({max(1, round(s)) for s in np.geomspace(num_steps / 100, num_steps, num_points)})
 
 
@@ -79,7 +80,7 @@ class Member:
             "step": step_done,
             "num_tokens": step_done * self.plan.batch_tokens,
             "loss": loss,
-            "standard_error": standard_error,
+            "standard_error": finite(standard_error),  # none from a single window
             "num_eval_tokens": num_eval_tokens,
             "train_loss": self.loss_sum / self.loss_count if self.loss_count else None,
             "learning_rate": self.last.get("learning_rate"),
@@ -123,6 +124,18 @@ class Clock:
 
     def timed(self, name: str):
         return _Timed(self, name)
+
+    def start_lap(self) -> None:
+        self._lap_started, self._lap_others = time.perf_counter(), self._others()
+
+    def end_lap(self) -> None:
+        """Counts the time since the lap started as ``step``, less what went into anything else; starts the next."""
+        inside = self._others() - self._lap_others
+        self.seconds["step"] += time.perf_counter() - self._lap_started - inside
+        self.start_lap()
+
+    def _others(self) -> float:
+        return sum(seconds for name, seconds in self.seconds.items() if name != "step")
 
 
 @dataclass
@@ -246,9 +259,11 @@ class Pack:
             self.state = jax.device_put(state, shardings)
 
     def host_state(self) -> dict:
-        return {
+        state = {
             "run_ids": [m.run.run_id for m in self.members],
             "members": [m.saved() for m in self.members],
             "fingerprint": self.corpus.fingerprint,
             "seconds": self.clock.seconds,
         }
+        # A copy: Orbax writes it in the background, while training goes on to change these lists.
+        return copy.deepcopy(state)

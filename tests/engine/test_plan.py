@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from scaling.config import EvalConfig, Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import EvalConfig, ExecutionConfig, Horizon, ModelConfig, OptimConfig, RunConfig
 from scaling.engine import graph, plan
 from scaling.engine.plan import Timing
 from scaling.grid import Cell
@@ -87,10 +87,10 @@ def test_held_out_cells_come_after_the_others():
 
 def test_timings_survive_on_disk_and_damage_means_measuring_again(tmp_path):
     known = {"a": Timing(1.0, 0.25, 0.5, 2.0)}
-    plan.TimingCache(tmp_path, "auto").save(known)
-    cache = plan.TimingCache(tmp_path, "auto")
+    plan.TimingCache(tmp_path, "auto", ExecutionConfig()).save(known)
+    cache = plan.TimingCache(tmp_path, "auto", ExecutionConfig())
     assert cache.load() == known
-    assert plan.TimingCache(tmp_path, 3).load() == {}
+    assert plan.TimingCache(tmp_path, 3, ExecutionConfig()).load() == {}
     cache.path.write_text(cache.path.read_text()[:20])
     assert cache.load() == {}
 

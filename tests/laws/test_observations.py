@@ -1,6 +1,7 @@
 """Tables → observations: what is fitted and what is not."""
 
 import pandas as pd
+import pytest
 
 from scaling.laws.observations import from_table
 
@@ -17,3 +18,12 @@ def test_a_rate_sweep_is_fitted_at_each_cells_best_setting_over_its_seeds():
     observations = from_table(table)
     assert sorted(observations.loss) == [2.00, 2.02, 2.05, 2.50]
     assert [row["reason"] for row in observations.excluded] == ["untuned"] * 3
+
+
+def test_runs_on_different_data_are_not_fitted_together():
+    table = pd.DataFrame(
+        {"num_params": [1e6, 2e6], "num_tokens": 1e8, "loss": [2.0, 1.9], "data": ["a" * 64, "b" * 64]}
+    )
+    with pytest.raises(ValueError, match=r"2 different datasets .aaaaaaaaaaaa: 1 runs; bbbbbbbbbbbb: 1 runs"):
+        from_table(table)
+    assert len(from_table(table.assign(status=["completed", "failed"]))) == 1

@@ -245,3 +245,51 @@ def test_a_logger_that_is_not_installed_says_what_to_do(corpus, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"execution.wandb is true .* pip install"):
         train([cell(corpus[0])], corpus, tmp_path, dataclasses.replace(EXECUTION, wandb=True))
+
+
+def two_checkpoints(folder):
+    """A Checkpoints with steps 1 and 2 saved of a small state, and what it should restore."""
+    from scaling.training.checkpoint import Checkpoints
+
+    state = {"w": jax.numpy.arange(8.0)}
+    host = {"curve": [1.5]}
+    checkpoints = Checkpoints(folder.absolute(), 32, 1e9)
+    for step in (1, 2):
+        checkpoints.save(step, jax.tree.map(lambda x, s=step: x * s, state), host | {"step": step})
+        checkpoints._manager.wait_until_finished()
+    abstract = jax.eval_shape(lambda: state)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return checkpoints, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract)
+
+
+def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_it_restored(tmp_path, capsys):
+    checkpoints, abstract = two_checkpoints(tmp_path)
+    (tmp_path / "2" / "host" / "metadata").write_text('{"curve": [1.')
+    state, host = checkpoints.restore(lambda host: abstract)
+    assert host["step"] == 1
+    assert (np.asarray(state["w"]) == np.arange(8.0)).all()
+    assert "2: unreadable checkpoint" in capsys.readouterr().out
+    assert (tmp_path / "unreadable-2").exists()
+    checkpoints.save(2, {"w": jax.numpy.ones(8)}, {"step": 2})  # and its place is free again
+    assert checkpoints.restore(lambda host: abstract)[1] == {"step": 2}
+    checkpoints.close()
+
+
+def test_a_config_that_does_not_fit_costs_no_checkpoint(tmp_path):
+    checkpoints, _ = two_checkpoints(tmp_path)
+
+    def refuse(host):
+        raise ValueError("batch_size is 4, which the mesh does not divide")
+
+    with pytest.raises(ValueError, match="batch_size is 4"):
+        checkpoints.restore(refuse)
+    assert {p.name for p in tmp_path.iterdir()} >= {"1", "2"}
+    checkpoints.close()
+
+
+def test_what_is_saved_is_not_what_training_goes_on_to_change(corpus):
+    member = pack.Member(cell(corpus[0]), None)
+    members = type("P", (), {"members": [member], "corpus": data.open(*corpus), "clock": pack.Clock()})
+    saved = pack.Pack.host_state(members)
+    member.curve["step"].append(99)
+    assert saved["members"][0]["curve"]["step"] == []

@@ -96,9 +96,11 @@ def rotary(x_BTHK, theta: float):
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def dense(x_BTX, w_XY):
-    """x w over the last axis, as one 2-D product: batched ones leave the CPU backend's fast path."""
-    return (x_BTX.reshape(-1, x_BTX.shape[-1]) @ w_XY).reshape(*x_BTX.shape[:-1], w_XY.shape[-1])
+def dense(x_BTX, w_XY, dtype=None):
+    """x w over the last axis, as one 2-D product: batched ones leave the CPU backend's fast path. ``dtype``: of the
+    result, where it should be wider than the factors'."""
+    product = jnp.matmul(x_BTX.reshape(-1, x_BTX.shape[-1]), w_XY, preferred_element_type=dtype)
+    return product.reshape(*x_BTX.shape[:-1], w_XY.shape[-1])
 
 
 def _activate(name: str, hidden, gate):
@@ -154,7 +156,8 @@ class Transformer(nn.Module):
         x_BTD = self._layers(layers, x_BTD)
         x_BTD = rms_norm(x_BTD, params["final_norm"], c.norm_eps)
         head_DV = params["embedding"].T if c.tied_embeddings else params["unembedding"]
-        logits_BTV = dense(x_BTD, head_DV).astype(jnp.float32) / width_multiplier(c)
+        # Straight to float32: a bfloat16 logit near 10 would be rounded to .06.
+        logits_BTV = dense(x_BTD, head_DV, dtype=jnp.float32) / width_multiplier(c)
         if c.logit_softcap is not None:
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
         return logits_BTV
