@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in ASCII is better than none
     console = progress.console(sys.stdout)
-    previous = {s: signal.signal(s, _interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    # A signal that is ignored stays so: nohup's hang-up.
+    wanted = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+    previous = {s: signal.signal(s, _interrupt) for s in wanted}
     try:
         return Sweep(args, typed, console, loop).run()
     except (BadInputError, folder.HeldError, executors.ExecutorError) as e:

@@ -213,6 +213,8 @@ def _end(g, dev, side, quantile, noise, value, error) -> float:
     With ``noise`` the law may miss by sqrt(dev) and the run by its noise at once: at distance y from the optimum the
     least of dev(g) + ((y - g)/noise)² over g must stay below the quantile squared.
     """
+    known = np.isfinite(g)  # beyond, the parameter overflows: the data allow all there is
+    g, dev = g[known], dev[known]
     order = np.argsort(side * g)
     g, root = g[order], np.sqrt(np.maximum.accumulate(dev[order]))
     if noise > 0.0:

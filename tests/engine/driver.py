@@ -1,6 +1,7 @@
 """``python driver.py …``: the sweep command around a training loop of hashes (fake_loop), instant laws and report."""
 
 import importlib
+import signal
 import sys
 import types
 from pathlib import Path
@@ -58,5 +59,7 @@ def install(setitem=dict.__setitem__, setattr=setattr):
 
 
 if __name__ == "__main__":
+    # A test run that was started in the background hands SIGINT down as ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     install()
     sys.exit(sweep.main(loop="fake_loop"))
