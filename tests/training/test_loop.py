@@ -137,6 +137,7 @@ def test_interrupted_anywhere_the_record_is_the_same_to_the_bit(undisturbed, cor
     assert not list((tmp_path / "work" / "checkpoints").iterdir())  # and its checkpoints are gone
 
 
+@pytest.mark.slow
 def test_members_leave_at_their_own_horizons_and_equal_their_lone_runs(undisturbed, corpus, tmp_path):
     others = [cell(corpus[0], steps=10, seed=1), cell(corpus[0], steps=24, seed=2, peak_lr=1e4, clip_norm=None)]
     by_id = {r.run_id: r for r in train([cell(corpus[0]), *others], corpus, tmp_path)}

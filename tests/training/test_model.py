@@ -104,6 +104,7 @@ def test_scores_depend_on_relative_position_only():
     assert_allclose(np.linalg.norm(rotated, axis=1), np.linalg.norm(x), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_the_future_does_not_reach_the_past(config):
     before = tokens(2, 12)
@@ -116,6 +117,7 @@ def test_the_future_does_not_reach_the_past(config):
     assert (change[7:] > 1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [VARIANTS["swiglu"], VARIANTS["relu2, qk-norm"]], ids=["swiglu", "relu2"])
 def test_execution_changes_rounding_only(config):
     params = initial(config, 0)

@@ -49,7 +49,7 @@ def alone():
     return losses([RUN])[0]
 
 
-MESHES = [MeshConfig(1, 2, 2, 2), MeshConfig(1, 1, 8, 1)]
+MESHES = [MeshConfig(1, 2, 2, 2), pytest.param(MeshConfig(1, 1, 8, 1), marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
@@ -60,6 +60,7 @@ def test_a_mesh_changes_rounding_only(mesh, alone):
     assert moments == state["params"]["w_in"].sharding.spec == P("run", None, "fsdp", "tensor")
 
 
+@pytest.mark.slow
 def test_members_of_a_pack_are_their_lone_runs_on_any_mesh(alone):
     other = dataclasses.replace(
         RUN, seed=5, optim=dataclasses.replace(RUN.optim, peak_lr=0.003, weight_decay=0.0, beta2=0.9, z_loss=1e-3)
