@@ -34,6 +34,13 @@ def _require_fraction(config: Any, *names: str) -> None:
         _require(0 <= value < 1, name, value, "a number in [0, 1)")
 
 
+def _since(schema: int, default: Any) -> Any:
+    """A field that records made before ``schema`` do not have. ``default`` is what the code did before there was the
+    field, for ever: at that value it is left out of the canonical JSON, so that ids given earlier stay what they were.
+    """
+    return field(default=default, metadata={"since": schema})
+
+
 class _Strict:
     """Unknown keys are errors when pydantic builds one of these."""
 
@@ -283,8 +290,16 @@ def to_dict(config: Any) -> dict:
 
 
 def canonical_json(config: Any) -> str:
-    """Sorted keys, no spaces, shortest round-trip floats; the text that ``run_id`` hashes."""
-    return json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Sorted keys, no spaces, shortest round-trip floats, fields younger than the config left out; the text that
+    ``run_id`` hashes."""
+    return json.dumps(_canonical(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _canonical(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    pairs = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {f.name: _canonical(v) for f, v in pairs if not ("since" in f.metadata and v == f.default)}
 
 
 def from_dict(cls: type, raw: dict) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -48,6 +49,28 @@ def test_every_field_of_a_run_is_in_its_id():
         for name in path:
             node, written = getattr(node, name), written[name]
         assert written == node
+
+
+def test_a_field_added_later_moves_no_id_until_it_is_used():
+    @dataclasses.dataclass(frozen=True)
+    class Before:
+        width: int = 3
+
+    @dataclasses.dataclass(frozen=True)
+    class After(Before):
+        depth: int | None = config._since(2, None)
+
+    assert config.canonical_json(After()) == config.canonical_json(Before()) == '{"width":3}'
+    assert config.canonical_json(After(depth=1)) == '{"depth":1,"width":3}'
+    assert config.from_dict(After, json.loads(config.canonical_json(After()))) == After()
+
+
+def test_the_published_ids_stand():
+    """Records under results/ were made under these ids: a config that is read back hashes to its own."""
+    paths = sorted((pathlib.Path(__file__).parents[1] / "results").glob("*/runs/*.json"))
+    assert paths
+    for path in paths:
+        assert config.from_dict(RunConfig, json.loads(path.read_text())["config"]).run_id == path.stem
 
 
 def test_equal_runs_have_equal_ids_whatever_the_order_and_spelling():
