@@ -56,7 +56,8 @@ def measure(
 
     Rows hold ``num_params`` (non-embedding), ``d_model``, ``num_layers``, ``seq_len``, ``batch_size``, and summed over
     the workers ``tokens_per_s``, ``flops_per_s`` (training, rule exact) and ``eval_tokens_per_s``; ``compile_seconds``
-    is the slowest worker's, ``seconds`` the workers' mean of what ``loop.calibrate`` gives.
+    is the slowest worker's, ``seconds`` the workers' mean of what ``loop.calibrate`` gives, ``memory_bytes`` a
+    device's need in a train step.
 
     Raises ValueError with the worker's reason if a run cannot be timed.
     """
@@ -93,13 +94,17 @@ def _row(run: RunConfig, timed: list[dict], corpus) -> dict:
         "flops_per_s": tokens_per_s * accounting.flops_per_token(run.model, run.data.seq_len)["exact"],
         "eval_tokens_per_s": sum(corpus.validation_tokens / t["eval_seconds"] for t in timed),
         "compile_seconds": max(t["compile_seconds"] for t in timed),
-        "seconds": {name: statistics.mean(t[name] for t in timed) for name in timed[0]},
+        "memory_bytes": timed[0].get("memory_bytes"),
+        "seconds": {name: statistics.mean(t[name] for t in timed) for name in timed[0] if name.endswith("_seconds")},
     }
 
 
 def keep_for_plans(runs: Sequence[RunConfig], rows: Sequence[dict], cache: plan.TimingCache) -> None:
     """Adds the rows' seconds to the timings that a sweep's plan predicts from, in place of its own short ones."""
-    measured = {plan.shape_key(run): plan.Timing.of(row["seconds"]) for run, row in zip(runs, rows)}
+    measured = {
+        plan.shape_key(run): plan.Timing.of(row["seconds"] | {"memory_bytes": row["memory_bytes"]})
+        for run, row in zip(runs, rows)
+    }
     cache.save(cache.load() | measured)
 
 

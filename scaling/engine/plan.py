@@ -34,17 +34,19 @@ CONCLUSION_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Timing:
-    """What one shape takes on this machine, in seconds."""
+    """What one shape takes on this machine: seconds and device memory."""
 
     start: float  # tracing, loading the compiled program, initialising, the last checkpoint
     step: float
     curve_eval: float
     eval: float
+    memory_bytes: int | None = None  # of one device, from the compiled program; the one value here that is no time
 
     @classmethod
-    def of(cls, seconds: dict) -> "Timing":
+    def of(cls, answer: dict) -> "Timing":
         """From what ``loop.calibrate`` answers."""
-        return cls(START_SECONDS, seconds["step_seconds"], seconds["curve_eval_seconds"], seconds["eval_seconds"])
+        seconds = (answer[f"{name}_seconds"] for name in ("step", "curve_eval", "eval"))
+        return cls(START_SECONDS, *seconds, answer.get("memory_bytes"))
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,17 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
     """Does one task in this process and returns its answer, plain JSON.
 
     ``train``: one pack through ``loop.train``, which saves the records itself; answers ``{"run_ids": [...]}``.
-    ``calibrate``: times one shape through ``loop.calibrate``; answers its seconds.
+    ``calibrate``: times one shape through ``loop.calibrate``; answers its seconds and memory.
+    ``memory``: compiles one shape for ``num_members`` through ``loop.measure_memory``; answers {"memory": its bytes}.
     """
     execution = config.from_dict(config.ExecutionConfig, payload["execution"])
     cache_dir = Path(payload["cache_dir"])
     if command == "calibrate":
         run = config.from_dict(config.RunConfig, payload["run"])
         return loop.calibrate(run, execution, cache_dir, payload["seconds"])
+    if command == "memory":
+        run = config.from_dict(config.RunConfig, payload["run"])
+        return {"memory": loop.measure_memory(run, execution, cache_dir, payload["num_members"])}
     if command != "train":
         raise ValueError(f"unknown command {command!r}")
     records = loop.train(

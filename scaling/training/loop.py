@@ -24,7 +24,7 @@ import numpy as np
 from scaling import accounting, config, records
 from scaling.config import ExecutionConfig, RunConfig
 from scaling.grid import Cell
-from scaling.training import data, sharding, step
+from scaling.training import data, memory, sharding, step
 from scaling.training.checkpoint import Checkpoints
 from scaling.training.logs import StepLogs
 from scaling.training.pack import Clock, Member, Pack, eval_steps, finite, to_host
@@ -290,15 +290,16 @@ def _environment(pack: Pack) -> dict:
         "mesh": dict(pack.mesh.shape),
         "execution": dataclasses.asdict(pack.execution),
         "pack": [m.run.run_id for m in pack.members],
+        **memory.peak(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
 
-def calibrate(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, seconds: float = 1.0) -> dict[str, float]:
+def calibrate(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, seconds: float = 1.0) -> dict[str, Any]:
     """Times this run's compiled step and evaluation here, on its own data, for about ``seconds`` each.
 
     Returns seconds: ``compile_seconds``, ``step_seconds`` (the median, batch included), ``curve_eval_seconds`` for a
-    point of the curve, ``eval_seconds`` for the whole validation split.
+    point of the curve, ``eval_seconds`` for the whole validation split; and ``memory_bytes``, a device's, where known.
     """
     use_compilation_cache(cache_dir)
     corpus = data.open(run.data, cache_dir)
@@ -321,7 +322,16 @@ def calibrate(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, secon
         "step_seconds": step_seconds,
         "curve_eval_seconds": curve_eval_seconds,
         "eval_seconds": curve_eval_seconds * float(whole),
+        "memory_bytes": (memory.of_programs(pack.programs) or {}).get("total_bytes"),
     }
+
+
+def measure_memory(
+    run: RunConfig, execution: ExecutionConfig, cache_dir: Path, num_members: int
+) -> dict[str, int] | None:
+    """What ``num_members`` runs of this one's shape need in one program, as ``memory.of_run`` has it."""
+    use_compilation_cache(cache_dir)
+    return memory.of_run(run, execution, num_members)
 
 
 def _median_seconds(function: Callable[[], Any], seconds: float) -> float:

@@ -1,0 +1,60 @@
+"""Device memory of a pack's train step, from the compiled program: before it runs, and what the device then reports."""
+
+from pathlib import Path
+
+import jax
+
+from scaling.config import ExecutionConfig, RunConfig
+from scaling.training import sharding, step
+
+BYTES = ("argument", "output", "alias", "temp", "generated_code")
+
+
+def of_programs(programs: step.Programs) -> dict[str, int] | None:
+    """Bytes that each device needs while these programs run, from the compiler's own buffer assignment.
+
+    ``total = argument + output - alias + temp + generated_code`` of the train step: the state and the batch, what comes
+    out beside them (the state is donated, so it is counted once), XLA's temporaries, the code. An evaluation runs
+    between steps, on the same state: ``total`` is the larger of the two. None where the backend does not say.
+    """
+    train, evaluate = programs.train.memory_analysis(), programs.evaluate.memory_analysis()
+    if train is None or evaluate is None:
+        return None
+    parts = {f"{name}_bytes": int(getattr(train, f"{name}_size_in_bytes")) for name in BYTES}
+    # The evaluation's arguments are the parameters, which the state holds, and the windows.
+    held = train.argument_size_in_bytes
+    evaluating = held + evaluate.output_size_in_bytes + evaluate.temp_size_in_bytes
+    training = held + train.output_size_in_bytes - train.alias_size_in_bytes + train.temp_size_in_bytes
+    return {**parts, "total_bytes": int(max(training, evaluating) + train.generated_code_size_in_bytes)}
+
+
+def of_run(run: RunConfig, execution: ExecutionConfig, num_members: int = 1) -> dict[str, int] | None:
+    """``of_programs`` for packs of ``num_members`` runs of this one's shape; compiles, and runs nothing.
+
+    Raises ValueError when the mesh does not divide an axis.
+    """
+    mesh = sharding.make_mesh(execution.mesh)
+    with jax.set_mesh(mesh):
+        return of_programs(step.programs(step.program_key(run), execution, num_members, mesh))
+
+
+def peak() -> dict[str, int | None]:
+    """The most memory so far: of the fullest device (None where it keeps no count, as on CPU) and of this process."""
+    return {"device_peak_bytes": _device_peak(), "process_peak_bytes": _process_peak()}
+
+
+def _device_peak() -> int | None:
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return max(peaks, default=None)
+
+
+def _process_peak() -> int | None:
+    """Peak resident set, from /proc: getrusage's is the parent's until a child has outgrown it."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

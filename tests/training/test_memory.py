@@ -1,0 +1,83 @@
+"""Bytes the compiler promises against the state counted by hand, and against what a process then really grows by."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from scaling import accounting, grid
+from scaling.config import ExecutionConfig
+from scaling.training import memory
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_of(width=8, seq_len=32, batch_size=4):
+    base = {"model": {"width": width}, "data": {"seq_len": seq_len}, "batch_size": batch_size, "horizon": {"steps": 9}}
+    return grid.expand({"base": base}, name="x").cells[0].run
+
+
+def test_what_goes_in_is_the_state_and_the_batch():
+    run = run_of(batch_size=2 * jax.device_count())
+    needs = memory.of_run(run, ExecutionConfig())  # of one device, all of which hold the state
+    batch = 4 * 2 * (run.data.seq_len + 1)
+    exact = accounting.plan(run).state_bytes + batch
+    assert exact < needs["argument_bytes"] < exact + 200  # the step counters and hyperparameters: a few numbers
+    assert needs["alias_bytes"] == pytest.approx(accounting.plan(run).state_bytes, abs=200)  # donated
+    parts = sum(needs[f"{name}_bytes"] for name in ("argument", "output", "temp", "generated_code"))
+    assert needs["total_bytes"] == parts - needs["alias_bytes"]
+
+
+def test_the_process_knows_its_peak():
+    peak = memory.peak()
+    assert peak["device_peak_bytes"] is None  # the CPU keeps no count
+    ballast = bytearray(300_000_000)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    assert memory.peak()["process_peak_bytes"] >= peak["process_peak_bytes"]
+    assert memory.peak()["process_peak_bytes"] > 300_000_000
+
+
+MEASURE = """
+import gc, sys
+import jax, numpy as np
+sys.path.insert(0, sys.argv[1])
+from test_memory import run_of
+from scaling import accounting
+from scaling.config import ExecutionConfig
+from scaling.training import memory, optim, sharding, step
+
+def resident(field):
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
+
+K, run, execution = int(sys.argv[2]), run_of(96, 256, 16), ExecutionConfig()
+mesh = sharding.make_mesh(execution.mesh)
+with jax.set_mesh(mesh):
+    programs = step.programs(step.program_key(run), execution, K, mesh)
+    gc.collect()
+    before = resident("VmRSS")
+    one = optim.hyperparams(run.optim, accounting.plan(run))
+    state = programs.init(np.arange(K, dtype=np.int32), {name: np.stack([value] * K) for name, value in one.items()})
+    spec = jax.sharding.PartitionSpec("run", ("data", "fsdp"))
+    tokens = np.zeros((K, run.batch_size, run.data.seq_len + 1), np.int32)
+    tokens = jax.device_put(tokens, jax.sharding.NamedSharding(mesh, spec))
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # the peak starts anew
+    for _ in range(3):
+        state, metrics = programs.train(state, tokens)
+        jax.block_until_ready(metrics)
+    print(memory.of_programs(programs)["total_bytes"], resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize("num_members", [1, 2])
+def test_the_promise_is_within_a_tenth_of_what_is_used(num_members):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), str(num_members)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    promised, used = map(int, done.stdout.split())
+    assert promised == pytest.approx(used, rel=0.1)
