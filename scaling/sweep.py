@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scaling import config, grid, records
-from scaling.engine import executors, folder, graph, plan, progress, worker
+from scaling.engine import executors, folder, graph, plan, progress, slurm, slurm_options, status, worker
 
 DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 FORECAST_LEVEL = 0.90
@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
     previous = {s: signal.signal(s, _interrupt) for s in wanted}
     try:
         return Sweep(args, typed, console, loop).run()
+    except slurm.Detached as e:
+        console.print(f"submitted: {e}; see how they do with --status, and when they are done give the same command")
+        return DONE
     except (BadInputError, folder.HeldError, executors.ExecutorError) as e:
         print(f"error: {e}", file=sys.stderr)
         return BAD_INPUT
@@ -78,8 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", metavar="DIR", type=Path, help="checkpoints and logs (default .scaling/<grid's name>)")
     add("--only", metavar="RUN_ID", nargs="+", default=[], help="train these cells alone (first digits suffice)")
     add("--shard", metavar="I/N", type=_shard, help="train every N-th cell, the I-th share of 1…N: one per machine")
-    add("--executor", choices=("local", "inline"), default="local", help="worker processes, or all in this one")
-    add("--workers", metavar="N", type=_workers, default="auto", help="worker processes (auto: one a core on CPU)")
+    add("--status", action="store_true", help="print what is done, runs, waits or failed, and stop")
+    add("--executor", choices=("local", "inline", "slurm"), default="local",
+        help="worker processes here, all in this process, or jobs of a Slurm cluster")  # fmt: skip
+    add("--workers", metavar="N", type=_workers, default="auto",
+        help="worker processes (auto: one a core on CPU); with slurm, jobs at a time (auto: no limit)")  # fmt: skip
+    add("--slurm", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+        help="of the jobs: partition=gpu gpus_per_node=1 time=240 …, as submitit or sbatch name them; what is not done "
+        "when time is up is requeued and goes on (default time=60, minutes)")  # fmt: skip
+    add("--detach", action="store_true", help="with slurm: submit and stop; the next call finds the jobs")
     add("--pack", metavar="K", type=_positive, default=1,
         help="train up to K cells of equal shape as one program (default 1: on a CPU more gains nothing)")  # fmt: skip
     return parser
@@ -136,8 +146,24 @@ class Sweep:
         )
         self.found: dict[str, str] = {}
         self.workers: int | None = None
+        self.slurm = self._slurm() if args.executor == "slurm" else None
+        if self.slurm is None and (args.slurm or args.detach):
+            raise BadInputError(f"{'--slurm' if args.slurm else '--detach'}: write --executor slurm with it")
+
+    def _slurm(self) -> slurm.Slurm:
+        with _bad_input():
+            parameters = slurm_options.parse(self.args.slurm)
+        parallel = None if self.args.workers == "auto" else self.args.workers
+        name = parameters.pop("job_name", self.grid.name)
+        return slurm.Slurm(
+            self.workdir, parameters, name=name, parallel=parallel, loop=self.loop, detach=self.args.detach
+        )
 
     def run(self) -> int:
+        if self.args.status:
+            queued = slurm.Book(self.workdir).queued()
+            status.show(self.console, self.rows, self.results, self.workdir, queued)
+            return DONE
         with contextlib.ExitStack() as stack:
             fds: list[int] = []
             if not self.args.plan:
@@ -234,6 +260,8 @@ class Sweep:
     def _num_workers(self, num_packs: int) -> int:
         if self.args.executor == "inline":
             return 1
+        if self.args.executor == "slurm" and self.args.workers == "auto":
+            return num_packs
         return executors.auto_workers(num_packs) if self.args.workers == "auto" else self.args.workers
 
     # ---- the work ---------------------------------------------------------------------------------------------------
@@ -242,16 +270,15 @@ class Sweep:
         """Times what was never timed, shows the plan and, unless that is all, trains."""
         num_packs = len(graph.build(selection.todo or selection.mine, self.args.pack))
         self.workers = self._num_workers(num_packs)
-        if self.args.executor == "inline":
-            executor = executors.Inline(self.loop)
-        else:  # started first: they import JAX while the data is prepared here
-            executor = executors.Local(self.workers, self.workdir / "logs", loop=self.loop, pass_fds=fds)
-        with contextlib.closing(executor):
+        with contextlib.closing(self._executor(fds)) as executor:
             self._prepare_data(selection)
-            self._calibrate(executor, selection.todo or selection.mine)
-            self._predict()
+            if self.slurm is None:  # this machine's timings say nothing of the cluster's
+                self._calibrate(executor, selection.todo or selection.mine)
+                self._predict()
             self._show_plan(selection)
             if self.args.plan:
+                if self.slurm is not None:
+                    self._say(f"sbatch --test-only: {self.slurm.test_only(num_packs)}")
                 return
             self._write_manifest()
             todo = {row.run_id for row in selection.todo}
@@ -261,6 +288,20 @@ class Sweep:
             if held_out and self._may_train_held_out(held_out):
                 self._forecast()
                 self._train(executor, held_out)
+
+    def _executor(self, fds: Sequence[int]) -> executors.Inline | executors.Local | slurm.Slurm:
+        if self.slurm is not None:
+            return self.slurm
+        jobs = slurm.Book(self.workdir).unfinished()
+        if jobs:
+            raise BadInputError(
+                f"{self.workdir}: jobs of an earlier call are queued or running ({' '.join(jobs)}): follow them with "
+                "--executor slurm, or end them with scancel"
+            )
+        if self.args.executor == "inline":
+            return executors.Inline(self.loop)
+        # started first: they import JAX while the data is prepared here
+        return executors.Local(self.workers, self.workdir / "logs", loop=self.loop, pass_fds=fds)
 
     def _prepare_data(self, selection: _Selection) -> None:
         from scaling.training import data
@@ -283,21 +324,33 @@ class Sweep:
             workers=self.workers, done=sum(map(self._is_done, self.rows)), total=len(self.rows),
         )  # fmt: skip
 
+        board = self._board({pack.key: pack.run_ids for pack in packs.values()})
+
         def on_event(event: dict) -> None:
             display.on_event(event)
+            if self.slurm is None:  # jobs of a cluster give their own
+                board.on_event(event)
             if event["event"] in ("done", "failed"):
                 pack = packs[event["key"]]
                 for row in pack.rows:
                     display.cell_ended(row, self._settle(row, event.get("reason"), len(pack.rows)))
 
         try:
-            with self.manifest.training(), display:
+            with self.manifest.training(), display, board:
                 executor.run(tasks, on_event)
         except KeyboardInterrupt:
-            self.console.print("stopping: what is running saves a checkpoint (once more: stops at once)")
+            if self.slurm is None:
+                self._say("stopping: what is running saves a checkpoint (once more: stops at once)")
+            else:
+                self._say(f"{self.slurm.job_ids()} left to Slurm: the same command follows again, scancel ends them")
             raise
         finally:
             self._write_manifest()
+
+    def _board(self, packs: dict[str, list[str]]) -> status.Board:
+        """The sign of life of this process and its workers."""
+        status.clear_stale(self.workdir)
+        return status.Board(self.workdir, self.args.executor, packs)
 
     def _execution_of_one_worker(self) -> config.ExecutionConfig:
         """The grid's, with this worker's share of the disk: each holds the checkpoints of one pack at a time."""
@@ -349,6 +402,10 @@ class Sweep:
 
     def _forecast(self) -> None:
         """Forecasts loss and interval of the held-out cells that are about to train, once and for all."""
+        with self.manifest.in_turn():
+            self._add_to_forecast()
+
+    def _add_to_forecast(self) -> None:
         with _bad_input():
             forecast = folder.Forecast(self.results)
         known = {entry["run_id"] for entry in forecast.entries}

@@ -111,7 +111,7 @@ def _stopping_politely(loop: ModuleType) -> Iterator[None]:
 
 
 @dataclass
-class _Attempts:
+class Attempts:
     """Failures of one task in a row that got no further than those before them."""
 
     failures: int = 0
@@ -217,7 +217,7 @@ class Local:
 
         Raises ExecutorError if workers cannot be started.
         """
-        waiting, attempts = deque(tasks), {task.key: _Attempts() for task in tasks}
+        waiting, attempts = deque(tasks), {task.key: Attempts() for task in tasks}
         answers: dict[str, Answer] = {}
         while len(answers) < len(tasks):
             self._hand_out(waiting, on_event)

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from scaling import config, records
@@ -88,6 +88,16 @@ def _read_holder(fd: int) -> dict:
         return {}
 
 
+def holder(folder: Path) -> dict | None:
+    """Who holds a folder, as its lock file says: pid, host, started. None if nobody does, as far as one can tell from
+    here. The lock itself is not touched: somebody may be about to take it."""
+    try:
+        found = dict(json.loads((folder / ".lock").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    return None if _is_dead(found) else found
+
+
 def _is_dead(holder: dict) -> bool:
     """Whether the process that took the lock is known to be gone."""
     if holder.get("host") != platform.node():
@@ -99,6 +109,25 @@ def _is_dead(holder: dict) -> bool:
     except (PermissionError, KeyError):
         pass
     return False
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While it lasts no other process is in a block with this lock file; it waits for those before it. Where the file
+    system has no locks it lets everybody in."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.fstat(fd).st_ino == path.stat().st_ino:
+                break
+        os.close(fd)  # whoever had it has removed it
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
 
 
 def _who(folder: Path, holder: dict) -> str:
@@ -179,11 +208,12 @@ class Manifest:
     """``sweep.json``: the grid, its cells with cost and status, the plan, and what each call of the command did.
 
     A call's entry is written when it starts and again with every cell that ends, so a killed call is counted up to its
-    last cell. ``actual`` sums the calls.
+    last cell. ``actual`` sums the calls. Shards of one folder write it in turn, each with what it found there.
     """
 
     def __init__(self, results: Path, *, grid: Grid, grid_path: str, command: str, shard: str | None):
         self.path = results / "sweep.json"
+        self._shared = shard is not None
         self._clock = time.monotonic()
         self._training_since: float | None = None
         self._call = {
@@ -220,8 +250,18 @@ class Manifest:
             self._call["training_seconds"] += now - self._training_since
             self._training_since = now
 
+    def in_turn(self) -> AbstractContextManager:
+        """While it lasts the folder's other shards do not write what they share: this manifest and the forecast."""
+        return _alone(self.path.parent / ".lock-manifest") if self._shared else nullcontext()
+
     def write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
+        with self.in_turn():
+            self._write(table, found, workers)
+
+    def _write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
         before = read_json(self.path)
+        if self._shared:  # what other shards have finished since this one looked
+            found = {c["run_id"]: c["status"] for c in before.get("cells", []) if c["status"] != "waiting"} | found
         self._count_training()
         if workers is not None:
             self._call["workers"] = workers

@@ -1,0 +1,438 @@
+"""Tasks as jobs of a Slurm cluster, through submitit: an array, one job a task.
+
+Jobs outlive the process that submitted them. It keeps a book, ``<workdir>/slurm/<submission>.json``, written before the
+submission and again after it: a later call finds its predecessor's jobs there, and by their name in the queue, and
+follows them; it submits nothing twice. Jobs report by their sign of life (``status.Board``), in which they also leave
+their answer. The work folder, the results and the prepared data are on a file system that all nodes share.
+
+Preemption and time limit: Slurm's signal makes the loop save a checkpoint, then submitit requeues the job and the run
+goes on from there. A job that dies is submitted again, as a worker of ``executors.Local`` is started again.
+
+submitit hands a job over as a pickle, in ``<workdir>/slurm/jobs``. What it pickles here is the name of ``job``, a plain
+function of this module, and one string, JSON: no grid, record or config is ever pickled or unpickled.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaling import records
+from scaling.engine import executors, folder, status, worker
+from scaling.engine.executors import Answer, ExecutorError, Task
+
+POLL_SECONDS = 2.0  # between two looks at the jobs' signs
+ASK_SECONDS = 15.0  # between two questions to Slurm, which many users ask
+# Tasks of one array: what Slurm allows unless its administrator changed MaxArraySize.
+MAX_ARRAY = 1000
+# Requeued at each time limit for as long as it takes; a job that gets no further ends by itself (see ``job``).
+MAX_REQUEUES = 10_000
+
+# A job in one of these states will not run again.
+OVER = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+)  # fmt: skip
+
+
+class Detached(Exception):
+    """The jobs are submitted and nobody waits for them here; the message names them."""
+
+
+def job(order: str) -> None:
+    """What a job of the array runs: one task, its answer left in its sign of life.
+
+    ``order`` is JSON: the task, the module that trains, the work folder, and the name of the sign.
+    """
+    order = json.loads(order)
+    task, workdir = Task(**order["task"]), Path(order["workdir"])
+    loop = importlib.import_module(order["loop"])
+    asked: list[int] = []
+
+    def stop(signum, frame) -> None:
+        asked.append(signum)
+        loop.stop_requested.set()
+
+    # submitit's own handlers requeue at once. Until here that was right; from here on there is something to save.
+    requeue_signal = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
+    requeue = signal.signal(requeue_signal, stop)
+    signal.signal(signal.SIGTERM, stop)
+    before = folder.read_json(status.signs_folder(workdir) / f"{order['sign']}.json").get("ended", {})
+    furthest, about = -1, {"name": order["sign"], "job": _own_id()}
+    with status.Board(workdir, "slurm", {task.key: order["run_ids"]}, **about) as board:
+
+        def on_event(event: dict) -> None:
+            nonlocal furthest
+            furthest = max(furthest, event["step"])
+            board.on_event({**event, "key": task.key})
+
+        board.on_event({"event": "start", "key": task.key})
+        try:
+            answer = worker.execute(loop, task.command, task.payload, on_event)
+            ended = {"event": "done", "answer": answer}
+        except loop.Interrupted:
+            if requeue_signal not in asked:  # SIGTERM alone: cancelled, or preempted by a Slurm that requeues itself
+                raise SystemExit(f"stopped by a signal after step {furthest}, where it saved a checkpoint") from None
+            ended = _requeued(furthest, before)
+        except Exception as e:
+            traceback.print_exc()  # into the job's log
+            final = isinstance(e, ValueError)
+            ended = {"event": "failed", "reason": worker.describe(e), "final": final, "step": furthest}
+        board.say(ended=ended)
+    if ended["event"] == "requeued":
+        requeue(requeue_signal, None)
+
+
+def _checkpoint(order: str):
+    """submitit's hook: what a requeued job runs. The same: where to go on is in the run's own checkpoint."""
+    import submitit
+
+    return submitit.helpers.DelayedSubmission(job, order)
+
+
+job.checkpoint = _checkpoint
+
+
+def _own_id() -> str:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def _requeued(furthest: int, before: dict) -> dict:
+    """How a job ends that ran out of time: requeued, unless that happened too often without getting any further."""
+    fruitless = before.get("fruitless", 0) + 1 if furthest <= before.get("step", -1) else 0
+    if fruitless >= executors.MAX_TRIES:
+        reason = f"stopped {fruitless + 1} times at step {furthest} by its time limit: write a longer --slurm time"
+        return {"event": "failed", "reason": reason, "final": True, "step": furthest}
+    return {"event": "requeued", "step": furthest, "fruitless": fruitless}
+
+
+# ---- the book of submitted jobs -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    """One job of a submission, as the process that follows it sees it."""
+
+    submission: str
+    name: str  # Slurm's, of the whole array
+    index: int
+    job_id: str
+    key: str
+    run_ids: list[str]
+    log: str = ""
+    updated: float = 0.0  # of the newest sign taken in
+    is_running: bool = False
+    times_missed: int = 0  # by Slurm, in a row, without having left an answer
+    furthest: int = 0
+
+    @property
+    def sign(self) -> str:
+        return f"slurm-{self.submission}-{self.index}"
+
+
+class Book:
+    """``<workdir>/slurm/<submission>.json`` for every array whose answers have not all been taken in."""
+
+    def __init__(self, workdir: Path):
+        self.workdir = Path(workdir)
+        self.folder = self.workdir / "slurm"
+
+    @property
+    def jobs_folder(self) -> Path:
+        return self.folder / "jobs"
+
+    def write(self, submission: dict) -> None:
+        records.write_json(self.folder / f"{submission['submission']}.json", submission)
+
+    def jobs(self) -> list[_Job]:
+        """All jobs that somebody may still have to follow.
+
+        Raises ExecutorError if Slurm must be asked for one, and does not answer.
+        """
+        found = []
+        for path in sorted(self.folder.glob("*.json")):
+            submission = folder.read_json(path)
+            if submission and submission["job_id"] is None:  # killed while it submitted: did Slurm take it?
+                submission["job_id"] = next((i.partition("_")[0] for i in queue([submission["name"]])), None)
+                if submission["job_id"] is not None:
+                    self.write(submission)
+            if not submission or submission["job_id"] is None:
+                path.unlink(missing_ok=True)
+                continue
+            found += self.jobs_of(submission)
+        return found
+
+    def jobs_of(self, submission: dict) -> Iterator[_Job]:
+        array = len(submission["tasks"]) > 1
+        for i, task in enumerate(submission["tasks"]):
+            if i not in submission["over"]:
+                job_id = f"{submission['job_id']}_{i}" if array else submission["job_id"]
+                log = self.jobs_folder / f"{job_id}_0_log.err"
+                yield _Job(
+                    submission["submission"], submission["name"], i, job_id, task["key"], task["run_ids"], str(log)
+                )
+
+    def close(self, job: _Job) -> None:
+        """Forgets a job that is over; its log stays."""
+        path = self.folder / f"{job.submission}.json"
+        submission = folder.read_json(path)
+        submission["over"] = sorted({*submission["over"], job.index})
+        if len(submission["over"]) == len(submission["tasks"]):
+            path.unlink(missing_ok=True)
+        else:
+            self.write(submission)
+        leftovers = [status.signs_folder(self.workdir) / f"{job.sign}.json"]
+        leftovers += [self.jobs_folder / f"{job.job_id}_{name}" for name in ("submitted.pkl", "0_result.pkl")]
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+
+    def submissions(self) -> list[dict]:
+        return [s for s in map(folder.read_json, sorted(self.folder.glob("*.json"))) if s]
+
+    def unfinished(self) -> list[str]:
+        """Ids of the jobs that are queued or running. Raises ExecutorError if Slurm cannot be asked."""
+        names = [submission["name"] for submission in self.submissions()]
+        return [job_id for job_id, (state, _) in queue(names).items() if state not in OVER] if names else []
+
+    def queued(self, patience: float = 1.0) -> dict[str, str]:
+        """What the queue says of cells in jobs that have not started, by run_id, as far as it can be asked here."""
+        submissions = [s for s in self.submissions() if s["job_id"]]
+        if not submissions:
+            return {}
+        try:
+            states = queue([s["name"] for s in submissions], patience)
+        except ExecutorError:
+            states = None  # another machine: the book alone speaks
+        said = {}
+        for job in (job for s in submissions for job in self.jobs_of(s)):
+            if states is None:
+                said |= dict.fromkeys(job.run_ids, f"submitted as job {job.job_id}; no squeue here to ask")
+            elif states.get(job.job_id, ("COMPLETED", ""))[0] not in OVER:
+                state, reason = states[job.job_id]
+                said |= dict.fromkeys(job.run_ids, f"job {job.job_id} {state.lower()} ({reason})")
+        return said
+
+
+def queue(names: Sequence[str], patience: float = 30.0) -> dict[str, tuple[str, str]]:
+    """(state, reason) by job id of the jobs with these names that Slurm remembers: those that ended some minutes ago
+    it does not. Raises ExecutorError if it cannot be asked."""
+    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--name={','.join(names)}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise ExecutorError(f"squeue does not answer ({type(e).__name__})") from None
+    if done.returncode:
+        raise ExecutorError(f"squeue: {_last_line(done.stderr)}")
+    fields = (line.strip().split("|") for line in done.stdout.splitlines())
+    return {job_id: (state, reason) for job_id, state, reason in fields}
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2] or "no reason given"
+
+
+# ---- the executor ---------------------------------------------------------------------------------------------------
+
+
+def _ignore(event: dict) -> None:
+    pass
+
+
+class Slurm:
+    """Runs tasks as jobs, ``parallel`` of an array at a time (None: as many as the cluster gives).
+
+    ``parameters`` as ``slurm_options.parse`` returns them. Interrupted, or with ``detach`` as soon as all is
+    submitted, it leaves the jobs to Slurm.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        parameters: dict,
+        *,
+        name: str,
+        parallel: int | None = None,
+        loop: str = executors.LOOP,
+        detach: bool = False,
+    ):
+        self.book = Book(workdir)
+        self.parallel, self.detach = parallel, detach
+        self._parameters, self._name, self._loop = parameters, name, loop
+        self._jobs: list[_Job] = []
+        self._last_asked = time.monotonic()
+
+    def close(self) -> None:
+        """Leaves the jobs to Slurm."""
+
+    def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = _ignore) -> dict[str, Answer]:
+        """Submits the tasks that no earlier job is at, and returns when all are answered. Events as from ``Local``.
+
+        Raises Detached; ExecutorError if Slurm refuses the jobs.
+        """
+        self._jobs = self.book.jobs()
+        members = {task.key: _run_ids(task) for task in tasks}
+        ours = {job.key for job in self._jobs if members.get(job.key) == set(job.run_ids)}
+        waiting = [task for task in tasks if task.key not in ours]
+        attempts = {task.key: executors.Attempts() for task in tasks}
+        answers: dict[str, Answer] = {}
+        while len(answers) < len(tasks):
+            taken = {run_id for job in self._jobs for run_id in job.run_ids}  # by a pack of an earlier call, perhaps
+            free = [task for task in waiting if not members[task.key] & taken]
+            self._submit(free, members)
+            waiting = [task for task in waiting if task not in free]
+            if self.detach:
+                raise Detached(self.job_ids())
+            time.sleep(POLL_SECONDS)
+            on_event({"event": "tick"})
+            for job, event in self._news():
+                ended = event["event"] in ("done", "failed")
+                if ended:
+                    self._jobs.remove(job)
+                    self.book.close(job)
+                if members.get(job.key) != set(job.run_ids) or job.key in answers:
+                    continue
+                attempts[job.key].furthest = max(attempts[job.key].furthest, job.furthest)
+                if event["event"] == "done":
+                    answers[job.key] = Answer(event.pop("answer"))
+                elif ended and (event.pop("final") or attempts[job.key].are_used_up()):
+                    answers[job.key] = Answer(None, event["reason"])
+                elif ended:
+                    event["event"] = "retry"
+                    waiting.append(next(task for task in tasks if task.key == job.key))
+                on_event({**event, "key": job.key, "worker": f"job {job.job_id}", "log": job.log})
+        return answers
+
+    def job_ids(self) -> str:
+        """The submitted arrays that are not over, in words."""
+        ids = sorted({job.job_id.partition("_")[0] for job in self._jobs}, key=int)
+        return f"{'job' if len(ids) == 1 else 'jobs'} {' '.join(ids)}"
+
+    # ---- submitting -------------------------------------------------------------------------------------------------
+
+    def _submit(self, tasks: Sequence[Task], members: dict[str, set[str]]) -> None:
+        for i in range(0, len(tasks), MAX_ARRAY):
+            self._submit_array(tasks[i : i + MAX_ARRAY], members)
+
+    def _submit_array(self, tasks: Sequence[Task], members: dict[str, set[str]]) -> None:
+        submission = uuid.uuid4().hex[:8]
+        entry = {
+            "schema": 1, "submission": submission, "name": f"{self._name}-{submission}", "job_id": None, "over": [],
+            "tasks": [{"key": task.key, "run_ids": sorted(members[task.key])} for task in tasks],
+        }  # fmt: skip
+        self.book.write(entry)
+        orders = [
+            json.dumps({
+                "task": {"key": task.key, "command": task.command, "payload": task.payload},
+                "run_ids": sorted(members[task.key]), "loop": self._loop, "workdir": str(self.book.workdir),
+                "sign": f"slurm-{submission}-{i}",
+            })
+            for i, task in enumerate(tasks)
+        ]  # fmt: skip
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):  # submitit repeats there what sbatch says
+                submitted = self._executor(entry["name"]).map_array(job, orders)
+        except Exception as e:  # of submitit's many kinds; nothing was submitted
+            (self.book.folder / f"{submission}.json").unlink(missing_ok=True)
+            raise ExecutorError(f"sbatch: {_last_line(str(e) or said.getvalue())}") from None
+        entry["job_id"] = submitted[0].job_id.partition("_")[0]
+        self.book.write(entry)
+        self._jobs += self.book.jobs_of(entry)
+
+    def _executor(self, name: str):
+        import submitit
+
+        executor = submitit.SlurmExecutor(self.book.jobs_folder, max_num_timeout=MAX_REQUEUES)
+        ours = {"job_name": name, "array_parallelism": self.parallel or MAX_ARRAY}
+        # The environment that executors.Local gives its workers, set before Python starts.
+        environment = executors.worker_environment()
+        exports = [
+            f"export {key}={shlex.quote(environment[key])}"
+            for key in ("PYTHONPATH", "GLIBC_TUNABLES")
+            if key in environment
+        ]
+        own = {**self._parameters, "setup": [*self._parameters.get("setup", []), *exports]}
+        executor.update_parameters(**{**own, **ours})
+        return executor
+
+    def test_only(self, num_tasks: int) -> str:
+        """What ``sbatch --test-only`` says of an array like that of ``num_tasks`` tasks.
+
+        Raises ExecutorError if it would be refused.
+        """
+        self.book.jobs_folder.mkdir(parents=True, exist_ok=True)
+        executor = self._executor(self._name)
+        executor.parameters["map_count"] = min(num_tasks, MAX_ARRAY)
+        # submitit shows its script to nobody before it submits it: a private method, present in all of 1.x.
+        script = executor._make_submission_file_text("true", "test")
+        done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ExecutorError(f"sbatch --test-only: {_last_line(done.stderr)}")
+        return _last_line(done.stderr).removeprefix("sbatch: ")
+
+    # ---- following --------------------------------------------------------------------------------------------------
+
+    def _news(self) -> list[tuple[_Job, dict]]:
+        """What jobs' signs say that they did not say before, and who of them is over without a word."""
+        news = []
+        for job in self._jobs:
+            sign = folder.read_json(status.signs_folder(self.book.workdir) / f"{job.sign}.json")
+            if sign and sign["updated"] > job.updated:
+                job.updated = sign["updated"]
+                news += [(job, event) for event in self._read(job, sign)]
+        if time.monotonic() - self._last_asked > ASK_SECONDS:
+            self._last_asked = time.monotonic()
+            heard = {id(job) for job, _ in news}
+            news += [(job, event) for job, event in self._missing() if id(job) not in heard]
+        return news
+
+    def _read(self, job: _Job, sign: dict) -> Iterator[dict]:
+        ended = sign.get("ended")
+        for pack in sign["packs"]:
+            if not job.is_running:
+                job.is_running = True
+                yield {"event": "start"}
+            if "step" in pack:
+                job.furthest = max(job.furthest, pack["step"])
+                yield {"event": "progress", **{k: pack[k] for k in ("run_ids", "step", "num_steps", "loss")}}
+        if ended and ended["event"] == "requeued":
+            if job.is_running:
+                job.is_running = False
+                yield {"event": "retry", "reason": f"job {job.job_id} was requeued"}
+        elif ended:
+            job.furthest = max(job.furthest, ended.get("step", 0))
+            if not job.is_running:
+                yield {"event": "start"}
+            yield {k: v for k, v in ended.items() if k != "step"}
+
+    def _missing(self) -> list[tuple[_Job, dict]]:
+        """Jobs that Slurm says are over, twice in a row so that a slow file system can bring their answer."""
+        try:
+            states = queue(sorted({job.name for job in self._jobs}))
+        except ExecutorError:
+            return []  # a controller that restarts: the jobs do not notice, nor need we
+        missing = []
+        for job in self._jobs:
+            state, _ = states.get(job.job_id, ("gone", ""))
+            job.times_missed = job.times_missed + 1 if state in OVER or state == "gone" else 0
+            if job.times_missed >= 2:
+                log = Path(job.log)
+                reason = f"job {job.job_id} {state.lower()} without an answer, log: {log}"
+                final = state == "CANCELLED"  # somebody wants it not to run
+                missing.append((job, {"event": "failed", "reason": reason, "final": final}))
+        return missing
+
+
+def _run_ids(task: Task) -> set[str]:
+    return {worker.cell_from_json(cell).run.run_id for cell in task.payload["cells"]}

@@ -1,0 +1,277 @@
+"""Who trains what, where and how far: signs of life in the work folder, and the table that ``--status`` makes of them.
+
+Whoever trains, or watches over workers that do, keeps one small file ``<workdir>/status/<name>.json``: written anew
+every few seconds, atomically, and removed in the end. A killed writer leaves its last sign behind, which goes stale.
+Nothing here takes a lock or imports JAX: any machine that sees the folders can look.
+"""
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from scaling import records
+from scaling.engine import folder, plan, progress
+
+WRITE_SECONDS = 3.0
+STALE_SECONDS = 120.0  # longer than any writer takes between two signs, clocks of two machines included
+
+
+class Board:
+    """One writer's sign of life, kept by a thread of its own while the block lasts.
+
+        with Board(workdir, "local", {key: run_ids}) as board: executor.run(tasks, board.on_event)
+
+    A folder that cannot be written to costs the sign, not the training.
+    """
+
+    def __init__(self, workdir: Path, executor: str, packs: Mapping[str, Sequence[str]], *, name: str = "", **about):
+        self.path = signs_folder(workdir) / f"{name or f'{platform.node()}-{os.getpid()}'}.json"
+        self._packs = packs
+        self._lock = threading.Lock()
+        self._running: dict[str, dict] = {}
+        self._content = {
+            "schema": 1, "executor": executor, "host": platform.node(), "pid": os.getpid(), "started": time.time(),
+            **about,
+        }  # fmt: skip
+        self._changed = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "Board":
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stopped = True
+        self._changed.set()
+        self._thread.join()
+        if "ended" in self._content:
+            self._write()
+        else:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+    def on_event(self, event: dict) -> None:
+        """Takes in an executor's event."""
+        kind, key = event["event"], event.get("key")
+        with self._lock:
+            if kind == "start":
+                where = {name: event[name] for name in ("worker", "log") if name in event}
+                self._running[key] = {"key": key, "run_ids": list(self._packs[key]), "since": time.time(), **where}
+            elif kind == "progress" and key in self._running:
+                news = {name: event[name] for name in ("run_ids", "step", "num_steps", "loss")}
+                pack = self._running[key]
+                news.setdefault("first_step", pack.get("first_step", event["step"]))
+                pack.update(news, progressed=time.time())
+            elif kind in ("done", "failed", "retry"):
+                self._running.pop(key, None)
+        if kind == "start":
+            self._changed.set()
+
+    def say(self, **news) -> None:
+        """Adds to the sign; one that has ``ended`` stays behind for its reader to remove."""
+        with self._lock:
+            self._content.update(news)
+
+    def _beat(self) -> None:
+        while not self._stopped:
+            self._changed.wait(WRITE_SECONDS)
+            self._changed.clear()
+            self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            sign = {**self._content, "packs": list(self._running.values()), "updated": time.time()}
+            text = json.dumps(sign)
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(self.path, text)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that readers see the old text or the new. Not synced: after a power cut nobody needs a sign."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def signs_folder(workdir: Path) -> Path:
+    return Path(workdir) / "status"
+
+
+def read_signs(workdir: Path) -> list[dict]:
+    """All signs of a work folder, each with ``alive``: whether its writer still gives signs, as far as one can tell."""
+    signs = []
+    for path in sorted(signs_folder(workdir).glob("*.json")):
+        sign = folder.read_json(path)
+        if sign:
+            signs.append({**sign, "path": path, "alive": _is_alive(sign)})
+    return signs
+
+
+def clear_stale(workdir: Path) -> None:
+    """Removes what killed writers left behind; one that has ``ended`` is its reader's to remove."""
+    for sign in read_signs(workdir):
+        if not sign["alive"] and "ended" not in sign:
+            sign["path"].unlink(missing_ok=True)
+
+
+def _is_alive(sign: dict) -> bool:
+    age = time.time() - sign["updated"]
+    if sign["host"] == platform.node() and age > 3 * WRITE_SECONDS:  # a young sign needs no proof, on any machine
+        with suppress(PermissionError):
+            try:
+                os.kill(sign["pid"], 0)
+            except ProcessLookupError:
+                return False
+    return age < STALE_SECONDS
+
+
+# ---- what a person sees -------------------------------------------------------------------------------------------
+
+
+def show(
+    console: Console, rows: Sequence[plan.Row], results: Path, workdir: Path, queued: Mapping[str, str] | None = None
+) -> None:
+    """Prints where a sweep is: counts and an estimate of what is left, then a line for every cell that runs, waits
+    or did not complete. ``queued``: what a cluster's queue says of cells that it holds, by run_id."""
+    found, complaints = folder.statuses(results, [row.run_id for row in rows], set_aside=False)
+    for line in complaints:
+        console.print(line.replace(": set aside, the run is done again", ": the next call does it again"), markup=False)
+    signs = [sign for sign in read_signs(workdir) if "ended" not in sign]
+    running = {run_id: (sign, pack) for sign in signs for pack in sign["packs"] for run_id in pack["run_ids"]}
+    running = {run_id: at for run_id, at in running.items() if found.get(run_id, "failed") == "failed"}
+    live = {run_id: at for run_id, at in running.items() if at[0]["alive"]}
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for _ in range(5):
+        table.add_column(no_wrap=True)
+    for row in rows:
+        status = found.get(row.run_id)
+        if status == "completed":
+            continue
+        name = [row.run_id, progress.size_of(row)]
+        if row.run_id in live:
+            table.add_row(*name, *_running_line(*live[row.run_id]))
+        elif status is not None:
+            table.add_row(*name, f"[red]{status}[/]", *_ending(results, row.run_id))
+        else:
+            table.add_row(*name, *_waiting_line(row.run_id, running, queued or {}, workdir))
+    console.print(_counts(rows, found, live, _seconds_left(rows, found, results, live)), soft_wrap=True)
+    if table.row_count:
+        console.print(table)
+    for line in [*_holder(results, signs), *_logs(workdir)]:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _counts(rows: Sequence[plan.Row], found: Mapping[str, str], live: Mapping, left: float | None) -> str:
+    counts = {status: sum(found.get(r.run_id) == status for r in rows) for status in ("completed", "diverged")}
+    counts["failed"] = sum(found.get(r.run_id) == "failed" and r.run_id not in live for r in rows)
+    counts["running"] = len(live)
+    counts["waiting"] = len(rows) - sum(counts.values())
+    parts = [f"{counts[k]} {k}" for k in ("completed", "running", "waiting")]
+    parts += [f"[red]{counts[k]} {k}[/]" for k in ("diverged", "failed") if counts[k]]
+    line = f"[bold]{len(rows)} cells[/]: {', '.join(parts)}"
+    return f"{line}; about {progress.duration(left)} left" if left else line
+
+
+def _running_line(sign: dict, pack: dict) -> tuple[str, str, str]:
+    now = time.time()
+    state = "[green]running[/]"
+    if "step" in pack:
+        step = f"step {pack['step']:,} of {pack['num_steps']:,}"
+        loss = "" if pack["loss"] is None else f"loss {pack['loss']:.4f}  "
+        said = f"{loss}{progress.duration(now - pack['progressed'])} ago"
+    else:
+        step, said = "starting", f"since {progress.duration(now - pack['since'])}"
+    place = f"job {sign['job']}" if sign.get("job") else f"process {sign['pid']}, worker {pack.get('worker', 0)}"
+    silence = now - sign["updated"]
+    if silence > STALE_SECONDS / 2:
+        said += f", no sign of life for {progress.duration(silence)}"
+    return state, step, f"{said}  {escape(sign['host'])}, {place}"
+
+
+def _waiting_line(run_id: str, running: Mapping, queued: Mapping[str, str], workdir: Path) -> tuple[str, str, str]:
+    saved = _saved_step(workdir, run_id)
+    at = f"saved at step {saved:,}" if saved is not None else ""
+    if run_id in running:  # its writer is gone
+        sign, _ = running[run_id]
+        silence = progress.duration(time.time() - sign["updated"])
+        return (
+            "[yellow]stale[/]",
+            at,
+            f"no sign from {escape(sign['host'])} for {silence}: the next call goes on with it",
+        )
+    return "waiting", at, escape(queued.get(run_id, ""))
+
+
+def _saved_step(workdir: Path, run_id: str) -> int | None:
+    """The newest checkpoint of a run that trains alone or shares a program."""
+    with suppress(OSError):
+        names = os.listdir(Path(workdir) / "checkpoints" / run_id)
+        return max((int(name) for name in names if name.isdigit()), default=None)
+    return None
+
+
+def _ending(results: Path, run_id: str) -> tuple[str, str]:
+    record = records.read(records.path_of(results, run_id))
+    if record.status == "diverged":
+        return f"at step {record.diverged_at_step:,}", ""
+    return "", escape(record.environment.get("failure", ""))
+
+
+def _holder(results: Path, signs: Iterable[dict]) -> list[str]:
+    holder = folder.holder(results)
+    if holder:
+        return [f"held by process {holder.get('pid')} on {holder.get('host')}, since {holder.get('started')}"]
+    return [] if any(sign["alive"] for sign in signs) else ["no sweep is at work on it"]
+
+
+def _logs(workdir: Path) -> list[str]:
+    return [f"logs: {path}" for path in (workdir / "logs", workdir / "slurm" / "jobs") if path.is_dir()]
+
+
+def _seconds_left(rows: Sequence[plan.Row], found: Mapping, results: Path, live: Mapping) -> float | None:
+    """A schedule of what is left on as many workers as now run, at the pace seen so far; None if nothing was seen.
+
+    Cells weigh what was predicted of them, or their FLOPs where not all have a prediction.
+    """
+    weights = _weights(rows, results)
+    weight = seconds = 0.0
+    for row in rows:
+        if found.get(row.run_id) == "completed":
+            record = records.read(records.path_of(results, row.run_id))
+            weight += weights[row.run_id]
+            seconds += (record.timing.get("seconds") or 0.0) / max(1, len(record.environment.get("pack", [1])))
+    packs = {pack["key"]: pack for _, pack in live.values()}
+    for pack in packs.values():
+        if pack.get("step", 0) > pack.get("first_step", 0):
+            share = (pack["step"] - pack["first_step"]) / pack["num_steps"]
+            weight += share * sum(weights[run_id] for run_id in pack["run_ids"])
+            seconds += pack["progressed"] - pack["since"]
+    if not packs or not weight or not seconds:
+        return None
+    left = []
+    for row in rows:
+        if found.get(row.run_id, "failed") == "failed":
+            step = live[row.run_id][1].get("step", 0) if row.run_id in live else 0
+            left.append(weights[row.run_id] * max(0.0, 1 - step / row.plan.num_steps) * seconds / weight)
+    return plan.makespan(left, len(packs))
+
+
+def _weights(rows: Sequence[plan.Row], results: Path) -> dict[str, float]:
+    cells = folder.read_json(results / "sweep.json").get("cells", [])
+    predicted = {cell["run_id"]: cell.get("predicted_seconds") for cell in cells}
+    if all(predicted.get(row.run_id) for row in rows):
+        return {row.run_id: predicted[row.run_id] for row in rows}
+    return {row.run_id: row.plan.flops["exact"] for row in rows}
