@@ -120,7 +120,7 @@ def test_a_bad_grid_is_one_line_and_exit_2(here, capsys, text, says):
     assert says in err
 
 
-@pytest.mark.parametrize("argv", [["--shard", "3/2"], ["--shard", "x"], ["--workers", "0"], ["--executor", "slurm"]])
+@pytest.mark.parametrize("argv", [["--shard", "3/2"], ["--shard", "x"], ["--workers", "0"], ["--executor", "k8s"]])
 def test_bad_arguments_exit_2(here, argv):
     with pytest.raises(SystemExit) as e:
         run(*argv)

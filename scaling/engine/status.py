@@ -65,6 +65,7 @@ class Board:
     def on_event(self, event: dict) -> None:
         """Takes in an executor's event."""
         kind, key = event["event"], event.get("key")
+        is_first = kind == "start"
         with self._lock:
             if kind == "start":
                 where = {name: event[name] for name in ("worker", "log") if name in event}
@@ -72,11 +73,12 @@ class Board:
             elif kind == "progress" and key in self._running:
                 news = {name: event[name] for name in ("run_ids", "step", "num_steps", "loss")}
                 pack = self._running[key]
+                is_first = "step" not in pack
                 news.setdefault("first_step", pack.get("first_step", event["step"]))
                 pack.update(news, progressed=time.time())
             elif kind in ("done", "failed", "retry"):
                 self._running.pop(key, None)
-        if kind == "start":
+        if is_first:
             self._changed.set()
 
     def say(self, **news) -> None:

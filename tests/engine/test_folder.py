@@ -166,6 +166,32 @@ def test_the_manifest_sums_over_calls(tmp_path, monkeypatch):
     assert (tmp_path / "sweep.json").read_text() == before  # a call that trained nothing leaves no trace
 
 
+WRITE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_folder as t
+share = int(sys.argv[3])
+rows = [t.row(seed) for seed in range(40)]
+m, found = t.manifest(Path(sys.argv[2]), f"{share + 1}/2"), {}
+for r in rows[share::2]:
+    found[r.run_id] = "completed"
+    m.cell_ended(t.record_of(r, 1.0), members=1)
+    m.write(rows, found, 1)
+"""
+
+
+def test_shards_that_write_the_manifest_at_once_lose_nothing(tmp_path):
+    here = os.path.dirname(__file__)
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE, here, str(tmp_path), str(i)]) for i in range(2)]
+    assert [w.wait() for w in writers] == [0, 0]
+    written = json.loads((tmp_path / "sweep.json").read_text())
+    assert {c["status"] for c in written["cells"]} == {"completed"}
+    assert sorted(len(call["cells"]) for call in written["calls"]) == [20, 20]
+    assert written["actual"]["seconds_in_steps"] == 40.0
+    assert [p.name for p in tmp_path.iterdir()] == ["sweep.json"]
+
+
 def test_what_was_predicted_first_stands(tmp_path):
     fast = plan.Row(row().cell, row().plan, 1.0)
     slow = plan.Row(row().cell, row().plan, 9.0)

@@ -1,0 +1,267 @@
+"""Jobs of a Slurm cluster: what is submitted, and a real cluster of one node whose jobs are killed, requeued, left
+behind and found again."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("submitit", reason="the slurm extra is not installed")
+
+from scaling import grid, records, sweep
+from scaling.engine import slurm, slurm_options, status
+from tests.engine import slurm_cluster
+
+HERE = Path(__file__).parent
+GRID = """
+recipe: default@1
+isoflop:
+  sizes: [8, 16]
+  budgets: [3e8, 6e8, {flops: 1.2e9, sizes: [16]}]
+holdout: {budgets: [1.2e9]}
+"""
+SBATCH_HELP = """
+  -L, --licenses=names        required license, comma separated
+      --reservation=name      allocate resources from named reservation
+"""
+
+
+# ---- what a person may ask for --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def a_login_node(tmp_path, monkeypatch):
+    """sbatch and srun on the path, of which sbatch only knows --help."""
+    for name in ("sbatch", "srun"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\ncat <<'END'\n{SBATCH_HELP}\nEND\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+def test_options_become_submitits_parameters(a_login_node):
+    options = ["partition=gpu", "gpus-per-node=1", "time=1-02:30", "mem=16G", "reservation=big", "exclusive=true"]
+    assert slurm_options.parse([*options, "setup=module load cuda", "setup=export A=b"]) == {
+        "partition": "gpu",
+        "gpus_per_node": 1,
+        "time": 26 * 60 + 30,
+        "exclusive": True,
+        "setup": ["module load cuda", "export A=b"],
+        "signal_delay_s": 90,
+        "additional_parameters": {"requeue": True, "mem": "16G", "reservation": "big"},
+    }
+
+
+@pytest.mark.parametrize(
+    "text, minutes",
+    [("240", 240), ("90:30", 91), ("4:00:00", 240), ("2-0", 2880), ("1-1:1:1", 1502), ("0:30", 1), ("0:0:1", 1)],
+)
+def test_time_in_each_of_slurms_notations(a_login_node, text, minutes):
+    parameters = slurm_options.parse([f"time={text}"])
+    assert parameters["time"] == minutes
+    assert 0 < parameters["signal_delay_s"] <= minutes * 15
+
+
+@pytest.mark.parametrize(
+    "option, says",
+    [
+        ("partitoin=gpu", "did you mean partition"),
+        ("lisences=x", "did you mean licenses"),
+        ("gpu", "write KEY=VALUE"),
+        ("nodes=2", "one process on one node here: write nodes=1"),
+        ("ntasks_per_node=8", "write ntasks_per_node=1"),
+        ("time=four hours", "write minutes, H:M:S or D-H:M:S"),
+        ("array_parallelism=4", "write --workers N"),
+        ("qwxyz=4", "see sbatch --help"),
+    ],
+)
+def test_bad_options_are_one_line(a_login_node, option, says):
+    with pytest.raises(ValueError, match=says) as e:
+        slurm_options.parse([option])
+    assert "\n" not in str(e.value)
+
+
+def test_without_a_cluster_it_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "g.yaml").write_text(GRID)
+    assert sweep.main(["--grid", str(tmp_path / "g.yaml"), "--executor", "slurm"]) == 2
+    assert "no sbatch here" in capsys.readouterr().err
+    assert sweep.main(["--grid", str(tmp_path / "g.yaml"), "--slurm", "time=2"]) == 2
+    assert "--slurm: write --executor slurm with it" in capsys.readouterr().err
+
+
+def test_a_time_limit_too_short_for_any_progress_ends_the_requeues():
+    ended, fates = {}, []
+    for furthest in (10, 20, 20, 20, 20):
+        ended = slurm._requeued(furthest, ended)
+        fates.append(ended["event"])
+    assert fates == ["requeued"] * 4 + ["failed"]
+    assert "write a longer --slurm time" in ended["reason"]
+
+
+# ---- a real cluster -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if slurm_cluster.missing():
+        pytest.skip(slurm_cluster.missing())
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as environment:
+        yield environment
+
+
+@pytest.fixture
+def here(cluster, tmp_path, monkeypatch):
+    """A folder with a grid on a machine of the cluster; the sweep trains hashes, and asks Slurm often."""
+    for key, value in cluster.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCALING_CACHE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parents[1])]))
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "ASK_SECONDS", 0.5)
+    import driver
+
+    driver.install(monkeypatch.setitem, lambda *args: monkeypatch.setattr(*args, raising=False))
+    Path("g.yaml").write_text(GRID)
+    return tmp_path
+
+
+SLURM = ("--executor", "slurm", "--slurm", "partition=main", "time=10")
+
+
+def run(*argv):
+    return sweep.main(["--grid", "g.yaml", *argv], loop="fake_loop")
+
+
+def science(folder="results/g"):
+    return [dataclasses.replace(r, environment={}, timing={}) for r in records.load_records(folder)]
+
+
+def assert_as_inline():
+    disturbed = science()
+    os.environ["FAKE_STEP_SECONDS"] = "0"  # the fixture puts it back
+    assert run("--results", "results/h", "--workdir", ".scaling/h", "--executor", "inline") == 0
+    assert disturbed == science("results/h")
+
+
+def begun():
+    """Run ids in the order their training was begun."""
+    log = Path(".scaling/g/log.txt")
+    return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def signs_under_way():
+    """Signs of jobs that have trained some steps."""
+    signs = [s for s in status.read_signs(Path(".scaling/g")) if "ended" not in s]
+    return [s for s in signs if any(p.get("step") for p in s["packs"])]
+
+
+def wait(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+    return value
+
+
+@pytest.mark.slow
+def test_a_job_killed_and_a_job_requeued_leave_the_records_of_an_inline_sweep(here, capsys):
+    done = []
+
+    def disturb():
+        first = wait(signs_under_way)[0]
+        subprocess.run(["scancel", "--signal=USR2", first["job"]], check=False)  # may find it requeued already
+        done.append(("requeued", first["packs"][0]["key"]))
+        second = wait(lambda: [s for s in signs_under_way() if s["job"] != first["job"]])[0]
+        os.kill(second["pid"], signal.SIGKILL)
+        done.append(("killed", second["packs"][0]["key"]))
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    assert run(*SLURM) == 0
+    thread.join()
+    out = capsys.readouterr().out
+    assert "was requeued; goes on from its last checkpoint" in out
+    assert "failed without an answer" in out
+    assert [what for what, _ in done] == ["requeued", "killed"]
+    for _, key in done:
+        assert begun().count(key) == 2
+    assert len(begun()) == 5 + 2
+    cells = grid.load("g.yaml").cells
+    assert begun()[-1] == cells[-1].run.run_id  # held out: after its forecast
+    assert not list(Path(".scaling/g/slurm").glob("*.json"))  # nothing is left to follow
+    assert not list(Path(".scaling/g/status").glob("*.json"))
+    assert list(Path(".scaling/g/slurm/jobs").glob("*_log.err"))
+    assert_as_inline()
+
+
+@pytest.mark.slow
+def test_detached_jobs_and_those_of_a_killed_parent_are_found_again(here, capsys):
+    assert run(*SLURM, "--detach", "--workers", "1") == 0
+    out = capsys.readouterr().out
+    assert "submitted: job" in out
+    assert run() == 2  # not twice at once
+    assert "jobs of an earlier call are queued or running" in capsys.readouterr().err
+    wait(signs_under_way)
+    assert run("--status") == 0
+    out = capsys.readouterr().out
+    assert "1 running, 4 waiting" in out
+    assert "pending" in out
+    command = [sys.executable, str(HERE / "driver.py"), "--grid", "g.yaml", *SLURM]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(3)
+    process.kill()
+    process.wait()
+    assert run(*SLURM) == 0
+    assert len(begun()) == 5  # each cell once: nobody submitted it again
+    assert_as_inline()
+
+
+@pytest.mark.slow
+def test_killed_while_it_submits_it_finds_the_array_by_its_name(here):
+    assert run(*SLURM, "--detach") == 0
+    (path,) = Path(".scaling/g/slurm").glob("*.json")
+    book = json.loads(path.read_text())
+    path.write_text(json.dumps({**book, "job_id": None}))  # as it is before sbatch has answered
+    assert run(*SLURM) == 0
+    assert len(begun()) == 5
+    assert_as_inline()
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_is_a_failed_cell_and_an_unknown_partition_one_line(here, capsys):
+    def cancel():
+        subprocess.run(["scancel", wait(signs_under_way)[0]["job"]], check=True)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    assert run(*SLURM) == 3
+    thread.join()
+    assert "cancelled without an answer, log: " in capsys.readouterr().out
+    assert run(*SLURM) == 0
+    assert_as_inline()
+    assert run("--results", "x", "--executor", "slurm", "--slurm", "partition=nope") == 2
+    err = capsys.readouterr().err
+    assert err == "error: sbatch: error: Batch job submission failed: invalid partition specified: nope\n" or (
+        err.count("\n") == 1 and "partition" in err
+    )
+
+
+@pytest.mark.slow
+def test_the_plan_asks_sbatch_and_submits_nothing(here, capsys):
+    assert run("--plan", *SLURM) == 0
+    assert "sbatch --test-only: Job " in capsys.readouterr().out
+    assert run("--plan", "--executor", "slurm", "--slurm", "partition=nope") == 2
+    assert "sbatch --test-only: " in capsys.readouterr().err
+    assert slurm.queue(["g"]) == {}
