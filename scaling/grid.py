@@ -2,7 +2,7 @@ r"""A grid file → a list of cells.
 
 A grid file:
 
-    recipe: default@1                   # or {name: default@1, lr_scale: 2, batch_scale: 0.5}, or none
+    recipe: default@2                   # or {name: default@2, lr_scale: 2, batch_scale: 0.5}, or none
     base:                               # what every run shares: a RunConfig, in part
       model: {activation: gelu}
       data: {seq_len: 128}
@@ -174,7 +174,7 @@ def _run_leaves(raw: Any, path: str) -> Leaves:
 
 
 def _base_layer(sections: dict) -> _Layer:
-    leaves = {("recipe", "name"): ("default@1", "recipe")}
+    leaves = {("recipe", "name"): ("default@2", "recipe")}
     if "recipe" in sections:
         leaves |= _recipe_leaves(sections["recipe"], "recipe")
     return _Layer(leaves | _run_leaves(sections.get("base", {}), "base"))

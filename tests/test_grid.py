@@ -310,9 +310,9 @@ BAD = {
     f"base: {{{RUN}, batch_size: 0}}": "base.batch_size: 0: write a positive number",
     f"base: {{{RUN}, data: {{seq_len: 0}}}}": "base.data.seq_len: 0: write a positive number",
     f"base: {{{RUN}, data: {{tokenizer: 'bpe:9'}}}}": "base.data.tokenizer: model.vocab_size is missing",
-    f"base: {{{RUN}, optim: {{name: sgd}}}}": "default@1 cannot give sgd's rate: it is AdamW's; write optim.peak_lr",
+    f"base: {{{RUN}, optim: {{name: sgd}}}}": "default@2 cannot give sgd's rate: it is AdamW's; write optim.peak_lr",
     f"base: {{{RUN.replace('16', '16, parameterization: mup, base_d_model: 16, base_head_dim: 8')}}}": (
-        "default@1 cannot give μP's rate: it falls with size, and μP's does so by itself; write optim.peak_lr"
+        "default@2 cannot give μP's rate: it falls with size, and μP's does so by itself; write optim.peak_lr"
     ),
     f"base: {{{RUN.replace('16', '16, base_d_model: 8')}}}": "base.model.base_d_model: 8: write null, or set param",
     "base: {horizon: {tokens: 1e6}, model: {width: 16, head_dim: 4, num_heads: 3, num_kv_heads: 2}}": (
@@ -324,7 +324,7 @@ BAD = {
     "base: {horizon: {tokens: 10}, model: {width: 16}}": "base.horizon.tokens: horizon asks for 10 tokens, less than",
     "base: {horizon: {tokens: 1e299}, model: {width: 16}}": "base.horizon.tokens: 4.88e+295 steps do not fit",
     "base: {horizon: {steps: 100}, model: {width: 16}}": "base.horizon.steps: steps need batch_size too",
-    f"recipe: defualt@1\nbase: {{{RUN}}}": "recipe: 'defualt@1' is not one of default@1, porian@1, steplaw@1",
+    f"recipe: defualt@1\nbase: {{{RUN}}}": "recipe: 'defualt@1' is not one of default@1, default@2, porian@1",
     f"recipe: {{lr_scale: -1}}\nbase: {{{RUN}}}": "recipe.lr_scale: -1.0 is not positive; write e.g. 0.5",
     f"recipe: {{lr_scale: 2}}\nbase: {{{RUN}, optim: {{peak_lr: 1}}}}": (
         "recipe.lr_scale: 2.0 has no effect beside base.optim.peak_lr; write one of them"

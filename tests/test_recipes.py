@@ -39,6 +39,15 @@ def test_deepseek_gives_the_rates_and_batches_deepseek_trained_with():
     assert found.batch_tokens == pytest.approx(4608 * 4096, rel=0.05)
 
 
+@pytest.mark.parametrize("num_tokens", [4e5, 1.6e6, 3.3e6, 12e6])
+def test_the_default_is_the_first_but_for_a_warmup_of_80_steps(num_tokens):
+    """Both are a tenth of the run at 800 steps, the fewest there are above the smallest batch."""
+    first, second = recipes.default_v1(TINY, num_tokens, 128), recipes.default_v2(TINY, num_tokens, 128)
+    assert second.warmup_tokens == min(80 * second.batch_tokens, int(num_tokens / 10))
+    assert dataclasses.replace(second, warmup_tokens=first.warmup_tokens) == first
+    assert second.warmup_tokens <= first.warmup_tokens
+
+
 def test_porian_at_its_anchor():
     """Their model of 108.5M parameters with the head, without the embedding: .0047 and 160 sequences of 2,048."""
     anchor = model(576, 20, 9, 1536, 50_432, "swiglu")
