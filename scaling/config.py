@@ -103,14 +103,23 @@ class ModelConfig(_Strict):
 class DataConfig(_Strict):
     """Which text, how it becomes tokens, and how long a training window is."""
 
-    source: str = "python-stdlib"  # python-stdlib | tfds:<name>[/config] | text:<folder or glob>
-    tokenizer: str = "bytes"
+    # python-stdlib | tfds:<name>[/config] | text:<folder or glob> | tokens:<folder>, or a mixture of them:
+    # .7 * python-stdlib + .3 * text:notes
+    source: str = "python-stdlib"
+    tokenizer: str = "bytes"  # bytes | bpe:<vocab_size>, trained on the train split | file:<path>
     seq_len: int = 128  # T: tokens a window predicts; a window holds T + 1 tokens
     text_key: str = "text"  # feature of a TFDS dataset that holds the text
     validation_fraction: float = 0.06  # of documents, chosen by the hash of their text
+    # Train on so many tokens of the train split, again and again: its documents in order of their hash, so that a small
+    # subset lies inside a large one. null: on all of it.
+    unique_tokens: int | None = _since(2, None)
+    near_duplicates: Literal["keep", "drop"] = _since(2, "keep")  # train documents that are near one of validation
+    mask_documents: bool = _since(2, False)  # no attention across documents, positions counted within each
 
     def __post_init__(self):
         _require_positive(self, "seq_len")
+        if self.unique_tokens is not None:
+            _require_positive(self, "unique_tokens")
         _require(
             0 < self.validation_fraction < 1,
             "validation_fraction",

@@ -29,9 +29,18 @@ OPTIM = {"peak_lr": 0.01, "warmup_tokens": 0}
 RUN = {"model": MODEL, "optim": OPTIM, "horizon": {"tokens": 1e6}, "batch_size": 16}
 
 
+def first_fields(node) -> dict:
+    """A config as it was under the first schema, which nobody adds to."""
+    fields = [f.name for f in dataclasses.fields(node) if not f.metadata]
+    return {
+        name: first_fields(value) if dataclasses.is_dataclass(value := getattr(node, name)) else value
+        for name in fields
+    }
+
+
 def test_the_id_is_the_hash_of_the_canonical_json():
     run = config.parse(RunConfig, RUN)
-    written = json.dumps(dataclasses.asdict(run), sort_keys=True, separators=(",", ":"))
+    written = json.dumps(first_fields(run), sort_keys=True, separators=(",", ":"))
     assert config.canonical_json(run) == written
     assert run.run_id == hashlib.sha256(written.encode()).hexdigest()[:12]
 
@@ -40,6 +49,8 @@ def test_every_field_of_a_run_is_in_its_id():
     def paths(node):
         for f in dataclasses.fields(node):
             value = getattr(node, f.name)
+            if f.metadata:  # younger: see test_a_field_added_later_moves_no_id_until_it_is_used
+                continue
             yield from ((f.name, *p) for p in paths(value)) if dataclasses.is_dataclass(value) else [(f.name,)]
 
     run = config.parse(RunConfig, RUN)

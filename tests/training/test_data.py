@@ -56,9 +56,12 @@ def corpus(tmp_path, config) -> data.Corpus:
 
 def corpus_of_range(num_train: int, num_validation: int, seq_len: int) -> data.Corpus:
     """A corpus whose tokens are their own positions, so that a window says where it was cut."""
-    counts = {"train": {"tokens": num_train}, "validation": {"tokens": num_validation}}
-    manifest = {"splits": counts, "tokenizer": {"vocab_size": 2**16, "separator_id": 0}}
-    arrays = {"train": np.arange(num_train, dtype="<u2"), "validation": np.arange(num_validation, dtype="<u2")}
+    counts = {"train": num_train, "validation": num_validation}
+    manifest = {
+        "splits": {split: {"tokens": n} for split, n in counts.items()},
+        "tokenizer": {"vocab_size": 2**16, "separator_id": 0},
+    }
+    arrays = {split: data.TokenArray([np.arange(n, dtype="<u2")]) for split, n in counts.items()}
     return data.Corpus(manifest, arrays, seq_len)
 
 
@@ -118,7 +121,7 @@ def test_the_fingerprint_is_of_content_and_rule_alone(tmp_path, texts, config, c
 
 
 def test_seq_len_does_not_build_another_array(tmp_path, config, corpus):
-    folders = {data.prepare(dataclasses.replace(config, seq_len=T), tmp_path / "cache") for T in (16, 32)}
+    folders = {data.prepare(dataclasses.replace(config, seq_len=T), tmp_path / "cache")[0] for T in (16, 32)}
     assert len(folders) == 1
 
 
@@ -346,7 +349,7 @@ def test_without_file_locks_the_first_to_finish_wins(tmp_path, config, monkeypat
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     nested = lambda line: data.prepare(config, tmp_path / "cache")  # noqa: E731  another builder overtakes this one
-    folder = data.prepare(config, tmp_path / "cache", nested)
+    [folder] = data.prepare(config, tmp_path / "cache", nested)
     assert data.open(config, tmp_path / "cache").num_documents == 40
     assert [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"] == [folder]
 
@@ -355,10 +358,10 @@ def test_killed_while_building(tmp_path, config):
     code = PREPARE + "import os; data.prepare(config, Path(sys.argv[2]), lambda line: os.kill(os.getpid(), 9))"
     killed = python(code, config.source, str(tmp_path / "cache"), check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert any(p.suffix == ".tmp" for p in (tmp_path / "cache").iterdir())
+    assert any(p.suffix == ".work" for p in (tmp_path / "cache").iterdir())
     with pytest.raises(ValueError, match="no tokens prepared"):
         data.open(config, tmp_path / "cache")
-    folder = data.prepare(config, tmp_path / "cache")
+    [folder] = data.prepare(config, tmp_path / "cache")
     assert data.open(config, tmp_path / "cache").num_documents == 40
     assert {p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"} == {folder}
 
@@ -391,7 +394,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
-@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "manifest.json"])
+@pytest.mark.parametrize("name", ["train-00000.bin", "validation-00000.bin", "manifest.json"])
 def test_damage_is_found_and_says_what_to_delete(tmp_path, config, corpus, name, damage):
     folder = data.folder_of(config, tmp_path / "cache")
     damage(folder / name)
@@ -404,5 +407,5 @@ def test_damage_is_found_and_says_what_to_delete(tmp_path, config, corpus, name,
 def test_manifest_of_another_schema(tmp_path, config, corpus):
     path = data.folder_of(config, tmp_path / "cache") / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
-    with pytest.raises(ValueError, match="is of schema 99, this version reads 1: delete"):
+    with pytest.raises(ValueError, match="is of schema 99, this version reads 2: delete"):
         data.open(config, tmp_path / "cache")

@@ -17,7 +17,8 @@ def config_of(source: str, **kwargs) -> DataConfig:
 
 
 def documents(config: DataConfig, workdir: Path) -> list[str]:
-    return [document.text for document in sources.read(config, workdir).documents]
+    found = sources.survey(config, workdir)
+    return [document.content for part in found.parts for document in sources.documents(config, part, workdir)]
 
 
 def test_text_reads_plain_jsonl_and_gzip_in_order_of_path(tmp_path):
@@ -75,14 +76,15 @@ def test_unknown_source(tmp_path):
 
 def test_file_that_vanishes(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    source = sources.read(config_of(f"text:{tmp_path}"), tmp_path)
+    config = config_of(f"text:{tmp_path}")
+    [part] = sources.survey(config, tmp_path).parts
     (tmp_path / "a.txt").unlink()
     with pytest.raises(ValueError, match=r"a\.txt: cannot be read \(No such file or directory\)"):
-        next(source.documents)
+        next(sources.documents(config, part, tmp_path))
 
 
 def test_python_without_its_source(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "python311.zip")})
+    monkeypatch.setattr(sources.stdlib.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "python311.zip")})
     with pytest.raises(ValueError, match=r"this Python carries no source in .*python311\.zip: write text:<folder"):
         data.prepare(config_of("python-stdlib"), tmp_path / "cache")
 
@@ -132,7 +134,7 @@ def test_tfds_dataset_by_name(tmp_path, tiny_tfds, capfd):
     [
         ("tfds:tiny_txt/en", "text", r"did you mean tfds:tiny_text.*prepared in .* \(\$TFDS_DATA_DIR\): tiny_text$"),
         ("tfds:tiny_text/de", "text", r"TFDS does not find it"),
-        ("tfds:", "text", r"TFDS does not find it"),
+        ("tfds:", "text", r"^data.source is 'tfds:': write python-stdlib, tfds:<name>"),
         ("tfds:tiny_text/en", "txt", r"^data.text_key is 'txt': tfds:tiny_text/en has the features number, text$"),
         ("tfds:tiny_text/en", "number", r"^data.text_key is 'number': in tfds:tiny_text/en that is int, not text$"),
     ],
@@ -146,7 +148,7 @@ def test_bad_tfds_names_are_one_line(tmp_path, tiny_tfds, source, text_key, says
 def test_tfds_finds_the_large_text_corpora():
     """Their builders are found; nothing is downloaded. (TFDS hides them when one of its optional imports fails.)"""
     for name in ("c4/en", "wiki40b/en", "lm1b", "pg19"):
-        assert sources._tfds_builder(f"tfds:{name}").name == name.split("/")[0]
+        assert sources.tfds.find_builder(f"tfds:{name}").name == name.split("/")[0]
 
 
 def test_standard_library_corpus(tmp_path, capfd):

@@ -38,5 +38,5 @@ def test_what_is_not_text_is_refused(text, says):
 
 
 def test_unknown_tokenizer():
-    with pytest.raises(ValueError, match=r"^data.tokenizer is 'bpe:512': write 'bytes'$"):
-        tokenizers.load("bpe:512")
+    with pytest.raises(ValueError, match=r"^data.tokenizer is 'words': write bytes, bpe:<size> or file:<path>$"):
+        tokenizers.load("words")

@@ -1,0 +1,153 @@
+"""Near duplicates between the train and the validation split: found by MinHash, confirmed by counting.
+
+Two documents are near when their sets of five-word runs overlap by Jaccard's |A ∩ B| / |A ∪ B| ≥ .8. MinHash with
+banding (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3), by the library rensa, proposes pairs: with 32
+bands of 4 it misses one of Jaccard .8 with probability (1 - .8⁴)³² = 5e-8. Each proposal is then counted exactly, so
+what is reported is exact but for such misses. Exact duplicates cannot be split: a document's hash decides its split.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scaling.training import tokenizers
+from scaling.training.data import shards
+
+JACCARD = 0.8
+_WORDS = 5
+_NUM_PERM, _NUM_BANDS, _SEED = 128, 32, 1
+_EXAMPLES = 5
+
+Decode = Callable[[np.ndarray], str]
+
+
+@dataclass(frozen=True)
+class Near:
+    """Documents of the train split that have a near duplicate in validation, and the other way round."""
+
+    near: list[np.ndarray]  # for each train shard, which of its documents
+    num_train: int
+    num_validation: int
+    examples: list[dict]  # of the nearest pairs: jaccard, how each begins
+
+
+def near(
+    folder: Path,
+    lines: dict[str, list[dict]],
+    dtype: np.dtype,
+    decode: Decode | None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Near:
+    """Compares every train document with all of validation. ``decode`` None: runs of token ids instead of words.
+
+    Memory is that of validation's signatures, about 2 kB a document. Raises ValueError if rensa is not installed.
+    """
+    rensa = _import_rensa()
+    progress("near duplicates: signatures of validation")
+    found = rensa.RMinHashLSH(threshold=JACCARD, num_perm=_NUM_PERM, num_bands=_NUM_BANDS)
+    validation = _Random(folder, lines["validation"], dtype, decode)
+    for key, text in enumerate(validation.texts()):
+        found.insert(key, _signature(rensa, _shingles(text)))
+    marks, pairs, hit = [], [], set()
+    for done, line in enumerate(lines["train"], 1):
+        texts = list(_texts(folder, line, dtype, decode))
+        marked = np.zeros(line["documents"], bool)
+        for i, text in enumerate(texts):
+            shingles = _shingles(text)
+            for key in found.query(_signature(rensa, shingles)):
+                overlap = _jaccard(shingles, _shingles(validation.text(key)))
+                if overlap >= JACCARD:
+                    marked[i] = True
+                    hit.add(key)
+                    pairs.append((overlap, text[:60], validation.text(key)[:60]))
+        pairs = sorted(pairs, reverse=True)[:_EXAMPLES]
+        marks.append(marked)
+        progress(f"near duplicates: {done} of {len(lines['train'])} shards compared")
+    examples = [{"jaccard": j, "train": train, "validation": held_out} for j, train, held_out in pairs]
+    return Near(marks, sum(int(m.sum()) for m in marks), len(hit), examples)
+
+
+def leakage(folder: Path, progress: Callable[[str], None] = lambda line: None) -> dict:
+    """What of a prepared corpus is both in train and in validation: ``exact_duplicates`` by hash, which the split rule
+    makes impossible, and ``near_duplicates``; and what preparation removed.
+
+    Raises ValueError if rensa or the tokenizer is missing.
+    """
+    manifest = shards.read_manifest(folder)
+    lines = {split: manifest["splits"][split]["shards"] for split in shards.SPLITS}
+    indexes = {s: np.concatenate([shards.index_of(folder, line) for line in lines[s]]) for s in shards.SPLITS}
+    hashes = {s: set(zip(i["hash"].tolist(), i["more_hash"].tolist())) for s, i in indexes.items()}
+    name = manifest["tokenizer"]["name"]
+    decode = None if name == "tokens" else tokenizers.load(name, folder / "tokenizer.json").decode
+    found = near(folder, lines, np.dtype(manifest["splits"]["train"]["dtype"]), decode, progress)
+    return {
+        "exact_duplicates": len(hashes["train"] & hashes["validation"]),
+        "near_duplicates": {
+            "jaccard": JACCARD,
+            "train_documents": found.num_train,
+            "validation_documents": found.num_validation,
+            "share_of_validation_documents": found.num_validation / len(indexes["validation"]),
+            "examples": found.examples,
+        },
+        "removed": {
+            "duplicates": manifest["num_duplicates_removed"],
+            "near_duplicates_from_train": manifest["num_near_duplicates_removed"],
+            "empty": manifest["num_empty_removed"],
+        },
+    }
+
+
+def _import_rensa():
+    try:
+        import rensa
+    except ImportError:
+        raise ValueError(
+            "near duplicates: that takes the package rensa: pip install 'scaling[dedup]', or write keep"
+        ) from None
+    return rensa
+
+
+def _texts(folder: Path, line: dict, dtype: np.dtype, decode: Decode | None) -> Iterator[str]:
+    tokens = shards.map_shard(folder, line, dtype)
+    for ids in shards.documents_of(tokens, shards.index_of(folder, line)):
+        yield decode(ids) if decode else " ".join(map(str, ids.tolist()))
+
+
+class _Random:
+    """The texts of a split by number, one shard held at a time."""
+
+    def __init__(self, folder: Path, lines: list[dict], dtype: np.dtype, decode: Decode | None):
+        self._of = (folder, dtype, decode)
+        self._lines = lines
+        self._ends = np.cumsum([line["documents"] for line in lines])
+        self._held: tuple[int, list[str]] = (-1, [])
+
+    def texts(self) -> Iterator[str]:
+        for key in range(int(self._ends[-1])):
+            yield self.text(key)
+
+    def text(self, key: int) -> str:
+        number = int(np.searchsorted(self._ends, key, side="right"))
+        if self._held[0] != number:
+            folder, dtype, decode = self._of
+            self._held = (number, list(_texts(folder, self._lines[number], dtype, decode)))
+        return self._held[1][key - (int(self._ends[number - 1]) if number else 0)]
+
+
+def _shingles(text: str) -> set[str]:
+    words = text.split()
+    if len(words) <= _WORDS:
+        return {" ".join(words)}
+    return {" ".join(words[i : i + _WORDS]) for i in range(len(words) - _WORDS + 1)}
+
+
+def _signature(rensa, shingles: set[str]):
+    signature = rensa.RMinHash(num_perm=_NUM_PERM, seed=_SEED)
+    signature.update(list(shingles))
+    return signature
+
+
+def _jaccard(a: set[str], b: set[str]) -> float:
+    return len(a & b) / len(a | b)
