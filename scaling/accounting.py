@@ -146,6 +146,8 @@ def plan(run: RunConfig, remat: str = "none") -> Plan:
     cooldown_steps = round(schedule.cooldown_fraction * num_steps) if schedule.name == "wsd" else 0
     num_params = param_counts(run.model)
     state_bytes = 4 * num_params["total"] * (1 + OPTIMIZER_SLOTS[run.optim.name])
+    if run.optim.momentum_dtype == "bfloat16":  # one slot of two bytes
+        state_bytes -= 2 * num_params["total"]
     return Plan(
         run_id=run.run_id,
         num_params=num_params,

@@ -160,6 +160,9 @@ class OptimConfig(_Strict):
     clip_norm: float | None = 1.0  # global norm of the gradient
     z_loss: float = 0.0  # coefficient of mean(logsumexp(logits)^2) (PaLM, Chowdhery et al. 2022)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    # Of the first moment alone. A second moment in bfloat16 would stand still: (1 - beta2) of it is less than half a
+    # unit in its last place.
+    momentum_dtype: Literal["float32", "bfloat16"] = _since(2, "float32")
 
     def __post_init__(self):
         _require_positive(self, "peak_lr", "eps")
@@ -168,6 +171,9 @@ class OptimConfig(_Strict):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number ≥ 0")
         if self.clip_norm is not None:
             _require_positive(self, "clip_norm")
+        if self.name in ("sgd", "adagrad"):
+            want = "float32: this optimiser has no momentum"
+            _require(self.momentum_dtype == "float32", "momentum_dtype", self.momentum_dtype, want)
         if self.name == "adam":
             _require(self.weight_decay == 0, "weight_decay", self.weight_decay, "0, or name: adamw")
 
@@ -256,7 +262,7 @@ class RunConfig(_Strict):
 
 @dataclass(frozen=True)
 class MeshConfig(_Strict):
-    """Sizes of the mesh axes. ``data`` -1: whatever devices the others leave."""
+    """Sizes of the mesh axes. One of ``data`` and ``fsdp`` may be -1: whatever devices the others leave."""
 
     run: int = 1
     data: int = -1
@@ -264,14 +270,12 @@ class MeshConfig(_Strict):
     tensor: int = 1
 
     def __post_init__(self):
-        for name in ("run", "fsdp", "tensor"):
+        for name in ("run", "tensor"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
-        _require(
-            self.data == -1 or self.data >= 1,
-            "data",
-            self.data,
-            "an integer ≥ 1, or -1 for all that are left",
-        )
+        for name in ("data", "fsdp"):
+            value = getattr(self, name)
+            _require(value == -1 or value >= 1, name, value, "an integer ≥ 1, or -1 for all that are left")
+        _require(self.data != -1 or self.fsdp != -1, "fsdp", self.fsdp, "data beside it: only one of them can be -1")
 
 
 @dataclass(frozen=True)
@@ -280,7 +284,13 @@ class ExecutionConfig(_Strict):
 
     mesh: MeshConfig = field(default_factory=MeshConfig)
     scan_layers: bool | None = None  # null: unrolled on CPU up to 12 layers, scanned elsewhere
-    remat: Literal["none", "dots", "full"] = "none"
+    # What of a layer is computed again in the backward pass: nothing; all but its matrix products; all of it; all of
+    # it, its input waiting in the host's memory (GPU and TPU).
+    remat: Literal["none", "dots", "full", "offload"] = "none"
+    # Tokens of a device whose logits are there at once, in float32; the backward pass computes them again. null: all
+    # of them while that is at most 128 MiB.
+    loss_chunk_tokens: int | None = None
+    accumulation_steps: int = 1  # a batch in as many parts, one after another, its gradient the mean of theirs
     attention: Literal["auto", "einsum", "block_causal", "cudnn", "splash"] = "auto"
     checkpoint_seconds: float = 30.0
     disk_budget_gb: float = 20.0  # checkpoints of this sweep, all runs together
@@ -290,7 +300,9 @@ class ExecutionConfig(_Strict):
     wandb: bool = False
 
     def __post_init__(self):
-        _require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size")
+        _require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size", "accumulation_steps")
+        if self.loss_chunk_tokens is not None:
+            _require_positive(self, "loss_chunk_tokens")
 
 
 def to_dict(config: Any) -> dict:

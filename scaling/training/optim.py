@@ -65,16 +65,17 @@ def learning_rate(schedule: ScheduleConfig, hp: dict, step):
     return hp["peak_lr"] * jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup, 1)) * multiple
 
 
-def transform(name: str, hp: dict, specs: dict[str, ParamSpec]) -> optax.GradientTransformation:
+def transform(config: OptimConfig, hp: dict, specs: dict[str, ParamSpec]) -> optax.GradientTransformation:
     """The direction of the update, before rate and decay. ``hp`` may hold traced scalars."""
-    adam = optax.scale_by_adam(hp["beta1"], hp["beta2"], hp["eps"])
-    if name == "muon":
+    dtype = jnp.dtype(config.momentum_dtype)
+    adam = optax.scale_by_adam(hp["beta1"], hp["beta2"], hp["eps"], mu_dtype=dtype)
+    if config.name == "muon":
         matrices = {n for n, spec in specs.items() if spec.hidden_matrix}
         # Matrices only; the rest by Adam. The scale makes an update's RMS that of AdamW's, so that rate and decay carry
         # over (Liu et al. 2025, "Muon is scalable", eq. 4).
         dims = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
         muon = optax.chain(
-            optax.contrib.scale_by_muon(beta=hp["beta1"], weight_dimension_numbers=_only(dims)),
+            optax.contrib.scale_by_muon(beta=hp["beta1"], mu_dtype=dtype, weight_dimension_numbers=_only(dims)),
             optax.stateless(lambda updates, _: jax.tree.map(lambda u: 0.2 * max(u.shape[-2:]) ** 0.5 * u, updates)),
         )
         labels = {n: "muon" if n in matrices else "adam" for n in specs}
@@ -83,10 +84,10 @@ def transform(name: str, hp: dict, specs: dict[str, ParamSpec]) -> optax.Gradien
         "adamw": lambda: adam,
         "adam": lambda: adam,
         "sgd": optax.identity,
-        "momentum": lambda: optax.trace(hp["beta1"]),
+        "momentum": lambda: optax.trace(hp["beta1"], accumulator_dtype=dtype),
         "adagrad": lambda: optax.scale_by_rss(initial_accumulator_value=0.1, eps=hp["eps"]),
-        "lion": lambda: optax.scale_by_lion(hp["beta1"], hp["beta2"]),
-    }[name]()
+        "lion": lambda: optax.scale_by_lion(hp["beta1"], hp["beta2"], mu_dtype=dtype),
+    }[config.name]()
 
 
 def _only(dims):
@@ -114,7 +115,7 @@ def update(model: ModelConfig, optim: OptimConfig, specs, hp: dict, step, grads,
     grad_norm = optax.tree.norm(grads)
     clip = jnp.minimum(1.0, hp["clip_norm"] / jnp.maximum(grad_norm, 1e-30))
     grads = jax.tree.map(lambda g: g * clip, grads)
-    directions, opt_state = transform(optim.name, hp, specs).update(grads, opt_state, params)
+    directions, opt_state = transform(optim, hp, specs).update(grads, opt_state, params)
     rate = learning_rate(optim.schedule, hp, step)
     multipliers = rate_multipliers(model, specs)
 

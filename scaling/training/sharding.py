@@ -33,21 +33,33 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over ``devices`` (default: all), ``data`` taking what the other axes leave when it is -1.
+    """A mesh over ``devices`` (default: all), the axis of size -1 taking what the others leave.
 
     Raises ValueError when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    fixed = config.run * config.fsdp * config.tensor
-    data = len(devices) // fixed if config.data == -1 else config.data
-    shape = (config.run, data, config.fsdp, config.tensor)
+    asked = tuple(getattr(config, axis) for axis in MESH_AXES)
+    left = len(devices) // math.prod(size for size in asked if size != -1)
+    shape = tuple(left if size == -1 else size for size in asked)
     if math.prod(shape) != len(devices):
-        sizes = " × ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, (config.run, config.data, *shape[2:])))
+        sizes = " × ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, asked))
         raise ValueError(
             f"execution.mesh is {sizes} but there are {len(devices)} devices: write sizes whose product is "
             f"{len(devices)}, or data: -1 with run · fsdp · tensor a divisor of it"
         )
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+
+
+def platform() -> str:
+    """What the program that is being traced will run on, "cpu", "gpu" or "tpu": the mesh's platform, which need not be
+    here, or without a mesh the default backend's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
+def mesh_sizes() -> dict[str, int]:
+    """Sizes of the axes of the mesh in force, 1 each where there is none."""
+    return dict.fromkeys(MESH_AXES, 1) | dict(jax.sharding.get_abstract_mesh().shape)
 
 
 def partition_spec(logical_axes: Sequence[str | None]) -> P:
@@ -66,13 +78,18 @@ def partition_spec(logical_axes: Sequence[str | None]) -> P:
     return P(*mapped)
 
 
-def check_divides(model: ModelConfig, batch_size: int, num_members: int, mesh: Mesh) -> None:
+def check_divides(
+    model: ModelConfig, batch_size: int, num_members: int, mesh: Mesh, accumulation_steps: int = 1
+) -> None:
     """Raises ValueError, naming both sizes, for the first axis that the mesh does not divide."""
     size = dict(mesh.shape)
     rows = size["data"] * size["fsdp"]
+    parts = ("data × fsdp", rows)
+    if accumulation_steps > 1:
+        parts = ("data × fsdp, times accumulation_steps,", rows * accumulation_steps)
     wanted = [
         ("members of the pack", num_members, "run", size["run"]),
-        ("batch_size", batch_size, "data × fsdp", rows),
+        ("batch_size", batch_size, *parts),
         ("model.d_model", model.d_model, "fsdp", size["fsdp"]),
         ("model.num_heads", model.num_heads, "tensor", size["tensor"]),
         ("model.num_kv_heads", model.num_kv_heads, "tensor", size["tensor"]),

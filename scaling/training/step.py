@@ -6,6 +6,7 @@ Everything is written once, for one run; ``lift`` makes it a pack's. Every leaf 
 
 import dataclasses
 import functools
+import time
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaling import accounting
 from scaling.config import ExecutionConfig, Horizon, RunConfig
-from scaling.training import optim, sharding
+from scaling.training import loss, optim, sharding
 from scaling.training.models import transformer
 
 
@@ -66,19 +67,8 @@ def init_state(run: RunConfig, seed, hparams: dict) -> dict:
         "step": jnp.zeros((), jnp.int32),
         "hparams": hparams,
         "params": params,
-        "opt": optim.transform(run.optim.name, hparams, specs).init(params),
+        "opt": optim.transform(run.optim, hparams, specs).init(params),
     }
-
-
-def token_losses(run: RunConfig, execution: ExecutionConfig, params, tokens_BS):
-    """Negative log likelihood in nats of each next token, (B, T), and logsumexp of the logits, (B, T).
-
-    ``tokens_BS`` has S = T + 1 columns.
-    """
-    logits_BTV = transformer.apply(run.model, execution, params, tokens_BS[:, :-1])
-    log_normalizer_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    target_BT = jnp.take_along_axis(logits_BTV, tokens_BS[:, 1:, None], axis=-1)[..., 0]
-    return log_normalizer_BT - target_BT, log_normalizer_BT
 
 
 def train_step(run: RunConfig, execution: ExecutionConfig, state: dict, tokens_BS) -> tuple[dict, dict]:
@@ -86,24 +76,57 @@ def train_step(run: RunConfig, execution: ExecutionConfig, state: dict, tokens_B
     ``learning_rate``."""
     hp = state["hparams"]
 
-    def objective(params):
-        losses_BT, log_normalizer_BT = token_losses(run, execution, params, tokens_BS)
-        loss = jnp.mean(losses_BT)
-        return loss + hp["z_loss"] * jnp.mean(jnp.square(log_normalizer_BT)), loss
+    def objective(params, tokens_BS):
+        losses_BT, log_normalizer_BT = loss.token_losses(run, execution, params, tokens_BS)
+        mean = jnp.mean(losses_BT)
+        return mean + hp["z_loss"] * jnp.mean(jnp.square(log_normalizer_BT)), mean
 
-    grads, loss = jax.grad(objective, has_aux=True)(state["params"])
     specs = transformer.param_specs(run.model)
+    gradient = jax.grad(objective, has_aux=True)
+    grads, mean_loss = _accumulated(gradient, execution.accumulation_steps, specs, state["params"], tokens_BS)
     params, opt_state, metrics = optim.update(
         run.model, run.optim, specs, hp, state["step"], grads, state["opt"], state["params"]
     )
     state = {"step": state["step"] + 1, "hparams": hp, "params": params, "opt": opt_state}
-    return state, {"loss": loss, **metrics}
+    return state, {"loss": mean_loss, **metrics}
+
+
+def _accumulated(gradient, num_parts: int, specs, params, tokens_BS):
+    """``gradient(params, tokens_BS)``, (grads, loss), as the mean over ``num_parts`` equal parts of the rows, one part
+    after another: the same but for rounding, with the activations of one part."""
+    if num_parts == 1:
+        return gradient(params, tokens_BS)
+    B, S = tokens_BS.shape
+    # Every n-th row, so that each device has as many rows of every part, and they are its own.
+    tokens_NBS = tokens_BS.reshape(B // num_parts, num_parts, S).swapaxes(0, 1)
+    tokens_NBS = nn.with_logical_constraint(tokens_NBS, (None, "batch", None))
+
+    def add(total, tokens_BS):
+        grads, mean_loss = gradient(params, tokens_BS)
+        # Sharded like the parameters after every part: whole, they would not fit.
+        grads = {n: nn.with_logical_constraint(g, specs[n].logical_axes) for n, g in grads.items()}
+        return jax.tree.map(jnp.add, total, (grads, mean_loss)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (params, jnp.float32(0)))
+    total, _ = jax.lax.scan(add, zeros, tokens_NBS)
+    return jax.tree.map(lambda x: x / num_parts, total)
 
 
 def eval_step(run: RunConfig, execution: ExecutionConfig, params, tokens_WS, weights_WT):
     """Sum over each window of its weighted token losses, (W,), nats."""
-    losses_WT, _ = token_losses(run, execution, params, tokens_WS)
+    losses_WT, _ = loss.token_losses(run, execution, params, tokens_WS)
     return jnp.sum(losses_WT * weights_WT, axis=-1)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The programs of one pack shape on one mesh, traced and not yet compiled; see ``Programs``."""
+
+    init: jax.stages.Lowered
+    train: jax.stages.Lowered
+    evaluate: jax.stages.Lowered
+    abstract_state: dict
+    eval_rows: int
 
 
 @dataclass(frozen=True)
@@ -130,15 +153,13 @@ def _under_rules(function):
     return wrapped
 
 
-@functools.lru_cache(maxsize=16)
-def programs(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> Programs:
-    """Compiles init, train and eval for ``num_members`` runs whose ``program_key`` is ``key``.
+def lower(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> Lowered:
+    """Traces init, train and eval for ``num_members`` runs whose ``program_key`` is ``key``; the mesh's devices need
+    not be here.
 
-    Raises ValueError when the mesh does not divide an axis. Call it, and what it returns, under ``jax.set_mesh(mesh)``.
+    Raises ValueError when the mesh does not divide an axis. Call it under ``jax.set_mesh(mesh)``.
     """
-    import time
-
-    sharding.check_divides(key.model, key.batch_size, num_members, mesh)
+    _check_can_run(key, execution, num_members, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     eval_rows = -(-execution.eval_batch_size // rows) * rows
     K, S = num_members, key.data.seq_len + 1
@@ -158,7 +179,6 @@ def programs(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh:
     def spec_of(shape, dtype, spec):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    started = time.perf_counter()
     train = jax.jit(
         lift(_under_rules(functools.partial(train_step, key, execution)), K),
         out_shardings=(shardings, by_run),
@@ -173,17 +193,37 @@ def programs(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh:
         spec_of((eval_rows, S), np.int32, P(("data", "fsdp"))),
         spec_of((eval_rows, S - 1), np.float32, P(("data", "fsdp"))),
     )
-    # Runs once: on CPU, LLVM would take longer to optimise the random numbers than it does over the train step.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init_compiled = jax.jit(init, out_shardings=shardings).lower(*abstract_args).compile(compiler_options=quick)
-    train_compiled = train.lower(abstract, tokens_KBS).compile()
-    eval_compiled = evaluate.lower(abstract["params"], *eval_args).compile()
-    return Programs(
-        mesh=mesh,
-        init=init_compiled,
-        train=train_compiled,
-        evaluate=eval_compiled,
+    return Lowered(
+        init=jax.jit(init, out_shardings=shardings).lower(*abstract_args),
+        train=train.lower(abstract, tokens_KBS),
+        evaluate=evaluate.lower(abstract["params"], *eval_args),
         abstract_state=abstract,
         eval_rows=eval_rows,
+    )
+
+
+def _check_can_run(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> None:
+    sharding.check_divides(key.model, key.batch_size, num_members, mesh, execution.accumulation_steps)
+    if execution.remat == "offload" and sharding.platform() == "cpu":
+        raise ValueError("execution.remat is 'offload': a CPU has no other memory to wait in: write full, dots or none")
+
+
+@functools.lru_cache(maxsize=16)
+def programs(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> Programs:
+    """Compiles init, train and eval for ``num_members`` runs whose ``program_key`` is ``key``.
+
+    Raises ValueError when the mesh does not divide an axis. Call it, and what it returns, under ``jax.set_mesh(mesh)``.
+    """
+    started = time.perf_counter()
+    lowered = lower(key, execution, num_members, mesh)
+    # Runs once: on CPU, LLVM would take longer to optimise the random numbers than it does over the train step.
+    quick = {"xla_backend_optimization_level": 0} if sharding.platform() == "cpu" else None
+    return Programs(
+        mesh=mesh,
+        init=lowered.init.compile(compiler_options=quick),
+        train=lowered.train.compile(),
+        evaluate=lowered.evaluate.compile(),
+        abstract_state=lowered.abstract_state,
+        eval_rows=lowered.eval_rows,
         compile_seconds=time.perf_counter() - started,
     )

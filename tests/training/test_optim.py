@@ -37,7 +37,7 @@ def gradients(step):
 def ours(config, steps=4):
     hp = hyperparams(config)
     params = initial(0)
-    state = optim.transform(config.name, hp, SPECS).init(params)
+    state = optim.transform(config, hp, SPECS).init(params)
     update = jax.jit(lambda *a: optim.update(MODEL, config, SPECS, hp, *a))
     for step in range(steps):
         params, state, _ = update(jnp.int32(step), gradients(step), state, params)
@@ -134,3 +134,24 @@ def test_cosine_is_optaxs():
 def test_schedules_after_warmup(name, expected):
     step = np.arange(10, 100, dtype=float)
     assert_allclose(rates(ScheduleConfig(name))[10:], 0.5 * expected(step), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "momentum", "lion", "muon"])
+def test_a_bfloat16_momentum_is_half_as_large_and_rounds(name):
+    full, half = (OptimConfig(0.01, 0, name=name, momentum_dtype=d) for d in ("float32", "bfloat16"))
+
+    def state_bytes(config):
+        state = jax.eval_shape(lambda: optim.transform(config, hyperparams(config), SPECS).init(initial(0)))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if leaf.ndim)
+
+    num_params = sum(p.size for p in initial(0).values())
+    assert state_bytes(full) - state_bytes(half) == 2 * num_params
+    runs = [RunConfig(MODEL, c, Horizon(steps=10), batch_size=4) for c in (full, half)]
+    assert accounting.plan(runs[0]).state_bytes - accounting.plan(runs[1]).state_bytes == 2 * num_params
+    moved = [
+        np.concatenate([np.ravel(p - q) for p, q in zip(ours(c).values(), initial(0).values())]) for c in (full, half)
+    ]
+    difference = np.linalg.norm(moved[0] - moved[1]) / np.linalg.norm(moved[0])
+    # A sign may flip where lion's momentum and gradient cancel; elsewhere bfloat16 rounds by 2^-9.
+    assert 1e-5 < difference < (0.1 if name == "lion" else 1e-2)

@@ -106,10 +106,23 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_sizes(change, message):
         sharding.check_divides(model, change.get("batch_size", 8), 1, mesh)
 
 
+def test_parts_of_a_batch_must_divide_too():
+    mesh = sharding.make_mesh(MeshConfig(1, 2, 2, 2))
+    with pytest.raises(ValueError, match=r"batch_size is 8.*times accumulation_steps, = 16.*write 16"):
+        sharding.check_divides(MODEL, 8, 1, mesh, accumulation_steps=4)
+
+
+def test_offload_is_refused_where_there_is_no_other_memory():
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"remat is 'offload'.*write full, dots or none"):
+        step.programs(step.program_key(RUN), ExecutionConfig(remat="offload"), 1, mesh)
+
+
 def test_a_mesh_of_other_than_all_devices_is_refused():
     with pytest.raises(ValueError, match="run 1 × data 3 × fsdp 2 × tensor 1 but there are 8 devices"):
         sharding.make_mesh(MeshConfig(1, 3, 2, 1))
     assert dict(sharding.make_mesh(MeshConfig(run=2, fsdp=2)).shape) == {"run": 2, "data": 2, "fsdp": 2, "tensor": 1}
+    assert sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=2)).shape["fsdp"] == 4
 
 
 def test_axes_that_collide_are_refused():

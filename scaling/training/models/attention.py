@@ -11,6 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from scaling.training import sharding
+
 # Rows a block of ``block_causal``: see results/README.md for the sweep over 32, 64, 128.
 _BLOCK_ROWS = 64
 
@@ -83,7 +85,7 @@ def splash(q_BTHK, k_BTGK, v_BTGK, scale: float):
             for x in (q_BTHK * scale, jnp.repeat(k_BTGK, repeats, axis=2), jnp.repeat(v_BTGK, repeats, axis=2))
         )
         mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * q_BTHK.shape[2])
-        attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=jax.default_backend() != "tpu")
+        attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=sharding.platform() != "tpu")
         return jax.vmap(attend)(q_BHTK, k_BHTK, v_BHTK).transpose(0, 2, 1, 3)
 
     mesh = jax.sharding.get_abstract_mesh()
@@ -99,8 +101,9 @@ IMPLEMENTATIONS = {"einsum": einsum, "block_causal": block_causal, "cudnn": cudn
 
 
 @functools.cache
-def choose(name: str, backend: str):
-    """The implementation called ``name``; ``auto`` takes the backend's own."""
+def choose(name: str, platform: str, seq_len: int):
+    """The implementation called ``name``; ``auto`` takes the platform's own where it can serve ``seq_len``."""
     if name == "auto":
-        name = {"cpu": "block_causal", "gpu": "cudnn", "tpu": "splash"}.get(backend, "einsum")
+        splash_or_not = "splash" if seq_len % 128 == 0 else "block_causal"
+        name = {"cpu": "block_causal", "gpu": "cudnn", "tpu": splash_or_not}.get(platform, "einsum")
     return IMPLEMENTATIONS[name]

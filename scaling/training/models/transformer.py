@@ -12,8 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import ExecutionConfig, ModelConfig
+from scaling.training import sharding
 from scaling.training.models import attention
 
 
@@ -137,17 +139,27 @@ def block(config: ModelConfig, attend, p: dict[str, Any], x_BTD):
 def _rematerialise(policy: str, function, scanned: bool):
     if policy == "none":
         return function
-    saved = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[policy]
+    policies = jax.checkpoint_policies
+    saved = {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["layer_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }[policy]
     # Inside a scan nothing can be merged with the forward pass anyway, and the barrier costs.
     return jax.checkpoint(function, policy=saved, prevent_cse=not scanned)
 
 
 class Transformer(nn.Module):
-    """tokens_BT (int32) → logits_BTV (float32)."""
+    """tokens_BT (int32) → h_BTD, the last layer's output, normalised: what the head reads."""
 
     config: ModelConfig
     execution: ExecutionConfig
-    backend: str
+    platform: str
 
     @nn.compact
     def __call__(self, tokens_BT):
@@ -158,13 +170,7 @@ class Transformer(nn.Module):
         x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
         layers = {name: params[name] for name, spec in param_specs(c).items() if spec.logical_axes[0] == "layers"}
         x_BTD = self._layers(layers, x_BTD)
-        x_BTD = rms_norm(x_BTD, params["final_norm"], c.norm_eps)
-        head_DV = params["embedding"].T if c.tied_embeddings else params["unembedding"]
-        # Straight to float32: a bfloat16 logit near 10 would be rounded to .06.
-        logits_BTV = dense(x_BTD, head_DV, dtype=jnp.float32) / width_multiplier(c)
-        if c.logit_softcap is not None:
-            logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
-        return logits_BTV
+        return rms_norm(x_BTD, params["final_norm"], c.norm_eps)
 
     def _param(self, name: str, spec: ParamSpec):
         init = nn.initializers.ones if spec.init_std is None else nn.initializers.normal(spec.init_std)
@@ -172,11 +178,18 @@ class Transformer(nn.Module):
 
     def _layers(self, layers: dict[str, Any], x_BTD):
         c, e = self.config, self.execution
-        attend = attention.choose(e.attention, self.backend)
+        axes = {name: spec.logical_axes[1:] for name, spec in param_specs(c).items()}
+        attend = attention.choose(e.attention, self.platform, x_BTD.shape[1])
         scanned = e.scan_layers
         if scanned is None:  # a scan costs 1.4× on CPU; unrolled, its compile time grows with depth
-            scanned = self.backend != "cpu" or c.num_layers > 12
-        layer = _rematerialise(e.remat, lambda x_BTD, p: block(c, attend, p, x_BTD), scanned)
+            scanned = self.platform != "cpu" or c.num_layers > 12
+
+        def one_layer(x_BTD, p):
+            if scanned:  # says it of their gradients too, which would else be added up whole on every device
+                p = {name: nn.with_logical_constraint(w, axes[name]) for name, w in p.items()}
+            return block(c, attend, p, checkpoint_name(x_BTD, "layer_input") if e.remat == "offload" else x_BTD)
+
+        layer = _rematerialise(e.remat, one_layer, scanned)
         if scanned:
             return jax.lax.scan(lambda x_BTD, p: (layer(x_BTD, p), None), x_BTD, layers)[0]
         for i in range(c.num_layers):
@@ -185,7 +198,7 @@ class Transformer(nn.Module):
 
 
 def _module(config: ModelConfig, execution: ExecutionConfig) -> Transformer:
-    return Transformer(config, execution, jax.default_backend())
+    return Transformer(config, execution, sharding.platform())
 
 
 def init(config: ModelConfig, key) -> dict[str, jax.Array]:
@@ -195,6 +208,26 @@ def init(config: ModelConfig, key) -> dict[str, jax.Array]:
     return nn.meta.unbox(boxed)
 
 
+def hidden(config: ModelConfig, execution: ExecutionConfig, params: dict[str, jax.Array], tokens_BT) -> jax.Array:
+    """h_BTD for tokens_BT, in the compute dtype: what ``logits`` reads."""
+    return _module(config, execution).apply({"params": params}, tokens_BT)
+
+
+def head(config: ModelConfig, params: dict[str, jax.Array]) -> jax.Array:
+    """The matrix (D, V) from h to logits, in float32."""
+    return params["embedding"].T if config.tied_embeddings else params["unembedding"]
+
+
+def logits(config: ModelConfig, head_DV, h_BTD) -> jax.Array:
+    """logits_BTV in float32 for the ``hidden`` and the ``head`` of a model."""
+    # Straight to float32: a bfloat16 logit near 10 would be rounded to .06.
+    product_BTV = dense(h_BTD, head_DV.astype(config.dtype), dtype=jnp.float32)
+    logits_BTV = product_BTV / width_multiplier(config)
+    if config.logit_softcap is not None:
+        logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
+    return logits_BTV
+
+
 def apply(config: ModelConfig, execution: ExecutionConfig, params: dict[str, jax.Array], tokens_BT) -> jax.Array:
     """logits_BTV in float32 for tokens_BT."""
-    return _module(config, execution).apply({"params": params}, tokens_BT)
+    return logits(config, head(config, params), hidden(config, execution, params, tokens_BT))
