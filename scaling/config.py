@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 FlopRule = Literal["6ND", "6ND_total", "kaplan", "chinchilla", "exact"]
 ParamCount = Literal["non_embedding", "total"]
@@ -303,6 +303,28 @@ class ExecutionConfig(_Strict):
         _require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size", "accumulation_steps")
         if self.loss_chunk_tokens is not None:
             _require_positive(self, "loss_chunk_tokens")
+
+
+HardwareName = Literal["cpu", "h100", "h200", "a100", "tpu-v5e", "tpu-v5p", "tpu-v6e"]
+PROFILE_NAMES: tuple[str, ...] = get_args(HardwareName)
+
+
+@dataclass(frozen=True)
+class HardwareConfig(_Strict):
+    """What a plan counts time, money and energy on. Not part of ``run_id``. What is null is the profile's of that name
+    (``scaling/engine/hardware.py``; no name: this machine's)."""
+
+    name: HardwareName | None = None
+    devices: int | None = None
+    price_per_device_hour: float | None = None  # US dollars
+    power_watts: float | None = None  # of one device
+    mfu: float | None = None  # share of the peak that training reaches
+
+    def __post_init__(self):
+        for name in ("devices", "price_per_device_hour", "power_watts", "mfu"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
+        _require(self.mfu is None or self.mfu <= 1, "mfu", self.mfu, "a share of the peak in (0, 1], as 0.4")
 
 
 def to_dict(config: Any) -> dict:

@@ -19,6 +19,7 @@ A grid file:
     exclude: [{lr_scale: 2, size: 48x3}]             # cells left out; a list of values means any of them
     holdout: {budgets: [6e11], cells: [{width: 48}]} # cells kept out of the fit and forecast
     execution: {mesh: {data: 2}}        # ExecutionConfig
+    hardware: {name: h100, devices: 8}  # HardwareConfig: what the plan counts time, money and energy on
     fit: {flops: exact}                 # FitConfig
 
 Later sections win over earlier ones, value by value: recipe, base, isoflop, axes in the order of the file, seeds. What
@@ -38,12 +39,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scaling import accounting, schema, shapes
-from scaling.config import DataConfig, ExecutionConfig, FlopRule, Horizon, ModelConfig, ParamCount, RunConfig
+from scaling.config import (
+    DataConfig,
+    ExecutionConfig,
+    FlopRule,
+    HardwareConfig,
+    Horizon,
+    ModelConfig,
+    ParamCount,
+    RunConfig,
+)
 from scaling.recipes import RECIPES
 from scaling.schema import GridError, Leaves, shown
 
 MAX_CELLS = 100_000
-SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "fit")
+SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit")
 HORIZONS = ("tokens", "flops", "tokens_per_param", "steps")
 DIALS = ("width", "params", "d_model")
 # Columns of the records' table that no axis may take the name of.
@@ -90,6 +100,7 @@ class Grid:
     cells: list[Cell]
     execution: ExecutionConfig
     fit: FitConfig
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
 
 def load(path: str | Path) -> Grid:
@@ -136,6 +147,7 @@ def expand(raw: Any, *, name: str, text: str = "") -> Grid:
         cells=_hold_out(cells, sections),
         execution=_settings(ExecutionConfig, sections, "execution"),
         fit=_settings(FitConfig, sections, "fit"),
+        hardware=_settings(HardwareConfig, sections, "hardware"),
     )
 
 

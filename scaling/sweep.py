@@ -20,7 +20,19 @@ from pathlib import Path
 from rich.console import Console
 
 from scaling import config, grid, records
-from scaling.engine import executors, folder, graph, plan, progress, slurm, slurm_options, status, worker
+from scaling.engine import (
+    costs,
+    executors,
+    folder,
+    graph,
+    plan,
+    planning,
+    progress,
+    slurm,
+    slurm_options,
+    status,
+    worker,
+)
 
 DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 FORECAST_LEVEL = 0.90
@@ -92,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--detach", action="store_true", help="with slurm: submit and stop; the next call finds the jobs")
     add("--pack", metavar="K", type=_positive, default=1,
         help="train up to K cells of equal shape as one program (default 1: on a CPU more gains nothing)")  # fmt: skip
+    planning.add_options(parser)
     return parser
 
 
@@ -137,12 +150,14 @@ class Sweep:
         with _bad_input():
             self.grid = grid.load(args.grid)
             self.rows = plan.rows(self.grid.cells, self.grid.execution.remat)
+            self.hardware = planning.hardware_of(args, self.grid.hardware, has_accelerator=executors.has_accelerator())
+        self.budget = planning.budget_of(args)
         self.results = args.results or Path("results") / self.grid.name
         self.workdir = args.workdir or Path(".scaling") / self.grid.name
         self.cache_dir = Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
         self.timings = plan.TimingCache(self.cache_dir, args.workers, self.grid.execution)
         self.manifest = folder.Manifest(
-            self.results, grid=self.grid, grid_path=args.grid, command=typed, shard=args.shard
+            self.results, grid=self.grid, grid_path=args.grid, command=typed, shard=args.shard, hardware=self.hardware
         )
         self.found: dict[str, str] = {}
         self.workers: int | None = None
@@ -172,7 +187,10 @@ class Sweep:
                 fds = lock.fds
             self._look()
             selection = self._select()
-            if selection.todo or (self.args.plan and not self._predict()):
+            if self.args.plan and not self.hardware.is_here:
+                self.rows, self.workers = costs.predict_elsewhere(self.rows, self.hardware), 1
+                self._show_plan(selection)
+            elif selection.todo or (self.args.plan and not self._predict()):
                 self._work(selection, fds)
             else:
                 self._predict()
@@ -243,19 +261,56 @@ class Sweep:
                 known[key] = plan.Timing.of(answer.value)
         self.timings.save(known)
 
-    def _show_plan(self, selection: _Selection) -> None:
+    def _show_plan(self, selection: _Selection) -> _Selection:
+        """Prints the plan, with what is doubtful about the grid; returns the selection within the budget."""
         mine = {row.run_id for row in selection.mine}
         rows = [row for row in self.rows if row.run_id in mine]
         todo = [row for row in rows if not self._is_done(row)]
-        self.console.print(progress.plan_table(rows, self.found, f"{self.args.grid}: the plan"))
-        workers = self.workers or self._num_workers(len(rows))
-        wall = plan.predicted_wall(todo, workers)
+        with _bad_input():
+            dropped = planning.stay_within(
+                self.console, self.budget, todo, self._bill, self.hardware, self.manifest.spent_seconds(),
+                drop=self.args.drop,
+            )  # fmt: skip
+        if dropped:
+            gone = {row.run_id for row in dropped}
+            self.manifest.dropped = dropped
+            self.rows, rows, todo = ([r for r in some if r.run_id not in gone] for some in (self.rows, rows, todo))
+        bill = self._bill(todo)
+        self.console.print(progress.plan_table(rows, self.found, f"{self.args.grid}: the plan", bill.share))
         line = f"{len(rows)} cells, {len(todo)} to do"
         if todo:
-            line += f" on {workers} {'worker' if workers == 1 else 'workers'}"
-        if todo and wall is not None:
-            line += f": about {progress.duration(wall + plan.CONCLUSION_SECONDS)}"
-        self.console.print(line, style="bold")
+            line += f" on {bill.workers} {'worker' if bill.workers == 1 else 'workers'}"
+            line += f": {summary}" if (summary := planning.summary(bill)) else ""
+        self.console.print(line, style="bold", soft_wrap=True)
+        with _bad_input():
+            findings = self._warn() if todo or self.args.plan else []
+            if self.args.json:
+                planning.write_json(self.args.json, bill, graph.build(todo, self.args.pack), findings)
+        return _Selection(rows, todo)
+
+    def _bill(self, rows: Sequence[plan.Row]) -> costs.Bill:
+        """What training these rows comes to, and the conclusion where this machine is the one."""
+        workers = self.workers or self._num_workers(len(rows))
+        wall = plan.predicted_wall(rows, workers)
+        if wall is not None and rows and self.hardware.is_here:
+            wall += plan.CONCLUSION_SECONDS
+        return costs.Bill(rows, self.hardware, workers, wall)
+
+    def _warn(self) -> list:
+        about = planning.about_data({row.cell.run.data for row in self.rows}, self._describe_data)
+        fit = folder.read_json(self.results / "fit.json")
+        findings = planning.warn(self.console, self.rows, self.hardware, fit, about, strict=self.args.strict)
+        self.manifest.warnings = [finding.text for finding in findings]
+        return findings
+
+    def _describe_data(self, data_config: config.DataConfig) -> dict | None:
+        """What is known of a corpus, if it is prepared."""
+        from scaling.training import data
+
+        if not data.folder_of(data_config, self.cache_dir).exists():
+            return None
+        with _bad_input():
+            return data.open(data_config, self.cache_dir).describe()
 
     def _num_workers(self, num_packs: int) -> int:
         if self.args.executor == "inline":
@@ -275,7 +330,9 @@ class Sweep:
             if self.slurm is None:  # this machine's timings say nothing of the cluster's
                 self._calibrate(executor, selection.todo or selection.mine)
                 self._predict()
-            self._show_plan(selection)
+            elif not self.hardware.is_here:
+                self.rows = costs.predict_elsewhere(self.rows, self.hardware)
+            selection = self._show_plan(selection)
             if self.args.plan:
                 if self.slurm is not None:
                     self._say(f"sbatch --test-only: {self.slurm.test_only(num_packs)}")

@@ -51,11 +51,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Row:
-    """A cell, what it costs, and how long it will take (None: nothing to predict from)."""
+    """A cell, what it costs, and how long it will take and how much it will hold (None: nothing to predict from)."""
 
     cell: Cell
     plan: accounting.Plan
     seconds: float | None = None
+    memory_bytes: int | None = None  # of one device, from the compiled program of a pack of one
 
     @property
     def run_id(self) -> str:
@@ -92,7 +93,14 @@ def predict(table: Sequence[Row], known: dict[str, Timing]) -> list[Row]:
     """The table with seconds filled in. A shape that was not timed runs at the FLOP/s of the nearest shape (in FLOPs
     per step) of this table that was; None if there is none."""
     timed = {k: row.cell.run for row in table if (k := shape_key(row.cell.run)) in known}
-    return [dataclasses.replace(row, seconds=_seconds(row, known, timed)) for row in table]
+    return [
+        dataclasses.replace(row, seconds=_seconds(row, known, timed), memory_bytes=_memory(row, known)) for row in table
+    ]
+
+
+def _memory(row: Row, known: dict[str, Timing]) -> int | None:
+    timing = known.get(shape_key(row.cell.run))
+    return timing.memory_bytes if timing else None
 
 
 def _seconds(row: Row, known: dict[str, Timing], timed: dict[str, RunConfig]) -> float | None:

@@ -4,7 +4,7 @@ On a terminal the progress is redrawn in place, at most twice a second; elsewher
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -41,11 +41,20 @@ def duration(seconds: float | None) -> str:
     """Seconds as 8.4 s, 3:07 or 2:05:00; a dash for what is not known."""
     if seconds is None:
         return "–"
+    if 0 < seconds < 0.05:
+        return "<0.1 s"
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def dollars(value: float | None) -> str:
+    """$0.0031, $4.20, $12,300; a dash for what is not known."""
+    if value is None:
+        return "–"
+    return f"${value:,.0f}" if value >= 100 else f"${value:.2f}" if value >= 0.1 else f"${value:.2g}"
 
 
 def size_of(row: plan.Row) -> str:
@@ -60,33 +69,53 @@ def _labels(row: plan.Row) -> str:
     return escape(" ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()))
 
 
-def plan_table(rows: Sequence[plan.Row], found: dict[str, str], title: str) -> Table:
-    """The plan: a row per cell and a last one with the totals."""
+def plan_table(rows: Sequence[plan.Row], found: dict[str, str], title: str, share: Callable | None = None) -> Table:
+    """The plan: a row per cell and a last one with the totals. ``share``: a row → its ``hardware.Cost``; money and
+    energy are shown where they are known."""
+    bills = [share(row) for row in rows] if share else []
     table = Table(title=escape(title), title_justify="left", show_footer=True, box=None, padding=(0, 2, 0, 0))
     total_flops = sum(r.plan.flops["exact"] for r in rows)
     known = [r.seconds for r in rows if r.seconds is not None]
     footer_seconds = duration(sum(known)) if len(known) == len(rows) else "–"
     labels = any(map(_labels, rows))
     table.add_column("run", footer=f"{len(rows)} cells", no_wrap=True)
-    table.add_column("width×layers", justify="right", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
     if labels:
         table.add_column("axes")
     right = {"justify": "right", "no_wrap": True}
-    table.add_column("parameters", **right)
+    table.add_column("params", **right)
     table.add_column("tokens", footer=compact(sum(r.plan.num_tokens for r in rows)), **right)
-    table.add_column("tokens/param", **right)
+    table.add_column("D/N", **right)
     table.add_column("steps", footer=f"{sum(r.plan.num_steps for r in rows):,}", **right)
     table.add_column("batch", **right)
     table.add_column("FLOPs", footer=f"{total_flops:.2e}", **right)
-    table.add_column("predicted", footer=footer_seconds, **right)
+    table.add_column("time", footer=footer_seconds, **right)
+    columns = _columns_of_cost(rows, bills)
+    for name, footer, _ in columns:
+        table.add_column(name, footer=footer, **right)
     table.add_column("", no_wrap=True)
-    for row in rows:
+    for i, row in enumerate(rows):
         p = row.plan
         cells = [row.run_id, size_of(row), *([_labels(row)] if labels else [])]
         cells += [f"{p.num_params['non_embedding']:,}", compact(p.num_tokens), compact(p.tokens_per_param)]
         cells += [f"{p.num_steps:,}", str(row.cell.run.batch_size), f"{p.flops['exact']:.2e}"]
-        table.add_row(*cells, duration(row.seconds), _note(row, found), style="dim" if row.run_id in found else "")
+        cells += [duration(row.seconds), *(values[i] for _, _, values in columns), _note(row, found)]
+        table.add_row(*cells, style="dim" if row.run_id in found else "")
     return table
+
+
+def _columns_of_cost(rows: Sequence[plan.Row], bills: Sequence) -> list[tuple[str, str, list[str]]]:
+    """Header, footer and values of memory, money and energy, those of them that are known of any cell."""
+    memory = [row.memory_bytes for row in rows]
+    columns = []
+    if any(memory):
+        columns.append(("memory", "", ["–" if m is None else f"{compact(m)}B" for m in memory]))
+    for name, write in (("dollars", dollars), ("kwh", lambda v: "–" if v is None else f"{v:.2g}")):
+        values = [getattr(bill, name) for bill in bills]
+        if any(v is not None for v in values):
+            total = write(None if None in values else sum(values))
+            columns.append(("cost" if name == "dollars" else "kWh", total, [write(v) for v in values]))
+    return columns
 
 
 def _note(row: plan.Row, found: dict[str, str]) -> str:

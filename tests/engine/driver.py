@@ -44,7 +44,10 @@ def build(results):
 FAKES = {
     "scaling.fit": {"analyse": analyse, "forecast": forecast, "show": show},
     "scaling.report": {"build": build},
-    "scaling.training.data": {"prepare": lambda config, cache_dir, progress=None: cache_dir},
+    "scaling.training.data": {
+        "prepare": lambda config, cache_dir, progress=None: cache_dir,
+        "folder_of": lambda config, cache_dir: Path(cache_dir) / "nothing",
+    },
 }
 
 

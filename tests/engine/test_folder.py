@@ -12,6 +12,7 @@ import pytest
 from scaling import records
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
 from scaling.engine import folder, plan
+from scaling.engine.hardware import EnergyMeter
 from scaling.grid import Cell, ExecutionConfig, FitConfig, Grid
 
 HOLD = """
@@ -123,7 +124,9 @@ def test_a_damaged_record_is_said_and_set_aside(tmp_path, damage):
 
 def manifest(tmp_path, shard=None):
     grid = Grid("g", "seeds: [0]", [], ExecutionConfig(), FitConfig())
-    return folder.Manifest(tmp_path, grid=grid, grid_path="g.yaml", command="sweep", shard=shard)
+    written = folder.Manifest(tmp_path, grid=grid, grid_path="g.yaml", command="sweep", shard=shard)
+    written._meter = EnergyMeter(tmp_path / "no counters")
+    return written
 
 
 def record_of(r, step_seconds):
@@ -159,6 +162,10 @@ def test_the_manifest_sums_over_calls(tmp_path, monkeypatch):
         "seconds_in_steps": 3.0 + 5.0,
         "fraction_not_in_steps": round(1 - 8 / (2 * 4 + 1 * 6), 4),
         "fraction_of_command_not_in_steps": round(1 - 8 / (2 * 4 + 1 * 7), 4),
+        "dollars": None,
+        "kwh": None,
+        "measured_kwh": None,
+        "peak_device_bytes": None,
     }
     assert [cell["status"] for cell in written["cells"]] == ["completed", "completed"]
     before = (tmp_path / "sweep.json").read_text()

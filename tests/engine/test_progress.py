@@ -38,7 +38,8 @@ def test_counts_are_short(value, text):
     "seconds, text",
     [
         (None, "–"),
-        (0.04, "0.0 s"),
+        (0.04, "<0.1 s"),
+        (0.0, "0.0 s"),
         (8.44, "8.4 s"),
         (99.4, "99 s"),
         (100, "1:40"),
