@@ -16,6 +16,8 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
+import numpy as np
+
 from scaling.config import FlopRule, ModelConfig, RunConfig
 
 FLOP_RULES: tuple[str, ...] = get_args(FlopRule)
@@ -103,6 +105,23 @@ def requested_tokens(model: ModelConfig, seq_len: int, batch_size: int, horizon)
     if horizon.flops is not None:
         return horizon.flops / flops_per_token(model, seq_len)[horizon.rule]
     return horizon.tokens_per_param * param_counts(model)[horizon.params]
+
+
+def flat_steps(run: RunConfig, plan: "Plan") -> int:
+    """Steps of a run that do not depend on its horizon: up to there the rate is warm-up and constant.
+
+    Runs equal but for horizon and cooldown have equal states up to the smaller of theirs. 0 for a schedule that knows
+    its end from the start.
+    """
+    name = run.optim.schedule.name
+    return plan.num_steps - plan.cooldown_steps if name in ("wsd", "constant", "inverse_sqrt") else 0
+
+
+def eval_steps(num_steps: int, num_points: int) -> list[int]:
+    """The steps of a curve: ``num_points`` log-spaced from a hundredth of the run to its end, distinct."""
+    if num_points < 2:
+        return [num_steps] * num_points
+    return sorted({max(1, round(s)) for s in np.geomspace(num_steps / 100, num_steps, num_points)})
 
 
 # Float32 copies of the parameters that an optimiser keeps beside them.

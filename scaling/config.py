@@ -260,6 +260,34 @@ class RunConfig(_Strict):
         return hashlib.sha256(canonical_json(self).encode()).hexdigest()[:12]
 
 
+def program_key(run: RunConfig) -> RunConfig:
+    """``run`` with everything that the compiled program does not depend on set to a fixed value: the numbers that live
+    in the state (``optim.hyperparams``), the seed, and what the host alone reads.
+
+    Two runs with equal keys can be members of one pack.
+    """
+    neutral = dataclasses.replace(
+        run.optim,
+        peak_lr=1.0,
+        warmup_tokens=0,
+        beta1=0.0,
+        beta2=0.0,
+        eps=1.0,
+        weight_decay=0.0,
+        clip_norm=None,
+        z_loss=0.0,
+        schedule=dataclasses.replace(run.optim.schedule, cooldown_fraction=0.0, final_lr_fraction=0.0),
+    )
+    return dataclasses.replace(
+        run,
+        optim=neutral,
+        horizon=Horizon(steps=1),
+        seed=0,
+        eval=dataclasses.replace(run.eval, num_points=0),
+        divergence=DivergenceConfig(),
+    )
+
+
 @dataclass(frozen=True)
 class MeshConfig(_Strict):
     """Sizes of the mesh axes. One of ``data`` and ``fsdp`` may be -1: whatever devices the others leave."""

@@ -1,30 +1,58 @@
-"""Orbax checkpoints of a pack: the sharded state and a small JSON of what the host knows, saved together."""
+"""Orbax checkpoints of a run: its sharded state and a small JSON of what the host knows, saved together.
+
+They are the run's own, in a folder of its name, wherever and in whatever pack it trains: so packs can be grouped anew
+after an interruption, and a run that branches off another is one that goes on from a checkpoint.
+"""
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-from etils import epath
+from scaling import records
+
+
+def folder_of(workdir: Path, run_id: str) -> Path:
+    """Where a run's checkpoints are: ``<workdir>/checkpoints/<run_id>/<step>``."""
+    return Path(workdir).absolute() / "checkpoints" / run_id
+
+
+def newest_step(workdir: Path, run_id: str) -> int:
+    """The step of a run's newest whole checkpoint, 0 if there is none. Reads folder names alone, and imports no JAX."""
+    folder = folder_of(workdir, run_id)
+    try:
+        # A save that is under way, or was cut off, has a longer name.
+        return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def is_past(workdir: Path, results: Path, run_id: str, step: int) -> bool:
+    """Whether a run has a checkpoint of ``step`` or later, or its record."""
+    # In this order: a run's record is written before its checkpoints are deleted.
+    return newest_step(workdir, run_id) >= step or records.is_done(results, run_id)
 
 
 class Checkpoints:
-    """The newest checkpoints of one pack under ``folder``, as many as ``budget_bytes`` holds, three at most.
+    """The newest checkpoints of one run under ``folder``, as many as ``budget_bytes`` holds, three at most.
 
     Saving is asynchronous; a save that was cut off is never restored. Raises ValueError when not even two checkpoints
     of ``checkpoint_bytes`` (the one being written and the one it replaces) fit the budget.
     """
 
-    def __init__(self, folder: epath.PathLike, checkpoint_bytes: int, budget_bytes: float):
+    def __init__(self, folder: Path, checkpoint_bytes: int, budget_bytes: float):
         if 2 * checkpoint_bytes > budget_bytes:
             raise ValueError(
                 f"execution.disk_budget_gb leaves {budget_bytes / 1e9:.3g} GB for this run: a checkpoint takes "
                 f"{checkpoint_bytes / 1e9:.3g} GB and two must fit while one replaces the other: write at least "
                 f"{2.1 * checkpoint_bytes / 1e9:.3g} for each worker"
             )
+        import orbax.checkpoint as ocp
+        from etils import epath
+
         # Orbax logs a dozen lines a save at INFO, and warns about options that it sets itself.
         logging.getLogger("absl").setLevel(logging.ERROR)
+        self._open = True
         self.folder = epath.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
@@ -37,6 +65,8 @@ class Checkpoints:
 
     def save(self, step: int, state, host: dict[str, Any]) -> None:
         """Starts saving ``state`` and the JSON-able ``host`` as of ``step``."""
+        import orbax.checkpoint as ocp
+
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
@@ -44,14 +74,21 @@ class Checkpoints:
 
     def restore(self, abstract_state_for: Callable[[dict], Any]) -> tuple[Any, dict] | None:
         """(state, host) of the newest checkpoint that can be read, sharded as ``abstract_state_for(host)`` says; None
-        if there is none. One that cannot be read is said and set aside, and the one before it tried; what
-        ``abstract_state_for`` raises is not the checkpoint's fault and passes through."""
+        if there is none. One that cannot be read, or whose ``host`` lacks a key that ``abstract_state_for`` reads, is
+        said and set aside, and the one before it tried; whatever else ``abstract_state_for`` raises is not the
+        checkpoint's fault and passes through."""
+        import orbax.checkpoint as ocp
+
         for step in sorted(self._manager.all_steps(), reverse=True):
             host = self._try(step, {"host": ocp.args.JsonRestore()})
             if host is None:
                 continue
             host = host["host"]
-            wanted = abstract_state_for(host)
+            try:
+                wanted = abstract_state_for(host)
+            except KeyError as e:  # another version wrote it
+                self._set_aside(step, e)
+                continue
             state = self._try(step, {"state": ocp.args.StandardRestore(wanted)})
             if state is not None:
                 return state["state"], host
@@ -59,31 +96,40 @@ class Checkpoints:
 
     def _try(self, step: int, items: dict) -> Any:
         """The restored items, or None after setting the checkpoint aside."""
+        import orbax.checkpoint as ocp
+
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
-            aside = self.folder / f"unreadable-{step}"
-            print(f"{self.folder / str(step)}: unreadable checkpoint ({type(e).__name__}), set aside as {aside.name}")
-            if aside.exists():
-                aside.rmtree()
-            (self.folder / str(step)).rename(aside)
-            self._manager.reload()
+            self._set_aside(step, e)
             return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        aside = self.folder / f"unreadable-{step}"
+        print(f"{self.folder / str(step)}: unreadable checkpoint ({type(error).__name__}), set aside as {aside.name}")
+        if aside.exists():
+            aside.rmtree()
+        (self.folder / str(step)).rename(aside)
+        self._manager.reload()
 
     def keep_newest(self) -> None:
         """Closes, and leaves only the newest checkpoint on disk."""
         self._manager.wait_until_finished()
         for step in sorted(self._manager.all_steps())[:-1]:
             self._manager.delete(step)
-        self._manager.close()
+        self.close()
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for saves under way; closed twice is closed once."""
+        if self._open:
+            self._open = False
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def delete(self) -> None:
-        """Closes, and removes all of this pack's checkpoints."""
+        """Closes, and removes all of this run's checkpoints."""
+        import jax
+
         self.close()
         if jax.process_index() == 0 and self.folder.exists():
             self.folder.rmtree()

@@ -1,20 +1,21 @@
 """Trains one pack of runs and leaves their records.
 
-    for step in range(state.step, last): dispatch(step), read the metrics of step - 1; evaluate, save when it is time
+    until all have ended: to the next boundary: dispatch a step, read the metrics of the one before; evaluate, save when
+    it is time. At a boundary: riders branch off, members that have ended leave
 
 The host is one step behind the device: reading the metrics of the step just dispatched would stall it. A batch is a
 function of its step, so resuming is restoring the state and a number; nothing else has memory but the host's curve,
 which is saved with the state.
 """
 
+import contextlib
 import dataclasses
-import hashlib
-import math
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ import numpy as np
 from scaling import accounting, config, records
 from scaling.config import ExecutionConfig, RunConfig
 from scaling.grid import Cell
-from scaling.training import data, memory, sharding, step
-from scaling.training.checkpoint import Checkpoints
+from scaling.training import checkpoint, data, memory, outcome, sharding
 from scaling.training.logs import StepLogs
-from scaling.training.pack import Clock, Member, Pack, eval_steps, finite, to_host
+from scaling.training.pack import Member, Pack, Rider, to_host
 
 # Set it, and training saves a checkpoint after the step under way and raises Interrupted.
 stop_requested = threading.Event()
@@ -47,12 +47,6 @@ def use_compilation_cache(cache_dir: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def pack_id(cells: Sequence[Cell]) -> str:
-    """The name of a pack's checkpoints: its run's id, or a hash of its members' ids."""
-    ids = [cell.run.run_id for cell in cells]
-    return ids[0] if len(ids) == 1 else hashlib.sha256(" ".join(sorted(ids)).encode()).hexdigest()[:12]
-
-
 def train(
     cells: Sequence[Cell],
     *,
@@ -61,119 +55,187 @@ def train(
     results: Path,
     cache_dir: Path,
     sweep_name: str,
+    riders: Mapping[str, Sequence[Cell]] = types.MappingProxyType({}),
     on_event: Callable[[dict], None] = lambda event: None,
 ) -> list[records.RunRecord]:
-    """Trains one pack from its newest checkpoint, or from the start; saves and returns its records.
+    """Trains one pack, each run from its own newest checkpoint or from the start; saves and returns their records.
 
-    ``cells`` have equal ``step.program_key``. Checkpoints are under ``workdir``; prepared data and compiled programs
-    under ``cache_dir``. ``on_event`` is called with {"event": "progress", "run_ids", "step", "num_steps", "loss"} about
-    twice a second. Members that already have a record are left out.
+    ``cells`` have equal ``config.program_key``; those that already have a record are left out. ``riders`` holds, by the
+    run_id of a cell, runs that equal it but for horizon and cooldown: they are carried along and left a checkpoint
+    where they branch off. Checkpoints are under ``workdir``; prepared data and compiled programs under ``cache_dir``.
+    ``on_event`` is called with {"event": "progress", "run_ids", "step", "num_steps", "loss"} about twice a second, of
+    the member with the most steps left, and with {"event": "branched", "run_id"} for every rider as soon as there is
+    nothing more to wait for: its checkpoint, or that it will not be carried.
 
-    Raises ValueError on a config that the data or the mesh cannot serve, or when a checkpoint was made from other
-    data; Interrupted after ``stop_requested`` is set.
+    Raises ValueError on a config that the data or the mesh cannot serve; RuntimeError when a checkpoint was made from
+    other data; Interrupted after ``stop_requested`` is set.
     """
-    folder = Path(workdir) / "checkpoints" / pack_id(cells)
-    done = {c.run.run_id for c in cells if records.is_done(results, c.run.run_id)}
-    if len(done) == len(cells):
-        if folder.exists() and not execution.keep_final_checkpoint and jax.process_index() == 0:
-            shutil.rmtree(folder)  # left by a call that was killed between a record and this
+    done = {c.run.run_id for c in cells if _agree(records.is_done(results, c.run.run_id))}
+    for run_id in done:  # left by a call that was killed between the record and this
+        left = checkpoint.folder_of(workdir, run_id)
+        if left.exists() and not execution.keep_final_checkpoint and jax.process_index() == 0:
+            shutil.rmtree(left)
+    cells = [c for c in cells if c.run.run_id not in done]
+    if not cells:
         return []
-    keys = {step.program_key(c.run) for c in cells}
-    if len(keys) > 1:
+    if len({config.program_key(c.run) for c in cells}) > 1:
         raise ValueError(f"a pack's members must share their shapes: {[c.run.run_id for c in cells]} do not")
     use_compilation_cache(cache_dir)
     run = cells[0].run
     corpus = data.open(run.data, cache_dir)
     corpus.require_vocab(run.model.vocab_size)
     mesh = sharding.make_mesh(execution.mesh)
-    with jax.set_mesh(mesh):
-        checkpoint_bytes = len(cells) * accounting.plan(run).checkpoint_bytes
-        checkpoints = Checkpoints(folder.absolute(), checkpoint_bytes, execution.disk_budget_gb * 1e9)
-        try:
-            members = [Member(c, accounting.plan(c.run), _logs(c.run, execution, workdir, sweep_name)) for c in cells]
-            pack = _start(members, done, corpus, execution, mesh, checkpoints)
-            finished = _run(pack, checkpoints, results, sweep_name, on_event)
-        except BaseException:
-            checkpoints.close()
-            raise
-        for member in members:
-            if member.logs:
-                member.logs.close()
-        if execution.keep_final_checkpoint:
-            checkpoints.keep_newest()
-        else:
-            checkpoints.delete()
-    return finished
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        call = _Call(
+            execution, Path(workdir), Path(results), sweep_name, execution.disk_budget_gb * 1e9 / len(cells), stack
+        )
+        pack = Pack([call.open_member(c, riders) for c in cells], corpus, execution, mesh)
+        _start(pack, call, on_event)
+        return _run(pack, call, on_event)
 
 
-def _logs(run: RunConfig, execution: ExecutionConfig, workdir: Path, sweep_name: str) -> StepLogs | None:
-    wanted = (execution.tensorboard or execution.wandb) and jax.process_index() == 0
-    return StepLogs(execution, run, Path(workdir) / "tensorboard", sweep_name) if wanted else None
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What one call of ``train`` was told: where things are, and the disk that each member may use."""
+
+    execution: ExecutionConfig
+    workdir: Path
+    results: Path
+    sweep_name: str
+    disk_bytes: float
+    stack: contextlib.ExitStack  # closes what the call opens
+
+    def open_member(self, cell: Cell, riders: Mapping[str, Sequence[Cell]]) -> Member:
+        """A member with its riders, logs and checkpoints."""
+        member = self._member(cell)
+        member.checkpoints = self.checkpoints(member)
+        self.stack.callback(member.checkpoints.close)
+        for rider in map(self._member, riders.get(cell.run.run_id, ())):
+            member.riders.append(Rider(rider, min(_flat_steps(member), _flat_steps(rider))))
+        return member
+
+    def _member(self, cell: Cell) -> Member:
+        logs = None
+        if (self.execution.tensorboard or self.execution.wandb) and jax.process_index() == 0:
+            logs = StepLogs(self.execution, cell.run, self.workdir / "tensorboard", self.sweep_name)
+            self.stack.callback(logs.close)
+        return Member(cell, accounting.plan(cell.run), logs)
+
+    def checkpoints(self, member: Member) -> checkpoint.Checkpoints:
+        folder = checkpoint.folder_of(self.workdir, member.run.run_id)
+        return checkpoint.Checkpoints(folder, member.plan.checkpoint_bytes, self.disk_bytes)
+
+    def is_past(self, rider: Rider) -> bool:
+        """Whether a rider needs no carrying: it has been where it branches off."""
+        return _agree(checkpoint.is_past(self.workdir, self.results, rider.member.run.run_id, rider.branch_step))
 
 
-def _start(members: list[Member], done: set[str], corpus, execution, mesh, checkpoints) -> Pack:
-    """The pack as its newest checkpoint left it, or new; without the members whose record is written."""
-    by_id = {m.run.run_id: m for m in members}
-    clock = Clock()
-    packs: list[Pack] = []
+def _flat_steps(member: Member) -> int:
+    return accounting.flat_steps(member.run, member.plan)
 
-    def abstract_state_for(host: dict):
-        if host["fingerprint"] != corpus.fingerprint:
-            raise _OtherData(
-                f"{checkpoints.folder}: made from data {host['fingerprint'][:12]}, but {members[0].run.data.source!r} "
-                f"is now {corpus.fingerprint[:12]}: bring the old data back, or delete that folder to start again"
-            )
-        clock.seconds = dict(host["seconds"])
-        packs[:] = [Pack([by_id[i] for i in host["run_ids"]], corpus, execution, mesh, clock)]
-        return packs[0].programs.abstract_state
 
-    restored = checkpoints.restore(abstract_state_for)
-    if restored is None:
-        pack = Pack([m for m in members if m.run.run_id not in done], corpus, execution, mesh, clock)
+def _start(pack: Pack, call: _Call, on_event) -> None:
+    """Puts every member where its newest checkpoint left it, or at step 0."""
+    restored = {}
+    for k, member in enumerate(pack.members):
+        if member is None:
+            continue
+        waiting = [r.member.run.run_id for r in member.riders]
+        member.riders = [r for r in member.riders if not call.is_past(r)]
+
+        def abstract_row_for(host: dict, member=member):
+            _ = host["member"]["riders"]  # another version's checkpoint has none
+            if host["fingerprint"] != pack.corpus.fingerprint:
+                raise _OtherData(
+                    f"{member.checkpoints.folder}: made from data {host['fingerprint'][:12]}, but "
+                    f"{member.run.data.source!r} is now {pack.corpus.fingerprint[:12]}: bring the old data back, or "
+                    "delete that folder to start again"
+                )
+            return pack.abstract_row
+
+        found = member.checkpoints.restore(abstract_row_for)
+        if found is not None:
+            restored[k], host = found
+            member.restore(host["member"])
+        for run_id in set(waiting) - {r.member.run.run_id for r in member.riders}:
+            on_event({"event": "branched", "run_id": run_id})
+    if len(restored) < len(pack.members):
         pack.initialise()
-        return pack
-    state, host = restored
-    pack = packs[0]
-    for member, saved in zip(pack.members, host["members"], strict=True):
-        member.restore(saved)
-    pack.state = state
-    pack.step = int(to_host(state["step"])[0])
-    left = [k for k, m in enumerate(pack.members) if m.run.run_id not in done]
-    if len(left) < len(pack.members):
-        pack.keep(left)
-    return pack
+    for k, row in restored.items():
+        pack.put_row(k, row)
 
 
 class _OtherData(RuntimeError):
     """Kept apart from ValueError, which a damaged checkpoint raises: this one must not be skipped over."""
 
 
-def _run(pack: Pack, checkpoints: Checkpoints, results, sweep_name, on_event) -> list[records.RunRecord]:
+def _run(pack: Pack, call: _Call, on_event) -> list[records.RunRecord]:
     finished = []
-    while pack.members:
-        _run_to(pack, pack.next_boundary, checkpoints, on_event)
-        leaving = [
-            k for k, m in enumerate(pack.members) if m.plan.num_steps == pack.step or m.diverged_at_step is not None
-        ]
-        evaluated, num_eval_tokens = None, 0
-        if any(pack.members[k].diverged_at_step is None for k in leaving):
-            evaluated, num_eval_tokens = pack.evaluate_all()
-        for k in leaving:
-            record = _record(pack, k, evaluated[k] if evaluated else None, num_eval_tokens, sweep_name)
-            if jax.process_index() == 0:
-                records.save(results, record)
-            finished.append(record)
-        if pack.execution.keep_final_checkpoint:
-            checkpoints.save(pack.step, pack.state, pack.host_state())
-        pack.keep([k for k in range(len(pack.members)) if k not in leaving])
-    return finished
+    while True:
+        _branch_off(pack, call, finished, on_event)
+        _leave(pack, call, finished)
+        pack.shrink()
+        if not pack.live:
+            return finished
+        _train_to_boundary(pack, on_event)
 
 
-def _run_to(pack: Pack, last_step: int, checkpoints: Checkpoints, on_event) -> None:
-    """Trains to ``last_step``, or until every member has diverged."""
+def _branch_off(pack: Pack, call: _Call, finished: list, on_event) -> None:
+    """Leaves every rider that is due its checkpoint; one that has diverged, its record."""
+    for k, member in enumerate(pack.members):
+        if member is None or not member.riders:
+            continue
+        due = [r for r in member.riders if r.branch_step <= r.member.step or r.member.diverged_at_step is not None]
+        if member.diverged_at_step is not None:  # its riders go no further here
+            due = list(member.riders)
+        for rider in due:
+            run = rider.member
+            run.branched_from, run.branch_step = member.run.run_id, run.step
+            if run.diverged_at_step is not None and not run.cell.holdout:
+                finished.append(_save_record(call, outcome.record(pack, run, None, 0, call.sweep_name)))
+            elif run.diverged_at_step is None and rider.branch_step == run.step and member.diverged_at_step is None:
+                # Runs that are carried still, or branch off here too, can be carried on by this one.
+                run.riders = [r for r in member.riders if r is not rider and r.branch_step >= rider.branch_step]
+                checkpoints = call.checkpoints(run)
+                with pack.clock.timed("save"):
+                    checkpoints.save(run.step, pack.rider_row(k, run), pack.host_state(run))
+                    checkpoints.close()  # whole before anybody hears of it
+                run.riders = []
+            on_event({"event": "branched", "run_id": run.run.run_id})
+        member.riders = [r for r in member.riders if r not in due]
+
+
+def _leave(pack: Pack, call: _Call, finished: list) -> None:
+    """Saves the records of the members that have ended, and deletes their checkpoints."""
+    ended = {k: m for k, m in enumerate(pack.members) if m is not None and m.has_ended}
+    whole = [k for k, m in ended.items() if m.diverged_at_step is None]
+    evaluated, num_eval_tokens = pack.evaluate_all(whole) if whole else ({}, 0)
+    if ended:
+        pack.clock.charge(list(ended.values()))
+    for k, member in ended.items():
+        record = outcome.record(pack, member, evaluated.get(k), num_eval_tokens, call.sweep_name)
+        finished.append(_save_record(call, record))
+        if call.execution.keep_final_checkpoint:
+            member.checkpoints.save(member.step, pack.row(k), pack.host_state(member))
+            member.checkpoints.keep_newest()
+        else:
+            member.checkpoints.delete()
+        member.checkpoints, pack.members[k] = None, None
+
+
+def _save_record(call: _Call, record: records.RunRecord) -> records.RunRecord:
+    if jax.process_index() == 0:
+        records.save(call.results, record)
+    return record
+
+
+def _train_to_boundary(pack: Pack, on_event) -> None:
+    """Trains until a member ends or diverges, or a rider branches off."""
+    members = pack.live
     pending: dict | None = None
-    last_save = last_progress = time.perf_counter()
-    marks = {s for m in pack.members for s in eval_steps(m.plan.num_steps, m.run.eval.num_points)}
+    steps_left = pack.steps_to_boundary
+    last_progress = time.perf_counter()
     pack.clock.start_lap()
 
     def read() -> None:
@@ -181,41 +243,50 @@ def _run_to(pack: Pack, last_step: int, checkpoints: Checkpoints, on_event) -> N
         nonlocal pending
         if pending is not None:
             metrics_K = {name: to_host(values) for name, values in pending.items()}
-            for k, member in enumerate(pack.members):
-                member.observe(pack.step, {name: float(values[k]) for name, values in metrics_K.items()})
+            for k, member in members.items():
+                member.observe(member.step, {name: float(values[k]) for name, values in metrics_K.items()})
             pending = None
 
-    while pack.step < last_step and not all(m.diverged_at_step is not None for m in pack.members):
-        tokens_KBS = pack.batch(pack.step)
+    while steps_left and all(m.diverged_at_step is None for m in members.values()):
+        tokens_KBS = pack.batch()
         pack.state, metrics = pack.programs.train(pack.state, tokens_KBS)
         read()
-        pack.step += 1
+        for member in members.values():
+            member.advance()
         pending = metrics
-        if pack.step in marks:
+        steps_left -= 1
+        if any(m.wants_evaluation for m in members.values()):
             read()
-            pack.evaluate_curve()
+            pack.evaluate_curves(members)
         now = time.perf_counter()
         if now - last_progress > _PROGRESS_SECONDS:
             last_progress = now
-            on_event(_progress(pack))
-        what = _agreed(pack.step, stop_requested.is_set(), now - last_save > pack.execution.checkpoint_seconds)
-        if what == "stop" or (what == "save" and pack.step < last_step):
-            last_save = now
+            on_event(_progress(pack, members))
+        what = _agreed(pack, stop_requested.is_set(), pack.wants_save(now))
+        if what == "stop" or (what == "save" and steps_left):
             read()
-            pack.clock.end_lap()
-            with pack.clock.timed("save"):
-                checkpoints.save(pack.step, pack.state, pack.host_state())
+            pack.save(members)
         if what == "stop":
             raise Interrupted
     read()
     pack.clock.end_lap()
-    on_event(_progress(pack))
+    pack.clock.charge(list(members.values()))
+    on_event(_progress(pack, members))
 
 
-def _agreed(at_step: int, stop: bool, save: bool) -> str | None:
+def _agree(flag: bool) -> bool:
+    """What process 0 says, in all processes: a folder that they share may have changed between two looks."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+
+
+def _agreed(pack: Pack, stop: bool, save: bool) -> str | None:
     """What all processes do now: "stop" (and save), "save", or nothing. Process 0 decides."""
     if jax.process_count() > 1:
-        if at_step % _STEPS_BETWEEN_AGREEMENTS:
+        if pack.num_steps_done % _STEPS_BETWEEN_AGREEMENTS:
             return None
         from jax.experimental import multihost_utils
 
@@ -223,75 +294,15 @@ def _agreed(at_step: int, stop: bool, save: bool) -> str | None:
     return "stop" if stop else "save" if save else None
 
 
-def _progress(pack: Pack) -> dict:
-    losses = [m.last["loss"] for m in pack.members if "loss" in m.last]
+def _progress(pack: Pack, members: Mapping[int, Member]) -> dict:
+    losses = [m.last["loss"] for m in members.values() if "loss" in m.last]
+    longest = max(members.values(), key=lambda m: m.plan.num_steps - m.step)
     return {
         "event": "progress",
-        "run_ids": [m.run.run_id for m in pack.members],
-        "step": pack.step,
-        "num_steps": max(m.plan.num_steps for m in pack.members),
+        "run_ids": [m.run.run_id for m in members.values()],
+        "step": longest.step,
+        "num_steps": longest.plan.num_steps,
         "loss": sum(losses) / len(losses) if losses else None,
-    }
-
-
-def _record(pack: Pack, k: int, evaluated, num_eval_tokens: int, sweep_name: str) -> records.RunRecord:
-    member = pack.members[k]
-    run, plan, corpus = member.run, member.plan, pack.corpus
-    diverged = member.diverged_at_step is not None or not math.isfinite(evaluated[0])
-    num_tokens = (member.diverged_at_step or pack.step) * plan.batch_tokens if diverged else plan.num_tokens
-    share = num_tokens / plan.num_tokens
-    loss, standard_error = (None, None) if diverged else evaluated
-    described = corpus.describe()
-    seconds = pack.clock.seconds
-    step_seconds = seconds["step"] + seconds["data"]
-    flops = {rule: flops * share for rule, flops in plan.flops.items()}
-    return records.RunRecord(
-        run_id=run.run_id,
-        status="diverged" if diverged else "completed",
-        config=config.to_dict(run),
-        sweep={
-            "name": sweep_name,
-            "holdout": member.cell.holdout,
-            "recipe": member.cell.recipe,
-            "labels": member.cell.labels,
-        },
-        num_params=plan.num_params,
-        num_tokens=num_tokens,
-        num_steps=plan.num_steps,
-        batch_tokens=plan.batch_tokens,
-        unique_tokens=corpus.train_tokens,
-        epochs=num_tokens / corpus.train_tokens,
-        tokens_per_param=num_tokens / plan.num_params["non_embedding"],
-        flops=flops,
-        loss=loss,
-        loss_standard_error=finite(standard_error),
-        bits_per_byte=None if loss is None else loss / math.log(2) * described["tokens_per_byte"],
-        num_eval_tokens=num_eval_tokens,
-        diverged_at_step=(member.diverged_at_step or pack.step) if diverged else None,
-        curve=member.curve,
-        data=described,
-        environment=_environment(pack),
-        timing={
-            "seconds": sum(seconds.values()),
-            **{f"{name}_seconds": value for name, value in seconds.items()},
-            "tokens_per_s": num_tokens * len(pack.members) / step_seconds if step_seconds else None,
-            "flops_per_s": flops["exact"] * len(pack.members) / step_seconds if step_seconds else None,
-        },
-    )
-
-
-def _environment(pack: Pack) -> dict:
-    device = jax.devices()[0]
-    return records.software() | {
-        "backend": jax.default_backend(),
-        "device_kind": device.device_kind,
-        "num_devices": jax.device_count(),
-        "num_processes": jax.process_count(),
-        "mesh": dict(pack.mesh.shape),
-        "execution": dataclasses.asdict(pack.execution),
-        "pack": [m.run.run_id for m in pack.members],
-        **memory.peak(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
 
@@ -305,20 +316,19 @@ def calibrate(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, secon
     corpus = data.open(run.data, cache_dir)
     mesh = sharding.make_mesh(execution.mesh)
     with jax.set_mesh(mesh):
-        clock = Clock()
-        pack = Pack([Member(Cell(run), accounting.plan(run))], corpus, execution, mesh, clock)
+        pack = Pack([Member(Cell(run), accounting.plan(run))], corpus, execution, mesh)
         pack.initialise()
 
         def one_step():
-            pack.state, metrics = pack.programs.train(pack.state, pack.batch(pack.step))
-            pack.step += 1
+            pack.state, metrics = pack.programs.train(pack.state, pack.batch())
+            pack.members[0].advance()
             jax.block_until_ready(metrics)
 
         step_seconds = _median_seconds(one_step, seconds)
         curve_eval_seconds = _median_seconds(lambda: pack.curve_eval(pack.state["params"]), seconds / 2)
     whole = corpus.validation(None)[1].sum() / pack.curve_eval.num_tokens
     return {
-        "compile_seconds": clock.seconds["compile"],
+        "compile_seconds": pack.clock.seconds["compile"],
         "step_seconds": step_seconds,
         "curve_eval_seconds": curve_eval_seconds,
         "eval_seconds": curve_eval_seconds * float(whole),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from scaling.config import ExecutionConfig, RunConfig
+from scaling.config import ExecutionConfig, RunConfig, program_key
 from scaling.training import sharding, step
 
 BYTES = ("argument", "output", "alias", "temp", "generated_code")
@@ -35,7 +35,7 @@ def of_run(run: RunConfig, execution: ExecutionConfig, num_members: int = 1) -> 
     """
     mesh = sharding.make_mesh(execution.mesh)
     with jax.set_mesh(mesh):
-        return of_programs(step.programs(step.program_key(run), execution, num_members, mesh))
+        return of_programs(step.programs(program_key(run), execution, num_members, mesh))
 
 
 def peak() -> dict[str, int | None]:

@@ -61,7 +61,9 @@ def learning_rate(schedule: ScheduleConfig, hp: dict, step):
         "constant": jnp.ones_like(step),
     }[schedule.name]
     decays = schedule.name in ("wsd", "linear", "cosine")
-    multiple = hp["final_lr_fraction"] + (1 - hp["final_lr_fraction"]) * shape if decays else shape
+    # Exactly 1 where nothing decays yet, whatever f: runs that differ in f alone share their state up to there.
+    decayed = hp["final_lr_fraction"] + (1 - hp["final_lr_fraction"]) * shape
+    multiple = jnp.where(shape < 1, decayed, 1.0) if decays else shape
     return hp["peak_lr"] * jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup, 1)) * multiple
 
 

@@ -4,9 +4,7 @@ Everything is written once, for one run; ``lift`` makes it a pack's. Every leaf 
 ``run`` of K members. Shapes: K members, B rows, T tokens, W windows, V vocabulary.
 """
 
-import dataclasses
 import functools
-import time
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -17,29 +15,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scaling import accounting
-from scaling.config import ExecutionConfig, Horizon, RunConfig
+from scaling.config import ExecutionConfig, RunConfig
 from scaling.training import loss, optim, sharding
 from scaling.training.models import transformer
-
-
-def program_key(run: RunConfig) -> RunConfig:
-    """``run`` with everything that the compiled program does not depend on set to a fixed value.
-
-    Two runs with equal keys can be members of one pack.
-    """
-    neutral = dataclasses.replace(
-        run.optim,
-        peak_lr=1.0,
-        warmup_tokens=0,
-        beta1=0.0,
-        beta2=0.0,
-        eps=1.0,
-        weight_decay=0.0,
-        clip_norm=None,
-        z_loss=0.0,
-        schedule=dataclasses.replace(run.optim.schedule, cooldown_fraction=0.0, final_lr_fraction=0.0),
-    )
-    return dataclasses.replace(run, optim=neutral, horizon=Horizon(steps=1), seed=0)
 
 
 def lift(function, num_members: int, in_axes=0):
@@ -118,30 +96,6 @@ def eval_step(run: RunConfig, execution: ExecutionConfig, params, tokens_WS, wei
     return jnp.sum(losses_WT * weights_WT, axis=-1)
 
 
-@dataclass(frozen=True)
-class Lowered:
-    """The programs of one pack shape on one mesh, traced and not yet compiled; see ``Programs``."""
-
-    init: jax.stages.Lowered
-    train: jax.stages.Lowered
-    evaluate: jax.stages.Lowered
-    abstract_state: dict
-    eval_rows: int
-
-
-@dataclass(frozen=True)
-class Programs:
-    """The compiled programs of one pack shape on one mesh."""
-
-    mesh: Mesh
-    init: jax.stages.Compiled  # (seeds_K, hparams of (K,)) → state
-    train: jax.stages.Compiled  # (state, tokens_KBS) → (state, metrics of (K,)); the state is donated
-    evaluate: jax.stages.Compiled  # (params, tokens_WS, weights_WT) → (K, W)
-    abstract_state: dict
-    eval_rows: int
-    compile_seconds: float
-
-
 def _under_rules(function):
     """Logical axes are resolved while tracing, and are not in jit's cache key: so enter the rules inside the trace."""
 
@@ -153,52 +107,148 @@ def _under_rules(function):
     return wrapped
 
 
-def lower(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> Lowered:
-    """Traces init, train and eval for ``num_members`` runs whose ``program_key`` is ``key``; the mesh's devices need
-    not be here.
+@dataclass(frozen=True)
+class Lowered:
+    """The programs of one pack shape on one mesh, each traced when it is first asked for, and not compiled; see
+    ``Programs``."""
 
-    Raises ValueError when the mesh does not divide an axis. Call it under ``jax.set_mesh(mesh)``.
+    key: RunConfig
+    execution: ExecutionConfig
+    num_members: int
+    mesh: Mesh
+    abstract_state: dict  # of the pack
+    eval_rows: int
+
+    @functools.cached_property
+    def init(self) -> jax.stages.Lowered:
+        init = jax.jit(_init_of(self.key, self.num_members), out_shardings=_shardings_of(self.abstract_state))
+        return init.lower(*_init_args(self.key, self.num_members))
+
+    @functools.cached_property
+    def train(self) -> jax.stages.Lowered:
+        one_step = _under_rules(functools.partial(train_step, self.key, self.execution))
+        train = jax.jit(
+            lift(one_step, self.num_members),
+            out_shardings=(_shardings_of(self.abstract_state), NamedSharding(self.mesh, P("run"))),
+            donate_argnums=0,
+        )
+        shape = (self.num_members, self.key.batch_size, self.key.data.seq_len + 1)
+        return train.lower(self.abstract_state, self._spec(shape, np.int32, P("run", ("data", "fsdp"))))
+
+    @functools.cached_property
+    def evaluate(self) -> jax.stages.Lowered:
+        one_eval = _under_rules(functools.partial(eval_step, self.key, self.execution))
+        by_run = NamedSharding(self.mesh, P("run"))
+        evaluate = jax.jit(lift(one_eval, self.num_members, in_axes=(0, None, None)), out_shardings=by_run)
+        S = self.key.data.seq_len + 1
+        windows = self._spec((self.eval_rows, S), np.int32, P(("data", "fsdp")))
+        weights = self._spec((self.eval_rows, S - 1), np.float32, P(("data", "fsdp")))
+        return evaluate.lower(self.abstract_state["params"], windows, weights)
+
+    def _spec(self, shape, dtype, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The programs of one pack shape on one mesh, each compiled when it is first asked for."""
+
+    lowered: Lowered
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.lowered.mesh
+
+    @property
+    def abstract_state(self) -> dict:
+        return self.lowered.abstract_state
+
+    @property
+    def eval_rows(self) -> int:
+        return self.lowered.eval_rows
+
+    @functools.cached_property
+    def init(self) -> jax.stages.Compiled:
+        """(seeds_K, hparams of (K,)) → state."""
+        # Runs once: on CPU, LLVM would take longer to optimise the random numbers than it does over the train step.
+        quick = {"xla_backend_optimization_level": 0} if sharding.platform() == "cpu" else None
+        return self.lowered.init.compile(compiler_options=quick)
+
+    @functools.cached_property
+    def train(self) -> jax.stages.Compiled:
+        """(state, tokens_KBS) → (state, metrics of (K,)); the state is donated."""
+        return self.lowered.train.compile()
+
+    @functools.cached_property
+    def evaluate(self) -> jax.stages.Compiled:
+        """(params, tokens_WS, weights_WT) → (K, W)."""
+        return self.lowered.evaluate.compile()
+
+    @functools.cached_property
+    def abstract_row(self) -> dict:
+        """The state of one member, with a leading axis of 1 that no mesh axis divides."""
+
+        def row_of(a):
+            alone = NamedSharding(self.mesh, P(None, *a.sharding.spec[1:]))
+            return jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype, sharding=alone)
+
+        return jax.tree.map(row_of, self.abstract_state)
+
+    @functools.cached_property
+    def take_row(self):
+        """(state, k) → the state of member k, its leading axis of 1 kept."""
+
+        def take(state, k):
+            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, k, 1, 0), state)
+
+        return jax.jit(take, out_shardings=_shardings_of(self.abstract_row))
+
+    @functools.cached_property
+    def put_row(self):
+        """(state, row, k) → the state with member k's replaced; the state is donated."""
+
+        def put(state, row, k):
+            return jax.tree.map(lambda x, r: jax.lax.dynamic_update_slice_in_dim(x, r, k, 0), state, row)
+
+        return jax.jit(put, out_shardings=_shardings_of(self.abstract_state), donate_argnums=0)
+
+
+def _shardings_of(abstract):
+    return jax.tree.map(lambda a: a.sharding, abstract)
+
+
+def _init_of(key: RunConfig, num_members: int):
+    return lift(_under_rules(functools.partial(init_state, key)), num_members)
+
+
+def _init_args(key: RunConfig, num_members: int) -> tuple:
+    hparams = optim.hyperparams(key.optim, accounting.plan(key))
+    K = num_members
+    return jax.ShapeDtypeStruct((K,), np.int32), {
+        name: jax.ShapeDtypeStruct((K,), value.dtype) for name, value in hparams.items()
+    }
+
+
+def lower(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> Lowered:
+    """The programs of ``num_members`` runs whose ``config.program_key`` is ``key``, to be traced; the mesh's devices
+    need not be here.
+
+    Raises ValueError when the mesh does not divide an axis. Call it, and what it returns, under ``jax.set_mesh(mesh)``.
     """
     _check_can_run(key, execution, num_members, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    eval_rows = -(-execution.eval_batch_size // rows) * rows
-    K, S = num_members, key.data.seq_len + 1
-    hparams = optim.hyperparams(key.optim, accounting.plan(key))
-    one_state = _under_rules(functools.partial(init_state, key))
-    init = lift(one_state, K)
-    abstract_args = (
-        jax.ShapeDtypeStruct((K,), np.int32),
-        {name: jax.ShapeDtypeStruct((K,), value.dtype) for name, value in hparams.items()},
-    )
-    abstract = jax.eval_shape(init, *abstract_args)
+    abstract = jax.eval_shape(_init_of(key, num_members), *_init_args(key, num_members))
     axes = {name: spec.logical_axes for name, spec in transformer.param_specs(key.model).items()}
     shardings = sharding.state_shardings(mesh, abstract, axes)
-    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-    by_run = NamedSharding(mesh, P("run"))
-
-    def spec_of(shape, dtype, spec):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-
-    train = jax.jit(
-        lift(_under_rules(functools.partial(train_step, key, execution)), K),
-        out_shardings=(shardings, by_run),
-        donate_argnums=0,
-    )
-    tokens_KBS = spec_of((K, key.batch_size, S), np.int32, P("run", ("data", "fsdp")))
-    evaluate = jax.jit(
-        lift(_under_rules(functools.partial(eval_step, key, execution)), K, in_axes=(0, None, None)),
-        out_shardings=by_run,
-    )
-    eval_args = (
-        spec_of((eval_rows, S), np.int32, P(("data", "fsdp"))),
-        spec_of((eval_rows, S - 1), np.float32, P(("data", "fsdp"))),
-    )
     return Lowered(
-        init=jax.jit(init, out_shardings=shardings).lower(*abstract_args),
-        train=train.lower(abstract, tokens_KBS),
-        evaluate=evaluate.lower(abstract["params"], *eval_args),
-        abstract_state=abstract,
-        eval_rows=eval_rows,
+        key=key,
+        execution=execution,
+        num_members=num_members,
+        mesh=mesh,
+        abstract_state=jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+        ),
+        eval_rows=-(-execution.eval_batch_size // rows) * rows,
     )
 
 
@@ -210,20 +260,8 @@ def _check_can_run(key: RunConfig, execution: ExecutionConfig, num_members: int,
 
 @functools.lru_cache(maxsize=16)
 def programs(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> Programs:
-    """Compiles init, train and eval for ``num_members`` runs whose ``program_key`` is ``key``.
+    """The programs of ``num_members`` runs whose ``config.program_key`` is ``key``, to be compiled.
 
     Raises ValueError when the mesh does not divide an axis. Call it, and what it returns, under ``jax.set_mesh(mesh)``.
     """
-    started = time.perf_counter()
-    lowered = lower(key, execution, num_members, mesh)
-    # Runs once: on CPU, LLVM would take longer to optimise the random numbers than it does over the train step.
-    quick = {"xla_backend_optimization_level": 0} if sharding.platform() == "cpu" else None
-    return Programs(
-        mesh=mesh,
-        init=lowered.init.compile(compiler_options=quick),
-        train=lowered.train.compile(),
-        evaluate=lowered.evaluate.compile(),
-        abstract_state=lowered.abstract_state,
-        eval_rows=lowered.eval_rows,
-        compile_seconds=time.perf_counter() - started,
-    )
+    return Programs(lower(key, execution, num_members, mesh))

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from scaling.config import EvalConfig, ExecutionConfig, Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import EvalConfig, ExecutionConfig, Horizon, ModelConfig, OptimConfig, RunConfig, program_key
 from scaling.engine import graph, plan
 from scaling.engine.plan import Timing
 from scaling.grid import Cell
@@ -96,7 +96,6 @@ def test_timings_survive_on_disk_and_damage_means_measuring_again(tmp_path):
 
 
 def test_packs_hold_what_one_program_can_train_and_the_longest_comes_first():
-    step = pytest.importorskip("scaling.training.step")
     runs = [run_of(seed=s, peak_lr=lr) for s in range(2) for lr in (1e-3, 1e-2)]
     others = [run_of(num_steps=400), run_of(32), run_of(batch_size=8)]
     table = rows_of(*runs, *others)
@@ -104,7 +103,7 @@ def test_packs_hold_what_one_program_can_train_and_the_longest_comes_first():
     assert sorted(len(pack.rows) for pack in packs) == [1, 1, 1, 1, 3]
     assert sorted(row.run_id for pack in packs for row in pack.rows) == sorted(r.run_id for r in table)
     for pack in packs:
-        assert len({step.program_key(row.cell.run) for row in pack.rows}) == 1
+        assert len({program_key(row.cell.run) for row in pack.rows}) == 1
         assert len({row.plan.num_steps for row in pack.rows}) == 1
     flops = [sum(row.plan.flops["exact"] for row in pack.rows) for pack in packs]
     assert flops == sorted(flops, reverse=True)

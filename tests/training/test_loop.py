@@ -13,66 +13,16 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import records
-from scaling.config import (
-    DataConfig,
-    DivergenceConfig,
-    EvalConfig,
-    ExecutionConfig,
-    Horizon,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    to_dict,
-)
-from scaling.grid import Cell
-from scaling.training import data, loop, pack
+from scaling import accounting, records
+from scaling.config import ExecutionConfig, to_dict
+from scaling.training import data, pack
 from scaling.training.models import transformer
-
-EXECUTION = ExecutionConfig(mesh=MeshConfig(data=1, fsdp=8), checkpoint_seconds=1e9, eval_batch_size=8)
+from tests.training.lab import EXECUTION, cell, essence, make_corpus, train, train_and_stop_at
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """(DataConfig, cache folder) of forty short documents."""
-    folder = tmp_path_factory.mktemp("text")
-    rng = random.Random(0)
-    words = ["alpha", "beta", "gamma", "delta", "loss", "law", "power", "of"]
-    for i in range(40):
-        (folder / f"{i}.txt").write_text(" ".join(rng.choices(words, k=60)) + f" {i}\n")
-    config = DataConfig(source=f"text:{folder}", seq_len=16, validation_fraction=0.2)
-    cache = tmp_path_factory.mktemp("cache")
-    data.prepare(config, cache)
-    return config, cache
-
-
-def cell(data_config, steps=24, seed=0, **optim):
-    model = ModelConfig(d_model=16, num_layers=1, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=32)
-    run = RunConfig(
-        model,
-        OptimConfig(**({"peak_lr": 0.01, "warmup_tokens": 128} | optim)),
-        Horizon(steps=steps),
-        batch_size=8,
-        data=data_config,
-        eval=EvalConfig(num_points=6, curve_tokens=256),
-        divergence=DivergenceConfig(patience_steps=5),
-        seed=seed,
-    )
-    return Cell(run, labels={"size": 16})
-
-
-def train(cells, corpus, folder, execution=EXECUTION, **kw):
-    return loop.train(
-        cells, execution=execution, workdir=folder / "work", results=folder / "results", cache_dir=corpus[1],
-        sweep_name="t", **kw,
-    )  # fmt: skip
-
-
-def essence(record):
-    """What must not depend on how often training was cut off."""
-    fields = dataclasses.asdict(record)
-    return json.dumps({k: v for k, v in fields.items() if k not in ("environment", "timing")})
+    return make_corpus(tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +34,7 @@ def test_a_run_learns_and_its_record_is_complete(undisturbed, corpus):
     r = undisturbed
     assert r.status == "completed"
     assert r.loss < 3.5 < r.curve["loss"][0]
-    assert r.curve["step"] == pack.eval_steps(24, 6)
+    assert r.curve["step"] == accounting.eval_steps(24, 6)
     assert r.curve["step"][-1] == r.num_steps == 24
     assert r.num_tokens == 24 * 8 * 16
     described = data.open(*corpus).describe()
@@ -114,25 +64,10 @@ def test_the_final_loss_is_the_mean_over_every_validation_token(corpus, tmp_path
 
 
 def test_interrupted_anywhere_the_record_is_the_same_to_the_bit(undisturbed, corpus, tmp_path):
-    for attempt in range(30):
-
-        def stop_soon(event, attempt=attempt):
-            loop.stop_requested.set()
-
-        try:
-            loop.stop_requested.clear()
-            # Every call gets a few steps further: progress is reported, and a stop asked for, at once.
-            original, loop._PROGRESS_SECONDS = loop._PROGRESS_SECONDS, 0.0
-            record = train([cell(corpus[0])], corpus, tmp_path, on_event=stop_soon if attempt < 4 else lambda e: None)[
-                0
-            ]
-            break
-        except loop.Interrupted:
-            continue
-        finally:
-            loop._PROGRESS_SECONDS = original
-            loop.stop_requested.clear()
-    assert attempt == 4
+    for stop in (1, 7, 8, 20, None):  # 1: before the first point of the curve
+        finished = train_and_stop_at(stop, [cell(corpus[0])], corpus, tmp_path)
+        assert (finished is None) == (stop is not None)
+    record = finished[0]
     assert essence(record) == essence(undisturbed)
     assert not list((tmp_path / "work" / "checkpoints").iterdir())  # and its checkpoints are gone
 
@@ -153,17 +88,7 @@ def test_members_leave_at_their_own_horizons_and_equal_their_lone_runs(undisturb
 
 def test_data_that_changed_under_a_checkpoint_is_refused(corpus, tmp_path):
     config = corpus[0]
-
-    def stop(event):
-        loop.stop_requested.set()
-
-    loop._PROGRESS_SECONDS, original = 0.0, loop._PROGRESS_SECONDS
-    try:
-        with pytest.raises(loop.Interrupted):
-            train([cell(config)], corpus, tmp_path, on_event=stop)
-    finally:
-        loop._PROGRESS_SECONDS = original
-        loop.stop_requested.clear()
+    assert train_and_stop_at(3, [cell(config)], corpus, tmp_path) is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data.Corpus, "fingerprint", property(lambda self: "f" * 64))
         with pytest.raises(RuntimeError, match=r"made from data .* but .* is now ffffffffffff"):
@@ -290,7 +215,7 @@ def test_a_config_that_does_not_fit_costs_no_checkpoint(tmp_path):
 
 def test_what_is_saved_is_not_what_training_goes_on_to_change(corpus):
     member = pack.Member(cell(corpus[0]), None)
-    members = type("P", (), {"members": [member], "corpus": data.open(*corpus), "clock": pack.Clock()})
-    saved = pack.Pack.host_state(members)
+    some_pack = type("P", (), {"corpus": data.open(*corpus)})
+    saved = pack.Pack.host_state(some_pack, member)
     member.curve["step"].append(99)
-    assert saved["members"][0]["curve"]["step"] == []
+    assert saved["member"]["curve"]["step"] == []

@@ -46,7 +46,7 @@ import jax, numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_memory import run_of
 from scaling import accounting
-from scaling.config import ExecutionConfig
+from scaling.config import ExecutionConfig, program_key
 from scaling.training import memory, optim, sharding, step
 
 def resident(field):
@@ -55,7 +55,8 @@ def resident(field):
 K, run, execution = int(sys.argv[2]), run_of(96, 256, 16), ExecutionConfig()
 mesh = sharding.make_mesh(execution.mesh)
 with jax.set_mesh(mesh):
-    programs = step.programs(step.program_key(run), execution, K, mesh)
+    programs = step.programs(program_key(run), execution, K, mesh)
+    programs.init, programs.train, programs.evaluate  # each compiles when first asked for
     gc.collect()
     before = resident("VmRSS")
     one = optim.hyperparams(run.optim, accounting.plan(run))

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
 from scaling import accounting
-from scaling.config import ExecutionConfig, Horizon, MeshConfig, ModelConfig, OptimConfig, RunConfig
+from scaling.config import ExecutionConfig, Horizon, MeshConfig, ModelConfig, OptimConfig, RunConfig, program_key
 from scaling.training import optim, sharding, step
 
 MODEL = ModelConfig(
@@ -28,7 +28,7 @@ def tokens(step_number, members=1, length=33):
 def losses(runs, mesh_config=None, num_devices=1, steps=10, execution=EXECUTION):
     """Training losses (steps, K) of a pack of ``runs``, all on the same tokens."""
     mesh = sharding.make_mesh(mesh_config or MeshConfig(), jax.devices()[:num_devices])
-    key = dataclasses.replace(step.program_key(runs[0]), data=dataclasses.replace(runs[0].data, seq_len=32))
+    key = dataclasses.replace(program_key(runs[0]), data=dataclasses.replace(runs[0].data, seq_len=32))
     with jax.set_mesh(mesh):
         programs = step.programs(key, execution, len(runs), mesh)
         hparams = [optim.hyperparams(r.optim, accounting.plan(r)) for r in runs]
@@ -84,10 +84,10 @@ def test_one_program_serves_every_horizon_and_rate():
             RUN, horizon=Horizon(steps=steps), seed=steps, optim=dataclasses.replace(RUN.optim, peak_lr=rate)
         )
 
-    assert step.program_key(with_rate(0.1, 5)) == step.program_key(with_rate(0.2, 500))
-    assert step.program_key(RUN) != step.program_key(dataclasses.replace(RUN, batch_size=16))
+    assert program_key(with_rate(0.1, 5)) == program_key(with_rate(0.2, 500))
+    assert program_key(RUN) != program_key(dataclasses.replace(RUN, batch_size=16))
     muon = dataclasses.replace(RUN, optim=dataclasses.replace(RUN.optim, name="muon"))
-    assert step.program_key(RUN) != step.program_key(muon)
+    assert program_key(RUN) != program_key(muon)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_parts_of_a_batch_must_divide_too():
 def test_offload_is_refused_where_there_is_no_other_memory():
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"remat is 'offload'.*write full, dots or none"):
-        step.programs(step.program_key(RUN), ExecutionConfig(remat="offload"), 1, mesh)
+        step.programs(program_key(RUN), ExecutionConfig(remat="offload"), 1, mesh)
 
 
 def test_a_mesh_of_other_than_all_devices_is_refused():

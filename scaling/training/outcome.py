@@ -1,0 +1,84 @@
+"""What a run leaves behind: its record, from what its pack knows of it."""
+
+import dataclasses
+import math
+import os
+
+import jax
+
+from scaling import config, records
+from scaling.training import memory
+from scaling.training.pack import Member, Pack, finite
+
+
+def record(
+    pack: Pack, member: Member, evaluated: tuple[float, float] | None, num_eval_tokens: int, sweep_name: str
+) -> records.RunRecord:
+    """The record of a member that has ended; ``evaluated`` is its loss over the whole validation split and the standard
+    error, None if it diverged."""
+    run, plan, corpus = member.run, member.plan, pack.corpus
+    diverged = evaluated is None or not math.isfinite(evaluated[0])
+    ended_at = member.diverged_at_step or member.step
+    num_tokens = ended_at * plan.batch_tokens if diverged else plan.num_tokens
+    share = num_tokens / plan.num_tokens
+    loss, standard_error = (None, None) if diverged else evaluated
+    described = corpus.describe()
+    return records.RunRecord(
+        run_id=run.run_id,
+        status="diverged" if diverged else "completed",
+        config=config.to_dict(run),
+        sweep={
+            "name": sweep_name,
+            "holdout": member.cell.holdout,
+            "recipe": member.cell.recipe,
+            "labels": member.cell.labels,
+        },
+        num_params=plan.num_params,
+        num_tokens=num_tokens,
+        num_steps=plan.num_steps,
+        batch_tokens=plan.batch_tokens,
+        unique_tokens=corpus.train_tokens,
+        epochs=num_tokens / corpus.train_tokens,
+        tokens_per_param=num_tokens / plan.num_params["non_embedding"],
+        flops={rule: flops * share for rule, flops in plan.flops.items()},
+        loss=loss,
+        loss_standard_error=finite(standard_error),
+        bits_per_byte=None if loss is None else loss / math.log(2) * described["tokens_per_byte"],
+        num_eval_tokens=num_eval_tokens,
+        diverged_at_step=ended_at if diverged else None,
+        curve=member.curve,
+        data=described,
+        environment=_environment(pack),
+        timing=_timing(member, ended_at),
+    )
+
+
+def _timing(member: Member, ended_at: int) -> dict:
+    """What the run itself took: its share of the packs it trained in. Steps before ``branch_step`` are its trunk's."""
+    plan, seconds = member.plan, member.seconds
+    own_tokens = max(0, ended_at - member.branch_step) * plan.batch_tokens
+    own_flops = plan.flops["exact"] * own_tokens / plan.num_tokens
+    step_seconds = seconds["step"] + seconds["data"]
+    return {
+        "seconds": sum(seconds.values()),
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "tokens_per_s": own_tokens / step_seconds if step_seconds else None,
+        "flops_per_s": own_flops / step_seconds if step_seconds else None,
+        "branched_from": member.branched_from,
+        "branch_step": member.branch_step,
+    }
+
+
+def _environment(pack: Pack) -> dict:
+    device = jax.devices()[0]
+    return records.software() | {
+        "backend": jax.default_backend(),
+        "device_kind": device.device_kind,
+        "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
+        "mesh": dict(pack.mesh.shape),
+        "execution": dataclasses.asdict(pack.execution),
+        "pack": [m.run.run_id for m in pack.members if m is not None],
+        **memory.peak(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
