@@ -9,8 +9,12 @@ import functools
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+# 256 bytes and the separator of documents: a smaller byte-level vocabulary could not write every text.
+SMALLEST_BPE = 257
 
 FlopRule = Literal["6ND", "6ND_total", "kaplan", "chinchilla", "exact"]
 ParamCount = Literal["non_embedding", "total"]
@@ -118,6 +122,9 @@ class DataConfig(_Strict):
 
     def __post_init__(self):
         _require_positive(self, "seq_len")
+        want = f"bytes, bpe:<size> with a size of {SMALLEST_BPE} or more, or file:<path>"
+        _require(self.tokenizer == "bytes" or self.tokenizer[:5] == "file:" or self.bpe_size is not None,
+                 "tokenizer", self.tokenizer, want)  # fmt: skip
         if self.unique_tokens is not None:
             _require_positive(self, "unique_tokens")
         _require(
@@ -126,6 +133,12 @@ class DataConfig(_Strict):
             self.validation_fraction,
             "a number in (0, 1)",
         )
+
+    @property
+    def bpe_size(self) -> int | None:
+        """The vocabulary of a ``bpe:<size>``, its separator included; None of any other tokenizer."""
+        match = re.fullmatch(r"bpe:([0-9]{1,7})", self.tokenizer)
+        return int(match[1]) if match and int(match[1]) >= SMALLEST_BPE else None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ rule decides may be given beside the dial and then wins.
 import dataclasses
 import itertools
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -305,9 +306,8 @@ def _resolve(leaves: Leaves, labels: dict) -> Cell:
     values = {key: value for key, (value, _) in leaves.items() if key[0] != "recipe"}
     recipe = {key[1]: value for key, (value, _) in leaves.items() if key[0] == "recipe"}
 
-    if values.get(("data", "tokenizer"), "bytes") != "bytes" and ("model", "vocab_size") not in values:
-        path = leaves["data", "tokenizer"][1]
-        raise GridError(f"{path}: model.vocab_size is missing; write it (only for bytes it follows)")
+    if ("model", "vocab_size") not in values:
+        values |= _vocab_of(values, leaves)
     try:
         shape = shapes.model_fields(_part(values, "model"))
     except ValueError as e:
@@ -331,6 +331,19 @@ def _resolve(leaves: Leaves, labels: dict) -> Cell:
         labels["target_params"] = leaves["model", "params"][0]
     labels |= {name: recipe[name] for name in ("lr_scale", "batch_scale") if name in recipe}
     return Cell(run=run, recipe=None if recipe["name"] == "none" else recipe["name"], labels=labels)
+
+
+def _vocab_of(values: dict, leaves: Leaves) -> dict[tuple[str, ...], int]:
+    """The vocabulary that follows from the name of the tokenizer; bytes are the default of ModelConfig."""
+    tokenizer, path = leaves.get(("data", "tokenizer"), ("bytes", ""))
+    source, source_path = leaves.get(("data", "source"), ("", ""))
+    if "tokens:" in source:
+        raise GridError(f"{source_path}: model.vocab_size is missing; write what tokens.json says")
+    if tokenizer == "bytes":
+        return {}
+    if match := re.fullmatch(r"bpe:([0-9]{1,7})", tokenizer):  # DataConfig says which sizes can be
+        return {("model", "vocab_size"): int(match[1])}
+    raise GridError(f"{path}: model.vocab_size is missing; write it (it follows for bytes and bpe:<size> only)")
 
 
 def _only(leaves: Leaves, group: str, names: tuple[str, ...], where: str) -> str:

@@ -309,7 +309,7 @@ BAD = {
     f"base: {{{RUN}, optim: {{beta2: 1.5}}}}": "base.optim.beta2: 1.5: write a number in [0, 1)",
     f"base: {{{RUN}, batch_size: 0}}": "base.batch_size: 0: write a positive number",
     f"base: {{{RUN}, data: {{seq_len: 0}}}}": "base.data.seq_len: 0: write a positive number",
-    f"base: {{{RUN}, data: {{tokenizer: 'bpe:9'}}}}": "base.data.tokenizer: model.vocab_size is missing",
+    f"base: {{{RUN}, data: {{tokenizer: 'bpe:9'}}}}": "base.data.tokenizer: 'bpe:9'",
     f"base: {{{RUN}, optim: {{name: sgd}}}}": "default@2 cannot give sgd's rate: it is AdamW's; write optim.peak_lr",
     f"base: {{{RUN.replace('16', '16, parameterization: mup, base_d_model: 16, base_head_dim: 8')}}}": (
         "default@2 cannot give μP's rate: it falls with size, and μP's does so by itself; write optim.peak_lr"

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "figures": {"records", "laws", "plots", "axes"},
     "report": {"records", "laws", "plots", "figures", "axes"},
     "fit": {"records"} | ANALYSIS,
+    "data": CORE | {"training"},
     "bench": CORE | {"training", "engine", "laws"},
     "sweep": CORE | ANALYSIS | {"training", "engine"},
 }

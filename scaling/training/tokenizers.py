@@ -10,15 +10,11 @@ Whatever the tokenizer, id 0 is the separator that opens a document and stands n
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
-# 256 bytes and the separator: a smaller byte-level vocabulary could not write every text.
-SMALLEST_BPE = 257
 
 
 class Tokenizer(Protocol):
@@ -116,25 +112,12 @@ def load(name: str, trained: Path | None = None) -> Tokenizer:
     """
     if name == ByteTokenizer.name:
         return ByteTokenizer()
-    if bpe_size(name) is not None and trained is not None:
+    if name.startswith("bpe:") and trained is not None:
         return _hugging_face(name, str(trained), trained.stat().st_mtime_ns)
     path = file_of(name)
     if path is not None:
         return (_sentencepiece if path.suffix == ".model" else _hugging_face)(name, str(path), path.stat().st_mtime_ns)
     raise ValueError(f"data.tokenizer is {name!r}: write bytes, bpe:<size> or file:<path>")
-
-
-def bpe_size(name: str) -> int | None:
-    """The vocabulary of a bpe:<size>, its separator included; None of any other tokenizer.
-
-    Raises ValueError at a size that cannot be.
-    """
-    if not name.startswith("bpe:"):
-        return None
-    match = re.fullmatch(r"bpe:([0-9]{1,7})", name)
-    if not match or int(match[1]) < SMALLEST_BPE:
-        raise ValueError(f"data.tokenizer is {name!r}: write bpe:<size> with a size of {SMALLEST_BPE} or more")
-    return int(match[1])
 
 
 def file_of(name: str) -> Path | None:
@@ -196,7 +179,7 @@ def _hugging_face(name: str, path: str, modified_ns: int) -> SubwordTokenizer:
     tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is nine characters there, no control token
     model = json.loads(raw)["model"]
     num_ids = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    trained = bpe_size(name) is not None
+    trained = name.startswith("bpe:")
     return SubwordTokenizer(
         name,
         lambda text: tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids,

@@ -44,7 +44,7 @@ def folder_of(config: DataConfig, cache_dir: Path) -> Path:
 
 def _folder_name(config: DataConfig, whole: DataConfig) -> str:
     """``whole`` is the mixture that ``config`` is a part of: its tokenizer may be trained on all of it."""
-    trained_on = whole.source if tokenizers.bpe_size(config.tokenizer) is not None else config.source
+    trained_on = whole.source if config.bpe_size is not None else config.source
     key = [SCHEMA, config.source, config.tokenizer, config.text_key, config.validation_fraction, trained_on]
     if config.near_duplicates != "keep":
         key.append(config.near_duplicates)
@@ -133,7 +133,7 @@ def _locked(path: Path) -> Iterator[bool]:
 
 def _trained_tokenizer(config: DataConfig, cache_dir: Path, progress: Progress) -> Path | None:
     """The file of a bpe:<size>, trained on the train split of all sources of ``config`` unless it was; else None."""
-    size = tokenizers.bpe_size(config.tokenizer)
+    size = config.bpe_size
     if size is None:
         tokenizers.load(config.tokenizer)  # its file or library may be missing: say so before anything is read
         return None

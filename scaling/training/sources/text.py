@@ -1,9 +1,9 @@
 """``text:<folder or glob>``: a document per file, or per line of a .jsonl; compressed or not."""
 
 import bz2
-import contextlib
 import glob
 import gzip
+import io
 import json
 import lzma
 import os
@@ -124,19 +124,51 @@ def _jsonl_text(line: bytes, name: str, text_key: str) -> str:
     return text
 
 
-@contextlib.contextmanager
-def _open_zstd(path: Path, mode: str) -> Iterator[BinaryIO]:
+def _open_zstd(path: Path, mode: str) -> BinaryIO:
     try:
         import zstandard
     except ImportError:
         raise ValueError(
             f"{path}: reading .zst takes the package zstandard: pip install 'scaling[zstd]', or decompress it"
         ) from None
-    try:
-        with zstandard.open(path, mode) as f:
-            yield f
-    except zstandard.ZstdError as e:
-        raise _BrokenZstdError(str(e)) from None
+    return io.BufferedReader(_Zstd(path, zstandard), 2**20)
+
+
+class _Zstd(io.RawIOBase):
+    """Decompresses frame after frame. The library's own reader takes a truncated file for a whole one."""
+
+    def __init__(self, path: Path, zstandard):
+        self._file, self._library = path.open("rb"), zstandard
+        self._frame, self._ready = None, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        raw = b""
+        while not self._ready:
+            raw = raw or self._file.read(2**17)
+            if not raw:
+                if self._frame is not None:
+                    raise _BrokenZstdError("it ends inside a frame")
+                return 0
+            self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
+            try:
+                self._ready = self._frame.decompress(raw)
+            except self._library.ZstdError as e:
+                raise _BrokenZstdError(str(e)) from None
+            raw = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        # What is left of a frame's end belongs to the next call.
+        self._file.seek(-len(raw), os.SEEK_CUR)
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _BrokenZstdError(Exception):
