@@ -307,7 +307,7 @@ class Sweep:
         """What is known of a corpus, if it is prepared."""
         from scaling.training import data
 
-        if not data.folder_of(data_config, self.cache_dir).exists():
+        if not data.is_prepared(data_config, self.cache_dir):
             return None
         with _bad_input():
             return data.open(data_config, self.cache_dir).describe()
@@ -363,9 +363,14 @@ class Sweep:
     def _prepare_data(self, selection: _Selection) -> None:
         from scaling.training import data
 
-        for data_config in {row.cell.run.data for row in selection.mine}:
+        for data_config in dict.fromkeys(row.cell.run.data for row in selection.mine):
+            rows = [row for row in selection.mine if row.cell.run.data == data_config]
             with _bad_input():
                 data.prepare(data_config, self.cache_dir, progress=self._say)
+                corpus = data.open(data_config, self.cache_dir)
+                for row in rows:
+                    corpus.require_vocab(row.cell.run.model.vocab_size)
+                    corpus.require_horizon(row.plan.num_tokens)
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)

@@ -71,7 +71,11 @@ def rows(cells: Iterable[Cell], remat: str = "none") -> list[Row]:
 def shape_key(run: RunConfig) -> str:
     """Equal for runs whose steps and evaluations take equally long: everything but seed, rates and horizon."""
     same = dataclasses.replace(
-        run, seed=0, horizon=Horizon(steps=1), optim=dataclasses.replace(run.optim, peak_lr=1.0, warmup_tokens=0)
+        run,
+        seed=0,
+        horizon=Horizon(steps=1),
+        optim=dataclasses.replace(run.optim, peak_lr=1.0, warmup_tokens=0),
+        data=dataclasses.replace(run.data, unique_tokens=None),
     )
     return hashlib.sha256(canonical_json(same).encode()).hexdigest()[:16]
 

@@ -46,7 +46,10 @@ FAKES = {
     "scaling.report": {"build": build},
     "scaling.training.data": {
         "prepare": lambda config, cache_dir, progress=None: cache_dir,
-        "folder_of": lambda config, cache_dir: Path(cache_dir) / "nothing",
+        "is_prepared": lambda config, cache_dir: False,
+        "open": lambda config, cache_dir: types.SimpleNamespace(
+            require_vocab=lambda vocab_size: None, require_horizon=lambda num_tokens: None
+        ),
     },
 }
 

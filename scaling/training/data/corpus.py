@@ -17,6 +17,8 @@ from scaling.training.data.shards import TokenArray, read_manifest
 
 # Arrays up to this size are hashed again on opening (about a second); of larger ones only the length is checked.
 VERIFY_BYTES = 2**30
+# More passes over a train split than this are taken for a mistake, unless ``unique_tokens`` asks for repetition.
+MAX_EPOCHS = 100
 # A mixture's weights are resolved to windows out of so many.
 MIXTURE_BLOCK = 1000
 
@@ -177,6 +179,16 @@ class Corpus:
                 f"model.vocab_size is {vocab_size}: write {self.vocab_size} or more, the tokenizer {name} has as many"
             )
 
+    def require_horizon(self, num_tokens: float) -> None:
+        """Raises ValueError if so many tokens are hundreds of epochs that nobody asked for."""
+        epochs = num_tokens / self.train_tokens
+        if epochs > MAX_EPOCHS and self.unique_tokens is None:
+            raise ValueError(
+                f"horizon: {num_tokens:.4g} tokens are {epochs:,.0f} epochs of the {self.train_tokens:,} train tokens "
+                f"of {self.manifest['source']}: add text, shorten the horizon, or ask for the repetition with "
+                f"data.unique_tokens: {self.train_tokens - 1}"
+            )
+
     def batch(self, step: int, batch_size: int, seed: int, rows: slice | None = None) -> np.ndarray:
         """The windows trained on at ``step``: int32 [B, S], or [R, S] with ``rows`` of the B.
 
@@ -295,6 +307,11 @@ class Mixture:
 
     def require_vocab(self, vocab_size: int) -> None:
         self.corpora[0].require_vocab(vocab_size)
+
+    def require_horizon(self, num_tokens: float) -> None:
+        """As ``Corpus.require_horizon``, of each source's share."""
+        for weight, corpus in zip(self.weights, self.corpora):
+            corpus.require_horizon(weight * num_tokens)
 
     def batch(self, step: int, batch_size: int, seed: int, rows: slice | None = None) -> np.ndarray:
         """As ``Corpus.batch``."""

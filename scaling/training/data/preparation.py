@@ -58,6 +58,12 @@ def folders_of(config: DataConfig, cache_dir: Path) -> list[tuple[float, DataCon
     return [(weight, part, Path(cache_dir) / _folder_name(part, config)) for weight, part in sources.components(config)]
 
 
+def is_prepared(config: DataConfig, cache_dir: Path) -> bool:
+    """Whether ``open`` would find it."""
+    wanted = "by_hash.json" if config.unique_tokens is not None else "manifest.json"
+    return all((folder / wanted).exists() for *_, folder in folders_of(config, cache_dir))
+
+
 def prepare(
     config: DataConfig,
     cache_dir: Path,
