@@ -25,6 +25,7 @@ from scaling.engine import (
     executors,
     folder,
     graph,
+    layout,
     plan,
     planning,
     progress,
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pack", metavar="K", type=_positive, default=1,
         help="train up to K cells of equal shape as one program (default 1: on a CPU more gains nothing)")  # fmt: skip
     planning.add_options(parser)
+    layout.add_options(parser)
     return parser
 
 
@@ -148,6 +150,7 @@ class Sweep:
     def __init__(self, args: argparse.Namespace, typed: str, console: Console, loop: str):
         self.args, self.console, self.loop = args, console, loop
         with _bad_input():
+            layout.check_options(args)
             self.grid = grid.load(args.grid)
             self.rows = plan.rows(self.grid.cells, self.grid.execution.remat)
             self.hardware = planning.hardware_of(args, self.grid.hardware, has_accelerator=executors.has_accelerator())
@@ -179,6 +182,8 @@ class Sweep:
             queued = slurm.Book(self.workdir).queued()
             status.show(self.console, self.rows, self.results, self.workdir, queued)
             return DONE
+        if self.args.topology:
+            return self._compile_elsewhere()
         with contextlib.ExitStack() as stack:
             fds: list[int] = []
             if not self.args.plan:
@@ -199,6 +204,13 @@ class Sweep:
                 return DONE
             self._conclude()
             return self._exit_code(selection)
+
+    def _compile_elsewhere(self) -> int:
+        with _bad_input():
+            rows = graph.select(self.rows, self.args.only)
+            execution, topology = self.grid.execution, self.args.topology
+            fits = layout.show(self.console, rows, execution, topology, suggest=self.args.suggest)
+        return DONE if fits else INCOMPLETE
 
     # ---- what is there, what is to do -------------------------------------------------------------------------------
 

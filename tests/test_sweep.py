@@ -357,3 +357,10 @@ def test_real_training_killed_at_random_moments_gives_the_same_records(tmp_path,
     disturbed, undisturbed = science("results/g"), science("results/h")
     assert [r.loss for r in disturbed] == [r.loss for r in undisturbed]
     assert disturbed == undisturbed
+
+
+def test_a_topology_is_for_plans(tmp_path, capsys):
+    assert sweep.main(["--grid", "sweeps/smoke.yaml", "--topology", "v5e:2x2"]) == 2
+    assert "it compiles and trains nothing: add --plan" in capsys.readouterr().err
+    assert sweep.main(["--grid", "sweeps/smoke.yaml", "--plan", "--suggest"]) == 2
+    assert "add --topology" in capsys.readouterr().err

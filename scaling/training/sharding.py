@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -47,7 +48,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"execution.mesh is {sizes} but there are {len(devices)} devices: write sizes whose product is "
             f"{len(devices)}, or data: -1 with run · fsdp · tensor a divisor of it"
         )
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+    # An axis of ours may take part of a physical one: a slice of 16×16 holds fsdp 64, tensor 4.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def platform() -> str:

@@ -1,0 +1,179 @@
+"""What is read from a compiled program, against programs whose collectives are known; the compiler's process."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from scaling import grid
+from scaling.config import MeshConfig
+from scaling.engine import aot, layout
+
+TINY = {
+    "recipe": "none",
+    "base": {
+        "model": {"d_model": 128, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "head_dim": 64, "d_ff": 256},
+        "data": {"seq_len": 128},
+        "optim": {"peak_lr": 1e-3, "warmup_tokens": 0},
+        "batch_size": 8,
+        "horizon": {"steps": 10},
+    },
+    "execution": {"mesh": {"data": 1, "fsdp": -1}, "remat": "full"},
+}
+
+
+def seven_b():
+    return grid.load("sweeps/pretrain_7b.yaml")
+
+
+def test_collectives_of_a_program_by_construction():
+    """On 8 devices: five times round a loop, an all-reduce of 64 floats; before it, a gather of 8 × 16 floats."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+
+    def program(a, b):
+        gathered = jax.lax.all_gather(b, "x")
+
+        def once(carry, _):
+            return jnp.sin(jax.lax.psum(carry, "x")), None
+
+        return jax.lax.scan(once, a, None, length=5)[0], gathered.sum(0)
+
+    sharded = jax.shard_map(program, mesh=mesh, in_specs=(P(), P("x")), out_specs=(P(), P()), check_vma=False)
+    args = jax.ShapeDtypeStruct((64,), jnp.float32), jax.ShapeDtypeStruct((8 * 16,), jnp.float32)
+    found = aot.collectives(jax.jit(sharded).lower(*args).compile().as_text(), 8)
+    assert found["all-reduce"] == {"count": 5, "sent_bytes": 5 * 2 * 7 / 8 * 64 * 4}
+    assert found["all-gather"] == {"count": 1, "sent_bytes": 7 / 8 * 8 * 16 * 4}
+
+
+def test_tpu_text():
+    """Phases of one gather count once; an all-reduce whose parts are dealt out is a reduce-scatter; a kernel's metadata
+    that spans lines does not end its computation."""
+    text = """HloModule m
+
+%phase.1 (p: bf16[1,8]) -> bf16[4,8] {
+  %g.1 = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, replica_groups=mesh['a'=4,'b'=2] {'a'}
+}
+
+%phase.2 (p: bf16[1,8]) -> bf16[4,8] {
+  %g.2 = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, replica_groups=mesh['a'=4,'b'=2] {'a'}
+}
+
+%all-reduce-scatter.1 (p: f32[8]) -> f32[1] {
+  %r = f32[8]{0:T(128)} all-reduce(%p), channel_id=9, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+
+%condition.1 (s: (s32[])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(32)
+}
+
+%body.1 (s: (s32[])) -> (s32[]) {
+  %k = f32[4]{0} custom-call(%s), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="x"}
+  %f.1 = bf16[4,8]{1,0} fusion(%s), kind=kOutput, calls=%phase.1
+  %f.2 = bf16[4,8]{1,0} fusion(%s), kind=kOutput, calls=%phase.2
+}
+
+ENTRY %main (a: f32[8]) -> f32[1] {
+  %w = (s32[]) while(%a), condition=%condition.1, body=%body.1
+  ROOT %f.3 = f32[1]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    assert aot.collectives(text, 8) == {
+        "all-gather": {"count": 32, "sent_bytes": 32 * 3 / 4 * 4 * 8 * 2},
+        "reduce-scatter": {"count": 1, "sent_bytes": 7 / 8 * 32},
+    }
+
+
+def test_the_model_of_a_step_on_sharded_weights():
+    run, chip = seven_b().cells[0].run, layout.Chip(1e14, 1e11, 16e9)
+    mesh = MeshConfig(data=1, fsdp=64, tensor=1)
+    quick, slow = layout.Chip(1e20, 1e11, 16e9), layout.Chip(1e14, 1e20, 16e9)
+    weights = 3 * 2 * 7_241_732_096 * 63 / 64 / 1e11  # two gathers and a reduction in bfloat16
+    assert layout.step_seconds(run, mesh, "none", quick) == pytest.approx(weights, rel=1e-6)
+    # 6 N_total without the embedding's 131M and the norms, plus attention: within a hundredth of 6 N D.
+    products = 6 * 7.11e9 * 256 * 2048 / (64 * 1e14 * layout.PRODUCT_EFFICIENCY)
+    none, full = (layout.step_seconds(run, mesh, remat, slow) for remat in ("none", "full"))
+    assert none == pytest.approx(products, rel=0.05)
+    assert full / none == pytest.approx(4 / 3, rel=0.01)
+    assert layout.step_seconds(run, mesh, "none", chip) == max(none, weights)
+    # Over tensor the activations come on top: 4 all-reduces of (16 rows × 2048 × 4096) in 32 layers.
+    tensor = layout.step_seconds(run, MeshConfig(data=1, fsdp=16, tensor=4), "none", layout.Chip(1e20, 1e11, 16e9))
+    weights = 3 * 2 * 7_241_732_096 / 4 * 15 / 16 / 1e11
+    assert tensor - weights == pytest.approx(4 * 32 * 2 * 3 / 4 * 16 * 2048 * 4096 * 2 / 1e11, rel=1e-6)
+
+
+def test_candidates_divide_and_come_fastest_first():
+    g = seven_b()
+    run, chip = g.cells[0].run, layout.Chip.of("v5e:8x8", "bfloat16")
+    found = layout.candidates(run, g.execution, 64, chip)
+    assert found
+    for e in found:
+        m = e.mesh
+        assert m.data * m.fsdp * m.tensor == 64
+        assert run.model.num_kv_heads % m.tensor == run.batch_size % (m.data * m.fsdp) == 0
+        assert layout.least_bytes(run, m, e.remat) < chip.memory_bytes
+    seconds = [layout.step_seconds(run, e.mesh, e.remat, chip) for e in found]
+    assert seconds == sorted(seconds)
+    assert {e.remat for e in found} == {"full"}  # 7B at 4 rows a chip leaves 16 GB no room for anything else
+
+
+def test_cells_that_compile_alike_are_compiled_once():
+    raw = {**TINY, "axes": {"optim.peak_lr": [1e-3, 2e-3], "horizon.steps": [10, 20], "data.seq_len": [128, 256]}}
+    raw["base"] = {k: v for k, v in raw["base"].items() if k != "horizon"}
+    raw["base"]["optim"] = {"warmup_tokens": 0}
+    rows = layout.plan.rows(grid.expand(raw, name="x").cells)
+    assert len(rows) == 8
+    assert [r.cell.run.data.seq_len for r in layout.distinct(rows)] == [128, 256]
+
+
+def test_refusals_come_back_in_one_line():
+    run = grid.expand(TINY, name="x").cells[0].run
+    execution = grid.expand({**TINY, "execution": {"mesh": {"tensor": 8}}}, name="x").execution
+    verdict = aot.compile_step(run, execution, jax.devices())
+    assert not verdict.fits
+    assert "num_heads is 2, which the mesh's tensor = 8 does not divide" in verdict.reason
+    out_of_memory = RuntimeError(
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+        "Used 28.51G of 15.75G hbm. Exceeded hbm capacity by 12.76G.\n\nTotal hbm usage"
+    )
+    assert aot._why(out_of_memory) == "out of memory: 28.51G wanted of 15.75G a device"
+
+
+@pytest.mark.slow
+def test_this_machines_devices_in_a_process_of_its_own(monkeypatch):
+    g = grid.expand(TINY, name="x")
+    with aot.Compiler(aot.HERE) as compiler:
+        verdict = compiler.ask(g.cells[0].run, g.execution)
+        assert verdict.fits
+        assert verdict.num_devices == jax.device_count()
+        state = layout.accounting.plan(g.cells[0].run).state_bytes
+        # Norms are on every device; all else is a part each.
+        assert state / jax.device_count() < verdict.bytes["argument"] < 1.1 * state / jax.device_count() + 16_000
+        assert verdict.collectives["all-gather"]["count"] > 0
+        compiler._process.kill()
+        assert "the compiler ended (-9)" in compiler.ask(g.cells[0].run, g.execution).reason
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)")
+def test_a_tpu_slice_that_is_not_here():
+    g = grid.expand(TINY, name="x")
+    run = dataclasses.replace(g.cells[0].run, model=dataclasses.replace(g.cells[0].run.model, dtype="bfloat16"))
+    with aot.Compiler("v5e:2x2") as compiler:
+        verdict = compiler.ask(run, g.execution)
+    assert verdict.fits, verdict.reason
+    assert verdict.device_kind == "TPU v5 lite"
+    assert verdict.mesh == {"run": 1, "data": 1, "fsdp": 4, "tensor": 1}
+    with aot.Compiler("v5e:7x3") as compiler:
+        assert "topology 'v5e:7x3'" in compiler.ask(run, g.execution).reason
+
+
+def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--topology v5e:2x2: libtpu .* is not installed: pip install '.\[tpu\]'"):
+        aot.Compiler("v5e:2x2")
