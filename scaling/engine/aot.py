@@ -145,7 +145,7 @@ def compile_step(run: RunConfig, execution: ExecutionConfig, devices: list) -> V
     try:
         mesh = sharding.make_mesh(execution.mesh, devices)
         with jax.set_mesh(mesh):
-            compiled = step.lower(step.program_key(run), execution, 1, mesh).train.compile()
+            compiled = step.lower(config.program_key(run), execution, 1, mesh).train.compile()
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as e:
         shape = dict(mesh.shape) if mesh is not None else {}
         seconds = time.perf_counter() - started

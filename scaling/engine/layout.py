@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from scaling import accounting
-from scaling.config import ExecutionConfig, MeshConfig, RunConfig, canonical_json
+from scaling.config import ExecutionConfig, MeshConfig, RunConfig, canonical_json, program_key
 from scaling.engine import aot, hardware, plan
 
 # Share of the peak that large products alone reach on a TPU; equal for all candidates, so it orders none of them.
@@ -138,9 +138,7 @@ def distinct(rows: Sequence[plan.Row]) -> list[plan.Row]:
     """One row of each that compiles to a program of its own: rates, horizons and seeds are arguments of it."""
     first: dict[str, plan.Row] = {}
     for row in rows:
-        run = row.cell.run
-        same = canonical_json(run.model), run.batch_size, run.data.seq_len, run.optim.name, run.optim.momentum_dtype
-        first.setdefault(repr(same), row)
+        first.setdefault(canonical_json(program_key(row.cell.run)), row)
     return list(first.values())
 
 
