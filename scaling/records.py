@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -207,3 +209,46 @@ def curves(records: list[RunRecord]) -> "pd.DataFrame":
             frame[f"flops_{rule}"] = flops * frame["num_tokens"] / r.num_tokens
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+# What a plan says and what then happens: key, title, unit, key of the planned value, key of the actual one.
+_COMPARED = (
+    ("wall", "the whole command", "s", "predicted_seconds", "wall_seconds"),
+    ("training", "training", "s", "predicted_training_seconds", "training_seconds"),
+    ("memory", "device memory at most", "bytes", "memory_bytes", "peak_device_bytes"),
+    ("dollars", "money", "$", "dollars", "dollars"),
+    ("kwh", "energy, at the power given", "kWh", "kwh", "kwh"),
+    ("measured_kwh", "energy, the processors' own count", "kWh", None, "measured_kwh"),
+)
+
+
+def plan_against_actual(manifest: dict, runs: Sequence[RunRecord]) -> list[dict]:
+    """What a sweep's plan said and what came of it: rows of key, title, unit, planned, actual, ratio (of the last two).
+
+    The row ``cells`` has the median ratio of a cell's seconds, and ``low`` and ``high``, the smallest and the largest;
+    cells that trained a part of their steps only (branches of another's trunk) are left out of it. A value that is not
+    known is None; a row of which nothing is known is left out, and so is all of it while cells are missing.
+    """
+    planned, actual = manifest.get("plan") or {}, manifest.get("actual") or {}
+    cells = {c["run_id"]: c for c in manifest.get("cells") or []}
+    if any(c.get("status") == "waiting" for c in cells.values()) or not actual.get("wall_seconds"):
+        return []
+    rows = [
+        {"key": key, "title": title, "unit": unit, "planned": planned.get(a), "actual": actual.get(b)}
+        for key, title, unit, a, b in _COMPARED
+    ]
+    for row in rows:
+        row["ratio"] = row["actual"] / row["planned"] if row["actual"] and row["planned"] else None
+    seconds = [
+        (run.timing.get("seconds"), cells.get(run.run_id, {}).get("predicted_seconds"))
+        for run in runs
+        if run.status == "completed" and not run.environment.get("branched_from")
+    ]
+    ratios = sorted(took / said for took, said in seconds if took and said)
+    if ratios:
+        median = statistics.median(ratios)
+        cells_row = {"key": "cells", "title": "a cell, median", "unit": "s", "planned": None, "actual": None}
+        rows.insert(2, {**cells_row, "ratio": median, "low": ratios[0], "high": ratios[-1]})
+    idle = actual.get("fraction_not_in_steps")
+    rows.append({"key": "idle", "title": "share of training not in steps", "unit": "", "planned": None, "actual": idle})
+    return [{"ratio": None, **row} for row in rows if row.get("ratio") or row["planned"] or row["actual"]]

@@ -163,6 +163,17 @@ def num(value: float | None, digits: int = 4) -> str:
     return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
+def amount(value: float | None, unit: str) -> str:
+    """A quantity of the plan with its unit: 751 s, 360 MB, $4.20, 12 %."""
+    if value is None:
+        return "–"
+    if unit == "bytes":
+        return f"{engineering(value).replace('K', ' k').replace('B', ' G').replace('M', ' M')}B"
+    if unit == "$":
+        return f"${num(value, 3)}"
+    return f"{num(100 * value, 2)} %" if unit == "" else f"{num(value, 3)} {unit}"
+
+
 def fixed(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
@@ -269,12 +280,18 @@ def warnings(results: Results, table, cells: Sequence[Mapping]) -> list[str]:
         out.append("No laws: there is no fit.json in this folder.")
     elif fit.get("error"):
         out.append(f"No laws: {fit['error']}")
-    waiting = {c["run_id"] for c in results.manifest.get("cells") or []} - {run.run_id for run in results.runs}
+    missing = [
+        c for c in results.manifest.get("cells") or [] if c["run_id"] not in {run.run_id for run in results.runs}
+    ]
+    dropped = sum(c.get("status") == "dropped" for c in missing)
+    if dropped:
+        out.append(f"{dropped} cells were left out to stay within the budget the sweep was given.")
+    waiting = [c for c in missing if c.get("status") != "dropped"]
     if waiting:
         out.append(f"{len(waiting)} cells are not run yet: see the table of runs.")
     if results.num_strangers:
         out.append(f"{results.num_strangers} records in this folder belong to no cell of its grid and are not shown.")
-    return out + list(fit.get("warnings") or [])
+    return out + list(fit.get("warnings") or []) + list(results.manifest.get("warnings") or [])
 
 
 def _cell_rows(results: Results) -> list[dict]:
@@ -309,7 +326,11 @@ def _cell_rows(results: Results) -> list[dict]:
         if cell["run_id"] not in done:
             count = (cell.get("num_params") or {}).get("non_embedding")
             row = {k: cell.get(k) for k in ("run_id", "holdout", "num_tokens", "num_steps")}
-            row |= {"status": "not run", "trouble": None, "labels": cell.get("labels") or {}}
+            row |= {
+                "status": "left out" if cell.get("status") == "dropped" else "not run",
+                "trouble": None,
+                "labels": cell.get("labels") or {},
+            }
             rows.append({**row, "num_params": count, "flops": (cell.get("flops") or {}).get(rule)})
     order = ("num_params", "num_tokens", "peak_lr")
     return sorted(
@@ -353,6 +374,7 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
     )  # fmt: skip
     environment.filters.update(
         si=lambda v: "–" if v is None else engineering(v),
+        amount=amount,
         sci=scientific,
         fixed=fixed,
         num=num,
@@ -373,6 +395,8 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         grid_path=results.manifest.get("grid_path"),
         plan=results.manifest.get("plan") or {},
         actual=results.manifest.get("actual") or {},
+        hardware=results.manifest.get("hardware") or {},
+        costs=records.plan_against_actual(results.manifest, results.runs),
         data=next((r.data for r in results.runs if r.data), {}),
         convention=fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"},
         headlines=headlines(results, table, cells),

@@ -521,6 +521,9 @@ class Sweep:
             self.console.print(f"no laws: {payload['error']}", markup=False)
         else:
             fit.show(self.console, payload)
+        planning.show_against_actual(
+            self.console, folder.read_json(self.manifest.path), [self._record(row) for row in self.rows]
+        )
         self.console.print(f"report: {page}", markup=False)
 
     def _inputs_sha256(self) -> str:

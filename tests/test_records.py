@@ -187,3 +187,28 @@ def test_a_reader_never_sees_half_a_record_though_the_writer_is_killed(tmp_path)
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
     assert json.loads(path.read_text())["padding"][-1] in seen | {0, 1}
+
+
+def manifest_of(runs, **changes) -> dict:
+    cells = [{"run_id": r.run_id, "status": r.status, "predicted_seconds": 2.0} for r in runs]
+    plan = {"predicted_seconds": 100.0, "predicted_training_seconds": 80.0, "memory_bytes": 10**9, "kwh": 2.0}
+    actual = {"wall_seconds": 110.0, "training_seconds": 60.0, "kwh": 2.2, "fraction_not_in_steps": 0.1}
+    return {"cells": cells, "plan": plan, "actual": {**actual, "peak_device_bytes": None}, **changes}
+
+
+def test_the_plan_against_what_happened():
+    runs = [record(seed=i) for i in range(3)]
+    took = (1.0, 3.0, 2.2)
+    runs = [dataclasses.replace(r, timing={"seconds": s}) for r, s in zip(runs, took)]
+    rows = {row["key"]: row for row in records.plan_against_actual(manifest_of(runs), runs)}
+    assert [rows[key]["ratio"] for key in ("wall", "training", "kwh")] == pytest.approx([1.1, 0.75, 1.1])
+    assert (rows["cells"]["low"], rows["cells"]["ratio"], rows["cells"]["high"]) == (0.5, 1.1, 1.5)
+    assert (rows["memory"]["planned"], rows["memory"]["actual"], rows["memory"]["ratio"]) == (10**9, None, None)
+    assert rows["idle"]["actual"] == 0.1
+    assert "dollars" not in rows  # nothing is known of it
+    branch = dataclasses.replace(runs[1], environment={"branched_from": runs[0].run_id})
+    rows = {row["key"]: row for row in records.plan_against_actual(manifest_of(runs), [runs[0], branch, runs[2]])}
+    assert rows["cells"]["high"] == 1.1  # it trained a part of its steps only
+    waiting = manifest_of(runs)
+    waiting["cells"][0]["status"] = "waiting"
+    assert records.plan_against_actual(waiting, runs) == records.plan_against_actual({}, runs) == []

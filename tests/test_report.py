@@ -263,3 +263,35 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, says):
     assert str(folder) in captured.err
     assert captured.err.count("\n") == 1
     assert not captured.out
+
+
+@pytest.mark.parametrize(
+    "value, unit, text",
+    [(None, "s", "–"), (751.2, "s", "751 s"), (3.6e8, "bytes", "360 MB"), (1.2e10, "bytes", "12 GB"),
+     (4.2, "$", "$4.2"), (0.0998, "", "10 %"), (0.5, "kWh", "0.5 kWh")],
+)  # fmt: skip
+def test_amounts_have_their_unit(value, unit, text):
+    assert report.amount(value, unit) == text
+
+
+def test_plan_and_actual_stand_side_by_side(tmp_path):
+    runs = synthetic.sweep_records(
+        sizes=synthetic.SIZES[:1], budgets=(3e11, 6e11), held_out_budget=None, diverged=False
+    )
+    manifest = synthetic.manifest(runs)
+    manifest |= {
+        "plan": {"predicted_seconds": 400.0, "dollars": 2.5, "memory_bytes": 3.6e8},
+        "actual": {"wall_seconds": 500.0, "dollars": 3.125, "fraction_not_in_steps": 0.12},
+        "hardware": {"title": "NVIDIA H100", "devices": 8, "price_per_device_hour": 3.99, "power_watts": None},
+        "warnings": ["few decades, said the plan"],
+    }
+    records.save(tmp_path, without_curve(runs[0]))
+    manifest["cells"] = [{**c, "status": s} for c, s in zip(manifest["cells"], ("completed", "dropped"))]
+    records.write_json(tmp_path / "sweep.json", manifest)
+    text = Page(report.build(tmp_path).read_text(encoding="utf-8")).text
+    assert "Plan against actual" in text
+    for words in ("8 × NVIDIA H100", "$3.99 per device-hour", "400 s", "500 s", "1.25", "$2.5", "360 MB", "12 %"):
+        assert words in text
+    assert "few decades, said the plan" in text
+    assert "1 cells were left out to stay within the budget" in text
+    assert "not run yet" not in text

@@ -364,3 +364,65 @@ def test_a_topology_is_for_plans(tmp_path, capsys):
     assert "it compiles and trains nothing: add --plan" in capsys.readouterr().err
     assert sweep.main(["--grid", "sweeps/smoke.yaml", "--plan", "--suggest"]) == 2
     assert "add --topology" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["--hardware", "h100"], "add --plan"),
+        (["--budget-hours", "1e-6"], "too much"),
+        (["--budget-dollars", "1"], "--price"),
+        (["--budget-kwh", "1"], "--power"),
+        (["--strict"], "--strict: "),
+        (["--mfu", "2", "--plan"], "mfu is 2.0"),
+        (["--plan", "--json", "g.yaml/x"], "--json g.yaml/x"),
+    ],
+)
+def test_what_the_plan_forbids_trains_nothing_and_exits_2(here, capsys, argv, says):
+    assert run(*argv) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+    assert not trained()
+
+
+def test_a_plan_for_elsewhere_needs_nothing_of_this_machine(here, monkeypatch, capsys):
+    monkeypatch.setenv("FAKE_CALIBRATE_SAYS", "nothing is timed here")
+    argv = ["--plan", "--hardware", "h100", "--devices", "8", "--mfu", "0.4", "--price", "2", "--json", "plan.json"]
+    assert run(*argv) == 0
+    written = json.loads(Path("plan.json").read_text())
+    total, flops = written["total"], sum(c["flops"]["exact"] for c in written["cells"])
+    assert total["seconds"] == pytest.approx(flops / (8 * 494.7e12 * 0.4))
+    assert total["dollars"] == pytest.approx(total["seconds"] * 8 / 3600 * 2)
+    assert total["kwh"] == pytest.approx(total["seconds"] * 8 / 3600 * 0.7)
+    assert written["hardware"]["sources"]["price_per_device_hour"] == "given"
+    assert {w["rule"] for w in written["warnings"]} >= {"few steps", "large head"}
+    assert "8 × NVIDIA H100" in capsys.readouterr().out
+    assert not Path("results").exists()
+
+
+def test_what_is_over_the_budget_is_left_out_and_stays_out(here, monkeypatch, capsys):
+    monkeypatch.setattr(sweep.plan, "CONCLUSION_SECONDS", 0.0)
+    monkeypatch.setattr(sweep.plan, "START_SECONDS", 1.0)
+    cells = grid.load("g.yaml").cells
+    # 5 cells of about a second on one worker: three fit into 3.5 s, but a budget goes as a whole
+    argv = ["--workers", "1", "--price", "3600", "--budget-dollars", "3.9", "--drop"]
+    assert run(*argv) == 0
+    assert {r.run_id for r in science()} == {c.run.run_id for c in cells if c.labels["budget_flops"] == 3e8}
+    out = capsys.readouterr().out
+    assert "left out to stay within the budget: 3 cells of budgets 6e+08, 1.2e+09" in out
+    manifest = json.loads(Path("results/g/sweep.json").read_text())
+    assert sorted(c["status"] for c in manifest["cells"]) == ["completed"] * 2 + ["dropped"] * 3
+    assert manifest["plan"]["dollars"] > 0
+    assert manifest["actual"]["dollars"] == pytest.approx(manifest["actual"]["wall_seconds"])
+    assert "plan against actual: " in out
+
+
+def test_a_grids_own_hardware_counts_unless_the_command_names_another(here, capsys):
+    Path("g.yaml").write_text(GRID + "hardware: {name: a100, price_per_device_hour: 7, devices: 3}\n")
+    assert run("--plan", "--json", "a.json") == 0
+    assert run("--plan", "--json", "b.json", "--hardware", "h100") == 0
+    a, b = (json.loads(Path(f"{name}.json").read_text())["hardware"] for name in "ab")
+    assert (a["name"], a["price_per_device_hour"], a["devices"]) == ("a100", 7, 3)
+    assert (b["name"], b["price_per_device_hour"], b["devices"]) == ("h100", 3.99, 1)
+    assert run("--hardware", "cpu") == 0

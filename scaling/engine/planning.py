@@ -169,3 +169,22 @@ def write_json(path: Path, bill: Bill, packs: Sequence, findings: Sequence[lint.
         records.write_json(path, {**bill.to_json(packs), "warnings": [dataclasses.asdict(f) for f in findings]})
     except OSError as e:
         raise ValueError(f"--json {path}: {e.strerror}: write a file that can be written") from None
+
+
+def show_against_actual(console: Console, manifest: dict, runs: Sequence[records.RunRecord]) -> None:
+    """One line: what the plan said and what came of it."""
+    rows = {row["key"]: row for row in records.plan_against_actual(manifest, runs)}
+    parts = []
+    if (wall := rows.get("wall")) and wall["ratio"]:
+        took, said = progress.duration(wall["actual"]), progress.duration(wall["planned"])
+        parts.append(f"{took} for {said} planned ({wall['ratio'] - 1:+.0%})")
+    if cells := rows.get("cells"):
+        parts.append(f"a cell {cells['ratio']:.2f} of its plan ({cells['low']:.2f} to {cells['high']:.2f})")
+    if idle := rows.get("idle"):
+        parts.append(f"{idle['actual']:.1%} of training not in steps")
+    if money := rows.get("dollars"):
+        parts.append(f"{progress.dollars(money['actual'])} for {progress.dollars(money['planned'])} planned")
+    if energy := rows.get("measured_kwh") or rows.get("kwh"):
+        parts.append(f"{energy['actual']:.3g} kWh")
+    if parts:
+        console.print(f"plan against actual: {'; '.join(parts)}", soft_wrap=True)
