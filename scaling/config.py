@@ -333,6 +333,7 @@ class ExecutionConfig(_Strict):
     loss_chunk_tokens: int | None = None
     accumulation_steps: int = 1  # a batch in as many parts, one after another, its gradient the mean of theirs
     attention: Literal["auto", "einsum", "block_causal", "cudnn", "splash"] = "auto"
+    trunks: bool = True  # runs that differ in horizon alone share their steps up to the first cooldown
     checkpoint_seconds: float = 30.0
     disk_budget_gb: float = 20.0  # checkpoints of this sweep, all runs together
     keep_final_checkpoint: bool = False  # else a run's checkpoints are deleted once its record is written

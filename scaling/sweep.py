@@ -32,8 +32,10 @@ from scaling.engine import (
     slurm,
     slurm_options,
     status,
+    trunks,
     worker,
 )
+from scaling.training import checkpoint
 
 DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 FORECAST_LEVEL = 0.90
@@ -239,9 +241,19 @@ class Sweep:
     def _select(self) -> _Selection:
         with _bad_input():
             mine = graph.select(self.rows, self.args.only)
+        together = self.grid.execution.trunks
         if self.args.shard:
-            mine = graph.deal(mine, *map(int, self.args.shard.split("/")))
+            mine = graph.deal(mine, *map(int, self.args.shard.split("/")), together=together)
+        self._share_trunks(mine)
+        shared = {row.run_id: row for row in self.rows}
+        mine = [shared[row.run_id] for row in mine]
         return _Selection(mine, [row for row in mine if not self._is_done(row)])
+
+    def _share_trunks(self, rows: Sequence[plan.Row]) -> None:
+        """Finds which of ``rows``, that this call trains or trained, share steps; the others stand for themselves."""
+        if self.grid.execution.trunks:
+            shared = {row.run_id: row for row in trunks.share(rows)}
+            self.rows = [shared.get(row.run_id, row) for row in self.rows]
 
     # ---- the plan ---------------------------------------------------------------------------------------------------
 
@@ -250,6 +262,12 @@ class Sweep:
         self.rows = plan.predict(self.rows, self.timings.load())
         limit = None if executors.has_accelerator() else plan.MAX_CALIBRATED_STEP_FLOPS
         return not plan.to_calibrate(self.rows, self.timings.load(), limit=limit)
+
+    def _predict_again(self) -> None:
+        if self.hardware.is_here:
+            self._predict()
+        else:
+            self.rows = costs.predict_elsewhere(self.rows, self.hardware)
 
     def _calibrate(self, executor, rows: Sequence[plan.Row]) -> None:
         """Times the shapes of ``rows`` that have not been timed on this machine, all workers at once."""
@@ -286,7 +304,10 @@ class Sweep:
         if dropped:
             gone = {row.run_id for row in dropped}
             self.manifest.dropped = dropped
-            self.rows, rows, todo = ([r for r in some if r.run_id not in gone] for some in (self.rows, rows, todo))
+            self.rows = [row for row in self.rows if row.run_id not in gone]
+            self._share_trunks([row for row in rows if row.run_id not in gone])
+            self._predict_again()
+            rows, todo = ([r for r in self.rows if r.run_id in {x.run_id for x in some}] for some in (rows, todo))
         bill = self._bill(todo)
         self.console.print(progress.plan_table(rows, self.found, f"{self.args.grid}: the plan", bill.share))
         line = f"{len(rows)} cells, {len(todo)} to do"
@@ -294,6 +315,8 @@ class Sweep:
             line += f" on {bill.workers} {'worker' if bill.workers == 1 else 'workers'}"
             line += f": {summary}" if (summary := planning.summary(bill)) else ""
         self.console.print(line, style="bold", soft_wrap=True)
+        for line in trunks.describe(rows) if self.grid.execution.trunks else ():
+            self.console.print(line, markup=False, soft_wrap=True)
         with _bad_input():
             findings = self._warn() if todo or self.args.plan else []
             if self.args.json:
@@ -353,7 +376,7 @@ class Sweep:
             todo = {row.run_id for row in selection.todo}
             fitted = [row for row in self.rows if row.run_id in todo and not row.cell.holdout]
             held_out = [row for row in self.rows if row.run_id in todo and row.cell.holdout]
-            self._train(executor, fitted)
+            self._train(executor, fitted, held_out)
             if held_out and self._may_train_held_out(held_out):
                 self._forecast()
                 self._train(executor, held_out)
@@ -387,12 +410,25 @@ class Sweep:
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def _train(self, executor, rows: Sequence[plan.Row]) -> None:
+    def _packs(self, rows: Sequence[plan.Row], later: Sequence[plan.Row] = ()) -> list[graph.Pack]:
+        """What trains next, from where it is; ``later`` are carried as far as their trunks among ``rows`` go."""
+        every = [*rows, *later]
+        if self.grid.execution.trunks:
+            steps = {row.run_id: checkpoint.newest_step(self.workdir, row.run_id) for row in every}
+            every = trunks.share(every, steps)
+            if self.slurm is None:
+                every = plan.predict(every, self.timings.load())
+        return graph.build(every[: len(rows)], self.args.pack, carried=every[len(rows) :])
+
+    def _train(self, executor, rows: Sequence[plan.Row], later: Sequence[plan.Row] = ()) -> None:
         """Trains the rows in packs and prints a line for each that ends; one that cannot be done gets a record too."""
         if not rows:
             return
-        packs = {pack.key: pack for pack in graph.build(rows, self.args.pack)}
-        tasks = [executors.Task(pack.key, "train", self._train_payload(pack)) for pack in packs.values()]
+        packs = {pack.key: pack for pack in self._packs(rows, later)}
+        tasks = [
+            executors.Task(pack.key, "train", self._train_payload(pack), pack.after, pack.carried)
+            for pack in packs.values()
+        ]
         display = progress.Progress(
             self.console, list(packs.values()),
             workers=self.workers, done=sum(map(self._is_done, self.rows)), total=len(self.rows),
@@ -407,7 +443,7 @@ class Sweep:
             if event["event"] in ("done", "failed"):
                 pack = packs[event["key"]]
                 for row in pack.rows:
-                    display.cell_ended(row, self._settle(row, event.get("reason"), len(pack.rows)))
+                    display.cell_ended(row, self._settle(row, event.get("reason")))
 
         try:
             with self.manifest.training(), display, board:
@@ -434,6 +470,7 @@ class Sweep:
     def _train_payload(self, pack: graph.Pack) -> dict:
         return {
             "cells": [worker.cell_to_json(row.cell) for row in pack.rows],
+            "riders": {run_id: [worker.cell_to_json(r.cell) for r in riders] for run_id, riders in pack.riders.items()},
             "execution": config.to_dict(self._execution_of_one_worker()),
             "workdir": str(self.workdir),
             "results": str(self.results),
@@ -441,14 +478,14 @@ class Sweep:
             "sweep_name": self.grid.name,
         }
 
-    def _settle(self, row: plan.Row, reason: str | None, members: int) -> records.RunRecord:
+    def _settle(self, row: plan.Row, reason: str | None) -> records.RunRecord:
         """The record of a cell that ended: its worker's, or one that says why there is none."""
         path = records.path_of(self.results, row.run_id)
         if reason is not None and not records.is_done(self.results, row.run_id):
             records.save(self.results, folder.failed_record(row, self.grid.name, reason))
         record = records.read(path)
         self.found[row.run_id] = record.status
-        self.manifest.cell_ended(record, members)
+        self.manifest.cell_ended(record)
         self._write_manifest()
         return record
 

@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scaling.engine.hardware import Cost, Hardware
-from scaling.engine.plan import Row
+from scaling.engine.plan import Row, step_flops
 
 
 def predict_elsewhere(table: Sequence[Row], hardware: Hardware) -> list[Row]:
     """The table with the seconds of hardware that is not here: FLOPs / (devices · peak · mfu)."""
-    return [dataclasses.replace(row, seconds=hardware.seconds(row.cell.run, row.plan.flops["exact"])) for row in table]
+
+    def seconds(row: Row) -> float | None:
+        return hardware.seconds(row.cell.run, step_flops(row.cell.run) * row.own_steps)
+
+    return [dataclasses.replace(row, seconds=seconds(row)) for row in table]
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,41 @@ class ExecutorError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """One call of ``worker.execute``. ``key`` names it in events and answers."""
+    """One call of ``worker.execute``. ``key`` names it in events and answers.
+
+    ``after``: names that another task has to release before this one may start, with a ``branched`` event or by its
+    end; ``releases``: names that this task releases.
+    """
 
     key: str
     command: str
     payload: dict
+    after: tuple[str, ...] = ()
+    releases: tuple[str, ...] = ()
+
+
+class Line:
+    """Tasks waiting for a worker, in order; those that wait for a name are passed over until it is released."""
+
+    def __init__(self, tasks: Sequence[Task]):
+        self._tasks = deque(tasks)
+        self._held = {name for task in tasks for name in task.releases}
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    def next(self) -> Task | None:
+        """The first task that may start, which leaves the line; None if none may."""
+        task = next((task for task in self._tasks if self._held.isdisjoint(task.after)), None)
+        if task is not None:
+            self._tasks.remove(task)
+        return task
+
+    def put_first(self, task: Task) -> None:
+        self._tasks.appendleft(task)
+
+    def release(self, *names: str) -> None:
+        self._held.difference_update(names)
 
 
 @dataclass(frozen=True)
@@ -69,9 +99,9 @@ class Inline:
     def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = _ignore) -> dict[str, Answer]:
         """Does the tasks in order and returns an answer for each; Ctrl-C lets the run under way save a checkpoint."""
         loop = importlib.import_module(self._loop)
-        answers = {}
+        answers, line = {}, Line(tasks)
         with _stopping_politely(loop):
-            for task in tasks:
+            while (task := line.next()) is not None:
                 about = {"key": task.key, "worker": 0}
                 on_event({"event": "start", **about})
                 try:
@@ -85,6 +115,7 @@ class Inline:
                 except Exception as e:  # a cell that fails is data; the others go on
                     answers[task.key] = Answer(None, worker_module.describe(e))
                     on_event({"event": "failed", "reason": answers[task.key].reason, **about})
+                line.release(*task.releases)
         return answers
 
     def close(self) -> None:
@@ -217,7 +248,7 @@ class Local:
 
         Raises ExecutorError if workers cannot be started.
         """
-        waiting, attempts = deque(tasks), {task.key: Attempts() for task in tasks}
+        waiting, attempts = Line(tasks), {task.key: Attempts() for task in tasks}
         answers: dict[str, Answer] = {}
         while len(answers) < len(tasks):
             self._hand_out(waiting, on_event)
@@ -232,24 +263,28 @@ class Local:
                 continue
             if event["event"] == "progress":
                 attempts[task.key].furthest = max(attempts[task.key].furthest, event["step"])
+            elif event["event"] == "branched":
+                waiting.release(event["run_id"])
             elif event["event"] == "done":
                 answers[task.key] = Answer(event.pop("answer"))
             elif event["event"] == "failed" and (event.pop("final") or attempts[task.key].are_used_up()):
                 answers[task.key] = Answer(None, event["reason"])
             else:
                 event["event"] = "retry"
-                waiting.appendleft(task)
+                waiting.put_first(task)
+            if task.key in answers:
+                waiting.release(*task.releases)
             on_event({**event, "key": task.key, "worker": worker.index})
         return answers
 
-    def _hand_out(self, waiting: deque, on_event) -> None:
+    def _hand_out(self, waiting: Line, on_event) -> None:
         for worker in self._pool:
             if not waiting:
                 return
-            if worker.task is None:
+            if worker.task is None and (task := waiting.next()) is not None:
                 if not worker.running:
                     worker.start()
-                worker.send(waiting.popleft())
+                worker.send(task)
                 on_event({"event": "start", "key": worker.task.key, "worker": worker.index})
 
     def _settle(self, worker: _Worker, event: dict) -> dict | None:

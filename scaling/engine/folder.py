@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 
 from scaling import config, records
-from scaling.engine import costs, plan
+from scaling.engine import costs, plan, trunks
 from scaling.engine.hardware import EnergyMeter, Hardware
 from scaling.grid import Grid
 
@@ -241,10 +241,10 @@ class Manifest:
             "schema": 1, "name": grid.name, "grid": grid.text, "grid_path": grid_path, "command": command,
         }  # fmt: skip
 
-    def cell_ended(self, record: records.RunRecord, members: int) -> None:
-        """Counts a cell of a pack of ``members``, each of whose records has the seconds of the whole pack."""
+    def cell_ended(self, record: records.RunRecord) -> None:
+        """Counts a cell. Its seconds are its share of its pack's, and of the steps that it trained itself."""
         self._call["cells"].append(record.run_id)
-        self._call["seconds_in_steps"] += (record.timing.get("step_seconds") or 0.0) / members
+        self._call["seconds_in_steps"] += record.timing.get("step_seconds") or 0.0
         peaks = [self._call["peak_device_bytes"], record.environment.get("device_peak_bytes")]
         self._call["peak_device_bytes"] = max((p for p in peaks if p is not None), default=None)
 
@@ -307,6 +307,7 @@ class Manifest:
                 "memory_bytes": bill.memory_bytes,
                 "dollars": bill.total.dollars,
                 "kwh": bill.total.kwh,
+                "flops": trunks.flops(table),
             }
         records.write_json(
             self.path,
@@ -333,6 +334,7 @@ def _cell_json(row: plan.Row, found: dict[str, str], share: Callable) -> dict:
         "num_params": row.plan.num_params,
         "num_tokens": row.plan.num_tokens,
         "num_steps": row.plan.num_steps,
+        "branch_step": row.first_step,
         "flops": row.plan.flops,
         "predicted_seconds": row.seconds,
         "dollars": cost.dollars,

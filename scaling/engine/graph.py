@@ -1,10 +1,10 @@
 """Cells → packs: which are to be done here, and which of them become one program."""
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from scaling.config import Horizon, canonical_json
+from scaling.config import canonical_json, program_key
+from scaling.engine import trunks
 from scaling.engine.plan import Row
 
 
@@ -25,17 +25,28 @@ def select(rows: Sequence[Row], prefixes: Sequence[str]) -> list[Row]:
     return list(chosen.values())
 
 
-def deal(rows: Sequence[Row], share: int, num_shares: int) -> list[Row]:
-    """The ``share``-th of ``num_shares`` (from 1), about equally costly; every machine deals alike."""
-    ordered = sorted(rows, key=lambda row: (-row.plan.flops["exact"], row.run_id))
-    return ordered[share - 1 :: num_shares]
+def deal(rows: Sequence[Row], share: int, num_shares: int, *, together: bool = False) -> list[Row]:
+    """The ``share``-th of ``num_shares`` (from 1), about equally costly; every machine deals alike. ``together``: cells
+    that share a trajectory fall to one machine."""
+    units = trunks.families(rows) if together else [[row] for row in rows]
+
+    def cost(unit: list[Row]) -> tuple[float, str]:
+        return -trunks.flops(trunks.share(unit) if together else unit)["spent"], min(row.run_id for row in unit)
+
+    return [row for unit in sorted(units, key=cost)[share - 1 :: num_shares] for row in unit]
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Cells that train together, in one compiled step over a leading ``run`` axis. A lone run is a pack of one."""
+    """Cells that train together, in one compiled step over a leading ``run`` axis. A lone run is a pack of one.
+
+    ``riders``: by the run_id of a row, the rows that it carries; ``after``: rows of this pack that another carries, so
+    that it waits for them to branch off.
+    """
 
     rows: tuple[Row, ...]
+    riders: dict[str, tuple[Row, ...]] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -47,28 +58,47 @@ class Pack:
         return [row.run_id for row in self.rows]
 
     @property
+    def carried(self) -> tuple[str, ...]:
+        """The runs that this pack carries."""
+        return tuple(rider.run_id for riders in self.riders.values() for rider in riders)
+
+    @property
     def cost(self) -> tuple[float, float]:
         """Orders packs by length: predicted seconds where known, else exact FLOPs."""
         seconds = sum(row.seconds or 0.0 for row in self.rows)
-        return seconds, sum(row.plan.flops["exact"] for row in self.rows)
+        return seconds, trunks.flops(self.rows)["spent"]
+
+    def share_left(self, step: int, num_steps: int) -> float:
+        """How much of the pack is still to be done, by the progress of its longest member: of ``num_steps``, ``step``
+        are done."""
+        longest = max(self.rows, key=lambda row: row.own_steps)
+        return min(1.0, max(0, num_steps - step) / max(1, longest.own_steps))
 
 
-def _signature(row: Row) -> tuple:
-    """Equal for cells that one program can train side by side: all but the numbers that live in the state."""
-    run = row.cell.run
-    optim = dataclasses.replace(run.optim, peak_lr=1.0, weight_decay=0.0)
-    same = dataclasses.replace(run, seed=0, optim=optim, horizon=Horizon(steps=1))
-    return row.cell.holdout, row.plan.num_steps, canonical_json(same)
-
-
-def build(rows: Sequence[Row], members: int = 1) -> list[Pack]:
-    """Groups rows that one program can train (equal but for seed, peak rate and decay, and equally many steps) into
-    packs of at most ``members``, the longest pack first.
+def build(rows: Sequence[Row], members: int = 1, *, carried: Sequence[Row] = ()) -> list[Pack]:
+    """Groups rows that one program can train (``config.program_key``; seeds, rates, horizons are free) into packs of at
+    most ``members``, the longest pack first. Rows that wait for another to carry them are packed apart from those that
+    do not. ``carried``: rows that train later, but are carried by these already.
 
     On CPU ``members`` is 1: vmap over runs gains nothing there, one process per core does.
     """
+    here = {row.run_id for row in rows}
+    riders: dict[str, list[Row]] = {}
+    waits = set()
+    for row in [*rows, *carried]:
+        for carrier in here.intersection(row.carriers):
+            riders.setdefault(carrier, []).append(row)
+            waits.add(row.run_id)
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_signature(row), []).append(row)
-    packs = [Pack(tuple(group[i : i + members])) for group in groups.values() for i in range(0, len(group), members)]
+        key = (row.cell.holdout, row.run_id in waits, canonical_json(program_key(row.cell.run)))
+        groups.setdefault(key, []).append(row)
+    packs = []
+    for (_, waiting, _), group in groups.items():
+        # Members of about one length, riders of one trunk together: a pack is as long as its longest.
+        group.sort(key=lambda row: (row.carriers[-1] if waiting else "", -row.own_steps, row.run_id))
+        for i in range(0, len(group), members):
+            some = tuple(group[i : i + members])
+            carries = {row.run_id: tuple(riders[row.run_id]) for row in some if row.run_id in riders}
+            packs.append(Pack(some, carries, tuple(row.run_id for row in some) if waiting else ()))
     return sorted(packs, key=lambda pack: pack.cost, reverse=True)

@@ -57,10 +57,20 @@ class Row:
     plan: accounting.Plan
     seconds: float | None = None
     memory_bytes: int | None = None  # of one device, from the compiled program of a pack of one
+    # What ``trunks.share`` found: the runs that carry this one, one after the other, up to the step from which it
+    # trains by itself; and points of the curves of those that it carries.
+    carriers: tuple[str, ...] = ()
+    first_step: int = 0
+    extra_points: int = 0
 
     @property
     def run_id(self) -> str:
         return self.plan.run_id
+
+    @property
+    def own_steps(self) -> int:
+        """Steps that it trains itself."""
+        return self.plan.num_steps - self.first_step
 
 
 def rows(cells: Iterable[Cell], remat: str = "none") -> list[Row]:
@@ -119,9 +129,10 @@ def _seconds(row: Row, known: dict[str, Timing], timed: dict[str, RunConfig]) ->
     if key in timed:
         step_ratio = step_flops(run) / step_flops(timed[key])
         token_ratio = step_ratio * timed[key].batch_tokens / run.batch_tokens
-    points = min(run.eval.num_points, row.plan.num_steps)
+    own = accounting.eval_steps(row.plan.num_steps, run.eval.num_points)
+    points = sum(s > row.first_step for s in own) + row.extra_points
     evals = points * timing.curve_eval + timing.eval
-    return timing.start + row.plan.num_steps * timing.step * step_ratio + evals * token_ratio
+    return timing.start + row.own_steps * timing.step * step_ratio + evals * token_ratio
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
@@ -132,12 +143,42 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
     return max(free_at)
 
 
+def schedule(table: Sequence[Row], workers: int) -> float:
+    """Wall time of the rows, the longest first, each to the next free of ``workers``; one that another row carries can
+    start when that one has got to where it branches off."""
+    waiting: dict[str, list[Row]] = {}
+    ready: list[tuple[float, str, Row]] = []
+    here = {row.run_id for row in table}
+    for row in table:
+        carrier = next((c for c in reversed(row.carriers) if c in here), None)
+        if carrier is None:
+            heapq.heappush(ready, (-row.seconds, row.run_id, row))
+        else:
+            waiting.setdefault(carrier, []).append(row)
+    now, free = 0.0, workers
+    events: list[tuple[float, str, Row | None]] = []  # a worker is free (None), or a row is ready
+    while ready or events:
+        while ready and free:
+            _, _, row = heapq.heappop(ready)
+            free -= 1
+            heapq.heappush(events, (now + row.seconds, "", None))
+            for rider in waiting.pop(row.run_id, ()):
+                part = min(1.0, max(0.0, (rider.first_step - row.first_step) / max(1, row.own_steps)))
+                heapq.heappush(events, (now + part * row.seconds, rider.run_id, rider))
+        now, _, ready_row = heapq.heappop(events)
+        if ready_row is None:
+            free += 1
+        else:
+            heapq.heappush(ready, (-ready_row.seconds, ready_row.run_id, ready_row))
+    return now
+
+
 def predicted_wall(table: Sequence[Row], workers: int) -> float | None:
     """Training time of the whole table: the cells that are fitted, then those held out; None if one is unknown."""
     if any(row.seconds is None for row in table):
         return None
-    phases = ([r.seconds for r in table if r.cell.holdout == held_out] for held_out in (False, True))
-    return sum(makespan(phase, workers) for phase in phases)
+    phases = ([r for r in table if r.cell.holdout == held_out] for held_out in (False, True))
+    return sum(schedule(phase, workers) for phase in phases)
 
 
 class TimingCache:

@@ -120,6 +120,8 @@ def _columns_of_cost(rows: Sequence[plan.Row], bills: Sequence) -> list[tuple[st
 
 def _note(row: plan.Row, found: dict[str, str]) -> str:
     notes = ["held out"] if row.cell.holdout else []
+    if row.first_step:
+        notes.append(f"from step {row.first_step:,}")
     status = found.get(row.run_id)
     if status:
         notes.append("done" if status == "completed" else status)
@@ -171,7 +173,8 @@ class Progress:
             return
         pack = self._waiting.pop(key)
         if event["event"] == "done" and pack.cost[0] and key in self._at:
-            share = 1 - self._at[key]["first_step"] / self._at[key]["num_steps"]  # resumed: not all of it was now
+            at = self._at[key]
+            share = pack.share_left(at["first_step"], at["num_steps"])  # resumed: not all of it was now
             self._observed += time.monotonic() - self._started[key]
             self._predicted += pack.cost[0] * share
 
@@ -200,7 +203,7 @@ class Progress:
             if not pack.cost[0]:
                 return None
             at = self._at.get(pack.key)
-            left.append(pack.cost[0] * (1 - at["step"] / at["num_steps"] if at else 1.0))
+            left.append(pack.cost[0] * (pack.share_left(at["step"], at["num_steps"]) if at else 1.0))
         pace = self._observed / self._predicted if self._predicted else 1.0
         return pace * plan.makespan(left, self._workers)
 

@@ -286,9 +286,11 @@ class Slurm:
         waiting = [task for task in tasks if task.key not in ours]
         attempts = {task.key: executors.Attempts() for task in tasks}
         answers: dict[str, Answer] = {}
+        held = {name for task in tasks for name in task.releases}  # until the job that carries them is over
         while len(answers) < len(tasks):
+            held -= {name for task in tasks if task.key in answers for name in task.releases}
             taken = {run_id for job in self._jobs for run_id in job.run_ids}  # by a pack of an earlier call, perhaps
-            free = [task for task in waiting if not members[task.key] & taken]
+            free = [task for task in waiting if not members[task.key] & taken and held.isdisjoint(task.after)]
             self._submit(free, members)
             waiting = [task for task in waiting if task not in free]
             if self.detach:

@@ -254,7 +254,7 @@ def _seconds_left(rows: Sequence[plan.Row], found: Mapping, results: Path, live:
         if found.get(row.run_id) == "completed":
             record = records.read(records.path_of(results, row.run_id))
             weight += weights[row.run_id]
-            seconds += (record.timing.get("seconds") or 0.0) / max(1, len(record.environment.get("pack", [1])))
+            seconds += record.timing.get("seconds") or 0.0
     packs = {pack["key"]: pack for _, pack in live.values()}
     for pack in packs.values():
         if pack.get("step", 0) > pack.get("first_step", 0):

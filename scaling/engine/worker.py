@@ -65,6 +65,7 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
         results=Path(payload["results"]),
         cache_dir=cache_dir,
         sweep_name=payload["sweep_name"],
+        riders={run_id: [cell_from_json(raw) for raw in cells] for run_id, cells in payload.get("riders", {}).items()},
         on_event=on_event,
     )
     return {"run_ids": [record.run_id for record in records]}

@@ -31,7 +31,7 @@ def calibrate(run, execution, cache_dir, seconds):
     }
 
 
-def train(cells, *, execution, workdir, results, cache_dir, sweep_name, on_event):
+def train(cells, *, execution, workdir, results, cache_dir, sweep_name, on_event, riders=None):
     done = []
     for cell in cells:
         note = Path(workdir) / "log.txt"
@@ -39,7 +39,8 @@ def train(cells, *, execution, workdir, results, cache_dir, sweep_name, on_event
         with open(note, "a") as f:
             f.write(f"{cell.run.run_id} {os.getpid()}\n")
         misbehave(cell, workdir)
-        done.append(train_one(cell, workdir, sweep_name, on_event))
+        carried = (riders or {}).get(cell.run.run_id, [])
+        done.append(train_one(cell, carried, workdir, sweep_name, on_event))
         records.save(results, done[-1])
     return done
 
@@ -60,15 +61,26 @@ def misbehave(cell, workdir):
         raise ValueError("another fingerprint")
 
 
-def train_one(cell, workdir, sweep_name, on_event):
+def flat_steps(cell):
+    return accounting.flat_steps(cell.run, accounting.plan(cell.run))
+
+
+def train_one(cell, riders, workdir, sweep_name, on_event):
     run, plan = cell.run, accounting.plan(cell.run)
-    checkpoint = Path(workdir) / "checkpoints" / f"{run.run_id}.json"
-    step, state = 0, run.run_id
+    folder = Path(workdir) / "checkpoints"
+    checkpoint = folder / f"{run.run_id}.json"
+    # What a family shares, and from the cooldown on the run's own.
+    step, state = 0, f"{run.model} {run.seed} {run.batch_size} {plan.warmup_steps} {run.optim.peak_lr}"
     if checkpoint.exists():
         step, state = json.loads(checkpoint.read_text())
     started_at = step
     while step < plan.num_steps:
-        state, step = hashlib.sha256(f"{state}{step}".encode()).hexdigest(), step + 1
+        own = run.run_id if step >= flat_steps(cell) else ""
+        state, step = hashlib.sha256(f"{state}{step}{own}".encode()).hexdigest(), step + 1
+        for rider in riders:
+            if min(flat_steps(rider), flat_steps(cell)) == step:
+                records.write_json(folder / f"{rider.run.run_id}.json", [step, state])
+                on_event({"event": "branched", "run_id": rider.run.run_id})
         time.sleep(STEP_SECONDS)
         records.write_json(checkpoint, [step, state])
         if stop_requested.is_set():
@@ -131,5 +143,9 @@ def train_one(cell, workdir, sweep_name, on_event):
             "validation_tokens": 1000,
             "tokens_per_byte": 1.0,
         },
-        timing={"seconds": STEP_SECONDS * plan.num_steps, "step_seconds": STEP_SECONDS * plan.num_steps},
+        timing={
+            "seconds": STEP_SECONDS * plan.num_steps,
+            "step_seconds": STEP_SECONDS * plan.num_steps,
+            "started_at": started_at,
+        },
     )

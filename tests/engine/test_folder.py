@@ -142,7 +142,7 @@ def test_the_manifest_sums_over_calls(tmp_path, monkeypatch):
     first = manifest(tmp_path)
     with first.training():
         clock[0] += 4
-        first.cell_ended(record_of(rows[0], 6.0), members=2)
+        first.cell_ended(record_of(rows[0], 3.0))
         first.write(rows, {ids[0]: "completed"}, 2)
         clock[0] += 50  # killed here: not counted
     time.sleep(0.002)
@@ -152,7 +152,7 @@ def test_the_manifest_sums_over_calls(tmp_path, monkeypatch):
         for _ in range(2):  # written again and again while it runs: counted once
             clock[0] += 3
             second.write(rows, {}, 1)
-        second.cell_ended(record_of(rows[1], 5.0), members=1)
+        second.cell_ended(record_of(rows[1], 5.0))
     second.write(rows, dict.fromkeys(ids, "completed"), 1)
     written = json.loads((tmp_path / "sweep.json").read_text())
     assert [call["cells"] for call in written["calls"]] == [[ids[0]], [ids[1]]]
@@ -183,7 +183,7 @@ rows = [t.row(seed) for seed in range(40)]
 m, found = t.manifest(Path(sys.argv[2]), f"{share + 1}/2"), {}
 for r in rows[share::2]:
     found[r.run_id] = "completed"
-    m.cell_ended(t.record_of(r, 1.0), members=1)
+    m.cell_ended(t.record_of(r, 1.0))
     m.write(rows, found, 1)
 """
 

@@ -31,8 +31,8 @@ def test_seconds_are_start_steps_and_evaluations():
     short, long = run_of(num_steps=6), run_of(num_steps=1000, seed=3, peak_lr=0.5)
     timing = Timing(start=2.0, step=0.01, curve_eval=0.1, eval=3.0)
     predicted = plan.predict(rows_of(short, long), {plan.shape_key(short): timing})
-    # a curve has no more points than steps; seed and rate do not change a shape
-    assert [row.seconds for row in predicted] == pytest.approx([2 + 6 * 0.01 + 6 * 0.1 + 3, 2 + 10 + 10 * 0.1 + 3])
+    # ten points a curve, of which six steps can tell four apart; seed and rate do not change a shape
+    assert [row.seconds for row in predicted] == pytest.approx([2 + 6 * 0.01 + 4 * 0.1 + 3, 2 + 10 + 10 * 0.1 + 3])
 
 
 @pytest.mark.parametrize("change", [{"width": 32}, {"batch_size": 8}, {"num_points": 0}])
@@ -100,11 +100,11 @@ def test_packs_hold_what_one_program_can_train_and_the_longest_comes_first():
     others = [run_of(num_steps=400), run_of(32), run_of(batch_size=8)]
     table = rows_of(*runs, *others)
     packs = graph.build(table, members=3)
-    assert sorted(len(pack.rows) for pack in packs) == [1, 1, 1, 1, 3]
+    assert sorted(len(pack.rows) for pack in packs) == [1, 1, 2, 3]
     assert sorted(row.run_id for pack in packs for row in pack.rows) == sorted(r.run_id for r in table)
     for pack in packs:
         assert len({program_key(row.cell.run) for row in pack.rows}) == 1
-        assert len({row.plan.num_steps for row in pack.rows}) == 1
+    assert [row.plan.num_steps for row in packs[0].rows] == [400, 100, 100]  # horizons are free, but sorted
     flops = [sum(row.plan.flops["exact"] for row in pack.rows) for pack in packs]
     assert flops == sorted(flops, reverse=True)
     assert [len(pack.rows) for pack in graph.build(table)] == [1] * 7
