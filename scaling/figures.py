@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from scaling import plots
+from scaling import plots, truth
 from scaling.axes import LABELS, engineering, mathtext
 from scaling.laws import forms
 from scaling.laws.analysis import select
@@ -93,12 +93,12 @@ def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) ->
     rates_first = is_about_rates(learning_rates, done)
     if learning_rates and rates_first:
         yield _learning_rate(learning_rates)
-    for figure in (_exponents, _isoflop, _surface, _allocation, _forecast, _residuals, _power_laws):
+    for figure in (_exponents, _excess, _isoflop, _surface, _allocation, _forecast, _residuals, _power_laws):
         drawing = figure(done, fit) if len(done) else None
         if drawing:
             yield drawing
     if curves is not None and len(curves):
-        yield _curves(plots.observations(curves, convention), fit)
+        yield _curves(plots.observations(curves, convention), fit, truth.least_loss(done))
     if learning_rates and not rates_first:
         yield _learning_rate(learning_rates)
 
@@ -165,12 +165,27 @@ def _exponents(done, fit) -> Drawing | None:
     return Drawing("exponents", "How model size grows with compute", caption, figure)
 
 
+def _excess(done, fit) -> Drawing | None:
+    least = truth.least_loss(done)
+    if least is None or not (done["loss"] > least).any():
+        return None
+    figure = Figure(figsize=(HALF, 4.4))
+    truth.excess(figure.subplots(), done[done["loss"] > least], least, fit.get("frontier") or [])
+    caption = (
+        f"What runs lose beyond {least:.4f} nats per token, what the source itself has on this validation split. "
+        "A law whose irreducible loss is too high plunges here, one that has it too low flattens out."
+    )
+    return Drawing("excess", "Loss beyond the least possible", caption, figure)
+
+
 def _isoflop(done, fit) -> Drawing | None:
     budgets = _part(fit, "isoflop").get("budgets") or []
     if not budgets:
         return None
     figure = Figure(figsize=(HALF, 4.4))
-    plots.isoflop(figure.subplots(), budgets)
+    ax = plots.isoflop(figure.subplots(), budgets)
+    if (least := truth.least_loss(done)) is not None:
+        truth.line(ax, least)
     bracketed = sum(b["minimum"]["bracketed"] for b in budgets)
     caption = (
         "Final loss against size at equal compute, with the parabola in log N through each budget and its minimum. "
@@ -266,6 +281,8 @@ def _power_laws(done, fit) -> Drawing | None:
         plots.power_law(ax, shown, quantity, lambda x, q=quantity, p=predict: p(**{q: x}), label=label)
         alpha = fit["laws"][law]["params"]["alpha"]
         ax.set_title(f"$\\alpha$ = {alpha:.3f}")
+        if (least := truth.least_loss(done)) is not None:
+            truth.line(ax, least)
     for ax in axes[1:]:
         ax.set_ylabel("")
     caption = (
@@ -275,10 +292,12 @@ def _power_laws(done, fit) -> Drawing | None:
     return Drawing("power_laws", "Loss against size, data or compute alone", caption, figure)
 
 
-def _curves(curves, fit) -> Drawing:
+def _curves(curves, fit, least: float | None) -> Drawing:
     figure = Figure(figsize=(FULL, 4.6))
     envelope = _part(fit, "envelope")
-    plots.loss_curves(figure.subplots(), curves, envelope.get("points") or ())
+    ax = plots.loss_curves(figure.subplots(), curves, envelope.get("points") or ())
+    if least is not None:
+        truth.line(ax, least)
     caption = "Validation loss as runs go. A marker is a run's final loss."
     if envelope.get("points"):
         caption += f" The envelope is over {_count(envelope.get('num_runs', 0), 'fitted run')}"

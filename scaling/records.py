@@ -47,7 +47,9 @@ class RunRecord:
     num_eval_tokens: int  # tokens behind ``loss``
     diverged_at_step: int | None
     curve: dict[str, list]  # a list for each of CURVE_COLUMNS
-    data: dict  # source, tokenizer, fingerprint, train_tokens, validation_tokens, tokens_per_byte
+    # source, tokenizer, fingerprint, train_tokens, validation_tokens, tokens_per_byte; of a synthetic source the truth:
+    # entropy_rate, best_loss (the least expected over windows), best_validation_loss (on this validation split)
+    data: dict
     environment: dict = field(default_factory=dict)  # versions, git, devices, mesh, pack: where it happened
     timing: dict = field(default_factory=dict)  # seconds, step_seconds, eval_seconds, tokens_per_s, flops_per_s, …
     schema: int = SCHEMA
@@ -142,7 +144,8 @@ def load(results: Path) -> "pd.DataFrame":
     Columns: run_id, status, holdout, recipe; data (its fingerprint); cell and setting (equal for runs of one model,
     data and horizon, and of one optimiser and batch); budget_flops and the other labels; num_params (non-embedding) and
     num_params_<group>; num_tokens, unique_tokens, epochs, tokens_per_param, num_steps, batch_tokens; flops_<rule>;
-    loss, loss_standard_error, bits_per_byte; seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
+    loss, loss_standard_error, bits_per_byte; least_loss, what a synthetic source itself has on the validation split;
+    seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
     """
     return table(load_records(results))
 
@@ -181,6 +184,7 @@ def _row(r: RunRecord) -> dict:
         "loss": r.loss,
         "loss_standard_error": r.loss_standard_error,
         "bits_per_byte": r.bits_per_byte,
+        **({"least_loss": r.data["best_validation_loss"]} if "best_validation_loss" in r.data else {}),
         "diverged_at_step": r.diverged_at_step,
         "seed": r.config["seed"],
         "peak_lr": optim["peak_lr"],

@@ -20,7 +20,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from scaling import figures, records
+from scaling import figures, records, truth
 from scaling.axes import engineering
 
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ"}
@@ -207,6 +207,7 @@ def headlines(results: Results, table, cells: Sequence[Mapping]) -> list[dict]:
     out = []
     if not figures.is_about_rates(cells, table):
         out += [*_exponent_headline(results.fit), *_ratio_headline(results.fit), *_forecast_headline(results.fit)]
+        out += _irreducible_headline(results)
     if cells:
         interior = sum(c["interior"] for c in cells)
         text = "cells of the learning-rate sweep whose best rate lies inside the range tried"
@@ -263,6 +264,19 @@ def _forecast_headline(fit: Mapping) -> list[dict]:
         f"losses inside the {100 * known[0].get('level', 0.9):.0f} % interval"
     )
     return [_headline(f"{sum(errors) / len(errors):.2g} %", None, text)]
+
+
+def _irreducible_headline(results: Results) -> list[dict]:
+    known = truth.of(results.runs)
+    rows = truth.irreducible(results.fit, known["best_validation_loss"]) if known else []
+    if not rows:
+        return []
+    row, least = rows[0], known["best_validation_loss"]
+    text = (
+        f"nats per token cannot be learned, by the {row['law']} law; the truth, {least:.3f}, lies "
+        f"{'inside' if row['inside'] else 'outside'} the {100 * row['level']:.0f} % interval"
+    )
+    return [_headline(fixed(row["value"]), row["interval"], text, fixed)]
 
 
 def _headline(value: str, interval, text: str, write=num) -> dict:
@@ -387,7 +401,7 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         greek=lambda name: equation(GREEK.get(name, name)),
         inline_image=lambda path: "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode(),
     )
-    fit, rows = results.fit, _cell_rows(results)
+    fit, rows, known = results.fit, _cell_rows(results), truth.of(results.runs)
     return environment.get_template("report.html").render(
         name=results.name,
         command=results.manifest.get("command"),
@@ -407,6 +421,8 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         troubles=[r for r in rows if r["trouble"]],
         learning_rates=cells,
         fit=fit,
+        truth=known,
+        irreducible=truth.irreducible(fit, known["best_validation_loss"]) if known else [],
         exponents=figures.exponent_rows(fit),
         frontier=_spread(fit.get("frontier") or [], 9),
         environment=_environments(results),

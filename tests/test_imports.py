@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic", "yaml"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 CORE = {"config", "accounting", "records", "recipes", "shapes", "schema", "grid"}
-ANALYSIS = {"laws", "axes", "plots", "figures", "report", "fit"}
+ANALYSIS = {"laws", "axes", "plots", "truth", "figures", "report", "fit"}
 
 # For each part, the parts it may import. A part is a folder, or a module at the top.
 MAY_IMPORT = {
@@ -34,8 +34,9 @@ MAY_IMPORT = {
     "laws": {"records", "laws"},
     "axes": set(),
     "plots": {"records", "laws", "axes"},
-    "figures": {"records", "laws", "plots", "axes"},
-    "report": {"records", "laws", "plots", "figures", "axes"},
+    "truth": {"records", "axes"},
+    "figures": {"records", "laws", "plots", "truth", "axes"},
+    "report": {"records", "laws", "plots", "truth", "figures", "axes"},
     "fit": {"records"} | ANALYSIS,
     "data": CORE | {"training"},
     "bench": CORE | {"training", "engine", "laws"},

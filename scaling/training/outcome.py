@@ -23,6 +23,7 @@ def record(
     share = num_tokens / plan.num_tokens
     loss, standard_error = (None, None) if diverged else evaluated
     described = corpus.describe()
+    tokens_per_byte = described["tokens_per_byte"]  # None: no text, or its maker did not say
     return records.RunRecord(
         run_id=run.run_id,
         status="diverged" if diverged else "completed",
@@ -43,7 +44,7 @@ def record(
         flops={rule: flops * share for rule, flops in plan.flops.items()},
         loss=loss,
         loss_standard_error=finite(standard_error),
-        bits_per_byte=None if loss is None else loss / math.log(2) * described["tokens_per_byte"],
+        bits_per_byte=None if None in (loss, tokens_per_byte) else loss / math.log(2) * tokens_per_byte,
         num_eval_tokens=num_eval_tokens,
         diverged_at_step=ended_at if diverged else None,
         curve=member.curve,

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from scaling.config import DataConfig
+from scaling.training import synthetic
 from scaling.training.data import shards
 from scaling.training.data.permutation import permute
 from scaling.training.data.preparation import folders_of
 from scaling.training.data.shards import TokenArray, read_manifest
+from scaling.training.data.stream import Stream
 
 # Arrays up to this size are hashed again on opening (about a second); of larger ones only the length is checked.
 VERIFY_BYTES = 2**30
@@ -23,11 +25,13 @@ MAX_EPOCHS = 100
 MIXTURE_BLOCK = 1000
 
 
-def open(config: DataConfig, cache_dir: Path) -> "Corpus | Mixture":
+def open(config: DataConfig, cache_dir: Path) -> "Corpus | Mixture | Stream":
     """Opens what ``prepare`` built; numpy and the standard library suffice.
 
     Raises ValueError if it is not there, truncated or corrupt (saying what to delete), or shorter than a window.
     """
+    if synthetic.is_synthetic(config.source):
+        return Stream(config)
     opened = [(weight, _open_one(part, folder)) for weight, part, folder in folders_of(config, cache_dir)]
     return opened[0][1] if len(opened) == 1 else Mixture(config.source, opened)
 

@@ -22,10 +22,11 @@ from pathlib import Path
 
 from scaling.config import DataConfig
 from scaling.records import write_json
-from scaling.training import sources, tokenizers
+from scaling.training import sources, synthetic, tokenizers
 from scaling.training.data import sealing, shards
 from scaling.training.data.part import Job, do_part, report_path
 from scaling.training.data.shards import SCHEMA, read_manifest
+from scaling.training.data.stream import Stream
 
 # BPE is trained on so much text at most: the documents of the train split whose hashes are smallest, a fair sample that
 # depends on nothing but the text.
@@ -72,7 +73,8 @@ def prepare(
     workers: int = 1,
     share: tuple[int, int] = (1, 1),
 ) -> list[Path]:
-    """Builds the token arrays of ``config`` unless they are there, and returns their folders, one a source.
+    """Builds the token arrays of ``config`` unless they are there, and returns their folders, one a source (of a
+    synthetic one, none).
 
     Nothing half-written is ever seen. Processes that race wait for the first. One that was killed leaves the parts that
     were done, and the next goes on from there.
@@ -88,6 +90,9 @@ def prepare(
       ValueError: bad source, no text in one of the splits, text or tokenizer files that changed since the arrays were
         built, a full disk.
     """
+    if synthetic.is_synthetic(config.source):
+        Stream(config)  # raises what is wrong with it; there is nothing to build
+        return []
     cache_dir, progress = Path(cache_dir), progress or (lambda line: None)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)

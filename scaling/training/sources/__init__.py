@@ -7,6 +7,7 @@ for all. Parts are a function of the source alone, so how many processes read th
     tfds:<name>[/config]
     text:<folder or glob>
     tokens:<folder>
+    synthetic:<name>[?key=value&…]              not text: see scaling/training/synthetic.py
     0.7 * python-stdlib + 0.3 * text:notes      a mixture: the share of the training windows each gives
 
 Only preparation needs this package, so a machine that has its token arrays needs neither it nor TFDS.
@@ -31,7 +32,7 @@ __all__ = [
 
 # Each kind of source is a module with survey(config, workdir) and documents(config, part, workdir).
 _KINDS = {"python-stdlib": stdlib, "tfds": tfds, "text": text, "tokens": tokens}
-_SPELLINGS = "python-stdlib, tfds:<name>[/config], text:<folder or glob> or tokens:<folder>"
+_SPELLINGS = "python-stdlib, tfds:<name>[/config], text:<folder or glob>, tokens:<folder> or synthetic:<name>"
 _TERM = re.compile(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*\*\s*(\S.*?)\s*")
 
 
@@ -59,6 +60,10 @@ def current_state(config: DataConfig) -> str | None:
 
 def _kind(source: str):
     name, colon, where = source.partition(":")
+    if name == "synthetic":
+        raise ValueError(
+            f"data.source is {source!r}, in a mixture: a synthetic source has no text to mix: write it alone"
+        )
     if name not in _KINDS or bool(colon and where) == (name == "python-stdlib"):
         raise ValueError(f"data.source is {source!r}: write {_SPELLINGS}")
     return _KINDS[name]
