@@ -108,7 +108,7 @@ class DataConfig(_Strict):
     """Which text, how it becomes tokens, and how long a training window is."""
 
     # python-stdlib | tfds:<name>[/config] | text:<folder or glob> | tokens:<folder>, or a mixture of them:
-    # .7 * python-stdlib + .3 * text:notes
+    # .7 * python-stdlib + .3 * text:notes; or synthetic:<process>[?key=value&…], whose entropy is known
     source: str = "python-stdlib"
     tokenizer: str = "bytes"  # bytes | bpe:<vocab_size>, trained on the train split | file:<path>
     seq_len: int = 128  # T: tokens a window predicts; a window holds T + 1 tokens

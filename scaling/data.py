@@ -69,8 +69,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     default = DataConfig()
     parser.add_argument(
         "source", nargs="?", metavar="SOURCE",
-        help="python-stdlib, tfds:<name>[/config], text:<folder or glob>, tokens:<folder>, or a mixture such as "
-        "'0.7 * python-stdlib + 0.3 * text:notes'",
+        help="python-stdlib, tfds:<name>[/config], text:<folder or glob>, tokens:<folder>, synthetic:<name>, or a "
+        "mixture such as '0.7 * python-stdlib + 0.3 * text:notes'",
     )  # fmt: skip
     parser.add_argument("--grid", metavar="FILE", help="every corpus that this grid trains on, instead of SOURCE")
     parser.add_argument("--tokenizer", metavar="T", help=f"bytes, bpe:<size> or file:<path> ({default.tokenizer})")
@@ -137,8 +137,10 @@ def _describe(args: argparse.Namespace, configs: list[DataConfig], cache_dir: Pa
         parts = described.get("sources", [described])
         for part, (_, one, folder) in zip(parts, data.folders_of(data_config, cache_dir)):
             leakage = None if args.no_leakage else data.leakage(folder)
-            _show(part, one, folder, leakage)
+            _show(part, _rows(part, one, folder, leakage), leakage)
             part |= {"folder": str(folder), "leakage": leakage}
+        if "entropy_rate" in described:
+            _show(described, _synthetic_rows(described))
         found.append({"config": config.to_dict(data_config), **described})
     if args.out:
         records.write_json(args.out, found)
@@ -146,12 +148,12 @@ def _describe(args: argparse.Namespace, configs: list[DataConfig], cache_dir: Pa
     return DONE
 
 
-def _show(told: dict, data_config: DataConfig, folder: Path, leakage: dict | None) -> None:
+def _show(told: dict, rows: Sequence[tuple[str, str]], leakage: dict | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, value in _rows(told, data_config, folder, leakage):
+    for name, value in rows:
         table.add_row(name, value)
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
     console.print(f"[bold]{told['source']}[/]")
@@ -186,6 +188,17 @@ def _rows(told: dict, data_config: DataConfig, folder: Path, leakage: dict | Non
              f"{near['validation_documents']:,} in validation ({100 * near['share_of_validation_documents']:.1f} %)"),
         ]  # fmt: skip
     return [*rows, ("fingerprint", told["fingerprint"]), ("folder", str(folder))]
+
+
+def _synthetic_rows(told: dict) -> list[tuple[str, str]]:
+    return [
+        ("vocabulary", f"{told['vocab_size']:,}"),
+        ("validation", f"{told['validation_tokens']:,} tokens"),
+        ("entropy rate", f"{told['entropy_rate']:.6f} nats per token"),
+        ("least loss", f"{told['best_loss']:.6f} expected over its windows, {told['best_validation_loss']:.6f} on "
+         "this validation split"),
+        ("fingerprint", told["fingerprint"]),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

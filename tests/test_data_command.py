@@ -43,6 +43,16 @@ def test_prepare_then_describe(folder, capsys):
     assert told["fingerprint"] in out
 
 
+def test_a_synthetic_source_is_described_by_its_entropy(folder, capsys):
+    assert data.main(["prepare", "synthetic:markov?symbols=5&order=1"]) == 0
+    assert not list(folder.glob("**/*.bin"))
+    assert data.main(["describe", "synthetic:markov?symbols=5&order=1", "--out", "told.json"]) == 0
+    [told] = json.loads((folder / "told.json").read_text())
+    out = capsys.readouterr().out
+    assert f"{told['entropy_rate']:.6f} nats per token" in out
+    assert f"{told['best_loss']:.6f} expected over its windows" in out
+
+
 def test_a_mixture_is_described_source_by_source(folder, capsys):
     (folder / "more").mkdir()
     for i in range(60):

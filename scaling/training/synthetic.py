@@ -212,19 +212,23 @@ class Hierarchy:
 
         H(string) = H(root) + Σ_{l<depth} branching^l H(p) = H(root) + (branching^depth - 1) / (branching - 1) H(p).
 
-    A window is a whole number of independent strings, aligned to its start, so best_loss = h = H(string) /
-    branching^depth: there is no correction for finite windows.
+    A window is a whole number of independent strings, and the first leaf of each is a capital (V + its symbol): where
+    strings begin can be seen anywhere in a window, as words' beginnings can, and costs no entropy. So best_loss = h =
+    H(string) / branching^depth: there is no correction for finite windows.
+
+    A model that has learned the lowest l levels alone takes the symbols of level depth - l for independent: it loses
+    about branching^-l (ln V - H(p)) more than h. Each level takes more data than the one below by a factor.
     """
 
     symbols: int = 32
     rules: int = 8
     zipf: float = 1.0
     branching: int = 2
-    depth: int = 7
+    depth: int = 4
     seed: int = 0
 
     def __post_init__(self):
-        _require(2 <= self.symbols <= 256, "symbols", self.symbols, "an integer from 2 to 256")
+        _require(2 <= self.symbols <= 128, "symbols", self.symbols, "an integer from 2 to 128")
         _require(self.branching >= 2, "branching", self.branching, "an integer ≥ 2")
         _require(self.depth >= 1, "depth", self.depth, "an integer ≥ 1")
         num_tuples = self.symbols**self.branching
@@ -236,7 +240,7 @@ class Hierarchy:
 
     @property
     def num_symbols(self) -> int:
-        return self.symbols
+        return 2 * self.symbols  # small and capital
 
     @property
     def length(self) -> int:
@@ -274,6 +278,7 @@ class Hierarchy:
         x = self._root_slots[_noise(f"{key} root", num_strings)][:, None]
         for level, into in enumerate(self.rewritings):
             x = into[x, self._rule_slots[_noise(f"{key} level {level}", *x.shape)]].reshape(num_strings, -1)
+        x[:, 0] += np.uint8(self.symbols)
         return x.reshape(num_windows, seq_len)
 
     def negative_log_probability(self, x_WT: np.ndarray) -> np.ndarray:
@@ -281,7 +286,10 @@ class Hierarchy:
         place = self.symbols ** np.arange(self.branching)[::-1]
         log_rule = np.log(np.bincount(self._rule_slots, minlength=self.rules) / SLOTS)
         x = x_WT.reshape(-1, self.length).astype(np.int64)
-        total = np.zeros(len(x))
+        capital = x >= self.symbols
+        misplaced = (capital != (np.arange(self.length) == 0)).any(axis=1)
+        total = np.where(misplaced, np.inf, 0.0)
+        x -= self.symbols * capital
         for into in reversed(self.rewritings):
             of = np.full(self.symbols**self.branching, -1)
             of[(into @ place).ravel()] = np.arange(self.symbols * self.rules)

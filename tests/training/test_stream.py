@@ -107,7 +107,7 @@ def test_the_fingerprint_names_the_text(stream):
     ("settings", "says"),
     [
         ({"source": "synthetic:marcov"}, "there is no process 'marcov'"),
-        ({"source": "synthetic:hierarchy", "seq_len": 100}, "data.seq_len is 100: write a multiple of 128"),
+        ({"source": "synthetic:hierarchy", "seq_len": 100}, "data.seq_len is 100: write a multiple of 16"),
         ({"source": SMALL, "tokenizer": "bpe:512"}, "data.tokenizer is 'bpe:512'"),
         ({"source": SMALL, "near_duplicates": "drop"}, "data.near_duplicates is 'drop'"),
         ({"source": SMALL, "unique_tokens": 5}, "data.unique_tokens is 5: write at least one window"),
@@ -126,6 +126,7 @@ def test_a_vocabulary_that_is_too_small_is_refused(stream):
     stream.require_vocab(6)
 
 
+@pytest.mark.slow
 def test_a_model_comes_down_to_the_entropy_and_the_record_has_it(stream, tmp_path):
     """Targets, weights and loss at once: an order-1 chain of five symbols is learned in no time."""
     run = RunConfig(

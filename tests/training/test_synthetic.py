@@ -121,7 +121,7 @@ def derivations(grammar):
                 leaves = tuple(int(y) for x, r in zip(string, choice) for y in into[x, r])
                 longer.append((leaves, p * math.prod(p_rule[r] for r in choice)))
         strings = longer
-    return strings
+    return [((leaves[0] + grammar.symbols, *leaves[1:]), p) for leaves, p in strings]  # capital first
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_hierarchy_entropy_is_that_of_every_string_enumerated(grammar):
 
 def test_hierarchy_strings_occur_as_often_as_they_should():
     strings = derivations(HIERARCHY)
-    place = HIERARCHY.symbols ** np.arange(HIERARCHY.length)
+    place = HIERARCHY.num_symbols ** np.arange(HIERARCHY.length)
     x = HIERARCHY.sample(100_000, 2 * HIERARCHY.length, "chi-square").reshape(-1, HIERARCHY.length)
-    counts = np.bincount(x @ place, minlength=HIERARCHY.symbols**HIERARCHY.length)
+    counts = np.bincount(x @ place, minlength=HIERARCHY.num_symbols**HIERARCHY.length)
     expected = np.array([p for _, p in strings]) * len(x)
     counts = counts[np.array([s for s, _ in strings]) @ place]
     assert counts.sum() == len(x)  # and nothing else occurs
@@ -153,7 +153,9 @@ def test_the_inside_algorithm_agrees_with_the_entropy():
     grammar = Hierarchy(symbols=6, rules=4, zipf=1.0, depth=3, seed=5)
     x = grammar.sample(4000, grammar.length, "inside")
     p_rule = np.bincount(grammar._rule_slots, minlength=grammar.rules) / SLOTS
-    inside = np.eye(grammar.symbols)[x]  # strings, places, symbols
+    leaves = np.eye(grammar.num_symbols)[x]  # strings, places, symbols
+    inside = leaves[..., : grammar.symbols].copy()
+    inside[:, 0] = leaves[:, 0, grammar.symbols :]
     for into in reversed(grammar.rewritings):
         left, right = inside[:, 0::2], inside[:, 1::2]
         inside = np.einsum("SPVR,SPVR,R->SPV", left[:, :, into[..., 0]], right[:, :, into[..., 1]], p_rule)
@@ -167,8 +169,8 @@ def test_the_inside_algorithm_agrees_with_the_entropy():
 
 def test_what_a_grammar_cannot_have_made_has_no_probability():
     possible = {s for s, _ in derivations(HIERARCHY)}
-    others = [s for s in itertools.product(range(3), repeat=4) if s not in possible]
-    assert others
+    others = [s for s in itertools.product(range(6), repeat=4) if s not in possible]
+    assert any(s[0] >= 3 > max(s[1:]) for s in others), "wrong although it is capitalised as it should be"
     assert np.isinf(HIERARCHY.negative_log_probability(np.array(others))).all()
 
 

@@ -55,7 +55,9 @@ def _folder_name(config: DataConfig, whole: DataConfig) -> str:
 
 
 def folders_of(config: DataConfig, cache_dir: Path) -> list[tuple[float, DataConfig, Path]]:
-    """(weight, config, folder) of each source of ``config``."""
+    """(weight, config, folder) of each source of ``config``; a synthetic one has no folder."""
+    if synthetic.is_synthetic(config.source):
+        return []
     return [(weight, part, Path(cache_dir) / _folder_name(part, config)) for weight, part in sources.components(config)]
 
 

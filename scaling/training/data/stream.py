@@ -106,6 +106,9 @@ class Stream:
                 f"{self.process.num_symbols} symbols and a separator"
             )
 
+    def require_horizon(self, num_tokens: float) -> None:
+        """As ``Corpus.require_horizon``: a stream does not end, and ``unique_tokens`` asks for repetition."""
+
     def batch(self, step: int, batch_size: int, seed: int, rows: slice | None = None) -> np.ndarray:
         """The windows trained on at ``step``: int32 [B, S], or [R, S] with ``rows`` of the B. A pure function."""
         if step < 0:
