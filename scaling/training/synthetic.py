@@ -220,11 +220,11 @@ class Hierarchy:
     about branching^-l (ln V - H(p)) more than h. Each level takes more data than the one below by a factor.
     """
 
-    symbols: int = 32
-    rules: int = 8
+    symbols: int = 16
+    rules: int = 2
     zipf: float = 1.0
     branching: int = 2
-    depth: int = 4
+    depth: int = 5
     seed: int = 0
 
     def __post_init__(self):

@@ -226,7 +226,7 @@ def test_a_spelling_names_a_process():
         ("synthetic:markov?symbols=300", "symbols is 300: write an integer from 2 to 256"),
         ("synthetic:markov?backoff=2", "backoff is 2.0: write a number in [0, 1]"),
         ("synthetic:markov?concentration=0", "concentration is 0.0: write a number > 0"),
-        ("synthetic:hierarchy?rules=40", "rules is 40: write an integer from 1 to 32"),
+        ("synthetic:hierarchy?rules=40", "rules is 40: write an integer from 1 to 16"),
         ("synthetic:hierarchy?depth=20", "depth is 20: write less: a string has 1048576 leaves"),
         ("synthetic:hierarchy?branching=9", "branching is 9: write less"),
     ],
