@@ -1,0 +1,304 @@
+"""Machines that die, disks that fill up, files that break: the records are those of a sweep that nobody disturbed.
+
+At length: ``CHAOS_KILLS=120 CHAOS_SCALE=5 pytest tests/test_chaos.py -n 0 -s -k real``.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from scaling import records
+from scaling.engine import status
+
+ENGINE = Path(__file__).parent / "engine"
+KILLS = int(os.environ.get("CHAOS_KILLS", "5"))
+SCALE = float(os.environ.get("CHAOS_SCALE", "1"))  # of the real runs' length
+SEED = int(os.environ.get("CHAOS_SEED", "0"))
+CHECKPOINT_SECONDS = 1.0
+
+REAL_GRID = f"""
+recipe: default@1
+base:
+  data: {{source: "text:text", seq_len: 32, validation_fraction: 0.2}}
+  eval: {{num_points: 5, curve_tokens: 1024}}
+isoflop:
+  rule: exact
+  sizes: [8, 16, 24]
+  budgets: [{4e9 * SCALE:g}, {6e9 * SCALE:g}, {8e9 * SCALE:g}, {1e10 * SCALE:g}, {{flops: {1.6e10 * SCALE:g}, sizes: [16]}}]
+holdout: {{budgets: [{1.6e10 * SCALE:g}]}}
+fit: {{bootstrap: 20}}
+execution: {{checkpoint_seconds: {CHECKPOINT_SECONDS}}}
+"""  # noqa: E501
+FAKE_GRID = """
+recipe: default@1
+isoflop: {sizes: [8, 16], budgets: [3e8, 6e8, {flops: 9e8, sizes: [8]}]}
+seeds: [0, 1, 2]
+holdout: {budgets: [9e8]}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a grid of small real runs, their text, and a grid whose cells train hashes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCALING_CACHE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ENGINE), str(ENGINE.parents[1])]))
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as where such sweeps run
+    dice = random.Random(1)
+    words = ["".join(dice.choices("abcdefghij", k=dice.randint(2, 7))) for _ in range(200)]
+    Path("text").mkdir()
+    for i in range(100):
+        Path("text", f"{i}.txt").write_text(" ".join(dice.choices(words, k=400)))
+    Path("real.yaml").write_text(REAL_GRID)
+    Path("fake.yaml").write_text(FAKE_GRID)
+    return tmp_path
+
+
+class Sweep:
+    """The command over one results folder, again and again; ``loop``: "real", or "fake" for one of hashes."""
+
+    def __init__(self, loop, name, *argv):
+        self.results, self.workdir = Path("results") / name, Path(".scaling") / name
+        self.counts = Path("counts") / name
+        self.counts.mkdir(parents=True)
+        program = ENGINE / ("driver.py" if loop == "fake" else "chaos_loop.py")
+        self.command = [sys.executable, str(program), "--grid", f"{loop}.yaml", "--workers", "2"]
+        self.command += ["--results", str(self.results), "--workdir", str(self.workdir), *argv]
+        self.output = Path(f"{name}.txt")
+
+    def start(self):
+        environment = {**os.environ, "CHAOS_COUNTS": str(self.counts)}
+        with open(self.output, "ab") as out:
+            return subprocess.Popen(self.command, stdout=out, stderr=out, env=environment)
+
+    def run(self):
+        """Runs the command to its end; (exit code, what it printed)."""
+        before = self.output.stat().st_size if self.output.exists() else 0
+        code = self.start().wait(timeout=900)
+        return code, self.output.read_bytes()[before:].decode()
+
+    def is_training(self):
+        return any(s["packs"] and s["alive"] for s in status.read_signs(self.workdir))
+
+    @property
+    def science(self):
+        """The records but for where and how fast they were made."""
+        return [dataclasses.replace(r, environment={}, timing={}) for r in records.load_records(self.results)]
+
+    @property
+    def steps(self):
+        return sum(int.from_bytes(p.read_bytes(), "little") for p in self.counts.iterdir())
+
+    def assert_each_cell_once(self):
+        manifest = json.loads((self.results / "sweep.json").read_text())
+        ended = [run_id for call in manifest["calls"] for run_id in call["cells"]]
+        done = [run_id for run_id in ended if ended.count(run_id) == 1]
+        assert len(done) + len(self.told_again()) >= len(set(ended))
+        assert {c["status"] for c in manifest["cells"]} == {"completed"}
+        assert sorted(c["run_id"] for c in manifest["cells"]) == [r.run_id for r in self.science]
+        assert not list(self.results.rglob("*.tmp"))
+
+    def told_again(self):
+        """Cells that failed in one call, after too many kills in a row, and were done by a later one."""
+        text = self.output.read_text()
+        return {r.run_id for r in self.science if any(r.run_id in x and "failed" in x for x in text.splitlines())}
+
+
+def children_of(process):
+    """Process ids of the workers: children that are Python and not, say, git."""
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            if b"scaling.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found
+
+
+def is_alive(pid):
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def wait(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+@dataclasses.dataclass
+class Kills:
+    """What was done to a sweep; a parent takes all its workers with it."""
+
+    parents: int = 0
+    workers: int = 0
+    workers_lost: int = 0
+
+    @property
+    def total(self):
+        return self.parents + self.workers
+
+
+def complete_under_fire(sweep, dice, kills, limit, mean_seconds):
+    """Runs ``sweep`` to its end, killing workers and the parent at random moments until ``limit`` kills are done; a
+    command that ends with failed cells is given again, as a person would."""
+    process = sweep.start()
+    while True:
+        if dice.random() < 0.9:  # the rest hit a sweep that has not begun to train
+            wait(lambda process=process: process.poll() is not None or sweep.is_training(), seconds=300)
+        try:
+            code = process.wait(dice.expovariate(1 / mean_seconds) if kills.total < limit else 900)
+        except subprocess.TimeoutExpired:
+            workers = children_of(process)
+            if workers and dice.random() < 0.7:
+                with suppress(ProcessLookupError):
+                    os.kill(dice.choice(workers), signal.SIGKILL)
+                kills.workers += 1
+                kills.workers_lost += 1
+                continue
+            process.kill()
+            process.wait()
+            kills.parents += 1
+            kills.workers_lost += len(workers)
+            wait(lambda pids=workers: not any(map(is_alive, pids)))
+        else:
+            assert code in (0, 3), sweep.output.read_text()[-2000:]
+            if code == 0:
+                return
+        process = sweep.start()
+
+
+@pytest.mark.slow
+def test_hashes_killed_at_random_moments_are_the_same(here, monkeypatch):
+    """Every step of every cell shows in its record, so none was lost, repeated or reordered."""
+    calm = Sweep("fake", "calm")
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+    assert calm.run()[0] == 0, calm.output.read_text()
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.02")
+    assert len(calm.science) >= 12
+    dice, kills, rounds = random.Random(SEED), Kills(), 0
+    while kills.total < max(KILLS, 10):
+        sweep = Sweep("fake", f"round-{rounds}")
+        complete_under_fire(sweep, dice, kills, max(KILLS, 10), mean_seconds=0.5)
+        assert sweep.science == calm.science
+        sweep.assert_each_cell_once()
+        rounds += 1
+    print(f"\n{len(calm.science)} cells, {rounds} sweeps, {kills}")
+
+
+@pytest.mark.slow
+def test_real_runs_killed_at_random_moments_are_the_same(here):
+    """Work done twice is what was done since the last checkpoint: per worker lost, at most the time between two
+    checkpoints and what it takes to write one, as a share of the sweep's worker-seconds."""
+    pytest.importorskip("tensorflow_datasets")
+    calm = Sweep("real", "calm")
+    assert calm.run()[0] == 0, calm.output.read_text()[-2000:]
+    assert len(calm.science) >= 12
+    step_seconds = sum(r.timing["step_seconds"] for r in records.load_records(calm.results)) / calm.steps
+    dice, kills, rounds, redone = random.Random(SEED), Kills(), 0, 0
+    begin = time.monotonic()
+    while kills.total < KILLS:
+        sweep = Sweep("real", f"round-{rounds}")
+        complete_under_fire(sweep, dice, kills, KILLS, mean_seconds=3.0)
+        assert sweep.science == calm.science
+        sweep.assert_each_cell_once()
+        redone += sweep.steps - calm.steps
+        rounds += 1
+        lost_seconds = redone * step_seconds / kills.workers_lost
+        print(
+            f"\n{len(calm.science)} cells, {rounds} sweeps in {time.monotonic() - begin:.0f} s, {kills.parents} parents "
+            f"and {kills.workers} workers killed ({kills.workers_lost} workers lost): {redone} steps trained twice, "
+            f"{rounds * calm.steps} needed; per worker lost {lost_seconds:.2f} s of training, with a checkpoint every "
+            f"{CHECKPOINT_SECONDS:g} s",
+            flush=True,
+        )
+    # Half the interval is to be expected; a checkpoint that was being written counts for nothing.
+    assert 0 <= lost_seconds < 1.5 * CHECKPOINT_SECONDS
+
+
+@pytest.fixture
+def small_disk():
+    """``small_disk(path, size)`` mounts a tmpfs of ``size`` and returns a function that changes its size."""
+    mounted = []
+
+    def mount(path, size, *options):
+        path.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+        mounted.append(path)
+        return lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(path)], check=True)
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.slow
+def test_full_results_disk_stops_with_one_line_and_then_goes_on(here, small_disk, monkeypatch):
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.002")
+    resize = small_disk(here / "results", "64k")
+    sweep = Sweep("fake", "full")
+    code, out = sweep.run()
+    assert code == 3, out
+    assert out.splitlines()[-1].startswith("error: [Errno 28] No space left on device"), out
+    assert out.splitlines()[-1].endswith("nothing that was finished is lost: mend it and give the same command")
+    assert "Traceback" not in out
+    assert not list(sweep.results.rglob("*.tmp"))  # halves of files would take what room is left
+    resize("8m")
+    assert sweep.run()[0] == 0
+    _assert_undisturbed(sweep)
+
+
+@pytest.mark.slow
+def test_full_work_disk_stops_and_then_goes_on(here, small_disk, monkeypatch):
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.002")
+    monkeypatch.setenv("SCALING_CACHE", str(here / "cache"))
+    resize = small_disk(here / ".scaling", "48k")
+    sweep = Sweep("fake", "full")
+    code, out = sweep.run()
+    assert code == 3, out
+    assert "Traceback" not in out
+    assert "No space left on device" in out
+    resize("8m")
+    assert sweep.run()[0] == 0
+    _assert_undisturbed(sweep)
+
+
+@pytest.mark.slow
+def test_read_only_results_are_one_line_and_exit_2(here, small_disk):
+    small_disk(here / "results", "48k", "ro")
+    code, out = Sweep("fake", "x").run()
+    assert code == 2
+    assert out == "error: --results results/x: Read-only file system: write a folder that can be written to\n"
+
+
+@pytest.mark.slow
+def test_of_two_sweeps_at_once_the_second_is_told_who_holds_the_folder(here, monkeypatch):
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.02")
+    sweep = Sweep("fake", "two")
+    first = sweep.start()
+    wait(sweep.is_training)
+    code, out = sweep.run()
+    assert code == 2
+    assert f"held by another sweep: process {first.pid} on " in out
+    assert first.wait(timeout=120) == 0
+    _assert_undisturbed(sweep)
+
+
+def _assert_undisturbed(sweep):
+    calm = Sweep("fake", "calm", "--executor", "inline")
+    assert calm.run()[0] == 0
+    assert sweep.science == calm.science
+    assert {r.status for r in sweep.science} == {"completed"}
