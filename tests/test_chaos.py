@@ -216,14 +216,46 @@ def test_real_runs_killed_at_random_moments_are_the_same(here):
         rounds += 1
         lost_seconds = redone * step_seconds / kills.workers_lost
         print(
-            f"\n{len(calm.science)} cells, {rounds} sweeps in {time.monotonic() - begin:.0f} s, {kills.parents} parents "
-            f"and {kills.workers} workers killed ({kills.workers_lost} workers lost): {redone} steps trained twice, "
+            f"\n{len(calm.science)} cells, {rounds} sweeps in {time.monotonic() - begin:.0f} s, {kills.parents} parents"
+            f" and {kills.workers} workers killed ({kills.workers_lost} workers lost): {redone} steps trained twice, "
             f"{rounds * calm.steps} needed; per worker lost {lost_seconds:.2f} s of training, with a checkpoint every "
             f"{CHECKPOINT_SECONDS:g} s",
             flush=True,
         )
     # Half the interval is to be expected; a checkpoint that was being written counts for nothing.
     assert 0 <= lost_seconds < 1.5 * CHECKPOINT_SECONDS
+
+
+@pytest.mark.slow
+def test_broken_checkpoints_and_records_are_said_and_done_again(here):
+    pytest.importorskip("tensorflow_datasets")
+    calm, sweep = Sweep("real", "calm"), Sweep("real", "broken")
+    assert calm.run()[0] == 0, calm.output.read_text()[-2000:]
+
+    def checkpoints():
+        return [p for p in sweep.workdir.glob("checkpoints/*/*") if p.name.isdigit()]
+
+    process = sweep.start()
+    wait(checkpoints, seconds=120)
+    workers = children_of(process)
+    process.kill()
+    process.wait()
+    wait(lambda: not any(map(is_alive, workers)))
+    broken = checkpoints()
+    for path in (p for folder in broken for p in folder.rglob("*") if p.is_file()):
+        os.truncate(path, path.stat().st_size // 2)
+    code, out = sweep.run()
+    assert code == 0, out
+    said = "".join(p.read_text() for p in (sweep.workdir / "logs").iterdir())
+    assert all(f"{folder}: unreadable checkpoint" in said for folder in map(Path.absolute, broken)), said
+    assert sweep.science == calm.science
+    path = records.path_of(sweep.results, sweep.science[3].run_id)
+    os.truncate(path, 1000)
+    code, out = sweep.run()
+    assert code == 0, out
+    assert f"{path}: not a readable run record" in out
+    assert "13 cells, 1 to do" in out
+    assert sweep.science == calm.science
 
 
 @pytest.fixture
@@ -270,7 +302,8 @@ def test_full_work_disk_stops_and_then_goes_on(here, small_disk, monkeypatch):
     code, out = sweep.run()
     assert code == 3, out
     assert "Traceback" not in out
-    assert "No space left on device" in out
+    assert out.splitlines()[-1].startswith("error: [Errno 28] No space left on device"), out
+    assert "failed" not in out  # no cell's fault
     resize("8m")
     assert sweep.run()[0] == 0
     _assert_undisturbed(sweep)

@@ -113,8 +113,10 @@ class Inline:
                 except loop.Interrupted:
                     raise KeyboardInterrupt from None
                 except Exception as e:  # a cell that fails is data; the others go on
-                    answers[task.key] = Answer(None, worker_module.describe(e))
-                    on_event({"event": "failed", "reason": answers[task.key].reason, **about})
+                    event = worker_module.failure(e)
+                    stop_if_disk(event)
+                    answers[task.key] = Answer(None, event["reason"])
+                    on_event({"event": "failed", "reason": event["reason"], **about})
                 line.release(*task.releases)
         return answers
 
@@ -267,7 +269,9 @@ class Local:
                 waiting.release(event["run_id"])
             elif event["event"] == "done":
                 answers[task.key] = Answer(event.pop("answer"))
-            elif event["event"] == "failed" and (event.pop("final") or attempts[task.key].are_used_up()):
+            elif event["event"] == "failed" and (
+                stop_if_disk(event) or event.pop("final") or attempts[task.key].are_used_up()
+            ):
                 answers[task.key] = Answer(None, event["reason"])
             else:
                 event["event"] = "retry"
@@ -297,7 +301,7 @@ class Local:
             reason = _how_it_died(event["returncode"])
             worker.process = None
             if worker.was_ready:
-                event = {"event": "failed", "reason": reason, "final": False}
+                event = {"event": "failed", "reason": reason, "final": False, "disk": False}
             else:  # not the task's fault
                 self._count_failed_start(worker, reason)
                 event = {"event": "retry", "reason": reason}
@@ -327,6 +331,12 @@ class Local:
             worker.process.kill()
             worker.listener.join()
             worker.process = None
+
+
+def stop_if_disk(event: dict) -> None:
+    """Raises OSError if a task failed because nothing can be written: no task can do better until somebody mends it."""
+    if event.pop("disk"):
+        raise OSError(event["reason"].removeprefix("OSError: "))
 
 
 def _how_it_died(returncode: int) -> str:

@@ -85,9 +85,9 @@ def job(order: str) -> None:
                 raise SystemExit(f"stopped by a signal after step {furthest}, where it saved a checkpoint") from None
             ended = _requeued(furthest, before)
         except Exception as e:
-            traceback.print_exc()  # into the job's log
-            final = isinstance(e, ValueError)
-            ended = {"event": "failed", "reason": worker.describe(e), "final": final, "step": furthest}
+            with contextlib.suppress(OSError):
+                traceback.print_exc()  # into the job's log
+            ended = {**worker.failure(e), "step": furthest}
         board.say(ended=ended)
     if ended["event"] == "requeued":
         requeue(requeue_signal, None)
@@ -113,7 +113,7 @@ def _requeued(furthest: int, before: dict) -> dict:
     fruitless = before.get("fruitless", 0) + 1 if furthest <= before.get("step", -1) else 0
     if fruitless >= executors.MAX_TRIES:
         reason = f"stopped {fruitless + 1} times at step {furthest} by its time limit: write a longer --slurm time"
-        return {"event": "failed", "reason": reason, "final": True, "step": furthest}
+        return {"event": "failed", "reason": reason, "final": True, "disk": False, "step": furthest}
     return {"event": "requeued", "step": furthest, "fruitless": fruitless}
 
 
@@ -307,7 +307,7 @@ class Slurm:
                 attempts[job.key].furthest = max(attempts[job.key].furthest, job.furthest)
                 if event["event"] == "done":
                     answers[job.key] = Answer(event.pop("answer"))
-                elif ended and (event.pop("final") or attempts[job.key].are_used_up()):
+                elif ended and (executors.stop_if_disk(event) or event.pop("final") or attempts[job.key].are_used_up()):
                     answers[job.key] = Answer(None, event["reason"])
                 elif ended:
                     event["event"] = "retry"
@@ -432,7 +432,7 @@ class Slurm:
                 log = Path(job.log)
                 reason = f"job {job.job_id} {state.lower()} without an answer, log: {log}"
                 final = state == "CANCELLED"  # somebody wants it not to run
-                missing.append((job, {"event": "failed", "reason": reason, "final": final}))
+                missing.append((job, {"event": "failed", "reason": reason, "final": final, "disk": False}))
         return missing
 
 

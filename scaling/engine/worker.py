@@ -10,6 +10,7 @@ no orphan trains on.
 """
 
 import argparse
+import errno
 import importlib
 import json
 import os
@@ -106,10 +107,24 @@ def _serve(loop: ModuleType, answers: TextIO) -> None:
         except (BrokenPipeError, loop.Interrupted):
             return
         except Exception as e:
-            traceback.print_exc()
-            final = isinstance(e, ValueError)  # bad input: trying again would say the same
+            with suppress(OSError):  # the log may be on the disk that is full
+                traceback.print_exc()
             busy.clear()
-            say({"event": "failed", "key": task["key"], "reason": describe(e), "final": final})
+            say({**failure(e), "key": task["key"]})
+
+
+def failure(error: Exception) -> dict:
+    """The event of a task that raised. ``final``: bad input, trying again would say the same; ``disk``: no cell's fault
+    and the same for all: the sweep stops until somebody has made room."""
+    no_room = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    chain, e = [], error
+    while e is not None and e not in chain:
+        chain.append(e)
+        e = e.__cause__ or e.__context__
+    # What libraries make of it has no errno, only its text.
+    disk = any(getattr(e, "errno", None) in no_room or os.strerror(errno.ENOSPC) in str(e) for e in chain)
+    final = isinstance(error, ValueError) and not disk
+    return {"event": "failed", "reason": describe(error), "final": final, "disk": disk}
 
 
 def describe(error: Exception) -> str:
