@@ -30,6 +30,7 @@ from scaling.engine import (
     planning,
     progress,
     slurm,
+    slurm_book,
     slurm_options,
     status,
     trunks,
@@ -181,7 +182,7 @@ class Sweep:
 
     def run(self) -> int:
         if self.args.status:
-            queued = slurm.Book(self.workdir).queued()
+            queued = slurm_book.Book(self.workdir).queued()
             status.show(self.console, self.rows, self.results, self.workdir, queued)
             return DONE
         if self.args.topology:
@@ -384,7 +385,7 @@ class Sweep:
     def _executor(self, fds: Sequence[int]) -> executors.Inline | executors.Local | slurm.Slurm:
         if self.slurm is not None:
             return self.slurm
-        jobs = slurm.Book(self.workdir).unfinished()
+        jobs = slurm_book.Book(self.workdir).unfinished()
         if jobs:
             raise BadInputError(
                 f"{self.workdir}: jobs of an earlier call are queued or running ({' '.join(jobs)}): follow them with "

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -153,17 +154,17 @@ def test_a_look_at_a_sweep_under_way_takes_no_lock_and_no_jax(tmp_path, monkeypa
         _wait(lambda: [s for s in status.read_signs(Path(".scaling/g")) if "step" in str(s["packs"])])
 
         def look():
-            begin = time.monotonic()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
             out = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, check=False)
             assert out.returncode == 0, out.stderr
-            return out.stdout, time.monotonic() - begin
+            return out.stdout, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
         out, seconds = look()
         assert "4 cells: 0 completed, 2 running, 2 waiting" in out
         assert len(re.findall(rf"step \d+ of .* {re.escape(platform.node())}, process {process.pid}, worker", out)) == 2
         assert f"held by process {process.pid} on {platform.node()}" in out
         assert "logs: .scaling/g/logs" in out
-        assert seconds < 5  # half a second on a machine with nothing else to do
+        assert seconds < 2  # of a processor: what others do on this machine is theirs
         process.send_signal(signal.SIGKILL)
         process.wait()
         sign = status.read_signs(Path(".scaling/g"))[0]  # as if ten seconds had gone by

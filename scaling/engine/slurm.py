@@ -24,12 +24,11 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from scaling import records
 from scaling.engine import executors, folder, status, worker
 from scaling.engine.executors import Answer, ExecutorError, Task
+from scaling.engine.slurm_book import OVER, Book, Job, last_line, queue
 
 POLL_SECONDS = 2.0  # between two looks at the jobs' signs
 ASK_SECONDS = 15.0  # between two questions to Slurm, which many users ask
@@ -37,12 +36,6 @@ ASK_SECONDS = 15.0  # between two questions to Slurm, which many users ask
 MAX_ARRAY = 1000
 # Requeued at each time limit for as long as it takes; a job that gets no further ends by itself (see ``job``).
 MAX_REQUEUES = 10_000
-
-# A job in one of these states will not run again.
-OVER = (
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
-    "TIMEOUT",
-)  # fmt: skip
 
 
 class Detached(Exception):
@@ -73,7 +66,7 @@ def job(order: str) -> None:
 
         def on_event(event: dict) -> None:
             nonlocal furthest
-            furthest = max(furthest, event["step"])
+            furthest = max(furthest, event.get("step", furthest))
             board.on_event({**event, "key": task.key})
 
         board.on_event({"event": "start", "key": task.key})
@@ -117,131 +110,6 @@ def _requeued(furthest: int, before: dict) -> dict:
     return {"event": "requeued", "step": furthest, "fruitless": fruitless}
 
 
-# ---- the book of submitted jobs -----------------------------------------------------------------------------------
-
-
-@dataclass
-class _Job:
-    """One job of a submission, as the process that follows it sees it."""
-
-    submission: str
-    name: str  # Slurm's, of the whole array
-    index: int
-    job_id: str
-    key: str
-    run_ids: list[str]
-    log: str = ""
-    updated: float = 0.0  # of the newest sign taken in
-    is_running: bool = False
-    times_missed: int = 0  # by Slurm, in a row, without having left an answer
-    furthest: int = 0
-
-    @property
-    def sign(self) -> str:
-        return f"slurm-{self.submission}-{self.index}"
-
-
-class Book:
-    """``<workdir>/slurm/<submission>.json`` for every array whose answers have not all been taken in."""
-
-    def __init__(self, workdir: Path):
-        self.workdir = Path(workdir)
-        self.folder = self.workdir / "slurm"
-
-    @property
-    def jobs_folder(self) -> Path:
-        return self.folder / "jobs"
-
-    def write(self, submission: dict) -> None:
-        records.write_json(self.folder / f"{submission['submission']}.json", submission)
-
-    def jobs(self) -> list[_Job]:
-        """All jobs that somebody may still have to follow.
-
-        Raises ExecutorError if Slurm must be asked for one, and does not answer.
-        """
-        found = []
-        for path in sorted(self.folder.glob("*.json")):
-            submission = folder.read_json(path)
-            if submission and submission["job_id"] is None:  # killed while it submitted: did Slurm take it?
-                submission["job_id"] = next((i.partition("_")[0] for i in queue([submission["name"]])), None)
-                if submission["job_id"] is not None:
-                    self.write(submission)
-            if not submission or submission["job_id"] is None:
-                path.unlink(missing_ok=True)
-                continue
-            found += self.jobs_of(submission)
-        return found
-
-    def jobs_of(self, submission: dict) -> Iterator[_Job]:
-        array = len(submission["tasks"]) > 1
-        for i, task in enumerate(submission["tasks"]):
-            if i not in submission["over"]:
-                job_id = f"{submission['job_id']}_{i}" if array else submission["job_id"]
-                log = self.jobs_folder / f"{job_id}_0_log.err"
-                yield _Job(
-                    submission["submission"], submission["name"], i, job_id, task["key"], task["run_ids"], str(log)
-                )
-
-    def close(self, job: _Job) -> None:
-        """Forgets a job that is over; its log stays."""
-        path = self.folder / f"{job.submission}.json"
-        submission = folder.read_json(path)
-        submission["over"] = sorted({*submission["over"], job.index})
-        if len(submission["over"]) == len(submission["tasks"]):
-            path.unlink(missing_ok=True)
-        else:
-            self.write(submission)
-        leftovers = [status.signs_folder(self.workdir) / f"{job.sign}.json"]
-        leftovers += [self.jobs_folder / f"{job.job_id}_{name}" for name in ("submitted.pkl", "0_result.pkl")]
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
-
-    def submissions(self) -> list[dict]:
-        return [s for s in map(folder.read_json, sorted(self.folder.glob("*.json"))) if s]
-
-    def unfinished(self) -> list[str]:
-        """Ids of the jobs that are queued or running. Raises ExecutorError if Slurm cannot be asked."""
-        names = [submission["name"] for submission in self.submissions()]
-        return [job_id for job_id, (state, _) in queue(names).items() if state not in OVER] if names else []
-
-    def queued(self, patience: float = 1.0) -> dict[str, str]:
-        """What the queue says of cells in jobs that have not started, by run_id, as far as it can be asked here."""
-        submissions = [s for s in self.submissions() if s["job_id"]]
-        if not submissions:
-            return {}
-        try:
-            states = queue([s["name"] for s in submissions], patience)
-        except ExecutorError:
-            states = None  # another machine: the book alone speaks
-        said = {}
-        for job in (job for s in submissions for job in self.jobs_of(s)):
-            if states is None:
-                said |= dict.fromkeys(job.run_ids, f"submitted as job {job.job_id}; no squeue here to ask")
-            elif states.get(job.job_id, ("COMPLETED", ""))[0] not in OVER:
-                state, reason = states[job.job_id]
-                said |= dict.fromkeys(job.run_ids, f"job {job.job_id} {state.lower()} ({reason})")
-        return said
-
-
-def queue(names: Sequence[str], patience: float = 30.0) -> dict[str, tuple[str, str]]:
-    """(state, reason) by job id of the jobs with these names that Slurm remembers: those that ended some minutes ago
-    it does not. Raises ExecutorError if it cannot be asked."""
-    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--name={','.join(names)}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
-    except (OSError, subprocess.TimeoutExpired) as e:
-        raise ExecutorError(f"squeue does not answer ({type(e).__name__})") from None
-    if done.returncode:
-        raise ExecutorError(f"squeue: {_last_line(done.stderr)}")
-    fields = (line.strip().split("|") for line in done.stdout.splitlines())
-    return {job_id: (state, reason) for job_id, state, reason in fields}
-
-
-def _last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2] or "no reason given"
-
-
 # ---- the executor ---------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +137,7 @@ class Slurm:
         self.book = Book(workdir)
         self.parallel, self.detach = parallel, detach
         self._parameters, self._name, self._loop = parameters, name, loop
-        self._jobs: list[_Job] = []
+        self._jobs: list[Job] = []
         self._last_asked = time.monotonic()
 
     def close(self) -> None:
@@ -281,12 +149,12 @@ class Slurm:
         Raises Detached; ExecutorError if Slurm refuses the jobs.
         """
         self._jobs = self.book.jobs()
-        members = {task.key: _run_ids(task) for task in tasks}
+        by_key, members = {task.key: task for task in tasks}, {task.key: _run_ids(task) for task in tasks}
         ours = {job.key for job in self._jobs if members.get(job.key) == set(job.run_ids)}
         waiting = [task for task in tasks if task.key not in ours]
         attempts = {task.key: executors.Attempts() for task in tasks}
         answers: dict[str, Answer] = {}
-        held = {name for task in tasks for name in task.releases}  # until the job that carries them is over
+        held = {name for task in tasks for name in task.releases}  # until a job says so or is over
         while len(answers) < len(tasks):
             held -= {name for task in tasks if task.key in answers for name in task.releases}
             taken = {run_id for job in self._jobs for run_id in job.run_ids}  # by a pack of an earlier call, perhaps
@@ -305,13 +173,15 @@ class Slurm:
                 if members.get(job.key) != set(job.run_ids) or job.key in answers:
                     continue
                 attempts[job.key].furthest = max(attempts[job.key].furthest, job.furthest)
-                if event["event"] == "done":
+                if event["event"] == "branched":
+                    held.discard(event["run_id"])
+                elif event["event"] == "done":
                     answers[job.key] = Answer(event.pop("answer"))
                 elif ended and (executors.stop_if_disk(event) or event.pop("final") or attempts[job.key].are_used_up()):
                     answers[job.key] = Answer(None, event["reason"])
                 elif ended:
                     event["event"] = "retry"
-                    waiting.append(next(task for task in tasks if task.key == job.key))
+                    waiting.append(by_key[job.key])
                 on_event({**event, "key": job.key, "worker": f"job {job.job_id}", "log": job.log})
         return answers
 
@@ -347,7 +217,7 @@ class Slurm:
                 submitted = self._executor(entry["name"]).map_array(job, orders)
         except Exception as e:  # of submitit's many kinds; nothing was submitted
             (self.book.folder / f"{submission}.json").unlink(missing_ok=True)
-            raise ExecutorError(f"sbatch: {_last_line(str(e) or said.getvalue())}") from None
+            raise ExecutorError(f"sbatch: {last_line(str(e) or said.getvalue())}") from None
         entry["job_id"] = submitted[0].job_id.partition("_")[0]
         self.book.write(entry)
         self._jobs += self.book.jobs_of(entry)
@@ -380,12 +250,12 @@ class Slurm:
         script = executor._make_submission_file_text("true", "test")
         done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ExecutorError(f"sbatch --test-only: {_last_line(done.stderr)}")
-        return _last_line(done.stderr).removeprefix("sbatch: ")
+            raise ExecutorError(f"sbatch --test-only: {last_line(done.stderr)}")
+        return last_line(done.stderr).removeprefix("sbatch: ")
 
     # ---- following --------------------------------------------------------------------------------------------------
 
-    def _news(self) -> list[tuple[_Job, dict]]:
+    def _news(self) -> list[tuple[Job, dict]]:
         """What jobs' signs say that they did not say before, and who of them is over without a word."""
         news = []
         for job in self._jobs:
@@ -399,7 +269,7 @@ class Slurm:
             news += [(job, event) for job, event in self._missing() if id(job) not in heard]
         return news
 
-    def _read(self, job: _Job, sign: dict) -> Iterator[dict]:
+    def _read(self, job: Job, sign: dict) -> Iterator[dict]:
         ended = sign.get("ended")
         for pack in sign["packs"]:
             if not job.is_running:
@@ -408,6 +278,9 @@ class Slurm:
             if "step" in pack:
                 job.furthest = max(job.furthest, pack["step"])
                 yield {"event": "progress", **{k: pack[k] for k in ("run_ids", "step", "num_steps", "loss")}}
+            for run_id in set(pack.get("branched", ())) - job.branched:
+                job.branched.add(run_id)
+                yield {"event": "branched", "run_id": run_id}
         if ended and ended["event"] == "requeued":
             if job.is_running:
                 job.is_running = False
@@ -418,7 +291,7 @@ class Slurm:
                 yield {"event": "start"}
             yield {k: v for k, v in ended.items() if k != "step"}
 
-    def _missing(self) -> list[tuple[_Job, dict]]:
+    def _missing(self) -> list[tuple[Job, dict]]:
         """Jobs that Slurm says are over, twice in a row so that a slow file system can bring their answer."""
         try:
             states = queue(sorted({job.name for job in self._jobs}))

@@ -65,7 +65,7 @@ class Board:
     def on_event(self, event: dict) -> None:
         """Takes in an executor's event."""
         kind, key = event["event"], event.get("key")
-        is_first = kind == "start"
+        is_news = kind == "start"  # more than one step more: said at once
         with self._lock:
             if kind == "start":
                 where = {name: event[name] for name in ("worker", "log") if name in event}
@@ -73,12 +73,15 @@ class Board:
             elif kind == "progress" and key in self._running:
                 news = {name: event[name] for name in ("run_ids", "step", "num_steps", "loss")}
                 pack = self._running[key]
-                is_first = "step" not in pack
+                is_news = "step" not in pack
                 news.setdefault("first_step", pack.get("first_step", event["step"]))
                 pack.update(news, progressed=time.time())
+            elif kind == "branched" and key in self._running:
+                is_news = True
+                self._running[key].setdefault("branched", []).append(event["run_id"])
             elif kind in ("done", "failed", "retry"):
                 self._running.pop(key, None)
-        if is_first:
+        if is_news:
             self._changed.set()
 
     def say(self, **news) -> None:

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("submitit", reason="the slurm extra is not installed")
 
 from scaling import grid, records, sweep
-from scaling.engine import slurm, slurm_options, status
+from scaling.engine import slurm, slurm_book, slurm_options, status
 from tests.engine import slurm_cluster
 
 HERE = Path(__file__).parent
@@ -264,4 +264,4 @@ def test_the_plan_asks_sbatch_and_submits_nothing(here, capsys):
     assert "sbatch --test-only: Job " in capsys.readouterr().out
     assert run("--plan", "--executor", "slurm", "--slurm", "partition=nope") == 2
     assert "sbatch --test-only: " in capsys.readouterr().err
-    assert slurm.queue(["g"]) == {}
+    assert slurm_book.queue(["g"]) == {}
