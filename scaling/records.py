@@ -233,9 +233,9 @@ _COMPARED = (
 def plan_against_actual(manifest: dict, runs: Sequence[RunRecord]) -> list[dict]:
     """What a sweep's plan said and what came of it: rows of key, title, unit, planned, actual, ratio (of the last two).
 
-    The row ``cells`` has the median ratio of a cell's seconds, and ``low`` and ``high``, the smallest and the largest;
-    cells that trained a part of their steps only (branches of another's trunk) are left out of it. A value that is not
-    known is None; a row of which nothing is known is left out, and so is all of it while cells are missing.
+    The row ``cells`` has the median ratio of a cell's seconds, and ``low`` and ``high``, the smallest and the largest
+    (a branch's seconds, said and taken, are those of its own steps). A value that is not known is None; a row of which
+    nothing is known is left out, and so is all of it while cells are missing.
     """
     planned, actual = manifest.get("plan") or {}, manifest.get("actual") or {}
     cells = {c["run_id"]: c for c in manifest.get("cells") or []}
@@ -250,7 +250,7 @@ def plan_against_actual(manifest: dict, runs: Sequence[RunRecord]) -> list[dict]
     seconds = [
         (run.timing.get("seconds"), cells.get(run.run_id, {}).get("predicted_seconds"))
         for run in runs
-        if run.status == "completed" and not run.environment.get("branched_from")
+        if run.status == "completed"
     ]
     ratios = sorted(took / said for took, said in seconds if took and said)
     if ratios:

@@ -26,6 +26,7 @@ from scaling.engine import (
     folder,
     graph,
     layout,
+    manifest,
     plan,
     planning,
     progress,
@@ -162,7 +163,7 @@ class Sweep:
         self.workdir = args.workdir or Path(".scaling") / self.grid.name
         self.cache_dir = Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
         self.timings = plan.TimingCache(self.cache_dir, args.workers, self.grid.execution)
-        self.manifest = folder.Manifest(
+        self.manifest = manifest.Manifest(
             self.results, grid=self.grid, grid_path=args.grid, command=typed, shard=args.shard, hardware=self.hardware
         )
         self.found: dict[str, str] = {}
@@ -265,10 +266,12 @@ class Sweep:
         return not plan.to_calibrate(self.rows, self.timings.load(), limit=limit)
 
     def _predict_again(self) -> None:
+        self.rows = self._with_seconds(self.rows)
+
+    def _with_seconds(self, rows: Sequence[plan.Row]) -> list[plan.Row]:
         if self.hardware.is_here:
-            self._predict()
-        else:
-            self.rows = costs.predict_elsewhere(self.rows, self.hardware)
+            return plan.predict(rows, self.timings.load())
+        return costs.predict_elsewhere(rows, self.hardware)
 
     def _calibrate(self, executor, rows: Sequence[plan.Row]) -> None:
         """Times the shapes of ``rows`` that have not been timed on this machine, all workers at once."""
@@ -299,7 +302,7 @@ class Sweep:
         todo = [row for row in rows if not self._is_done(row)]
         with _bad_input():
             dropped = planning.stay_within(
-                self.console, self.budget, todo, self._bill, self.hardware, self.manifest.spent_seconds(),
+                self.console, self.budget, todo, self._bill_alone, self.hardware, self.manifest.spent_seconds(),
                 drop=self.args.drop,
             )  # fmt: skip
         if dropped:
@@ -323,6 +326,11 @@ class Sweep:
             if self.args.json:
                 planning.write_json(self.args.json, bill, graph.build(todo, self.args.pack), findings)
         return _Selection(rows, todo)
+
+    def _bill_alone(self, rows: Sequence[plan.Row]) -> costs.Bill:
+        """The bill of these rows if the others were not in the grid: a trunk that is left out carries nobody."""
+        alone = trunks.share(rows) if self.grid.execution.trunks else rows
+        return self._bill(self._with_seconds(alone))
 
     def _bill(self, rows: Sequence[plan.Row]) -> costs.Bill:
         """What training these rows comes to, and the conclusion where this machine is the one."""

@@ -426,3 +426,19 @@ def test_a_grids_own_hardware_counts_unless_the_command_names_another(here, caps
     assert (a["name"], a["price_per_device_hour"], a["devices"]) == ("a100", 7, 3)
     assert (b["name"], b["price_per_device_hour"], b["devices"]) == ("h100", 3.99, 1)
     assert run("--hardware", "cpu") == 0
+
+
+def test_a_budget_that_drops_a_trunk_counts_its_branches_whole(here, capsys):
+    """Alone the short run takes 100 steps, not the 20 it has left when the long one carries it."""
+    Path("g.yaml").write_text(
+        "recipe: none\naxes: {horizon.steps: [100, 200]}\nbase:\n  model: {width: 8}\n  data: {seq_len: 32}\n"
+        "  batch_size: 4\n  optim: {peak_lr: 0.01, warmup_tokens: 0}\n"
+    )
+    argv = ["--plan", "--hardware", "h100", "--mfu", "0.5", "--json", "plan.json"]
+    assert run(*argv) == 0
+    whole = json.loads(Path("plan.json").read_text())["total"]["seconds"]
+    assert run(*argv, "--budget-hours", f"{whole / 220 * 100.5 / 3600}", "--drop") == 0
+    short = json.loads(Path("plan.json").read_text())
+    assert [c["num_steps"] for c in short["cells"]] == [100]
+    assert short["total"]["seconds"] == pytest.approx(whole / 220 * 100)
+    assert run(*argv, "--budget-hours", f"{whole / 220 * 99 / 3600}", "--drop") == 2

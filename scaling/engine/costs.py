@@ -15,11 +15,12 @@ from scaling.engine.plan import Row, step_flops
 
 def predict_elsewhere(table: Sequence[Row], hardware: Hardware) -> list[Row]:
     """The table with the seconds of hardware that is not here: FLOPs / (devices · peak · mfu)."""
+    return [dataclasses.replace(row, seconds=hardware.seconds(row.cell.run, spent_flops(row))) for row in table]
 
-    def seconds(row: Row) -> float | None:
-        return hardware.seconds(row.cell.run, step_flops(row.cell.run) * row.own_steps)
 
-    return [dataclasses.replace(row, seconds=seconds(row)) for row in table]
+def spent_flops(row: Row) -> float:
+    """Exact training FLOPs of the steps that the cell trains itself; those before are its trunk's."""
+    return step_flops(row.cell.run) * row.own_steps
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Bill:
                 **dataclasses.asdict(self.total),
                 "memory_bytes": self.memory_bytes,
                 "flops": _sums([row.plan.flops for row in self.rows]),
+                "spent_flops": sum(map(spent_flops, self.rows)),
                 "num_tokens": sum(row.plan.num_tokens for row in self.rows),
                 "num_steps": sum(row.plan.num_steps for row in self.rows),
             },
@@ -72,6 +74,9 @@ class Bill:
             "num_tokens": counts.num_tokens,
             "num_steps": counts.num_steps,
             "flops": counts.flops,
+            "branch_step": row.first_step,
+            "carriers": list(row.carriers),
+            "spent_flops": spent_flops(row),
             **cost_json(self.share(row), row.seconds),
             "memory_bytes": row.memory_bytes,
             "checkpoint_bytes": counts.checkpoint_bytes,

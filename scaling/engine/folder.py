@@ -1,22 +1,19 @@
-"""A sweep's results folder: who holds it, which cells are in, what was planned, forecast, and what happened."""
+"""A sweep's results folder: who holds it, which cells are in, and what was forecast."""
 
 import datetime
 import errno
 import fcntl
-import functools
 import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scaling import config, records
-from scaling.engine import costs, plan, trunks
-from scaling.engine.hardware import EnergyMeter, Hardware
-from scaling.grid import Grid
+from scaling.engine import plan
 
 
 class HeldError(Exception):
@@ -114,7 +111,7 @@ def _is_dead(holder: dict) -> bool:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """While it lasts no other process is in a block with this lock file; it waits for those before it. Where the file
     system has no locks it lets everybody in."""
     while True:
@@ -204,180 +201,6 @@ def digest(paths: Sequence[Path], options: str) -> str:
         content = path.read_bytes() if path.exists() else b""
         whole.update(hashlib.sha256(content).digest())
     return whole.hexdigest()
-
-
-class Manifest:
-    """``sweep.json``: the grid, its cells with cost and status, the plan, and what each call of the command did.
-
-    A call's entry is written when it starts and again with every cell that ends, so a killed call is counted up to its
-    last cell. ``actual`` sums the calls; ``hardware`` says what turns time into money and energy. Shards of one folder
-    write it in turn, each with what it found there.
-    """
-
-    def __init__(
-        self, results: Path, *, grid: Grid, grid_path: str, command: str, shard: str | None,
-        hardware: Hardware | None = None,
-    ):  # fmt: skip
-        self.path = results / "sweep.json"
-        self._shared = shard is not None
-        self.dropped: Sequence[plan.Row] = ()  # left out to stay within a budget
-        self.warnings: Sequence[str] = ()  # about the grid
-        self._hardware = hardware or Hardware.of(grid.hardware, has_accelerator=False)
-        self._meter = EnergyMeter()
-        self._clock = time.monotonic()
-        self._training_since: float | None = None
-        self._call = {
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-            "shard": shard,
-            "workers": None,
-            "wall_seconds": 0.0,
-            "training_seconds": 0.0,
-            "seconds_in_steps": 0.0,
-            "measured_kwh": None,
-            "peak_device_bytes": None,
-            "cells": [],
-        }
-        self._head = {
-            "schema": 1, "name": grid.name, "grid": grid.text, "grid_path": grid_path, "command": command,
-        }  # fmt: skip
-
-    def cell_ended(self, record: records.RunRecord) -> None:
-        """Counts a cell. Its seconds are its share of its pack's, and of the steps that it trained itself."""
-        self._call["cells"].append(record.run_id)
-        self._call["seconds_in_steps"] += record.timing.get("step_seconds") or 0.0
-        peaks = [self._call["peak_device_bytes"], record.environment.get("device_peak_bytes")]
-        self._call["peak_device_bytes"] = max((p for p in peaks if p is not None), default=None)
-
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """While it lasts, workers train; what they did between two writes is lost if the call is killed."""
-        self._training_since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._count_training()
-            self._training_since = None
-
-    def _count_training(self) -> None:
-        if self._training_since is not None:
-            now = time.monotonic()
-            self._call["training_seconds"] += now - self._training_since
-            self._training_since = now
-
-    def in_turn(self) -> AbstractContextManager:
-        """While it lasts the folder's other shards do not write what they share: this manifest and the forecast."""
-        return _alone(self.path.parent / ".lock-manifest") if self._shared else nullcontext()
-
-    def spent_seconds(self) -> float:
-        """Wall time of the calls so far, this one's included."""
-        before = (read_json(self.path).get("actual") or {}).get("wall_seconds") or 0.0
-        return before + time.monotonic() - self._clock
-
-    def write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
-        with self.in_turn():
-            self._write(table, found, workers)
-
-    def _write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
-        before = read_json(self.path)
-        if self._shared:  # what other shards have finished since this one looked
-            found = {c["run_id"]: c["status"] for c in before.get("cells", []) if c["status"] != "waiting"} | found
-        self._count_training()
-        if workers is not None:
-            self._call["workers"] = workers
-        self._call["wall_seconds"] = round(time.monotonic() - self._clock, 3)
-        self._call["measured_kwh"] = self._meter.kwh()
-        own = (self._call["started"], self._call["shard"])
-        calls = [c for c in before.get("calls", []) if (c["started"], c["shard"]) != own]
-        if self._call["cells"] or self._call["training_seconds"]:  # a call that trained nothing cost the sweep nothing
-            calls.append(self._call)
-        share = functools.partial(costs.share_of, self._hardware, workers or 1)
-        cells = [_cell_json(row, found, share) for row in table]
-        cells += [_cell_json(row, {row.run_id: "dropped"}, share) for row in self.dropped]
-        training = plan.predicted_wall(table, workers) if workers else None
-        same_cells = {c["run_id"] for c in cells} == {c["run_id"] for c in before.get("cells", [])}
-        if training is None or (same_cells and before.get("plan")):  # what was predicted first stands
-            planned = before.get("plan")
-        else:  # of the whole command: what it took to get here is known
-            whole = round(self._call["wall_seconds"] + training + plan.CONCLUSION_SECONDS, 3)
-            bill = costs.Bill(table, self._hardware, workers, whole)
-            planned = {
-                "predicted_seconds": whole,
-                "predicted_training_seconds": training,
-                "workers": workers,
-                "memory_bytes": bill.memory_bytes,
-                "dollars": bill.total.dollars,
-                "kwh": bill.total.kwh,
-                "flops": trunks.flops(table),
-            }
-        records.write_json(
-            self.path,
-            {
-                **self._head,
-                "cells": _keep_predictions(cells, before.get("cells", [])),
-                "plan": planned,
-                "hardware": self._hardware.to_json(),
-                "warnings": list(self.warnings) or before.get("warnings", []),
-                "actual": _totals(calls, self._hardware),
-                "calls": calls,
-                "environment": _environment() if workers else before.get("environment", {}),
-            },
-        )
-
-
-def _cell_json(row: plan.Row, found: dict[str, str], share: Callable) -> dict:
-    cost = share(row.seconds)
-    return {
-        "run_id": row.run_id,
-        "holdout": row.cell.holdout,
-        "labels": row.cell.labels,
-        "recipe": row.cell.recipe,
-        "num_params": row.plan.num_params,
-        "num_tokens": row.plan.num_tokens,
-        "num_steps": row.plan.num_steps,
-        "branch_step": row.first_step,
-        "flops": row.plan.flops,
-        "predicted_seconds": row.seconds,
-        "dollars": cost.dollars,
-        "kwh": cost.kwh,
-        "memory_bytes": row.memory_bytes,
-        "checkpoint_bytes": row.plan.checkpoint_bytes,
-        "status": found.get(row.run_id, "waiting"),
-    }
-
-
-def _keep_predictions(cells: list[dict], before: list[dict]) -> list[dict]:
-    """What was predicted first stands: a later call may run on another machine, or know the answer."""
-    first = {c["run_id"]: c.get("predicted_seconds") for c in before}
-    return [{**c, "predicted_seconds": first.get(c["run_id"]) or c["predicted_seconds"]} for c in cells]
-
-
-def _totals(calls: list[dict], hardware: Hardware) -> dict:
-    def total(key: str) -> float:
-        return round(sum(c[key] for c in calls), 3)
-
-    def idle_share(key: str) -> float | None:
-        worker_seconds = sum(c["workers"] * c[key] for c in calls)
-        return round(1 - in_steps / worker_seconds, 4) if worker_seconds else None
-
-    in_steps = total("seconds_in_steps")
-    cost = hardware.cost(total("wall_seconds"))
-    measured = [c.get("measured_kwh") for c in calls]
-    peaks = [c["peak_device_bytes"] for c in calls if c.get("peak_device_bytes")]
-    return {
-        "wall_seconds": total("wall_seconds"),
-        "training_seconds": total("training_seconds"),
-        "seconds_in_steps": in_steps,
-        "fraction_not_in_steps": idle_share("training_seconds"),
-        "fraction_of_command_not_in_steps": idle_share("wall_seconds"),
-        "dollars": cost.dollars,
-        "kwh": cost.kwh,  # by the profile's power
-        "measured_kwh": None if None in measured else sum(measured),  # by the processors' own counters
-        "peak_device_bytes": max(peaks, default=None),
-    }
-
-
-def _environment() -> dict:
-    return {**records.software(), "processor": plan.processor(), "cores": os.cpu_count()}
 
 
 class Forecast:

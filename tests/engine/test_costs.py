@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scaling import grid
 from scaling.config import HardwareConfig
-from scaling.engine import costs, graph, plan
+from scaling.engine import costs, graph, plan, trunks
 from scaling.engine.costs import Bill, Budget
 from scaling.engine.hardware import Hardware
 
@@ -117,3 +117,19 @@ def test_a_budget_on_what_is_not_known_says_what_to_give(budget, says):
     unknown = hardware_of().cost(None if budget.hours else 60)
     with pytest.raises(ValueError, match=says):
         budget.excess(unknown)
+
+
+def test_a_branch_costs_its_own_steps_and_its_trunk_the_rest():
+    base = {"model": {"width": 8}, "data": {"seq_len": 32}, "batch_size": 4, "optim": {"warmup_tokens": 0}}
+    raw = {"recipe": "none", "base": base, "axes": {"horizon.steps": [100, 200]}}
+    base["optim"] |= {"peak_lr": 0.01, "weight_decay": 0.1, "beta2": 0.98}
+    table = trunks.share(plan.rows(grid.expand(raw, name="g").cells))
+    h100 = hardware_of(name="h100", mfu=0.5)
+    short, long = costs.predict_elsewhere(table, h100)
+    step = plan.step_flops(short.cell.run)
+    assert short.carriers == (long.run_id,)
+    assert short.seconds == pytest.approx(20 * step / (494.7e12 * 0.5))  # the cooldown, a fifth of 100 steps
+    assert long.seconds == pytest.approx(200 * step / (494.7e12 * 0.5))
+    written = Bill([short, long], h100, 1, 1.0).to_json()
+    assert written["total"]["spent_flops"] == pytest.approx(220 * step)
+    assert written["total"]["flops"]["exact"] == pytest.approx(300 * step)

@@ -11,7 +11,7 @@ import pytest
 
 from scaling import records
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.engine import folder, plan
+from scaling.engine import folder, manifest, plan
 from scaling.engine.hardware import EnergyMeter
 from scaling.grid import Cell, ExecutionConfig, FitConfig, Grid
 
@@ -122,9 +122,9 @@ def test_a_damaged_record_is_said_and_set_aside(tmp_path, damage):
     assert folder.statuses(tmp_path, ids, set_aside=True) == (found, [])
 
 
-def manifest(tmp_path, shard=None):
+def manifest_of(tmp_path, shard=None):
     grid = Grid("g", "seeds: [0]", [], ExecutionConfig(), FitConfig())
-    written = folder.Manifest(tmp_path, grid=grid, grid_path="g.yaml", command="sweep", shard=shard)
+    written = manifest.Manifest(tmp_path, grid=grid, grid_path="g.yaml", command="sweep", shard=shard)
     written._meter = EnergyMeter(tmp_path / "no counters")
     return written
 
@@ -136,17 +136,17 @@ def record_of(r, step_seconds):
 
 def test_the_manifest_sums_over_calls(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(folder.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(manifest.time, "monotonic", lambda: clock[0])
     rows = [row(0), row(1)]
     ids = [r.run_id for r in rows]
-    first = manifest(tmp_path)
+    first = manifest_of(tmp_path)
     with first.training():
         clock[0] += 4
         first.cell_ended(record_of(rows[0], 3.0))
         first.write(rows, {ids[0]: "completed"}, 2)
         clock[0] += 50  # killed here: not counted
     time.sleep(0.002)
-    second = manifest(tmp_path)
+    second = manifest_of(tmp_path)
     clock[0] += 1
     with second.training():
         for _ in range(2):  # written again and again while it runs: counted once
@@ -169,7 +169,7 @@ def test_the_manifest_sums_over_calls(tmp_path, monkeypatch):
     }
     assert [cell["status"] for cell in written["cells"]] == ["completed", "completed"]
     before = (tmp_path / "sweep.json").read_text()
-    manifest(tmp_path).write(rows, dict.fromkeys(ids, "completed"), None)
+    manifest_of(tmp_path).write(rows, dict.fromkeys(ids, "completed"), None)
     assert (tmp_path / "sweep.json").read_text() == before  # a call that trained nothing leaves no trace
 
 
@@ -180,7 +180,7 @@ sys.path.insert(0, sys.argv[1])
 import test_folder as t
 share = int(sys.argv[3])
 rows = [t.row(seed) for seed in range(40)]
-m, found = t.manifest(Path(sys.argv[2]), f"{share + 1}/2"), {}
+m, found = t.manifest_of(Path(sys.argv[2]), f"{share + 1}/2"), {}
 for r in rows[share::2]:
     found[r.run_id] = "completed"
     m.cell_ended(t.record_of(r, 1.0))
@@ -202,8 +202,8 @@ def test_shards_that_write_the_manifest_at_once_lose_nothing(tmp_path):
 def test_what_was_predicted_first_stands(tmp_path):
     fast = plan.Row(row().cell, row().plan, 1.0)
     slow = plan.Row(row().cell, row().plan, 9.0)
-    manifest(tmp_path).write([fast], {}, 2)
-    manifest(tmp_path).write([slow], {}, 1)
+    manifest_of(tmp_path).write([fast], {}, 2)
+    manifest_of(tmp_path).write([slow], {}, 1)
     written = json.loads((tmp_path / "sweep.json").read_text())
     assert written["plan"]["predicted_training_seconds"] == 1.0
     assert written["plan"]["workers"] == 2
