@@ -300,11 +300,11 @@ class Sweep:
         mine = {row.run_id for row in selection.mine}
         rows = [row for row in self.rows if row.run_id in mine]
         todo = [row for row in rows if not self._is_done(row)]
+        spent = self.manifest.spent_seconds() if self.hardware.is_here else 0.0
         with _bad_input():
             dropped = planning.stay_within(
-                self.console, self.budget, todo, self._bill_alone, self.hardware, self.manifest.spent_seconds(),
-                drop=self.args.drop,
-            )  # fmt: skip
+                self.console, self.budget, todo, self._bill_alone, self.hardware, spent, drop=self.args.drop
+            )
         if dropped:
             gone = {row.run_id for row in dropped}
             self.manifest.dropped = dropped

@@ -403,10 +403,10 @@ def test_a_plan_for_elsewhere_needs_nothing_of_this_machine(here, monkeypatch, c
 
 def test_what_is_over_the_budget_is_left_out_and_stays_out(here, monkeypatch, capsys):
     monkeypatch.setattr(sweep.plan, "CONCLUSION_SECONDS", 0.0)
-    monkeypatch.setattr(sweep.plan, "START_SECONDS", 1.0)
+    monkeypatch.setattr(sweep.plan, "START_SECONDS", 100.0)
     cells = grid.load("g.yaml").cells
-    # 5 cells of about a second on one worker: three fit into 3.5 s, but a budget goes as a whole
-    argv = ["--workers", "1", "--price", "3600", "--budget-dollars", "3.9", "--drop"]
+    # 5 cells of 100 s on one worker: three fit into 390 s, but a budget goes as a whole
+    argv = ["--workers", "1", "--price", "3600", "--budget-dollars", "390", "--drop"]
     assert run(*argv) == 0
     assert {r.run_id for r in science()} == {c.run.run_id for c in cells if c.labels["budget_flops"] == 3e8}
     out = capsys.readouterr().out
