@@ -6,6 +6,7 @@ What is done stays done: the command can be stopped at any moment and given agai
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import os
@@ -22,6 +23,7 @@ from rich.console import Console
 from scaling import config, grid, records
 from scaling.engine import (
     costs,
+    disk,
     executors,
     folder,
     graph,
@@ -107,8 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the jobs: partition=gpu gpus_per_node=1 time=240 …, as submitit or sbatch name them; what is not done "
         "when time is up is requeued and goes on (default time=60, minutes)")  # fmt: skip
     add("--detach", action="store_true", help="with slurm: submit and stop; the next call finds the jobs")
-    add("--pack", metavar="K", type=_positive, default=1,
-        help="train up to K cells of equal shape as one program (default 1: on a CPU more gains nothing)")  # fmt: skip
+    add("--pack", metavar="K", type=_workers, default="auto",
+        help="train up to K cells of equal shape as one program (auto: as many as a device's memory holds; 1 on a CPU, "
+        "where more gains nothing)")  # fmt: skip
+    add("--disk-budget", metavar="GB", type=_gigabytes,
+        help="of all checkpoints together (default: the grid's execution.disk_budget_gb)")  # fmt: skip
     planning.add_options(parser)
     layout.add_options(parser)
     return parser
@@ -122,6 +127,12 @@ def _positive(text: str) -> int:
 
 def _workers(text: str) -> int | str:
     return text if text == "auto" else _positive(text)
+
+
+def _gigabytes(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes above 0")
+    return float(text)
 
 
 def _shard(text: str) -> str:
@@ -168,6 +179,8 @@ class Sweep:
         )
         self.found: dict[str, str] = {}
         self.workers: int | None = None
+        self.pack_sizes: int | dict[str, int] = 1 if args.pack == "auto" else args.pack
+        self.disk_bytes = 1e9 * (args.disk_budget or self.grid.execution.disk_budget_gb)
         self.slurm = self._slurm() if args.executor == "slurm" else None
         if self.slurm is None and (args.slurm or args.detach):
             raise BadInputError(f"{'--slurm' if args.slurm else '--detach'}: write --executor slurm with it")
@@ -281,11 +294,8 @@ class Sweep:
         if not missing:
             return
         self.console.print(f"timing {len(missing)} shapes on this machine …")
-        execution = config.to_dict(self.grid.execution)
-        payload = {"execution": execution, "cache_dir": str(self.cache_dir), "seconds": CALIBRATION_SECONDS}
-        tasks = [
-            executors.Task(key, "calibrate", {**payload, "run": config.to_dict(run)}) for key, run in missing.items()
-        ]
+        seconds = {"seconds": CALIBRATION_SECONDS}
+        tasks = [executors.Task(key, "calibrate", self._about_shape(run) | seconds) for key, run in missing.items()]
         answers = executor.run(tasks)
         reasons = {answer.reason for answer in answers.values()}
         if len(reasons) == 1 and None not in reasons:  # all for the same reason: then no cell can train either
@@ -319,18 +329,27 @@ class Sweep:
             line += f" on {bill.workers} {'worker' if bill.workers == 1 else 'workers'}"
             line += f": {summary}" if (summary := planning.summary(bill)) else ""
         self.console.print(line, style="bold", soft_wrap=True)
-        for line in trunks.describe(rows) if self.grid.execution.trunks else ():
-            self.console.print(line, markup=False, soft_wrap=True)
+        self._show_trunks(rows, todo, bill.workers)
         with _bad_input():
             findings = self._warn() if todo or self.args.plan else []
             if self.args.json:
-                planning.write_json(self.args.json, bill, graph.build(todo, self.args.pack), findings)
+                planning.write_json(self.args.json, bill, graph.build(todo, self.pack_sizes), findings)
         return _Selection(rows, todo)
 
     def _bill_alone(self, rows: Sequence[plan.Row]) -> costs.Bill:
         """The bill of these rows if the others were not in the grid: a trunk that is left out carries nobody."""
         alone = trunks.share(rows) if self.grid.execution.trunks else rows
         return self._bill(self._with_seconds(alone))
+
+    def _show_trunks(self, rows: Sequence[plan.Row], todo: Sequence[plan.Row], workers: int) -> None:
+        """Says what sharing saves, and what it takes of the disk; refuses what the disk cannot hold."""
+        fitted, held_out = ([row for row in todo if row.cell.holdout == out] for out in (False, True))
+        peak = max(self._ordered(*phase, workers).total for phase in ((fitted, held_out), (held_out, ())))
+        if self.grid.execution.trunks:
+            for line in trunks.describe(rows):
+                self._say(line)
+        if any(row.carriers for row in todo):
+            self._say(f"checkpoints: {progress.compact(peak)}B on disk at once, at the least")
 
     def _bill(self, rows: Sequence[plan.Row]) -> costs.Bill:
         """What training these rows comes to, and the conclusion where this machine is the one."""
@@ -367,12 +386,13 @@ class Sweep:
 
     def _work(self, selection: _Selection, fds: Sequence[int]) -> None:
         """Times what was never timed, shows the plan and, unless that is all, trains."""
-        num_packs = len(graph.build(selection.todo or selection.mine, self.args.pack))
+        num_packs = len(graph.build(selection.todo or selection.mine, self.pack_sizes))
         self.workers = self._num_workers(num_packs)
         with contextlib.closing(self._executor(fds)) as executor:
             self._prepare_data(selection)
             if self.slurm is None:  # this machine's timings say nothing of the cluster's
                 self._calibrate(executor, selection.todo or selection.mine)
+                self._choose_pack_sizes(executor, selection.todo or selection.mine)
                 self._predict()
             elif not self.hardware.is_here:
                 self.rows = costs.predict_elsewhere(self.rows, self.hardware)
@@ -417,9 +437,9 @@ class Sweep:
                     corpus.require_horizon(row.plan.num_tokens)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
-    def _packs(self, rows: Sequence[plan.Row], later: Sequence[plan.Row] = ()) -> list[graph.Pack]:
+    def _packs(self, rows: Sequence[plan.Row], later: Sequence[plan.Row] = ()) -> disk.Order:
         """What trains next, from where it is; ``later`` are carried as far as their trunks among ``rows`` go."""
         every = [*rows, *later]
         if self.grid.execution.trunks:
@@ -427,15 +447,45 @@ class Sweep:
             every = trunks.share(every, steps)
             if self.slurm is None:
                 every = plan.predict(every, self.timings.load())
-        return graph.build(every[: len(rows)], self.args.pack, carried=every[len(rows) :])
+        return self._ordered(every[: len(rows)], every[len(rows) :], self.workers)
+
+    def _ordered(self, rows: Sequence[plan.Row], later: Sequence[plan.Row], workers: int) -> disk.Order:
+        packs = graph.build(rows, self.pack_sizes, carried=later)
+        with _bad_input():
+            return disk.order(packs, workers, self.disk_bytes)
+
+    def _choose_pack_sizes(self, executor, rows: Sequence[plan.Row]) -> None:
+        """As many members as a device holds, for every shape that several cells have."""
+        if self.args.pack != "auto" or self.slurm is not None or not executors.has_accelerator():
+            return
+        shapes = collections.Counter(map(graph.shape_of, rows))
+        tasks = {
+            shape: executors.Task(row.run_id, "pack_size", self._about_shape(row.cell.run) | {"most": shapes[shape]})
+            for row in rows
+            if shapes[shape := graph.shape_of(row)] > 1
+        }
+        if tasks:
+            self.console.print(f"compiling {len(tasks)} shapes, to see how many runs of each fit a device …")
+            answers = executor.run(list(tasks.values()))
+            found = {shape: answers[task.key].value for shape, task in tasks.items()}
+            self.pack_sizes = {shape: value["members"] for shape, value in found.items() if value is not None}
+
+    def _about_shape(self, run: config.RunConfig) -> dict:
+        return {
+            "execution": config.to_dict(self.grid.execution),
+            "cache_dir": str(self.cache_dir),
+            "run": config.to_dict(run),
+        }
 
     def _train(self, executor, rows: Sequence[plan.Row], later: Sequence[plan.Row] = ()) -> None:
         """Trains the rows in packs and prints a line for each that ends; one that cannot be done gets a record too."""
         if not rows:
             return
-        packs = {pack.key: pack for pack in self._packs(rows, later)}
+        order = self._packs(rows, later)
+        packs = {pack.key: pack for pack in order.packs}
+        execution = self._execution_of_one_worker(order)
         tasks = [
-            executors.Task(pack.key, "train", self._train_payload(pack), pack.after, pack.carried)
+            executors.Task(pack.key, "train", self._train_payload(pack, execution), pack.after, pack.carried)
             for pack in packs.values()
         ]
         display = progress.Progress(
@@ -471,16 +521,16 @@ class Sweep:
         status.clear_stale(self.workdir)
         return status.Board(self.workdir, self.args.executor, packs)
 
-    def _execution_of_one_worker(self) -> config.ExecutionConfig:
-        """The grid's, with this worker's share of the disk: each holds the checkpoints of one pack at a time."""
-        whole = self.grid.execution
-        return dataclasses.replace(whole, disk_budget_gb=whole.disk_budget_gb / self.workers)
+    def _execution_of_one_worker(self, order: disk.Order) -> config.ExecutionConfig:
+        """The grid's, with this worker's share of the disk: what those that wait leave."""
+        gigabytes = (self.disk_bytes - order.waiting) / self.workers / 1e9
+        return dataclasses.replace(self.grid.execution, disk_budget_gb=gigabytes)
 
-    def _train_payload(self, pack: graph.Pack) -> dict:
+    def _train_payload(self, pack: graph.Pack, execution: config.ExecutionConfig) -> dict:
         return {
             "cells": [worker.cell_to_json(row.cell) for row in pack.rows],
             "riders": {run_id: [worker.cell_to_json(r.cell) for r in riders] for run_id, riders in pack.riders.items()},
-            "execution": config.to_dict(self._execution_of_one_worker()),
+            "execution": config.to_dict(execution),
             "workdir": str(self.workdir),
             "results": str(self.results),
             "cache_dir": str(self.cache_dir),

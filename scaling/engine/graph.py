@@ -1,6 +1,6 @@
 """Cells → packs: which are to be done here, and which of them become one program."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scaling.config import canonical_json, program_key
@@ -75,12 +75,16 @@ class Pack:
         return min(1.0, max(0, num_steps - step) / max(1, longest.own_steps))
 
 
-def build(rows: Sequence[Row], members: int = 1, *, carried: Sequence[Row] = ()) -> list[Pack]:
+def shape_of(row: Row) -> str:
+    """Equal for rows that one program can train."""
+    return canonical_json(program_key(row.cell.run))
+
+
+def build(rows: Sequence[Row], members: int | Mapping[str, int] = 1, *, carried: Sequence[Row] = ()) -> list[Pack]:
     """Groups rows that one program can train (``config.program_key``; seeds, rates, horizons are free) into packs of at
     most ``members``, the longest pack first. Rows that wait for another to carry them are packed apart from those that
-    do not. ``carried``: rows that train later, but are carried by these already.
-
-    On CPU ``members`` is 1: vmap over runs gains nothing there, one process per core does.
+    do not. ``members`` may also hold a number by ``shape_of`` a row. ``carried``: rows that train later, but are
+    carried by these already.
     """
     here = {row.run_id for row in rows}
     riders: dict[str, list[Row]] = {}
@@ -91,14 +95,15 @@ def build(rows: Sequence[Row], members: int = 1, *, carried: Sequence[Row] = ())
             waits.add(row.run_id)
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        key = (row.cell.holdout, row.run_id in waits, canonical_json(program_key(row.cell.run)))
-        groups.setdefault(key, []).append(row)
+        groups.setdefault((row.cell.holdout, row.run_id in waits, shape_of(row)), []).append(row)
     packs = []
-    for (_, waiting, _), group in groups.items():
+    for (_, waiting, shape), group in groups.items():
+        most = members if isinstance(members, int) else members.get(shape, 1)
         # Members of about one length, riders of one trunk together: a pack is as long as its longest.
         group.sort(key=lambda row: (row.carriers[-1] if waiting else "", -row.own_steps, row.run_id))
-        for i in range(0, len(group), members):
-            some = tuple(group[i : i + members])
+        size = -(-len(group) // -(-len(group) // most))  # as few packs as can be, all about as large
+        for i in range(0, len(group), size):
+            some = tuple(group[i : i + size])
             carries = {row.run_id: tuple(riders[row.run_id]) for row in some if row.run_id in riders}
             packs.append(Pack(some, carries, tuple(row.run_id for row in some) if waiting else ()))
     return sorted(packs, key=lambda pack: pack.cost, reverse=True)

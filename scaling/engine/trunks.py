@@ -18,9 +18,6 @@ from scaling import accounting
 from scaling.config import DivergenceConfig, Horizon, RunConfig, canonical_json
 from scaling.engine.plan import Row, step_flops
 
-# What of a checkpoint is not state: the host's books, Orbax's own files. Measured at 6K to 300K parameters.
-CHECKPOINT_OVERHEAD_BYTES = 150_000
-
 
 def flat_steps(row: Row) -> int:
     return accounting.flat_steps(row.cell.run, row.plan)

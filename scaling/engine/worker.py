@@ -48,6 +48,7 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
     ``train``: one pack through ``loop.train``, which saves the records itself; answers ``{"run_ids": [...]}``.
     ``calibrate``: times one shape through ``loop.calibrate``; answers its seconds and memory.
     ``memory``: compiles one shape for ``num_members`` through ``loop.measure_memory``; answers {"memory": its bytes}.
+    ``pack_size``: how many of one shape, at most ``most``, fit one program; answers {"members": their number}.
     """
     execution = config.from_dict(config.ExecutionConfig, payload["execution"])
     cache_dir = Path(payload["cache_dir"])
@@ -57,6 +58,9 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
     if command == "memory":
         run = config.from_dict(config.RunConfig, payload["run"])
         return {"memory": loop.measure_memory(run, execution, cache_dir, payload["num_members"])}
+    if command == "pack_size":
+        run = config.from_dict(config.RunConfig, payload["run"])
+        return {"members": loop.pack_size(run, execution, cache_dir, payload["most"])}
     if command != "train":
         raise ValueError(f"unknown command {command!r}")
     records = loop.train(

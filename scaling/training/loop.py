@@ -344,6 +344,12 @@ def measure_memory(
     return memory.of_run(run, execution, num_members)
 
 
+def pack_size(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, most: int) -> int:
+    """How many runs of this one's shape, at most ``most``, fit one program here; see ``memory.largest_pack``."""
+    use_compilation_cache(cache_dir)
+    return memory.largest_pack(run, execution, most)[0]
+
+
 def _median_seconds(function: Callable[[], Any], seconds: float) -> float:
     """Median time of a call, after two calls to warm up, over at least three and about ``seconds``."""
     function(), function()

@@ -38,6 +38,32 @@ def of_run(run: RunConfig, execution: ExecutionConfig, num_members: int = 1) -> 
         return of_programs(step.programs(program_key(run), execution, num_members, mesh))
 
 
+# Of a device's memory, for a pack: the rest is left to evaluation batches, fragments, and what else is on the device.
+PACK_SHARE = 0.85
+
+
+def largest_pack(run: RunConfig, execution: ExecutionConfig, most: int) -> tuple[int, int | None]:
+    """Members, at most ``most``, of the largest pack of this run's shape that fits the device, and its bytes.
+
+    Compiles packs of one and two, goes by the line through them, and compiles the pack it comes to, a smaller one if
+    that does not fit. (1, None) where the device does not say what it has.
+    """
+    run_axis = execution.mesh.run
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    needs = of_run(run, execution, run_axis) if limit else None
+    if not needs:
+        return 1, None
+    one, members = needs["total_bytes"], run_axis
+    most = most // run_axis * run_axis
+    if most > run_axis:
+        slope = max(1, of_run(run, execution, 2 * run_axis)["total_bytes"] - one)
+        members = int(1 + (PACK_SHARE * limit - one) // slope) * run_axis
+    members = max(run_axis, min(members, most))
+    while (needs := of_run(run, execution, members)["total_bytes"]) > PACK_SHARE * limit and members > run_axis:
+        members = max(run_axis, int(0.9 * members) // run_axis * run_axis)
+    return members, needs
+
+
 def peak() -> dict[str, int | None]:
     """The most memory so far: of the fullest device (None where it keeps no count, as on CPU) and of this process."""
     return {"device_peak_bytes": _device_peak(), "process_peak_bytes": _process_peak()}
