@@ -227,6 +227,62 @@ def test_cells_of_equal_shape_train_as_one_pack(here):
     assert science("results/h") == packed
 
 
+HORIZONS = """
+base: {model: {width: 8}, batch_size: 2, optim: {warmup_tokens: 2560}}
+axes: {horizon.steps: [100, 140, 200, 300]}
+seeds: [0, 1]
+holdout: {cells: [{steps: 300}]}
+"""
+
+
+@pytest.mark.parametrize("argv", [["--workers", "2"], ["--executor", "inline"], ["--pack", "2"]], ids=str)
+def test_branches_leave_the_records_of_lone_runs(here, capsys, argv):
+    Path("g.yaml").write_text(HORIZONS + "execution: {trunks: false}\n")
+    assert run("--results", "results/h", "--workdir", ".scaling/h") == 0
+    assert "trunks:" not in capsys.readouterr().out
+    Path("g.yaml").write_text(HORIZONS)
+    assert run(*argv) == 0
+    out = capsys.readouterr().out
+    spent = 2 * (200 + 20 + 28 + 300 - 160)
+    ratio = spent / (2 * (100 + 140 + 200 + 300))
+    assert "trunks: 6 of 8 cells branch off another; " in out
+    assert f"ratio {ratio:.3f}" in out
+    assert science("results/g") == science("results/h")
+    began = {r.num_steps: r.timing["started_at"] for r in records.load_records("results/g")}
+    assert began == {100: 80, 140: 112, 200: 0, 300: 160}
+    manifest = json.loads(Path("results/g/sweep.json").read_text())
+    assert manifest["plan"]["flops"]["ratio"] == pytest.approx(ratio)
+    assert {c["num_steps"]: c["branch_step"] for c in manifest["cells"]} == began
+
+
+def test_a_trunk_that_dies_lets_its_branches_go(here):
+    Path("g.yaml").write_text(
+        """
+base: {model: {width: 8}, batch_size: 2, optim: {warmup_tokens: 2560}}
+axes:
+  bad:
+    - {horizon: {steps: 100}, label: fine}
+    - {horizon: {steps: 200}, label: dies}
+"""
+    )
+    assert run("--workers", "2") == 3
+    by_label = {r.sweep["labels"]["bad"]: r for r in records.load_records("results/g")}
+    assert {label: r.status for label, r in by_label.items()} == {"fine": "completed", "dies": "failed"}
+    assert by_label["fine"].timing["started_at"] == 0
+
+
+def test_a_disk_that_is_too_small_is_one_line_and_exit_2(here, capsys):
+    Path("g.yaml").write_text(HORIZONS)
+    assert run("--disk-budget", "0.0001") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --disk-budget 0.0001 GB: checkpoints take up to")
+    assert err.count("\n") == 1
+    assert not trained()
+    with pytest.raises(SystemExit) as e:
+        run("--disk-budget", "lots")
+    assert e.value.code == 2
+
+
 def test_an_edited_forecast_is_noticed_and_kept(here, capsys):
     assert run() == 0
     path = Path("results/g/forecast.json")

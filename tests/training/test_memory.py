@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from scaling import accounting, grid
-from scaling.config import ExecutionConfig
+from scaling.config import ExecutionConfig, MeshConfig
 from scaling.training import memory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,3 +82,34 @@ def test_the_promise_is_within_a_tenth_of_what_is_used(num_members):
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     promised, used = map(int, done.stdout.split())
     assert promised == pytest.approx(used, rel=0.1)
+
+
+@pytest.mark.parametrize("run_axis, most", [(1, 64), (1, 5), (2, 63), (4, 64), (1, 1)])
+@pytest.mark.parametrize("step_at", [100, 7])
+def test_the_largest_pack_is_the_one_brute_force_finds(monkeypatch, run_axis, most, step_at):
+    """A program whose need grows by a line, with a jump in it that the line through the first two does not foresee."""
+    limit = 20_000
+
+    def total(members):
+        return 500 + 600 * members // run_axis + (3000 if members >= step_at * run_axis else 0)
+
+    compiled = []
+
+    def of_run(run, execution, num_members):
+        compiled.append(num_members)
+        assert num_members % run_axis == 0
+        return {"total_bytes": total(num_members)}
+
+    device = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": limit}})()
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(memory, "of_run", of_run)
+    members, needs = memory.largest_pack(run_of(), ExecutionConfig(mesh=MeshConfig(run=run_axis)), most)
+    sizes = range(run_axis, max(most, run_axis) + 1, run_axis)
+    best = max(k for k in sizes if total(k) <= memory.PACK_SHARE * limit)
+    assert needs == total(members) <= memory.PACK_SHARE * limit
+    assert 0.8 * best <= members <= best
+    assert len(compiled) <= 8
+
+
+def test_where_a_device_does_not_say_what_it_has_a_pack_is_one_run():
+    assert memory.largest_pack(run_of(), ExecutionConfig(), 64) == (1, None)
