@@ -321,7 +321,8 @@ class Sweep:
             self.rows = [row for row in self.rows if row.run_id not in gone]
             self._share_trunks([row for row in rows if row.run_id not in gone])
             self._predict_again()
-            rows, todo = ([r for r in self.rows if r.run_id in {x.run_id for x in some}] for some in (rows, todo))
+            rows = [row for row in self.rows if row.run_id in mine]
+            todo = [row for row in rows if not self._is_done(row)]
         bill = self._bill(todo)
         self.console.print(progress.plan_table(rows, self.found, f"{self.args.grid}: the plan", bill.share))
         line = f"{len(rows)} cells, {len(todo)} to do"
