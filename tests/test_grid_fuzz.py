@@ -210,7 +210,7 @@ def test_a_malformed_grid_is_one_line_or_a_plan(here, capsys, raw, argv):
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, **SETTINGS)
+@settings(max_examples=1000, **SETTINGS)
 @given(raw=damaged_texts(), argv=st.sampled_from(ARGUMENTS))
 def test_a_thousand_malformed_grids_are_one_line_or_a_plan(here, capsys, raw, argv):
     plan_one(raw, argv, capsys)
