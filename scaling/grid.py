@@ -74,6 +74,7 @@ class FitConfig:
     delta: float | None = 1e-3
     bootstrap: int = 1000
     seed: int = 0
+    laws: tuple[str, ...] | None = None  # as --law of scaling.fit; null: its default
 
     def __post_init__(self):
         if self.delta is not None and not (math.isfinite(self.delta) and self.delta > 0):

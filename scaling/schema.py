@@ -159,6 +159,9 @@ def leaf(value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, str) or value not in choices:
             raise GridError(f"{path}: {shown(value)} is not one of {', '.join(choices)}{did_you_mean(value, choices)}")
         return value
+    if get_origin(hint) is tuple:
+        each = get_args(hint)[0]
+        return tuple(leaf(v, each, f"{path}[{i}]") for i, v in enumerate(nonempty(value, path)))
     if hint in (int, float):
         return _number(value, hint, path)
     if not isinstance(value, hint):

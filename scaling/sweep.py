@@ -151,6 +151,17 @@ def _bad_input() -> Iterator[None]:
         raise BadInputError(str(e)) from None
 
 
+def _require_laws(path: str, names: Sequence[str]) -> None:
+    """A law that does not exist is said before anything trains, not after."""
+    if names:
+        from scaling.laws import forms
+    for i, name in enumerate(names):
+        try:
+            forms.get(name)
+        except ValueError as e:
+            raise ValueError(f"{path}: fit.laws[{i}]: {e}") from None
+
+
 @dataclass(frozen=True)
 class _Selection:
     """What this call is to do: ``mine`` of the grid's rows, of which ``todo`` have no record yet."""
@@ -167,6 +178,7 @@ class Sweep:
         with _bad_input():
             layout.check_options(args)
             self.grid = grid.load(args.grid)
+            _require_laws(args.grid, self.grid.fit.laws or ())
             self.rows = plan.rows(self.grid.cells, self.grid.execution.remat)
             self.hardware = planning.hardware_of(args, self.grid.hardware, has_accelerator=executors.has_accelerator())
         self.budget = planning.budget_of(args)
@@ -569,6 +581,8 @@ class Sweep:
 
         runs = [self._record(row) for row in self.rows if row.run_id in self.found]
         options = {field: getattr(self.grid.fit, field) for field in self.grid.fit.__dataclass_fields__}
+        if options["laws"] is None:
+            del options["laws"]
         return fit.analyse(records.table(runs), records.curves(runs), source=str(self.results), **options)
 
     def _forecast(self) -> None:

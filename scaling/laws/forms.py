@@ -158,7 +158,9 @@ def data_constrained(num_params, num_tokens, unique_tokens, *, E, A, alpha, B, b
     """L = E + A N'^-α + B D'^-β, D' = U (1 + R_D* (1 - e^(-(D/U-1)/R_D*))), N' likewise of N / N_opt(U)
 
     N_opt(U) is the size that U tokens are compute-optimal for; repetition and excess size are worth less and less.
+    Of ``unique_tokens`` a run shorter than an epoch sees U = D.
     """
+    unique_tokens = np.minimum(unique_tokens, num_tokens)
     G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
     base = np.minimum((unique_tokens * G) ** (beta / alpha) * G, num_params)
     repeats = np.maximum(num_tokens / unique_tokens - 1, 0)
