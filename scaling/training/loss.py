@@ -24,7 +24,7 @@ def token_losses(run: RunConfig, execution: ExecutionConfig, params, tokens_BS):
     ``MAX_LOGIT_BYTES`` of float32 logits a device, the tokens of each row are taken in chunks, whose logits the
     backward pass computes again: one more product with the head than without.
     """
-    h_BTD = transformer.hidden(run.model, execution, params, tokens_BS[:, :-1])
+    h_BTD = transformer.hidden(run.model, execution, params, tokens_BS[:, :-1], run.data.mask_documents)
     head_DV = transformer.head(run.model, params)
     B, T = h_BTD.shape[:2]
     C = _chunk_length(execution.loss_chunk_tokens, B, T, run.model.vocab_size)

@@ -219,3 +219,51 @@ def test_mup_coordinate_check():
     assert mup[1] / mup[2] < 1.4
     assert standard[2] > 1.7 * standard[1]
     assert standard[2] > 2 * standard[0]
+
+
+@pytest.mark.parametrize("name", ["einsum", "block_causal", pytest.param("splash", marks=pytest.mark.slow)])
+def test_a_document_is_attended_to_alone(name):
+    """By every kernel, in values and gradients, what softmax over the document's own past gives."""
+    rng = np.random.default_rng(0)
+    B, T, H, G, K = 2, 128, 4, 2, 8
+    q, k, v = (rng.normal(size=(B, T, heads, K)).astype(np.float32) for heads in (H, G, G))
+    # Documents of one token, across the border of a block, and one that began before the window.
+    document = np.stack([np.searchsorted([0, 20, 21, 90], np.arange(T), "right"),
+                         np.searchsorted([7, 64, 65], np.arange(T), "right")])  # fmt: skip
+    expected = np.zeros((B, T, H, K))
+    for b, t, h in np.ndindex(B, T, H):
+        past = [s for s in range(t + 1) if document[b, s] == document[b, t]]
+        logits = 0.3 * k[b, past, h // (H // G)].astype(np.float64) @ q[b, t, h]
+        weights = np.exp(logits - logits.max())
+        expected[b, t, h] = weights / weights.sum() @ v[b, past, h // (H // G)]
+    attend = jax.jit(functools.partial(attention.IMPLEMENTATIONS[name], scale=0.3))
+    assert_allclose(attend(q, k, v, document_BT=document), expected, rtol=2e-4, atol=2e-5)
+
+    def gradient(name):
+        function = attention.IMPLEMENTATIONS[name]
+        return jax.jit(jax.grad(lambda q, k, v: jnp.sum(function(q, k, v, 0.3, document) ** 2), argnums=(0, 1, 2)))
+
+    for found, want in zip(gradient(name)(q, k, v), gradient("einsum")(q, k, v)):
+        assert_allclose(found, want, rtol=2e-3, atol=2e-4)
+
+
+def test_a_window_of_documents_gives_what_each_gives_in_its_own():
+    """Positions too count from each document's start: rotary logits know distances alone."""
+    config, execution = VARIANTS["relu2, qk-norm"], ExecutionConfig()
+    window = tokens(1, 24)
+    window[window == 0] = 1
+    window[0, [8, 16]] = 0
+    params = transformer.init(config, jax.random.key(1))
+    apply = jax.jit(functools.partial(transformer.apply, config, execution), static_argnames="mask_documents")
+    masked = apply(params, window, mask_documents=True)
+    alone = apply(params, window.reshape(3, 8), mask_documents=False)
+    assert_allclose(masked.reshape(alone.shape), alone, rtol=2e-4, atol=2e-5)
+    assert np.abs(apply(params, window, mask_documents=False) - masked).max() > 0.01
+
+
+def test_a_kernel_without_document_masks_says_so_and_auto_takes_another():
+    with pytest.raises(ValueError, match=r"^data.mask_documents is true: the cudnn kernel has no mask .*: write"):
+        transformer.apply(SMALL, ExecutionConfig(attention="cudnn"), transformer.init(SMALL, jax.random.key(0)),
+                          tokens(1, 8), mask_documents=True)  # fmt: skip
+    assert attention.choose("auto", "gpu", 128, mask_documents=True) is attention.block_causal
+    assert attention.choose("auto", "gpu", 128) is attention.cudnn

@@ -2,7 +2,8 @@
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, R = H/G queries a key/value head, K head_dim.
 Every implementation maps q_BTHK, k_BTGK, v_BTGK and a scale to o_BTHK = softmax(scale · q kᵀ + causal mask) v, with the
-softmax in float32.
+softmax in float32. ``document_BT``, where given, numbers each token's document, and none sees another's tokens. Rotary
+logits depend on distances alone, so that is at once what positions counted from each document's start would give.
 """
 
 import functools
@@ -17,18 +18,20 @@ from scaling.training import sharding
 _BLOCK_ROWS = 64
 
 
-def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float):
+def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
     """The textbook square: the reference the others are tested against."""
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
     logits_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK * scale, k_BTGK).astype(jnp.float32)
-    causal_TS = jnp.tril(jnp.ones((T, T), bool))[None, None, None]
-    probs_BGRTS = jax.nn.softmax(jnp.where(causal_TS, logits_BGRTS, -jnp.inf), axis=-1).astype(v_BTGK.dtype)
+    visible = jnp.tril(jnp.ones((T, T), bool))[None, None, None]
+    if document_BT is not None:
+        visible &= (document_BT[:, :, None] == document_BT[:, None, :])[:, None, None]
+    probs_BGRTS = jax.nn.softmax(jnp.where(visible, logits_BGRTS, -jnp.inf), axis=-1).astype(v_BTGK.dtype)
     return jnp.einsum("BGRTS,BSGK->BTGRK", probs_BGRTS, v_BTGK).reshape(B, T, H, K)
 
 
-def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float):
+def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
     """Rows in blocks, each against the keys up to its end only: half the square is never computed.
 
     The division by the softmax's sum is done after the product with v, on K columns instead of T.
@@ -48,6 +51,9 @@ def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float):
         logits_NMS = (q_NMK @ k_NTK[:, :end].swapaxes(1, 2)).astype(jnp.float32)
         visible_rowsS = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
         visible_MS = jnp.tile(visible_rowsS, (R, 1))[None]
+        if document_BT is not None:
+            same_BrowsS = document_BT[:, start:end, None] == document_BT[:, None, :end]
+            visible_MS = visible_MS & jnp.repeat(jnp.tile(same_BrowsS, (1, R, 1)), G, axis=0)
         logits_NMS = jnp.where(visible_MS, logits_NMS, -jnp.inf)
         weights_NMS = jnp.exp(logits_NMS - jax.lax.stop_gradient(logits_NMS.max(-1, keepdims=True)))
         sums_NM1 = weights_NMS.sum(-1, keepdims=True)
@@ -57,15 +63,23 @@ def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float):
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
-def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float):
-    """cuDNN's fused kernel for 16-bit inputs on NVIDIA GPUs; XLA's fused softmax for float32, which cuDNN lacks."""
+def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
+    """cuDNN's fused kernel for 16-bit inputs on NVIDIA GPUs; XLA's fused softmax for float32, which cuDNN lacks.
+
+    Raises ValueError with documents: as a bias their mask would take the T × T square that the kernel is there to save.
+    """
+    if document_BT is not None:
+        raise ValueError(
+            "data.mask_documents is true: the cudnn kernel has no mask for documents here: write "
+            "execution.attention: block_causal, or auto"
+        )
     implementation = "cudnn" if q_BTHK.dtype in (jnp.bfloat16, jnp.float16) else "xla"
     return jax.nn.dot_product_attention(
         q_BTHK, k_BTGK, v_BTGK, scale=scale, is_causal=True, implementation=implementation
     )
 
 
-def splash(q_BTHK, k_BTGK, v_BTGK, scale: float):
+def splash(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
     """The fused TPU kernel that JAX ships (splash attention), run by each device on its own rows and heads.
 
     Off TPU it runs in Pallas' interpreter, slowly: for tests. Raises ValueError when T is not a multiple of 128.
@@ -82,7 +96,7 @@ def splash(q_BTHK, k_BTGK, v_BTGK, scale: float):
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     sizes = kernel.BlockSizes(**{f"block_{name}": block for name in names})
 
-    def local(q_BTHK, k_BTGK, v_BTGK):
+    def local(q_BTHK, k_BTGK, v_BTGK, *document):
         # Grouped heads are repeated: the kernel's own grouped form wants one key head a device.
         repeats = q_BTHK.shape[2] // k_BTGK.shape[2]
         q_BHTK, k_BHTK, v_BHTK = (
@@ -93,23 +107,27 @@ def splash(q_BTHK, k_BTGK, v_BTGK, scale: float):
         attend = kernel.make_splash_mha(
             mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=sharding.platform() != "tpu"
         )
-        return jax.vmap(attend)(q_BHTK, k_BHTK, v_BHTK).transpose(0, 2, 1, 3)
+        segments = [kernel.SegmentIds(q=d, kv=d) for d in document]
+        return jax.vmap(attend)(q_BHTK, k_BHTK, v_BHTK, *segments).transpose(0, 2, 1, 3)
 
+    arrays = (q_BTHK, k_BTGK, v_BTGK) if document_BT is None else (q_BTHK, k_BTGK, v_BTGK, document_BT)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.shape.values()) == 1:
-        return local(q_BTHK, k_BTGK, v_BTGK)
-    spec = jax.sharding.PartitionSpec(("data", "fsdp"), None, "tensor", None)
-    return jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(
-        q_BTHK, k_BTGK, v_BTGK
-    )
+        return local(*arrays)
+    rows = ("data", "fsdp")
+    spec = jax.sharding.PartitionSpec(rows, None, "tensor", None)
+    specs = (spec, spec, spec, jax.sharding.PartitionSpec(rows, None))[: len(arrays)]
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(*arrays)
 
 
 IMPLEMENTATIONS = {"einsum": einsum, "block_causal": block_causal, "cudnn": cudnn, "splash": splash}
 
 
 @functools.cache
-def choose(name: str, platform: str, seq_len: int):
-    """The implementation called ``name``; ``auto`` takes the platform's own where it can serve ``seq_len``."""
+def choose(name: str, platform: str, seq_len: int, mask_documents: bool = False):
+    """The implementation called ``name``; ``auto`` takes the platform's own where that can serve it."""
+    if name == "auto" and mask_documents and platform == "gpu":
+        name = "block_causal"
     if name == "auto":
         splash_or_not = "splash" if seq_len % 128 == 0 else "block_causal"
         name = {"cpu": "block_causal", "gpu": "cudnn", "tpu": splash_or_not}.get(platform, "einsum")

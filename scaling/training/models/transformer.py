@@ -5,6 +5,7 @@ A parameter is declared once, in ``param_specs``: shape, logical axes, initialis
 it. Layers are stored stacked, (L, …), however they are executed, so a checkpoint does not depend on that.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -160,6 +161,7 @@ class Transformer(nn.Module):
     config: ModelConfig
     execution: ExecutionConfig
     platform: str
+    mask_documents: bool = False
 
     @nn.compact
     def __call__(self, tokens_BT):
@@ -169,17 +171,21 @@ class Transformer(nn.Module):
         table_VD = nn.with_logical_constraint(params["embedding"], (None, None))
         x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
         layers = {name: params[name] for name, spec in param_specs(c).items() if spec.logical_axes[0] == "layers"}
-        x_BTD = self._layers(layers, x_BTD)
+        # Id 0 opens a document in every corpus.
+        document_BT = jnp.cumsum(tokens_BT == 0, axis=1) if self.mask_documents else None
+        x_BTD = self._layers(layers, x_BTD, document_BT)
         return rms_norm(x_BTD, params["final_norm"], c.norm_eps)
 
     def _param(self, name: str, spec: ParamSpec):
         init = nn.initializers.ones if spec.init_std is None else nn.initializers.normal(spec.init_std)
         return self.param(name, nn.with_logical_partitioning(init, spec.logical_axes), spec.shape, jnp.float32)
 
-    def _layers(self, layers: dict[str, Any], x_BTD):
+    def _layers(self, layers: dict[str, Any], x_BTD, document_BT):
         c, e = self.config, self.execution
         axes = {name: spec.logical_axes[1:] for name, spec in param_specs(c).items()}
-        attend = attention.choose(e.attention, self.platform, x_BTD.shape[1])
+        attend = attention.choose(e.attention, self.platform, x_BTD.shape[1], self.mask_documents)
+        if document_BT is not None:
+            attend = functools.partial(attend, document_BT=document_BT)
         scanned = e.scan_layers
         if scanned is None:  # a scan costs 1.4× on CPU; unrolled, its compile time grows with depth
             scanned = self.platform != "cpu" or c.num_layers > 12
@@ -197,8 +203,8 @@ class Transformer(nn.Module):
         return x_BTD
 
 
-def _module(config: ModelConfig, execution: ExecutionConfig) -> Transformer:
-    return Transformer(config, execution, sharding.platform())
+def _module(config: ModelConfig, execution: ExecutionConfig, mask_documents: bool = False) -> Transformer:
+    return Transformer(config, execution, sharding.platform(), mask_documents)
 
 
 def init(config: ModelConfig, key) -> dict[str, jax.Array]:
@@ -208,9 +214,11 @@ def init(config: ModelConfig, key) -> dict[str, jax.Array]:
     return nn.meta.unbox(boxed)
 
 
-def hidden(config: ModelConfig, execution: ExecutionConfig, params: dict[str, jax.Array], tokens_BT) -> jax.Array:
-    """h_BTD for tokens_BT, in the compute dtype: what ``logits`` reads."""
-    return _module(config, execution).apply({"params": params}, tokens_BT)
+def hidden(
+    config: ModelConfig, execution: ExecutionConfig, params: dict[str, jax.Array], tokens_BT, mask_documents=False
+) -> jax.Array:
+    """h_BTD for tokens_BT, in the compute dtype: what ``logits`` reads. ``mask_documents``: see ``DataConfig``."""
+    return _module(config, execution, mask_documents).apply({"params": params}, tokens_BT)
 
 
 def head(config: ModelConfig, params: dict[str, jax.Array]) -> jax.Array:
@@ -228,6 +236,8 @@ def logits(config: ModelConfig, head_DV, h_BTD) -> jax.Array:
     return logits_BTV
 
 
-def apply(config: ModelConfig, execution: ExecutionConfig, params: dict[str, jax.Array], tokens_BT) -> jax.Array:
+def apply(
+    config: ModelConfig, execution: ExecutionConfig, params: dict[str, jax.Array], tokens_BT, mask_documents=False
+) -> jax.Array:
     """logits_BTV in float32 for tokens_BT."""
-    return logits(config, head(config, params), hidden(config, execution, params, tokens_BT))
+    return logits(config, head(config, params), hidden(config, execution, params, tokens_BT, mask_documents))
