@@ -3,6 +3,9 @@
     python -m scaling.bench                               three sizes at sequence 256
     python -m scaling.bench --grid sweeps/chinchilla.yaml the shapes of a grid
 
+    python -m scaling.bench --data                        tokenising and batches, one core
+    python -m scaling.bench --laws                        the fits
+
 Every worker times the same compiled step at the same time, as in a sweep: the sum is what the machine does. Ratios
 between runs of this command on one machine mean something; single figures drift with its other load.
 """
@@ -121,6 +124,30 @@ def show_laws(console: Console) -> None:
     console.print(f"bootstrap replicates converged: {100 * converged:.1f} %")
 
 
+def show_data(console: Console, out: Path | None) -> int:
+    """The speed of preparing text and of cutting batches, by tokenizer; exit code 2 without its library."""
+    from scaling.training.data import speed
+
+    try:
+        rows = speed.measure()
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    table = Table(title=f"{plan.processor()}, one process", title_justify="left")
+    for heading in ("tokenizer", "training s", "MB/s", "tokens/s", "bytes/token", "µs a batch of 16×128"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        trained = "–" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}"
+        table.add_row(
+            row["tokenizer"], trained, f"{row['mb_per_s']:.1f}", f"{row['tokens_per_s']:,.0f}",
+            f"{row['bytes_per_token']:.2f}", f"{row['batch_us']:.0f}",
+        )  # fmt: skip
+    console.print(table)
+    if out:
+        records.write_json(out, {"processor": plan.processor(), "rows": rows, "environment": records.software()})
+    return 0
+
+
 def show(console: Console, rows: Sequence[dict], workers: int) -> None:
     title = f"{plan.processor()}, {workers} worker{'s' if workers > 1 else ''}; training FLOPs by rule exact"
     table = Table(title=title, title_justify="left")
@@ -144,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--grid", metavar="FILE", help="time this grid's shapes, for its plan (default: three sizes)")
     parser.add_argument("--laws", action="store_true", help="time the fits of scaling.laws instead")
+    parser.add_argument("--data", action="store_true", help="time tokenising and cutting batches, on one core, instead")
     parser.add_argument("--workers", type=int, metavar="N", help="processes at once (default: one a core on CPU)")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="about how long to time each (2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows and the environment as JSON")
@@ -154,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.laws:
         show_laws(console)
         return 0
+    if args.data:
+        return show_data(console, args.out)
     try:
         runs, execution = grid_runs(args.grid) if args.grid else (default_runs(), config.ExecutionConfig())
         rows = measure(runs, execution, workers=workers, cache_dir=cache_dir, seconds=args.seconds)

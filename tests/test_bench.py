@@ -78,3 +78,15 @@ def test_the_command_writes_its_rows(two_workers, tmp_path, capsys):
 def test_a_bad_grid_is_one_line(two_workers, tmp_path, capsys):
     assert bench.main(["--grid", str(tmp_path / "missing.yaml")]) == 2
     assert "missing.yaml" in capsys.readouterr().err
+
+
+def test_data_is_timed_by_tokenizer():
+    from scaling.training.data import speed
+
+    rows = speed.measure(("bytes", "bpe:300"), text_bytes=200_000)
+    assert [row["tokenizer"] for row in rows] == ["bytes", "bpe:300"]
+    assert rows[0]["train_seconds"] is None
+    assert rows[1]["train_seconds"] > 0
+    assert rows[0]["bytes_per_token"] == pytest.approx(1, rel=0.001)
+    assert rows[1]["bytes_per_token"] > 1.2
+    assert all(row["mb_per_s"] > 0 and row["batch_us"] > 0 for row in rows)

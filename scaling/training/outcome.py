@@ -8,22 +8,26 @@ import jax
 
 from scaling import config, records
 from scaling.training import memory
-from scaling.training.pack import Member, Pack, finite
+from scaling.training.pack import Evaluated, Member, Pack, finite
 
 
 def record(
-    pack: Pack, member: Member, evaluated: tuple[float, float] | None, num_eval_tokens: int, sweep_name: str
+    pack: Pack, member: Member, evaluated: Evaluated | None, num_eval_tokens: int, sweep_name: str
 ) -> records.RunRecord:
-    """The record of a member that has ended; ``evaluated`` is its loss over the whole validation split and the standard
-    error, None if it diverged."""
+    """The record of a member that has ended; ``evaluated`` is its loss over the whole validation split, None if it
+    diverged."""
     run, plan, corpus = member.run, member.plan, pack.corpus
     diverged = evaluated is None or not math.isfinite(evaluated[0])
     ended_at = member.diverged_at_step or member.step
     num_tokens = ended_at * plan.batch_tokens if diverged else plan.num_tokens
     share = num_tokens / plan.num_tokens
-    loss, standard_error = (None, None) if diverged else evaluated
+    loss, standard_error = (None, None) if diverged else (evaluated.loss, evaluated.standard_error)
     described = corpus.describe()
     tokens_per_byte = described["tokens_per_byte"]  # None: no text, or its maker did not say
+    for source in described.get("sources", ()):  # of a mixture: how each fared and how often it was read
+        mine = {} if diverged else evaluated.by_source[source["source"]]
+        source |= {name: finite(value) for name, value in mine.items()}
+        source["epochs"] = source["weight"] * num_tokens / source["train_tokens"]
     return records.RunRecord(
         run_id=run.run_id,
         status="diverged" if diverged else "completed",

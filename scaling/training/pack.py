@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -168,6 +168,30 @@ def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[f
     return float(loss), float(np.sqrt(W / (W - 1) * np.square(residual).sum()) / tokens_W.sum())
 
 
+class Evaluated(NamedTuple):
+    """Loss over validation, nats per token, and its standard error; by source where the data are a mixture."""
+
+    loss: float
+    standard_error: float
+    by_source: dict[str, dict[str, float]] | None = None
+
+
+def evaluated(sums_W: np.ndarray, tokens_W: np.ndarray, shares: list[tuple[str, float, slice]]) -> Evaluated:
+    """From the summed losses of windows; ``shares`` are those of ``Corpus.validation_shares``.
+
+    Of a mixture the loss is Σ w L over its sources, whose own errors are independent.
+    """
+    each = {name: mean_and_standard_error(sums_W[windows], tokens_W[windows]) for name, _, windows in shares}
+    if len(each) == 1:
+        return Evaluated(*next(iter(each.values())))
+    weights = [weight for _, weight, _ in shares]
+    return Evaluated(
+        math.fsum(w * loss for w, (loss, _) in zip(weights, each.values())),
+        math.sqrt(math.fsum((w * error) ** 2 for w, (_, error) in zip(weights, each.values()))),
+        {name: {"loss": loss, "standard_error": error} for name, (loss, error) in each.items()},
+    )
+
+
 @dataclass
 class Clock:
     """Seconds by what they went into, since members were last charged for them."""
@@ -216,6 +240,7 @@ class Evaluator:
 
     def __init__(self, corpus: data.Corpus, num_tokens: int | None, programs: step.Programs):
         self.windows_WS, self.weights_WT = corpus.validation(num_tokens)
+        self.shares = corpus.validation_shares(num_tokens)
         self.tokens_W = self.weights_WT.sum(axis=1)
         self.programs = programs
 
@@ -229,8 +254,8 @@ class Evaluator:
     def num_tokens(self) -> int:
         return int(self.tokens_W.sum())
 
-    def __call__(self, params) -> list[tuple[float, float]]:
-        """(loss, standard error) of each member, nats per token."""
+    def __call__(self, params) -> list[Evaluated]:
+        """What each member's loss is."""
         rows = self.programs.eval_rows
         W, S = self.windows_WS.shape
         spec, mesh = P(("data", "fsdp")), self.programs.mesh
@@ -242,7 +267,7 @@ class Evaluator:
             mask = sharding.host_array(mesh, spec, (rows, S - 1), lambda index, w=weights: w[index])
             sums.append(self.programs.evaluate(params, tokens, mask))
         sums_KW = np.concatenate([to_host(s) for s in sums], axis=1)[:, :W]
-        return [mean_and_standard_error(sums_W, self.tokens_W) for sums_W in sums_KW]
+        return [evaluated(sums_W, self.tokens_W, self.shares) for sums_W in sums_KW]
 
 
 def _padded(array: np.ndarray, rows: int) -> np.ndarray:
@@ -349,14 +374,14 @@ class Pack:
         for k, result in self._evaluate(self.curve_eval, rows).items():
             for member in (members[k], *(r.member for r in members[k].riders)):
                 if member.step in member.eval_steps:
-                    member.add_point(member.step, *result, self.curve_eval.num_tokens)
+                    member.add_point(member.step, result.loss, result.standard_error, self.curve_eval.num_tokens)
 
-    def evaluate_all(self, rows: Sequence[int]) -> tuple[dict[int, tuple[float, float]], int]:
-        """(loss, standard error) of the members of ``rows`` over the whole validation split, and its tokens."""
+    def evaluate_all(self, rows: Sequence[int]) -> tuple[dict[int, Evaluated], int]:
+        """The loss of the members of ``rows`` over the whole validation split, and its tokens."""
         evaluator = Evaluator(self.corpus, None, self.programs)
         return self._evaluate(evaluator, rows), evaluator.num_tokens
 
-    def _evaluate(self, evaluator: Evaluator, rows: Sequence[int]) -> dict[int, tuple[float, float]]:
+    def _evaluate(self, evaluator: Evaluator, rows: Sequence[int]) -> dict[int, Evaluated]:
         """By row. A few rows are evaluated one by one, by a lone run's program: the pack's would evaluate all."""
         with self.clock.timed("eval"):
             if 2 * len(rows) >= len(self.members) or self.mesh.shape["run"] > 1:

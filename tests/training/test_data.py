@@ -171,6 +171,16 @@ def test_rows_of_any_hosts_make_the_batch(batch_size, cuts, step):
         np.testing.assert_array_equal(part, corpus.batch(step, batch_size, 3)[host::4])
 
 
+def test_an_epoch_longer_than_a_memo_is_the_permutation():
+    corpus = corpus_of_range(2 * 9000 + 1, 2, 2)
+    for epoch in (0, 1):
+        index = np.arange(9000, dtype=np.uint64) + np.uint64(9000 * epoch)
+        expected = data.permute(np.arange(9000, dtype=np.uint64), 9000, f"train 5 {epoch}") * np.uint64(2)
+        np.testing.assert_array_equal(corpus.windows(index, 5)[:, 0], expected)
+    straddling = corpus.windows(np.array([4095, 4096, 8999, 9000, 17999, 18000], np.uint64), 5)
+    assert len(straddling) == 6
+
+
 def test_reopened_corpus_gives_equal_batches(tmp_path, config, corpus):
     again = data.open(config, tmp_path / "cache")
     assert again.fingerprint == corpus.fingerprint

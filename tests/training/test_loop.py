@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from scaling import accounting, records
-from scaling.config import ExecutionConfig, to_dict
+from scaling.config import DataConfig, ExecutionConfig, to_dict
 from scaling.training import data, pack
 from scaling.training.models import transformer
 from tests.training.lab import EXECUTION, cell, essence, make_corpus, train, train_and_stop_at
@@ -104,6 +104,34 @@ def test_standard_error_is_the_spread_of_resampled_windows():
     resampled = sums_W[picks].sum(1) / tokens_W[picks].sum(1)
     assert loss == pytest.approx(sums_W.sum() / tokens_W.sum())
     assert error == pytest.approx(resampled.std(), rel=0.05)
+
+
+def test_the_loss_of_a_mixture_is_its_sources_by_weight():
+    rng = np.random.default_rng(0)
+    tokens_W, sums_W = np.full(40, 10.0), rng.normal(20, 1, 40)
+    first, second = (pack.mean_and_standard_error(sums_W[s], tokens_W[s]) for s in (slice(0, 30), slice(30, 40)))
+    found = pack.evaluated(sums_W, tokens_W, [("a", 0.8, slice(0, 30)), ("b", 0.2, slice(30, 40))])
+    assert found.loss == pytest.approx(0.8 * first[0] + 0.2 * second[0])
+    assert found.standard_error == pytest.approx(((0.8 * first[1]) ** 2 + (0.2 * second[1]) ** 2) ** 0.5)
+    assert found.by_source["b"] == {"loss": second[0], "standard_error": second[1]}
+    assert pack.evaluated(sums_W, tokens_W, [("a", 1.0, slice(None))]).by_source is None
+
+
+@pytest.mark.slow
+def test_a_run_on_a_mixture_says_how_each_source_fared(tmp_path):
+    for name, text in (("a", "aaaaaaab "), ("b", "the quick brown fox ")):
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            (tmp_path / name / f"{i}.txt").write_text(f"{i} " + text * 40)
+    source = f"3 * text:{tmp_path / 'a'} + 1 * text:{tmp_path / 'b'}"
+    config = DataConfig(source=source, seq_len=16, validation_fraction=0.25, mask_documents=True)
+    data.prepare(config, tmp_path / "cache")
+    [record] = train([cell(config)], (config, tmp_path / "cache"), tmp_path)
+    first, second = record.data["sources"]
+    assert record.loss == pytest.approx(0.75 * first["loss"] + 0.25 * second["loss"])
+    assert first["loss"] != second["loss"]
+    assert first["epochs"] * first["train_tokens"] == pytest.approx(0.75 * record.num_tokens)
+    assert record.bits_per_byte == pytest.approx(record.loss / np.log(2) * record.data["tokens_per_byte"])
 
 
 KILLED = """

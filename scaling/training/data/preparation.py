@@ -101,7 +101,7 @@ def prepare(
         found = folders_of(config, cache_dir)
         trained = None
         if any(not folder.exists() for *_, folder in found):
-            trained = _trained_tokenizer(config, cache_dir, progress)
+            trained = trained_tokenizer(config, cache_dir, progress)
         ready = []
         for _, part, folder in found:
             if folder.exists() or _build(part, folder, trained, progress, workers, share):
@@ -144,7 +144,7 @@ def _locked(path: Path) -> Iterator[bool]:
 # --- The tokenizer ---------------------------------------------------------------------------------------------------
 
 
-def _trained_tokenizer(config: DataConfig, cache_dir: Path, progress: Progress) -> Path | None:
+def trained_tokenizer(config: DataConfig, cache_dir: Path, progress: Progress) -> Path | None:
     """The file of a bpe:<size>, trained on the train split of all sources of ``config`` unless it was; else None."""
     size = config.bpe_size
     if size is None:

@@ -161,6 +161,7 @@ class TokenArray:
     def __init__(self, shards: Sequence[np.ndarray]):
         self._shards = list(shards)
         self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._views: dict[int, np.ndarray] = {}  # of every window of a length; making one takes longer than a batch
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -168,7 +169,9 @@ class TokenArray:
     def rows(self, start_R: np.ndarray, length: int) -> np.ndarray:
         """Tokens [start, start + length) of every start: (R, S). They must lie inside the array."""
         if len(self._shards) == 1:
-            return np.lib.stride_tricks.sliding_window_view(self._shards[0], length)[start_R]
+            if length not in self._views:
+                self._views[length] = np.lib.stride_tricks.sliding_window_view(self._shards[0], length)
+            return self._views[length][start_R]
         out_RS = np.empty((len(start_R), length), self._shards[0].dtype)
         first_R = np.searchsorted(self._ends, start_R, side="right")
         for i, (start, shard) in enumerate(zip(start_R.tolist(), first_R.tolist())):

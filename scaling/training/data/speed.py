@@ -1,0 +1,68 @@
+"""How fast one core prepares text and cuts batches: the rows of ``python -m scaling.bench --data``."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from scaling.config import DataConfig
+from scaling.training import sources
+from scaling.training.data import corpus, part, preparation
+
+TOKENIZERS = ("bytes", "bpe:1024", "bpe:8192")
+# Of the standard library; about as much in one go as a part of a large corpus.
+_TEXT_BYTES = 8 * 2**20
+
+
+def measure(tokenizers: tuple[str, ...] = TOKENIZERS, text_bytes: int = _TEXT_BYTES) -> list[dict]:
+    """A row a tokenizer, in this process: ``train_seconds``; ``mb_per_s`` of text read, tokenised, hashed, split and
+    written, and ``tokens_per_s`` of the same; ``batch_us``, microseconds for a batch of 16 windows of 128."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.jsonl"
+        size = _write_text(path, text_bytes)
+        for tokenizer in tokenizers:
+            config = DataConfig(source=f"text:{path}", tokenizer=tokenizer)
+            started = time.perf_counter()
+            trained = preparation.trained_tokenizer(config, Path(folder), lambda line: None)
+            train_seconds = time.perf_counter() - started
+            [whole] = sources.survey(config, Path(folder)).parts
+            job = part.Job(config, trained, Path(folder), None)
+            started = time.perf_counter()
+            report = part.do_part(job, 0, whole)
+            seconds = time.perf_counter() - started
+            preparation.prepare(config, Path(folder) / "cache")
+            tokens = sum(report[split]["tokens"] for split in ("train", "validation"))
+            rows.append(
+                {
+                    "tokenizer": tokenizer,
+                    "train_seconds": train_seconds if trained else None,
+                    "mb_per_s": size / 1e6 / seconds,
+                    "tokens_per_s": tokens / seconds,
+                    "bytes_per_token": size / tokens,
+                    "batch_us": _batch_us(corpus.open(config, Path(folder) / "cache")),
+                }
+            )
+    return rows
+
+
+def _write_text(path: Path, text_bytes: int) -> int:
+    """JSON lines of standard-library modules, up to about ``text_bytes`` of text; returns how many there are."""
+    size = 0
+    with path.open("w", encoding="utf-8") as f:
+        for module in sources.stdlib_files():
+            text = module.read_text(encoding="utf-8", errors="ignore").replace("\0", "")
+            f.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            size += len(text.encode())
+            if size > text_bytes:
+                break
+    return size
+
+
+def _batch_us(opened: corpus.Corpus) -> float:
+    steps = 500
+    opened.batch(0, 16, 0)
+    started = time.perf_counter()
+    for step in range(steps):
+        opened.batch(step, 16, 0)
+    return 1e6 * (time.perf_counter() - started) / steps
