@@ -12,6 +12,7 @@ from scaling.training.data import corpus, part, preparation
 TOKENIZERS = ("bytes", "bpe:1024", "bpe:8192")
 # Of the standard library; about as much in one go as a part of a large corpus.
 _TEXT_BYTES = 8 * 2**20
+_DOCUMENT_CHARS = 4000
 
 
 def measure(tokenizers: tuple[str, ...] = TOKENIZERS, text_bytes: int = _TEXT_BYTES) -> list[dict]:
@@ -26,7 +27,7 @@ def measure(tokenizers: tuple[str, ...] = TOKENIZERS, text_bytes: int = _TEXT_BY
             started = time.perf_counter()
             trained = preparation.trained_tokenizer(config, Path(folder), lambda line: None)
             train_seconds = time.perf_counter() - started
-            [whole] = sources.survey(config, Path(folder)).parts
+            whole = sources.survey(config, Path(folder)).parts[0]
             job = part.Job(config, trained, Path(folder), None)
             started = time.perf_counter()
             report = part.do_part(job, 0, whole)
@@ -47,13 +48,15 @@ def measure(tokenizers: tuple[str, ...] = TOKENIZERS, text_bytes: int = _TEXT_BY
 
 
 def _write_text(path: Path, text_bytes: int) -> int:
-    """JSON lines of standard-library modules, up to about ``text_bytes`` of text; returns how many there are."""
+    """JSON lines of standard-library modules cut into documents, about ``text_bytes`` of text; how many there are."""
     size = 0
     with path.open("w", encoding="utf-8") as f:
         for module in sources.stdlib_files():
             text = module.read_text(encoding="utf-8", errors="ignore").replace("\0", "")
-            f.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            size += len(text.encode())
+            for start in range(0, len(text), _DOCUMENT_CHARS):
+                piece = text[start : start + _DOCUMENT_CHARS]
+                f.write(json.dumps({"text": piece}, ensure_ascii=False) + "\n")
+                size += len(piece.encode())
             if size > text_bytes:
                 break
     return size
