@@ -127,6 +127,8 @@ class DataConfig(_Strict):
                  "tokenizer", self.tokenizer, want)  # fmt: skip
         if self.unique_tokens is not None:
             _require_positive(self, "unique_tokens")
+        if self.source.startswith("synthetic:"):
+            _require(not self.mask_documents, "mask_documents", True, "false: a synthetic source has no documents")
         _require(
             0 < self.validation_fraction < 1,
             "validation_fraction",
