@@ -27,6 +27,8 @@ from scaling.engine import (
     executors,
     folder,
     graph,
+    hosts,
+    launch,
     layout,
     manifest,
     plan,
@@ -39,7 +41,8 @@ from scaling.engine import (
     trunks,
     worker,
 )
-from scaling.training import checkpoint
+from scaling.training import checkpoint, distributed
+from scaling.training.distributed import Group
 
 DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 FORECAST_LEVEL = 0.90
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
     wanted = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
     previous = {s: signal.signal(s, _interrupt) for s in wanted}
     try:
-        return Sweep(args, typed, console, loop).run()
+        return _on_this_host(args, typed, console, loop)
     except slurm.Detached as e:
         console.print(f"submitted: {e}; see how they do with --status, and when they are done give the same command")
         return DONE
@@ -79,6 +82,36 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)
+
+
+def _on_this_host(args: argparse.Namespace, typed: str, console: Console, loop: str) -> int:
+    """The whole command; as one of several processes, its part: process 0 leads, the others follow and say nothing."""
+    with _bad_input():
+        place = distributed.parse(args.distributed)
+        if place is not None and (args.executor != "inline" or args.plan or args.status or args.shard):
+            raise ValueError(f"--distributed {args.distributed}: it trains: write --executor inline, without --shard")
+    if place is None:
+        return Sweep(args, typed, console, loop).run()
+    with _bad_input():
+        group = distributed.join(place)
+    if not group.is_first:
+        code = hosts.follow(group, _cache_dir(), loop)
+        distributed.leave()
+        return code
+    code = INTERRUPTED
+    try:
+        code = Sweep(args, typed, console, loop, group).run()
+    except (BadInputError, folder.HeldError):
+        code = BAD_INPUT
+        raise
+    finally:
+        group.publish({"stop": code})
+        distributed.leave()
+    return code
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
 
 
 def _interrupt(signum, frame) -> None:
@@ -109,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of the jobs: partition=gpu gpus_per_node=1 time=240 …, as submitit or sbatch name them; what is not done "
         "when time is up is requeued and goes on (default time=60, minutes)")  # fmt: skip
     add("--detach", action="store_true", help="with slurm: submit and stop; the next call finds the jobs")
+    add("--distributed", metavar="HOW", default="off",
+        help="with --executor inline, the same command on every host: one model over the devices of all. auto (TPU, "
+        "Slurm, GKE), or coordinator=HOST:PORT,processes=N,process=I (default off)")  # fmt: skip
     add("--pack", metavar="K", type=_workers, default="auto",
         help="train up to K cells of equal shape as one program (auto: as many as a device's memory holds; 1 on a CPU, "
         "where more gains nothing)")  # fmt: skip
@@ -116,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of all checkpoints together (default: the grid's execution.disk_budget_gb)")  # fmt: skip
     planning.add_options(parser)
     layout.add_options(parser)
+    launch.add_options(parser)
     return parser
 
 
@@ -173,8 +210,8 @@ class _Selection:
 class Sweep:
     """One call of the command."""
 
-    def __init__(self, args: argparse.Namespace, typed: str, console: Console, loop: str):
-        self.args, self.console, self.loop = args, console, loop
+    def __init__(self, args: argparse.Namespace, typed: str, console: Console, loop: str, group: Group | None = None):
+        self.args, self.console, self.loop, self.group = args, console, loop, group
         with _bad_input():
             layout.check_options(args)
             self.grid = grid.load(args.grid)
@@ -184,7 +221,7 @@ class Sweep:
         self.budget = planning.budget_of(args)
         self.results = args.results or Path("results") / self.grid.name
         self.workdir = args.workdir or Path(".scaling") / self.grid.name
-        self.cache_dir = Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
+        self.cache_dir = _cache_dir()
         self.timings = plan.TimingCache(self.cache_dir, args.workers, self.grid.execution)
         self.manifest = manifest.Manifest(
             self.results, grid=self.grid, grid_path=args.grid, command=typed, shard=args.shard, hardware=self.hardware
@@ -210,6 +247,10 @@ class Sweep:
         if self.args.status:
             queued = slurm_book.Book(self.workdir).queued()
             status.show(self.console, self.rows, self.results, self.workdir, queued)
+            return DONE
+        if self.args.print_launch:
+            with _bad_input():
+                print(launch.text_of(self.args.print_launch, self.args, self.grid.name), end="")
             return DONE
         if self.args.topology:
             return self._compile_elsewhere()
@@ -403,11 +444,13 @@ class Sweep:
         self.workers = self._num_workers(num_packs)
         with contextlib.closing(self._executor(fds)) as executor:
             self._prepare_data(selection)
-            if self.slurm is None:  # this machine's timings say nothing of the cluster's
+            # This machine's timings say nothing of the cluster's; and processes that time a step together would each
+            # stop after a number of their own.
+            if self.slurm is None and self.group is None:
                 self._calibrate(executor, selection.todo or selection.mine)
                 self._choose_pack_sizes(executor, selection.todo or selection.mine)
                 self._predict()
-            elif not self.hardware.is_here:
+            elif self.slurm is not None and not self.hardware.is_here:
                 self.rows = costs.predict_elsewhere(self.rows, self.hardware)
             selection = self._show_plan(selection)
             if self.args.plan:
@@ -432,6 +475,8 @@ class Sweep:
                 f"{self.workdir}: jobs of an earlier call are queued or running ({' '.join(jobs)}): follow them with "
                 "--executor slurm, or end them with scancel"
             )
+        if self.group is not None:
+            return hosts.Leader(self.group, self.loop)
         if self.args.executor == "inline":
             return executors.Inline(self.loop)
         # started first: they import JAX while the data is prepared here

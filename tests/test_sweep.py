@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -498,3 +499,17 @@ def test_a_budget_that_drops_a_trunk_counts_its_branches_whole(here, capsys):
     assert [c["num_steps"] for c in short["cells"]] == [100]
     assert short["total"]["seconds"] == pytest.approx(whole / 220 * 100)
     assert run(*argv, "--budget-hours", f"{whole / 220 * 99 / 3600}", "--drop") == 2
+
+
+def test_the_pod_study_is_planned_without_data_or_device(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
+    assert sweep.main(["--grid", "sweeps/chinchilla_pod.yaml", "--plan"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    total = re.search(r"28 cells, 28 to do on 1 worker: about ([\d:]+), \$([\d,]+), ([\d.e+]+) kWh", said)
+    assert total, said
+    # 4.8e21 FLOPs on 64 devices of 989e12 FLOP/s: at full use 21 hours, at the published shares about 50.
+    hours = int(total[1].split(":")[0])
+    assert 21 / 0.47 < hours < 21 / 0.34
+    assert float(total[2].replace(",", "")) == pytest.approx(hours * 64 * 3.99, rel=0.03)
+    assert float(total[3]) == pytest.approx(hours * 64 * 0.7, rel=0.03)
+    assert not (tmp_path / "cache").exists()

@@ -100,14 +100,12 @@ class Inline:
         """Does the tasks in order and returns an answer for each; Ctrl-C lets the run under way save a checkpoint."""
         loop = importlib.import_module(self._loop)
         answers, line = {}, Line(tasks)
-        with _stopping_politely(loop):
+        with stopping_politely(loop):
             while (task := line.next()) is not None:
                 about = {"key": task.key, "worker": 0}
                 on_event({"event": "start", **about})
                 try:
-                    value = worker_module.execute(
-                        loop, task.command, task.payload, lambda event, about=about: on_event({**event, **about})
-                    )
+                    value = self._execute(loop, task, lambda event, about=about: on_event({**event, **about}))
                     answers[task.key] = Answer(value)
                     on_event({"event": "done", **about})
                 except loop.Interrupted:
@@ -120,12 +118,15 @@ class Inline:
                 line.release(*task.releases)
         return answers
 
+    def _execute(self, loop: ModuleType, task: Task, on_event: Callable[[dict], None]) -> dict:
+        return worker_module.execute(loop, task.command, task.payload, on_event)
+
     def close(self) -> None:
         pass
 
 
 @contextmanager
-def _stopping_politely(loop: ModuleType) -> Iterator[None]:
+def stopping_politely(loop: ModuleType) -> Iterator[None]:
     """While it lasts, the first SIGINT or SIGTERM asks ``loop`` to stop and the second interrupts."""
     previous = {}
 

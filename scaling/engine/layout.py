@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raises ValueError for options that say nothing without another."""
-    if args.topology and not args.plan:
+    if args.topology and not (args.plan or args.print_launch):
         raise ValueError(f"--topology {args.topology}: it compiles and trains nothing: add --plan")
     if args.suggest and not args.topology:
         raise ValueError("--suggest: say for which machine: add --topology, as v5e:8x8")

@@ -253,6 +253,7 @@ def _train_to_boundary(pack: Pack, on_event) -> None:
         read()
         for member in members.values():
             member.advance()
+        pack.num_steps_done += 1
         pending = metrics
         steps_left -= 1
         if any(m.wants_evaluation for m in members.values()):
@@ -284,13 +285,15 @@ def _agree(flag: bool) -> bool:
 
 
 def _agreed(pack: Pack, stop: bool, save: bool) -> str | None:
-    """What all processes do now: "stop" (and save), "save", or nothing. Process 0 decides."""
+    """What all processes do now: "stop" (and save), "save", or nothing. Any may be asked to stop; when to save is for
+    process 0 to decide."""
     if jax.process_count() > 1:
         if pack.num_steps_done % _STEPS_BETWEEN_AGREEMENTS:
             return None
         from jax.experimental import multihost_utils
 
-        stop, save = (bool(b) for b in multihost_utils.broadcast_one_to_all(np.array([stop, save])))
+        wishes = multihost_utils.process_allgather(np.array([stop, save]))
+        stop, save = bool(wishes[:, 0].any()), bool(wishes[0, 1])
     return "stop" if stop else "save" if save else None
 
 

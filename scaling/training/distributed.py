@@ -1,0 +1,127 @@
+"""Several processes, one model: joining JAX's multi-controller, and leaving it when a process is gone.
+
+Every host gives the same command. Process 0 decides what is done and writes what is found; the others do what it
+publishes, task by task, through the coordination service that ``jax.distributed`` has running anyway. In between all
+run the same program, each on the rows of its own devices.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+# A process that says nothing for so long is gone: JAX then ends the others (its own default is 100).
+HEARTBEAT_SECONDS = 30
+_POLL_SECONDS = 5
+_INCOMPLETE = 3  # the commands' exit code
+_WANTED = "write auto, off, or coordinator=HOST:PORT,processes=N,process=I"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What ``jax.distributed.initialize`` is told; all None: it finds out (TPU, Slurm, GKE, Open MPI)."""
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+
+def parse(text: str) -> Place | None:
+    """``auto``, ``off`` (None) or the three written out. Raises ValueError."""
+    if text in ("auto", "off"):
+        return Place() if text == "auto" else None
+    parts = dict(part.partition("=")[::2] for part in text.split(","))
+    if sorted(parts) != ["coordinator", "process", "processes"]:
+        raise ValueError(f"--distributed {text}: {_WANTED}")
+    if not re.fullmatch(r"[^\s:]+:\d+", parts["coordinator"]):
+        raise ValueError(f"--distributed: coordinator is {parts['coordinator']!r}: write host:port of process 0")
+    for name in ("processes", "process"):
+        if not parts[name].isdecimal():
+            raise ValueError(f"--distributed: {name} is {parts[name]!r}: write a whole number")
+    processes, process = int(parts["processes"]), int(parts["process"])
+    if not process < processes:
+        raise ValueError(f"--distributed: process is {process} of {processes}: write 0 to {processes - 1}")
+    return Place(parts["coordinator"], processes, process)
+
+
+class Group:
+    """The processes of one command, as one of them sees them."""
+
+    def __init__(self, process: int, processes: int, client):
+        self.process, self.processes = process, processes
+        self._client = client
+        self._num_published = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.process == 0
+
+    def publish(self, message: dict) -> None:
+        """Process 0 gives the others something to do."""
+        self._client.key_value_set(f"scaling/task/{self._num_published}", json.dumps(message))
+        self._num_published += 1
+
+    def published(self) -> Iterator[dict]:
+        """What process 0 gives to do, in order; the last item is its last word, ``{"stop": exit code}``."""
+        while True:
+            message = self._wait_for(f"scaling/task/{self._num_published}")
+            self._num_published += 1
+            yield message
+            if "stop" in message:
+                return
+
+    def _wait_for(self, key: str) -> dict:
+        while True:
+            asked = time.monotonic()
+            try:
+                return json.loads(self._client.blocking_key_value_get(key, _POLL_SECONDS * 1000))
+            except Exception as e:  # the client's errors have no type of their own
+                if "DEADLINE_EXCEEDED" not in str(e):
+                    self.abandon(f"process 0 does not answer ({str(e).partition(chr(10))[0][:120]})")
+                time.sleep(max(0.0, 0.1 - (time.monotonic() - asked)))
+
+    def abandon(self, reason: str) -> NoReturn:
+        """Ends this process at once with one line: the others cannot go on without each other, and an orderly end
+        would wait for one that is gone."""
+        print(
+            f"error: process {self.process} of {self.processes} stops: {reason}; what was saved is kept: give the same "
+            "command on every host again, on as many as there are",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(_INCOMPLETE)
+
+
+def join(place: Place) -> Group:
+    """Joins the other processes. Call it before JAX has touched a device.
+
+    Raises ValueError when nothing says who the others are, or they cannot be reached.
+    """
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as e:
+        line = str(e).partition("\n")[0][:200]
+        how = "neither TPU, Slurm, GKE nor Open MPI says who the others are" if place == Place() else "not joined"
+        raise ValueError(f"--distributed: {how} ({line}): {_WANTED}") from None
+    from jax._src import distributed  # the client has no public name; Orbax takes it from here too
+
+    return Group(jax.process_index(), jax.process_count(), distributed.global_state.client)
+
+
+def leave() -> None:
+    """Waits for the others, so that nobody takes an early end for a death."""
+    import jax
+
+    jax.distributed.shutdown()

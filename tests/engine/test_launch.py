@@ -1,0 +1,136 @@
+"""Launch files against what would read them: bash, sbatch, and the fields of the JobSet API."""
+
+import subprocess
+
+import pytest
+import yaml
+
+from scaling import sweep
+from scaling.engine import launch
+from tests.engine import slurm_cluster
+
+# Fields and types of jobset.x-k8s.io/v1alpha2 and, from its template on, of batch/v1 Job and core/v1 Pod, as far as a
+# manifest of ours has use for them; a mapping stands for an object with no other fields, a list for a list of such.
+NAMES = {str: str}
+JOBSET = {
+    "apiVersion": str,
+    "kind": str,
+    "metadata": {"name": str, "annotations": NAMES},
+    "spec": {
+        "failurePolicy": {"maxRestarts": int, "restartStrategy": str},
+        "replicatedJobs": [{
+            "name": str,
+            "replicas": int,
+            "template": {"metadata": {"annotations": NAMES}, "spec": {
+                "parallelism": int, "completions": int, "completionMode": str, "backoffLimit": int,
+                "template": {"spec": {
+                    "restartPolicy": str, "terminationGracePeriodSeconds": int, "nodeSelector": NAMES,
+                    "containers": [{
+                        "name": str, "image": str, "command": [str], "env": [{"name": str, "value": str}],
+                        "ports": [{"containerPort": int}], "resources": {"limits": {str: int}},
+                        "volumeMounts": [{"name": str, "mountPath": str}],
+                    }],
+                    "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}],
+                }},
+            }},
+        }],
+    },
+}  # fmt: skip
+
+
+def check(value, schema, path="manifest"):
+    if isinstance(schema, type):
+        assert type(value) is schema, f"{path} is {value!r}"
+    elif isinstance(schema, list):
+        assert isinstance(value, list), path
+        for i, item in enumerate(value):
+            check(item, schema[0], f"{path}[{i}]")
+    elif str in schema:
+        assert all(isinstance(k, str) and isinstance(v, schema[str]) for k, v in value.items()), path
+    else:
+        assert set(value) <= set(schema), f"{path} has {set(value) - set(schema)}"
+        for key, item in value.items():
+            check(item, schema[key], f"{path}.{key}")
+
+
+def printed(capsys, *options: str) -> str:
+    assert sweep.main(["--grid", "sweeps/smoke.yaml", "--print-launch", *options]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "topology, accelerator, machine, hosts",
+    [
+        ("v5e:8x8", "tpu-v5-lite-podslice", "ct5lp-hightpu-4t", 16),
+        ("v5p:4x4x4", "tpu-v5p-slice", "ct5p-hightpu-4t", 16),
+        ("v6e:16x16", "tpu-v6e-slice", "ct6e-standard-4t", 64),
+    ],
+)
+def test_the_manifest_is_a_jobset(capsys, topology, accelerator, machine, hosts):
+    text = printed(capsys, "gke", "--topology", topology)
+    manifest = yaml.safe_load(text)
+    check(manifest, JOBSET)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = manifest["spec"]["replicatedJobs"]
+    job = job["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == hosts
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == accelerator
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology.partition(":")[2]
+    assert f"{hosts} × {machine}" in text
+    container = pod["containers"][0]
+    assert container["resources"]["limits"]["google.com/tpu"] == 4
+    assert container["command"][2].startswith("python -m scaling.sweep --grid sweeps/smoke.yaml --executor inline")
+
+
+@pytest.mark.parametrize(
+    "topology, accelerator", [("v5e:8x8", "v5litepod-64"), ("v5p:4x4x4", "v5p-128"), ("v6e:16x16", "v6e-256")]
+)
+def test_a_slice_is_named_as_google_names_it(capsys, topology, accelerator):
+    text = printed(capsys, "tpu", "--topology", topology)
+    assert f"--accelerator-type={accelerator} " in text
+    assert text.count("--worker=all") == 2
+
+
+@pytest.mark.parametrize("target", ["tpu", "slurm"])
+def test_bash_can_read_it(capsys, target):
+    text = printed(capsys, target)
+    done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_the_sweep_was_told_is_passed_on(capsys):
+    text = printed(capsys, "slurm", "--devices", "16", "--pack", "2", "--results", "out/x", "--workdir", "/scratch/x")
+    assert "#SBATCH --nodes=2\n" in text
+    assert "#SBATCH --ntasks-per-node=8\n" in text  # a process each GPU, as JAX reads Slurm
+    assert '--distributed auto --pack 2 --results "out/x" --workdir "/scratch/x"' in text
+
+
+def test_what_cannot_be_is_refused(capsys):
+    for options, says in (
+        (["gke", "--topology", "v9:2x2"], "write a slice of v5e, v5p, v6e and its shape"),
+        (["slurm", "--devices", "12"], "--devices 12: write a multiple of 8"),
+    ):
+        assert sweep.main(["--grid", "sweeps/smoke.yaml", "--print-launch", *options]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_names_become_names():
+    assert launch._slug("Pretrain_7b") == "pretrain-7b"
+    assert launch._slug("7b") == "sweep-7b"
+
+
+@pytest.mark.slow
+def test_slurm_would_take_it(tmp_path, capsys):
+    if reason := slurm_cluster.missing():
+        pytest.skip(reason)
+    text = printed(capsys, "slurm", "--devices", "1").replace("#SBATCH --gpus-per-node=1\n", "")  # this node has none
+    text = text.replace("--cpus-per-task=8", "--cpus-per-task=1")
+    script = tmp_path / "sweep.sbatch"
+    script.write_text(text)
+    with slurm_cluster.cluster(tmp_path / "cluster") as environment:
+        done = subprocess.run(
+            ["sbatch", "--test-only", script], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert "to start at" in done.stderr

@@ -1,0 +1,147 @@
+"""Two processes of four virtual devices each: the same losses as one process, after a kill too."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scaling import grid
+from scaling.training import distributed
+
+ROOT = Path(__file__).resolve().parents[2]
+GRID = """
+recipe: none
+base:
+  model: {d_model: 32, num_layers: 2, num_heads: 4, num_kv_heads: 4, head_dim: 8, d_ff: 64}
+  data: {source: "text:SOURCE", seq_len: 32}
+  optim: {peak_lr: 0.01, warmup_tokens: 1000}
+  eval: {num_points: 5, curve_tokens: 1024}
+  batch_size: 8
+  horizon: {steps: STEPS}
+seeds: [0, 1]  # the second never trains, so that the command draws no figures
+execution: {mesh: {data: 2, fsdp: 2, tensor: 2}, checkpoint_seconds: 1}
+fit: {bootstrap: 0}
+"""
+
+
+def test_how_processes_are_named():
+    assert distributed.parse("off") is None
+    assert distributed.parse("auto") == distributed.Place()
+    written = "coordinator=10.0.0.1:1234,processes=2,process=1"
+    assert distributed.parse(written) == distributed.Place("10.0.0.1:1234", 2, 1)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("yes", r"--distributed yes: write auto, off, or coordinator="),
+        ("coordinator=here,processes=2,process=0", r"coordinator is 'here': write host:port"),
+        ("coordinator=here:1,processes=two,process=0", r"processes is 'two': write a whole number"),
+        ("coordinator=here:1,processes=2,process=2", r"process is 2 of 2: write 0 to 1"),
+    ],
+)
+def test_bad_places_say_what_to_write(text, says):
+    with pytest.raises(ValueError, match=says):
+        distributed.parse(text)
+
+
+class Command:
+    """``scaling.sweep`` on one or two hosts that share their folders."""
+
+    def __init__(self, tmp_path: Path, steps: int):
+        source = tmp_path / "text"
+        if not source.exists():
+            source.mkdir()
+            for i in range(40):
+                words = " ".join(str((i * 7919 + j * j * 31) % 997) for j in range(400))
+                (source / f"{i}.txt").write_text(words)
+        self.folder = tmp_path
+        self.grid = tmp_path / "grid.yaml"
+        self.grid.write_text(GRID.replace("SOURCE", str(source)).replace("STEPS", str(steps)))
+
+        self.run_id = grid.load(self.grid).cells[0].run.run_id
+
+    def start(self, name: str, hosts: int) -> list[subprocess.Popen]:
+        with socket.socket() as s:
+            s.bind(("localhost", 0))
+            port = s.getsockname()[1]
+        return [self._host(name, hosts, i, port) for i in range(hosts)]
+
+    def _host(self, name: str, hosts: int, i: int, port: int) -> subprocess.Popen:
+        command = [sys.executable, "-m", "scaling.sweep", "--grid", self.grid, "--executor", "inline"]
+        command += [
+            "--only",
+            self.run_id,
+            "--results",
+            self.folder / name / "results",
+            "--workdir",
+            self.folder / name / "work",
+        ]
+        if hosts > 1:
+            command += ["--distributed", f"coordinator=localhost:{port},processes={hosts},process={i}"]
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(8 // hosts)}
+        env |= {"SCALING_CACHE": str(self.folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+    def run(self, name: str, hosts: int) -> list[tuple[str, str]]:
+        processes = self.start(name, hosts)
+        out = [p.communicate(timeout=600) for p in processes]
+        assert [p.returncode for p in processes] == [0] * hosts, out
+        return out
+
+    def record(self, name: str) -> dict:
+        (path,) = (self.folder / name / "results" / "runs").glob("*.json")
+        return json.loads(path.read_text())
+
+    def steps_saved(self, name: str) -> list[int]:
+        paths = (self.folder / name / "work" / "checkpoints").glob("*/*")
+        return sorted(int(p.name) for p in paths if p.name.isdigit())
+
+
+def assert_same_training(one: dict, other: dict) -> None:
+    assert one["run_id"] == other["run_id"]
+    assert one["curve"]["step"] == other["curve"]["step"]
+    assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    for column in ("loss", "train_loss"):
+        assert one["curve"][column] == pytest.approx(other["curve"][column], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_and_one_may_die(tmp_path):
+    command = Command(tmp_path, steps=160)
+    command.run("one", hosts=1)
+    outputs = command.run("two", hosts=2)
+    assert "1 of 2 cells have no record yet" in outputs[0][0]
+    # The second host says nothing and writes nothing; the library that connects them talks.
+    assert [line for line in outputs[1][0].splitlines() if not line.startswith("[Gloo]")] == []
+    assert_same_training(command.record("one"), command.record("two"))
+    assert command.record("two")["environment"]["num_processes"] == 2
+
+    # The second host dies once there is a checkpoint; the first stops within a minute, with one line.
+    first, second = command.start("killed", hosts=2)
+    deadline = time.monotonic() + 300
+    while not command.steps_saved("killed"):
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.02)
+    second.send_signal(signal.SIGKILL)
+    died = time.monotonic()
+    _, errors = first.communicate(timeout=90)
+    second.communicate()
+    assert time.monotonic() - died < 60
+    assert first.returncode != 0
+    said = [line for line in errors.splitlines() if line.startswith("error: process 0 of 2 stops: ")]
+    assert len(said) == 1, errors
+    assert "give the same command" in said[0]
+
+    # On one host it goes on from the checkpoint, with the same batches and the same losses.
+    saved = command.steps_saved("killed")[-1]
+    assert 0 < saved < 160
+    command.run("killed", hosts=1)
+    assert_same_training(command.record("one"), command.record("killed"))
