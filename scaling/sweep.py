@@ -96,7 +96,7 @@ def _on_this_host(args: argparse.Namespace, typed: str, console: Console, loop: 
         group = distributed.join(place)
     if not group.is_first:
         code = hosts.follow(group, _cache_dir(), loop)
-        distributed.leave()
+        group.leave()
         return code
     code = INTERRUPTED
     try:
@@ -106,7 +106,7 @@ def _on_this_host(args: argparse.Namespace, typed: str, console: Console, loop: 
         raise
     finally:
         group.publish({"stop": code})
-        distributed.leave()
+        group.leave()
     return code
 
 

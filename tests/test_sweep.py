@@ -507,9 +507,10 @@ def test_the_pod_study_is_planned_without_data_or_device(tmp_path, monkeypatch, 
     said = " ".join(capsys.readouterr().out.split())
     total = re.search(r"28 cells, 28 to do on 1 worker: about ([\d:]+), \$([\d,]+), ([\d.e+]+) kWh", said)
     assert total, said
-    # 4.8e21 FLOPs on 64 devices of 989e12 FLOP/s: at full use 21 hours, at the published shares about 50.
+    # 4.8e21 FLOPs on 64 devices of 989e12 FLOP/s: at full use 21 hours, at the published shares about 50; a tenth less
+    # where cells share trunks.
     hours = int(total[1].split(":")[0])
-    assert 21 / 0.47 < hours < 21 / 0.34
+    assert 0.85 * 21 / 0.47 < hours < 21 / 0.34
     assert float(total[2].replace(",", "")) == pytest.approx(hours * 64 * 3.99, rel=0.03)
     assert float(total[3]) == pytest.approx(hours * 64 * 0.7, rel=0.03)
     assert not (tmp_path / "cache").exists()

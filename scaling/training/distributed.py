@@ -9,13 +9,14 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-# A process that says nothing for so long is gone: JAX then ends the others (its own default is 100).
-HEARTBEAT_SECONDS = 30
+# A process that says nothing for so long is gone.
+SILENCE_SECONDS = 30
 _POLL_SECONDS = 5
 _INCOMPLETE = 3  # the commands' exit code
 _WANTED = "write auto, off, or coordinator=HOST:PORT,processes=N,process=I"
@@ -49,16 +50,48 @@ def parse(text: str) -> Place | None:
 
 
 class Group:
-    """The processes of one command, as one of them sees them."""
+    """The processes of one command, as one of them sees them.
+
+    Each says every few seconds that it is there, and ends when another has not for ``SILENCE_SECONDS``: a computation
+    or a checkpoint that waits for a process that is gone would wait for ever, or for many minutes.
+    """
 
     def __init__(self, process: int, processes: int, client):
         self.process, self.processes = process, processes
         self._client = client
         self._num_published = 0
+        self._left = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def is_first(self) -> bool:
         return self.process == 0
+
+    def _watch(self) -> None:
+        others = {i: (None, time.monotonic()) for i in range(self.processes) if i != self.process}
+        count = 0
+        while not self._left.wait(_POLL_SECONDS):
+            count += 1
+            try:
+                self._client.key_value_set(f"scaling/alive/{self.process}", str(count), allow_overwrite=True)
+                said = dict(self._client.key_value_dir_get("scaling/alive/"))
+            except Exception as e:  # the client's errors have no type of their own
+                if not self._left.is_set():
+                    self.abandon(f"process 0 does not answer ({_first_line(e)})")
+                return
+            for i, (last, since) in others.items():
+                now = said.get(f"scaling/alive/{i}")
+                if now != last:
+                    others[i] = now, time.monotonic()
+                elif time.monotonic() - since > SILENCE_SECONDS and not self._left.is_set():
+                    self.abandon(f"process {i} has said nothing for {SILENCE_SECONDS} seconds")
+
+    def leave(self) -> None:
+        """Waits for the others, so that nobody takes an early end for a death."""
+        import jax
+
+        self._left.set()
+        jax.distributed.shutdown()
 
     def publish(self, message: dict) -> None:
         """Process 0 gives the others something to do."""
@@ -81,7 +114,7 @@ class Group:
                 return json.loads(self._client.blocking_key_value_get(key, _POLL_SECONDS * 1000))
             except Exception as e:  # the client's errors have no type of their own
                 if "DEADLINE_EXCEEDED" not in str(e):
-                    self.abandon(f"process 0 does not answer ({str(e).partition(chr(10))[0][:120]})")
+                    self.abandon(f"process 0 does not answer ({_first_line(e)})")
                 time.sleep(max(0.0, 0.1 - (time.monotonic() - asked)))
 
     def abandon(self, reason: str) -> NoReturn:
@@ -105,23 +138,14 @@ def join(place: Place) -> Group:
     import jax
 
     try:
-        jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        jax.distributed.initialize(place.coordinator, place.processes, place.process)
     except (ValueError, RuntimeError) as e:
-        line = str(e).partition("\n")[0][:200]
         how = "neither TPU, Slurm, GKE nor Open MPI says who the others are" if place == Place() else "not joined"
-        raise ValueError(f"--distributed: {how} ({line}): {_WANTED}") from None
+        raise ValueError(f"--distributed: {how} ({_first_line(e)}): {_WANTED}") from None
     from jax._src import distributed  # the client has no public name; Orbax takes it from here too
 
     return Group(jax.process_index(), jax.process_count(), distributed.global_state.client)
 
 
-def leave() -> None:
-    """Waits for the others, so that nobody takes an early end for a death."""
-    import jax
-
-    jax.distributed.shutdown()
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:150]
