@@ -68,7 +68,7 @@ def _chips(shape: str) -> int:
 def _command(args: argparse.Namespace, name: str, results: str, workdir: str) -> str:
     words = ["python", "-m", "scaling.sweep", "--grid", args.grid, "--executor", "inline", "--distributed", "auto"]
     words += [word for run_id in args.only for word in ("--only", run_id)]
-    if args.pack != 1:
+    if args.pack != "auto":
         words += ["--pack", str(args.pack)]
     folders = f'--results "{args.results or results}" --workdir "{args.workdir or workdir}"'
     return f"{shlex.join(words)} {folders}"
