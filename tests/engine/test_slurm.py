@@ -265,3 +265,44 @@ def test_the_plan_asks_sbatch_and_submits_nothing(here, capsys):
     assert run("--plan", "--executor", "slurm", "--slurm", "partition=nope") == 2
     assert "sbatch --test-only: " in capsys.readouterr().err
     assert slurm_book.queue(["g"]) == {}
+
+
+REAL_GRID = """
+recipe: default@1
+base:
+  data: {source: "text:text", seq_len: 32, validation_fraction: 0.2}
+  eval: {num_points: 5, curve_tokens: 1024}
+isoflop: {rule: exact, sizes: [8, 16, 24], budgets: [1e10]}
+fit: {bootstrap: 20}
+"""
+
+
+@pytest.mark.slow
+def test_real_runs_requeued_leave_the_records_of_an_inline_sweep(cluster, tmp_path, monkeypatch):
+    """Every job is told once that its time is up; what it saved then is where its second try begins."""
+    pytest.importorskip("tensorflow_datasets")
+    for key, value in {**cluster, "PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": ""}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCALING_CACHE", raising=False)
+    Path("g.yaml").write_text(REAL_GRID)
+    Path("text").mkdir()
+    for i in range(100):
+        Path("text", f"{i}.txt").write_text(" ".join(str((i + 7 * k) ** 2) for k in range(400)))
+    command = [sys.executable, "-m", "scaling.sweep", "--grid", "g.yaml"]
+    process = subprocess.Popen([*command, *SLURM], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    told = set()
+    while process.poll() is None:
+        for job in {sign["job"] for sign in signs_under_way()} - told:
+            told.add(job)
+            subprocess.run(["scancel", "--signal=USR2", job], check=False, capture_output=True)
+        time.sleep(0.1)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert told
+    assert "was requeued; goes on from its last checkpoint" in out
+    inline = [*command, "--results", "results/h", "--workdir", ".scaling/h", "--executor", "inline"]
+    done = subprocess.run(inline, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(science()) == 3
+    assert science() == science("results/h")
