@@ -129,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--grid", required=True, metavar="FILE", help="the grid, a YAML file such as sweeps/chinchilla.yaml")
     add("--plan", action="store_true", help="print what it would cost and stop")
-    add("--results", metavar="DIR", type=Path, help="records, laws and report (default results/<grid's name>)")
-    add("--workdir", metavar="DIR", type=Path, help="checkpoints and logs (default .scaling/<grid's name>)")
+    add("--results", metavar="DIR", type=_folder, help="records, laws and report (default results/<grid's name>)")
+    add("--workdir", metavar="DIR", type=_folder, help="checkpoints and logs (default .scaling/<grid's name>)")
     add("--only", metavar="RUN_ID", nargs="+", default=[], help="train these cells alone (first digits suffice)")
     add("--shard", metavar="I/N", type=_shard, help="train every N-th cell, the I-th share of 1…N: one per machine")
     add("--status", action="store_true", help="print what is done, runs, waits or failed, and stop")
@@ -160,6 +160,12 @@ def _positive(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ 1")
     return int(text)
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:  # as a path it would become a folder called "gs:" here
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder: mount the bucket (gcsfuse) and write where it is")
+    return Path(text)
 
 
 def _workers(text: str) -> int | str:

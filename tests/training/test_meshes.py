@@ -76,3 +76,17 @@ def test_losses_do_not_depend_on_the_mesh(capsys):
     assert max(d for dtype, *_, d in table if dtype == "float32") < 1e-5
     # Products of other shapes are rounded elsewhere, by 2^-9 each.
     assert max(d for dtype, *_, d in table if dtype == "bfloat16") < 0.02
+
+
+@pytest.mark.slow
+def test_no_device_ever_holds_the_whole_model():
+    """Initialised where it belongs: what a device needs for that is a few times its own eighth of the weights."""
+    model = dataclasses.replace(MODEL, d_model=256, d_ff=1024, num_layers=4, num_heads=8, head_dim=32, vocab_size=4096)
+    run = dataclasses.replace(RUN, model=model)
+    whole = 4 * accounting.param_counts(model)["total"]
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())
+    with jax.set_mesh(mesh):
+        memory = step.programs(program_key(run), ExecutionConfig(), 1, mesh).init.memory_analysis()
+    # Weights and two moments, an eighth each; the norms are on every device.
+    assert memory.output_size_in_bytes < 3 * whole / 8 * 1.02
+    assert memory.temp_size_in_bytes < whole / 2
