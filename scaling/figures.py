@@ -6,10 +6,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from scaling import plots, truth
+from scaling import evidence, plots, truth
 from scaling.axes import LABELS, engineering, mathtext
 from scaling.laws import forms
-from scaling.laws.analysis import select
+from scaling.laws.approaches import select
 from scaling.laws.observations import from_table
 
 FULL, HALF = 11.0, 5.6  # widths of a figure in inches: the page, and half of it
@@ -93,7 +93,7 @@ def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) ->
     rates_first = is_about_rates(learning_rates, done)
     if learning_rates and rates_first:
         yield _learning_rate(learning_rates)
-    for figure in (_exponents, _excess, _isoflop, _surface, _allocation, _forecast, _residuals, _power_laws):
+    for figure in FIGURES:
         drawing = figure(done, fit) if len(done) else None
         if drawing:
             yield drawing
@@ -261,6 +261,89 @@ def _residuals(done, fit) -> Drawing | None:
     return Drawing("residuals", "Residuals of the parametric law", caption, figure)
 
 
+def _profiles(done, fit) -> Drawing | None:
+    law = _part(fit, "laws").get(_part(fit, "allocation").get("law")) or {}
+    walked = law.get("profiles") or {}
+    if not walked:
+        return None
+    derived = _part(_part(fit, "allocation"), "profiles")
+    panels = [(k, p | {"interval": law["profile_intervals"][k]}, law["params"][k]) for k, p in walked.items()]
+    panels += [(k, p, p["value"]) for k, p in derived.items() if len(p["grid"]) > 2]
+    columns, rows = 4, -(-len(panels) // 4)
+    figure = Figure(figsize=(FULL, 2.35 * rows))
+    figure.get_layout_engine().set(h_pad=0.07, w_pad=0.06)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    resampled = law.get("bootstrap_intervals") or {}
+    resampled |= {k: v for k in ("a", "b", "a_local") if (v := fit["allocation"].get(f"{k}_bootstrap_interval"))}
+    for ax, (name, entry, value) in zip(axes.ravel(), panels):
+        evidence.profile(ax, name, entry, law["profile_cut"], value, resampled.get(name))
+    for ax in axes.ravel()[len(panels) :]:
+        ax.remove()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("deviance")
+    top = _part(fit, "allocation").get("fitted_flops")
+    caption = (
+        "How much worse the law fits when one quantity is held and all else refitted (dots). The shaded interval ends "
+        f"where the deviance crosses the dashed level ({100 * law['level']:.0f} %); the bar below is the bootstrap's."
+    )
+    if derived and top:
+        caption += f" N*, D*, their ratio and L* are those at {engineering_flops(top[1])} FLOPs, the largest fitted."
+    return Drawing("profiles", "Profile likelihoods", caption, figure)
+
+
+def engineering_flops(value: float) -> str:
+    """2.9e19, without the plus that Python writes."""
+    return f"{value:.2g}".replace("e+", "e")
+
+
+def _clouds(done, fit) -> Drawing | None:
+    name = _part(fit, "allocation").get("law")
+    law = _part(fit, "laws").get(name) or {}
+    draws = law.get("draws") or {}
+    pairs = cloud_pairs(forms.FORMS[name]) if name in forms.FORMS else []
+    if len(next(iter(draws.values()), ())) < 20 or not pairs:
+        return None
+    figure = Figure(figsize=(FULL, 3.2))
+    for ax, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs):
+        evidence.cloud(ax, draws, law["params"], pair)
+    caption = (
+        f"{len(next(iter(draws.values())))} of the {law['num_bootstrap']} bootstrap replicates; the star is the fit. "
+        "An amplitude and its exponent move together so closely that neither means much without the other."
+    )
+    return Drawing("clouds", "How the parameters move together", caption, figure)
+
+
+def cloud_pairs(form) -> list[tuple[str, str]]:
+    """Pairs worth seeing: the exponents, each amplitude with its exponent, the offset with the first exponent."""
+    with_exponent = [
+        (name, p.of[0][0])
+        for name, p in form.parameters.items()
+        if p.kind == "amplitude" and p.of[0][0] in form.parameters
+    ]
+    exponents = list(dict.fromkeys(e for _, e in with_exponent))
+    pairs = [tuple(exponents[:2])] if len(exponents) > 1 else []
+    pairs += with_exponent[:2]
+    if "E" in form.parameters and exponents:
+        pairs.append(("E", exponents[0]))
+    return pairs
+
+
+def _forecast_growth(done, fit) -> Drawing | None:
+    members = _part(fit, "combination").get("members") or []
+    if not members:
+        return None
+    figure = Figure(figsize=(FULL, 3.7))
+    left, right = figure.subplots(1, 2)
+    evidence.forecast_growth(left, members)
+    evidence.forecast_distance(right, members)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    caption = (
+        "Each form, fitted to the runs up to some compute, forecasts every run beyond it: by the range that was "
+        "fitted, and by how far beyond it the run lies. The forecast of new runs weighs the forms by these errors."
+    )
+    return Drawing("forecast_growth", "Forecast error against compute held out", caption, figure)
+
+
 def _power_laws(done, fit) -> Drawing | None:
     panels = {"num_params": "kaplan_n", "num_tokens": "kaplan_d", "flops": "kaplan_c"}
     found = {q: law for q, name in panels.items() for law in (name, f"{name}_offset") if predictor(fit, law)}
@@ -329,3 +412,9 @@ def _learning_rate(cells: Sequence[Mapping]) -> Drawing:
         f"Final loss against the peak rate, a panel per size, a line per horizon. A star is the best rate: {where}."
     )
     return Drawing("learning_rate", "Learning rate", caption, figure)
+
+
+FIGURES = (
+    _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth, _residuals, _profiles, _clouds,
+    _power_laws,
+)  # fmt: skip

@@ -42,7 +42,7 @@ def fit_law(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code (2: bad input, said in one line)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     try:
         _run(arguments)
     except ValueError as e:
@@ -57,17 +57,23 @@ def _parser() -> argparse.ArgumentParser:
         description="Fits scaling laws to the records of a sweep or to a CSV (num_params,num_tokens,loss[,flops]), "
         "with intervals and the evidence that each optimum was found. Writes fit.json and figures.",
     )
-    parser.add_argument("source", metavar="SOURCE", help="a results folder, or a CSV (aliases N, D, L, C; # comments)")
+    parser.add_argument(
+        "source", nargs="?", metavar="SOURCE", help="a results folder, or a CSV (aliases N, D, L, C; # comments)"
+    )
     parser.add_argument(
         "--law", nargs="+", action="extend", metavar="NAME",
-        help=f"laws to fit (default: {' '.join(DEFAULT_LAWS)}); any of {', '.join(forms.FORMS)}, "
-        "package.module:function, or all: every law the columns allow, ranked",
+        help=f"laws to fit (default: {' '.join(DEFAULT_LAWS)}), apart by blanks or commas; any of "
+        f"{', '.join(forms.FORMS)}, package.module:function, or all: every law the columns allow, ranked",
     )  # fmt: skip
-    parser.add_argument("--loss", default="huber", help="huber (default), lad or squared, on log loss")
+    parser.add_argument("--loss", default="huber", help="huber (default), lad, squared or asymmetric, on log loss")
+    parser.add_argument("--tau", type=float, help="quantile of --loss asymmetric (.5: as Huber's)")
     parser.add_argument("--delta", type=float, help="Huber's δ (default: 1.345 × the residuals' scale; 1e-3 is usual)")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--holdout-flops", type=float, metavar="C", help="leave out, and forecast, runs above C FLOPs")
+    parser.add_argument(
+        "--one-law", action="store_true", help="forecast from the first law of N and D, not from several forms combined"
+    )
     parser.add_argument("--num-params", default="non_embedding", help="which count of a results folder (or total …)")
     parser.add_argument("--flops", default="exact", help="which FLOP rule of a results folder (or 6ND, kaplan …)")
     parser.add_argument(
@@ -79,6 +85,21 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="where fit.json and figures/ go (default: SOURCE's folder)"
     )
     return parser
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, SOURCE before or after the options."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    laws = [name for word in arguments.law or () for name in word.split(",") if name]
+    if arguments.source is None:
+        # --law takes every word that follows it: a last one that names no law is SOURCE.
+        if not laws or laws[-1] in forms.FORMS or laws[-1] == "all" or ":" in laws[-1]:
+            parser.error("SOURCE is missing: write a results folder or a CSV")
+        laws.pop()
+        arguments.source = arguments.law[-1]
+    arguments.law = laws
+    return arguments
 
 
 def load(source: Path):
@@ -100,15 +121,19 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if arguments.bootstrap < 0:
         raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
+    if arguments.tau is not None and arguments.loss != "asymmetric":
+        raise ValueError(f"--tau is the quantile of --loss asymmetric, and --loss is {arguments.loss}: write both")
     source = Path(arguments.source)
     table, curves = load(source)
     reading = {"holdout_flops": arguments.holdout_flops, "source": str(arguments.source)}
     objective = {"loss": arguments.loss, "delta": arguments.delta}
+    objective["tau"] = 0.5 if arguments.tau is None else arguments.tau
     resampling = {"bootstrap": arguments.bootstrap, "seed": arguments.seed}
     counted = {"num_params": arguments.num_params, "flops": arguments.flops}
     asked = arguments.law or DEFAULT_LAWS
     laws = dict.fromkeys([*(DEFAULT_LAWS if "all" in asked else ()), *(law for law in asked if law != "all")])
-    analysis = analyse(table, curves, laws=tuple(laws), **counted, **reading, **objective, **resampling)
+    options = {"combined": not arguments.one_law, **counted, **reading, **objective, **resampling}
+    analysis = analyse(table, curves, laws=tuple(laws), **options)
     payload = analysis.to_json()
     if "all" in asked:
         rows = compare.laws(analysis.observations, compare.surfaces(analysis.observations), **objective)
@@ -140,6 +165,8 @@ def show(console, payload: dict) -> None:
     console.print(_exponent_table(payload))
     if payload["allocation"].get("tokens_per_param"):
         console.print(_ratio_table(payload["allocation"]))
+    if payload.get("combination"):
+        console.print(_combination_table(payload["combination"]["members"]))
     if payload["forecast"]:
         console.print(_forecast_table(payload["forecast"]))
     if payload.get("comparison"):
@@ -184,14 +211,16 @@ def _law_table(name: str, entry: dict):
         f"objective {entry['objective']:.8g}; residual RMS {100 * entry['residual_rmse']:.2g} %; {evidence}"
     )
     # Resampling and the profile see different things in a weakly identified law: show both where both are known.
-    both = entry["profile_intervals"] and entry["interval_method"] != "profile"
+    other = "bootstrap" if entry["interval_method"] == "profile" else "profile"
+    beside = entry[f"{other}_intervals"]
+    both = bool(beside) and entry["interval_method"] != "delta"
     columns = [
         f"{100 * entry['level']:.0f} % by {entry['interval_method'].split()[0]}",
-        *(["by profile"] if both else []),
+        *(["by " + other] if both else []),
     ]
     table = _table(title, "parameter", "value", "standard error", *columns)
     for parameter, value in entry["params"].items():
-        intervals = [entry["intervals"][parameter], *([entry["profile_intervals"].get(parameter)] if both else [])]
+        intervals = [entry["intervals"][parameter], *([beside.get(parameter)] if both else [])]
         table.add_row(parameter, _number(value), _number(entry["standard_errors"][parameter]), *map(_range, intervals))
     return table
 
@@ -237,6 +266,16 @@ def _forecast_table(rows: list[dict]):
             row["run_id"], f"{row['flops']:.3g}", f"{row['predicted']:.4f}",
             f"{row['interval'][0]:.4f} … {row['interval'][1]:.4f}", f"{actual:.4f}" if actual else "–", error,
         )  # fmt: skip
+    return table
+
+
+def _combination_table(members: list[dict]):
+    title = "\nForms behind a forecast: each fitted to the smaller runs, asked for the larger ones"
+    steps = [c["fitted_up_to"] for c in members[0]["cuts"]]
+    table = _table(title, "form", "weight", *[f"fitted to {C:.2g}" for C in steps])
+    for row in members:
+        found = {c["fitted_up_to"]: f"{100 * c['mean_error']:.2f} %" for c in row["cuts"]}
+        table.add_row(row["law"], f"{row['weight']:.2f}", *[found.get(C, "–") for C in steps])
     return table
 
 

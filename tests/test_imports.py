@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic", "yaml"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 CORE = {"config", "accounting", "records", "recipes", "shapes", "schema", "grid"}
-ANALYSIS = {"laws", "axes", "plots", "truth", "figures", "report", "fit"}
+ANALYSIS = {"laws", "axes", "plots", "truth", "evidence", "figures", "report", "fit"}
 
 # For each part, the parts it may import. A part is a folder, or a module at the top.
 MAY_IMPORT = {
@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "axes": set(),
     "plots": {"records", "laws", "axes"},
     "truth": {"records", "axes"},
-    "figures": {"records", "laws", "plots", "truth", "axes"},
+    "evidence": {"axes"},
+    "figures": {"records", "laws", "plots", "truth", "evidence", "axes"},
     "report": {"records", "laws", "plots", "truth", "figures", "axes"},
     "fit": {"records"} | ANALYSIS,
     "data": CORE | {"training"},

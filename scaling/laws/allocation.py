@@ -1,6 +1,6 @@
 """The compute-optimal allocation: N*(C), D*(C) under the FLOP rule that the records themselves follow."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,17 +104,23 @@ def optimal_num_params(form: Form, params: Mapping[str, np.ndarray], flops: np.n
 
 
 def _root(log_ratio, alpha, beta, log_c, cost, lower, upper):
-    """Bisects β B D^-β dlog c/dlog N - α A N^-α, which rises with N."""
+    """The root of β B D^-β dlog c/dlog N - α A N^-α, which rises with N: Newton's steps in log N, kept in a bracket."""
     shape = np.broadcast_shapes(log_ratio.shape, log_c.shape)
     lo, hi = np.broadcast_to(lower, shape).copy(), np.broadcast_to(upper, shape).copy()
+    x = np.clip((log_ratio + beta * (log_c - np.log(6.0 * cost.factor))) / (alpha + beta), lo, hi)
     for _ in range(BISECTIONS):
-        mid = 0.5 * (lo + hi)
-        n = np.exp(mid)
+        n = np.exp(x)
         log_d = log_c - np.log(cost.flops_per_token(n))
         elasticity = np.maximum(cost.elasticity(n), 1e-300)
-        above = -beta * log_d + np.log(elasticity) > log_ratio - alpha * mid
-        lo, hi = np.where(above, lo, mid), np.where(above, mid, hi)
-    return 0.5 * (lo + hi)
+        value = -beta * log_d + np.log(elasticity) - log_ratio + alpha * x
+        lo, hi = np.where(value > 0, lo, x), np.where(value > 0, x, hi)
+        step = x - value / (alpha + beta * elasticity)
+        new = np.where((step > lo) & (step < hi), step, 0.5 * (lo + hi))
+        done = np.abs(new - x).max() < 1e-13 * np.abs(x).max()
+        x = new
+        if done:
+            break
+    return x
 
 
 def _minimum(form, params, C, cost, lower, upper):
@@ -151,3 +157,41 @@ def exponents(form: Form, params: Mapping[str, np.ndarray]) -> tuple[np.ndarray,
     alpha = np.asarray(params["alpha"])
     beta = np.asarray(params.get("beta", alpha))
     return beta / (alpha + beta), alpha / (alpha + beta)
+
+
+def quantities(
+    form: Form, flops: tuple[float, float], cost: Cost
+) -> dict[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]]:
+    """What a law of N and D implies, each a function of its parameters, arrays (B,), to an array (B,).
+
+    Exponents ``a``, ``b`` where the form has them; ``a_local``, the mean slope of log N*(C) over the range ``flops``
+    where that is one; at its upper end the optimum's ``num_params``, ``num_tokens``, ``tokens_per_param``, ``loss``.
+    """
+    low, high = map(float, flops)
+
+    def optimum(p, *at):
+        return optimal_num_params(form, {k: np.atleast_1d(v) for k, v in p.items()}, np.array(at), cost)
+
+    def slope(p):
+        n = np.log(optimum(p, low, high))
+        return ((n[:, 1] - n[:, 0]) / np.log(high / low)).clip(1e-12)
+
+    def num_params(p):
+        return optimum(p, high)[:, 0]
+
+    def num_tokens(p):
+        return high / cost.flops_per_token(num_params(p))
+
+    def ratio(p):
+        return num_tokens(p) / num_params(p)
+
+    def loss(p):
+        n = num_params(p)
+        return form.predict(p, num_params=n, num_tokens=high / cost.flops_per_token(n))
+
+    found = {"num_params": num_params, "num_tokens": num_tokens, "tokens_per_param": ratio, "loss": loss}
+    if high > 1.1 * low:
+        found = {"a_local": slope} | found
+    if form.name in ("chinchilla", "chinchilla_tied"):
+        found = {"a": lambda p: exponents(form, p)[0], "b": lambda p: exponents(form, p)[1]} | found
+    return found

@@ -11,9 +11,11 @@ import numpy as np
 
 from scaling.laws import allocation, approaches, bias, forms, uncertainty
 from scaling.laws.allocation import Cost
+from scaling.laws.combine import MEMBERS, Combination, combine
 from scaling.laws.estimate import Fit, fit
+from scaling.laws.forecasting import forecast
 from scaling.laws.observations import Observations, from_table
-from scaling.laws.profile import Profile, profile
+from scaling.laws.profile import Profile, cut, positive_profile, profile
 from scaling.laws.uncertainty import Draws
 
 if TYPE_CHECKING:
@@ -45,8 +47,10 @@ class Analysis:
     seed: int = 0
     level: float = 0.95
     selections: dict[str, str] = field(default_factory=dict)
-    profiles: dict[str, dict[str, Profile]] = field(default_factory=dict)  # law → parameter (and a) → profile
+    profiles: dict[str, dict[str, Profile]] = field(default_factory=dict)  # law → parameter → profile
+    derived: dict[str, Profile] = field(default_factory=dict)  # of the surface law, at the largest compute fitted
     resampled: str = "observation"
+    combination: Combination | None = None
 
     @property
     def surface(self) -> str | None:
@@ -69,6 +73,7 @@ class Analysis:
             "isoflop": self.isoflop,
             "envelope": self.envelope,
             "frontier": self._frontier(),
+            "combination": self._combination(),
             "forecast": self._forecast(held_out),
             "excluded": self.observations.excluded,
             "warnings": list(self.warnings),
@@ -88,8 +93,10 @@ class Analysis:
             "level": self.level,
             "interval_method": method,
             "draws": self._sample(name),
+            "bootstrap_intervals": self._resampled(name) if draws is not None else {},
             "profile_intervals": {k: p.interval for k, p in profiles.items()},
             "profiles": {k: {"grid": p.grid, "deviance": p.deviance} for k, p in profiles.items()},
+            "profile_cut": cut(fitted, self.level),
             "objective": fitted.objective,
             "loss": {"name": fitted.loss.name, "delta": fitted.loss.delta},
             "converged": fitted.converged,
@@ -110,10 +117,6 @@ class Analysis:
     def _uncertainty(self, name: str) -> tuple[dict, dict, str]:
         """Standard errors and intervals of a law's parameters, and how they were found."""
         fitted, draws, profiles = self.fits[name], self.draws.get(name), self.profiles.get(name)
-        if draws is not None and (fitted.num_observations >= MIN_RESAMPLED_ROWS or not profiles):
-            errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
-            intervals = {k: uncertainty.interval(v, self.level) for k, v in draws.params.items()}
-            return errors, intervals, f"bootstrap by {self.resampled}"
         errors, intervals = {}, {}
         covariance = uncertainty.covariance(fitted)
         for parameter in fitted.params:
@@ -121,9 +124,21 @@ class Analysis:
             errors[parameter] = float(np.sqrt(max(slope @ covariance @ slope, 0.0)))
             _, lo, hi = uncertainty.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)
             intervals[parameter] = [float(lo), float(hi)]
-        if draws is not None:
+        if draws is None:
+            return errors, intervals, "delta"
+        if fitted.num_observations >= MIN_RESAMPLED_ROWS or not profiles:
+            errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
+        if self._by_profile(name):
             return errors, {k: profiles[k].interval for k in fitted.params}, "profile"
-        return errors, intervals, "delta"
+        return errors, self._resampled(name), f"bootstrap by {self.resampled}"
+
+    def _by_profile(self, name: str) -> bool:
+        """Whether a law's intervals are its profile's: they hold what they promise on 20 to 60 runs, the bootstrap's
+        hold a little more (tests/laws/test_simulation.py). Rows of one run share noise that a profile does not know."""
+        return bool(self.profiles.get(name)) and self.resampled == "observation" and name in self.draws
+
+    def _resampled(self, name: str) -> dict:
+        return {k: uncertainty.interval(v, self.level) for k, v in self.draws[name].params.items()}
 
     def _sample(self, name: str) -> dict:
         """Some of the surface law's bootstrap draws, for pictures of how its parameters move together."""
@@ -191,21 +206,11 @@ class Analysis:
         flops = self.observations.columns["flops"]
         out = {"law": self.surface, "cost": self.cost.describe(), "cost_max_error": self.cost.max_error}
         out |= {"fitted_flops": [float(flops.min()), float(flops.max())]}
-        if allocation.exponents(fitted.form, fitted.params) is not None:
-            for k, name in enumerate(("a", "b")):
-                value, band = self._band(lambda p, k=k: allocation.exponents(fitted.form, p)[k][:, None])
-                out |= {name: float(value[0]), f"{name}_interval": band[0].tolist()}
-            if "a" in self.profiles.get(self.surface, {}):
-                out["a_profile_interval"] = self.profiles[self.surface]["a"].interval
         ends = np.array([flops.min(), flops.max()])
-        if ends[1] > ends[0] * 1.1:
-
-            def slope(p):
-                n = np.log(allocation.optimal_num_params(fitted.form, p, ends, self.cost))
-                return (np.diff(n, axis=-1) / np.log(ends[1] / ends[0])).clip(1e-12)
-
-            value, band = self._band(slope)
-            out |= {"a_local": float(value[0]), "a_local_interval": band[0].tolist()}
+        quantities = allocation.quantities(fitted.form, (ends[0], ends[1]), self.cost)
+        for name in ("a", "b", "a_local"):
+            if name in quantities:
+                out |= self._exponent(name, quantities[name])
         at = np.array([p["flops"] for p in self.isoflop.get("budgets", [])])
         if not len(at):
             at = np.array([ends[0], math.sqrt(ends[0] * ends[1]), ends[1]])
@@ -213,10 +218,29 @@ class Analysis:
         if held_out and max(held_out) > at.max() * 1.1:
             at = np.append(at, max(held_out))
         value, band = self._optimum(at)["tokens_per_param"]
+        out["profiles"] = {
+            name: {"value": p.value, "interval": p.interval, "grid": p.grid, "deviance": p.deviance}
+            for name, p in self.derived.items()
+        }
         out["tokens_per_param"] = {
             f"{C:.4g}": {"value": float(v), "interval": i.tolist()} for C, v, i in zip(at, value, band)
         }
         return out
+
+    def _exponent(self, name: str, quantity) -> dict:
+        """An exponent and its interval: the profile's where that is the default and has two ends."""
+        value, band = self._band(lambda p: quantity(p)[:, None])
+        band, found = band[0].tolist(), self.derived.get(name)
+        by_profile = found is not None and self._by_profile(self.surface) and np.isfinite(found.interval).all()
+        out = {name: float(value[0]), f"{name}_interval": found.interval if by_profile else band}
+        return out | ({f"{name}_bootstrap_interval": band} if self.surface in self.draws else {})
+
+    def _combination(self) -> dict:
+        """The forms behind a forecast, their weights, and how each forecast as the fitted range grew."""
+        if self.combination is None:
+            return {}
+        rolled = [f.to_json() | {"weight": self.combination.weights[n]} for n, f in self.combination.forecasts.items()]
+        return {"members": sorted(rolled, key=lambda row: row["mean_error"])}
 
     def _forecast(self, held_out: Sequence[Mapping]) -> list[dict]:
         known = [row for row in held_out if row["num_params"] and row["num_tokens"]]
@@ -224,47 +248,6 @@ class Analysis:
             return []
         cells = [{"run_id": row["run"], **{c: row[c] for c in ("num_params", "num_tokens", "flops")}} for row in known]
         return [f | {"actual": row["loss"]} for f, row in zip(forecast(self, cells), known)]
-
-
-def forecast(analysis: Analysis, cells: Sequence[Mapping], level: float = 0.90) -> list[dict]:
-    """Predicted loss of new runs, with an interval for the run itself: the law's uncertainty and the runs' own noise.
-
-    Args:
-      cells: each with run_id, num_params, num_tokens (in the analysis's convention) and flops.
-
-    Raises:
-      ValueError: no law of N and D was fitted.
-    """
-    if analysis.surface is None:
-        why = "; ".join(analysis.warnings) or "it was not asked for"
-        raise ValueError(f"{analysis.observations.source}: no law of N and D to forecast from: {why}")
-    fitted, draws = analysis.fits[analysis.surface], analysis.draws.get(analysis.surface)
-    columns = {c: np.array([float(cell[c]) for cell in cells]) for c in ("num_params", "num_tokens")}
-    if not cells:
-        return []
-    predicted = np.broadcast_to(fitted.predict(**columns), len(cells))
-    if draws is not None:
-        tail = 0.5 * (1.0 - level)
-        losses = uncertainty.prediction_draws(fitted, draws, seed=analysis.seed, **columns)
-        lower, upper = np.quantile(losses, [tail, 1.0 - tail], axis=0)
-    else:
-        _, lower, upper = uncertainty.delta_interval(
-            fitted,
-            lambda p: np.log(fitted.form.predict({k: v[:, None] for k, v in p.items()}, **columns)),
-            level,
-            noise=fitted.residual_rmse * math.sqrt(fitted.num_observations / max(fitted.degrees_of_freedom, 1)),
-        )
-        lower, upper = np.exp(lower), np.exp(upper)
-    return [
-        {
-            "run_id": cell["run_id"],
-            "flops": float(cell["flops"]),
-            "predicted": float(predicted[i]),
-            "interval": [float(lower[i]), float(upper[i])],
-            "level": level,
-        }
-        for i, cell in enumerate(cells)
-    ]
 
 
 def analyse(
@@ -276,9 +259,11 @@ def analyse(
     laws: Sequence[str] = DEFAULT_LAWS,
     loss: str = "huber",
     delta: float | None = None,
+    tau: float = 0.5,
     bootstrap: int = 1000,
     seed: int = 0,
     holdout_flops: float | None = None,
+    combined: bool = True,
     source: str = "table",
 ) -> Analysis:
     """Fits laws to a table of runs, by the three approaches, with intervals.
@@ -289,9 +274,11 @@ def analyse(
       curves: ``records.curves(...)``, for the envelope.
       num_params, flops: the conventions to fit under, where the table carries several.
       laws: forms by name, import path, or themselves.
-      loss, delta: the objective (``estimate.fit``); delta None takes it from the residuals.
+      loss, delta, tau: the objective (``estimate.fit``); delta None takes it from the residuals.
       bootstrap: resamples behind the intervals; 0 uses the delta method.
       holdout_flops: leave out, and forecast, rows with more compute.
+      combined: forecast from several forms weighted by their own rolling forecasts (``combine``), not from the first
+        law of N and D alone.
 
     Raises:
       ValueError: the table cannot be read as observations, or identifies none of the laws; says what would mend it.
@@ -299,6 +286,7 @@ def analyse(
     observations = from_table(table, num_params=num_params, flops=flops, holdout_flops=holdout_flops, source=source)
     columns = observations.columns
     clustered = len(np.unique(observations.run)) < len(observations)
+    objective = {"loss": loss, "delta": delta, "tau": tau}
     fits, draws, selections, warnings, problems = {}, {}, {}, list(observations.warnings), []
     for form in map(forms.get, laws):
         if form.target != "loss":
@@ -306,10 +294,10 @@ def analyse(
                 f"{source}: {form.name} is a law of {form.target}, not of the loss: fit it from Python, "
                 f'scaling.fit_law(table, "{form.name}"), on a table with a column {form.target}'
             )
-        rows, selections[form.name] = select(observations, form)
+        rows, selections[form.name] = approaches.select(observations, form)
         chosen = observations.take(rows)
         try:
-            fits[form.name] = fit(chosen, form, loss=loss, delta=delta)
+            fits[form.name] = fit(chosen, form, **objective)
         except ValueError as e:
             problems.append(str(e))
             continue
@@ -333,7 +321,15 @@ def analyse(
         selections=selections,
         resampled="run" if clustered else "observation",
     )
+    if combined and found.surface is not None:
+        found = dataclasses.replace(found, combination=combine(observations, _members(found), fits, **objective))
     return _with_evidence(found)
+
+
+def _members(found: Analysis) -> tuple[str, ...]:
+    """Forms behind a forecast: the usual ones and every law of N and D that was asked for."""
+    asked = [name for name, f in found.fits.items() if set(f.form.columns) == {"num_params", "num_tokens"}]
+    return tuple(dict.fromkeys([*asked, *MEMBERS]))
 
 
 def _with_evidence(found: Analysis) -> Analysis:
@@ -342,10 +338,7 @@ def _with_evidence(found: Analysis) -> Analysis:
     for law, fitted in found.fits.items():
         if fitted.num_observations <= MAX_PROFILED_ROWS and not fitted.at_bound:
             profiles[law] = {name: profile(fitted, name, found.level) for name in fitted.params}
-            if allocation.exponents(fitted.form, fitted.params) is not None:
-                profiles[law]["a"] = profile(
-                    fitted, lambda p, form=fitted.form: allocation.exponents(form, p)[0], found.level
-                )
+    derived = _derived(found) if found.surface in profiles else {}
     warnings += [
         f"{law}: {p.describe(name)}: weakly identified"
         for law, entries in profiles.items()
@@ -356,8 +349,18 @@ def _with_evidence(found: Analysis) -> Analysis:
         surface = found.fits[found.surface]
         groups = approaches.profiles(found.observations)
         isoflop["bias"] = bias.profile_bias(surface.form, surface.params, groups, found.cost)
-    found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles)
+    found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles, derived=derived)
     return dataclasses.replace(found, warnings=tuple(warnings + _disagreements(found)))
+
+
+def _derived(found: Analysis) -> dict[str, Profile]:
+    """Profiles of what the surface law implies: its exponents, and the optimum at the largest compute fitted."""
+    fitted, C = found.fits[found.surface], found.observations.columns["flops"]
+    out = {}
+    for name, quantity in allocation.quantities(fitted.form, (C.min(), C.max()), found.cost).items():
+        walk = profile if name in ("a", "b", "a_local") else positive_profile
+        out[name] = walk(fitted, quantity, found.level)
+    return out
 
 
 def _disagreements(found: Analysis) -> list[str]:
@@ -377,19 +380,6 @@ def _disagreements(found: Analysis) -> list[str]:
             note = f" ({entry['note']})" if "note" in entry else ""
             out.append(f"approaches disagree: a by {name} is {a:.3f}{note}, {parametric}")
     return out
-
-
-def select(observations: Observations, form: forms.Form) -> tuple[np.ndarray, str]:
-    """Rows a form is fitted to, and why.
-
-    A law of one quantity alone holds where nothing else limits the loss: on the frontier, the runs that no run with as
-    little of that quantity beats. Forms of several columns take every row.
-    """
-    if len(form.columns) == 1 and form.columns[0] in ("num_params", "num_tokens", "flops"):
-        tolerance = 0.05 if form.columns[0] == "flops" else 0.02
-        rows = approaches.frontier(observations, form.columns[0], tolerance)
-        return rows, f"frontier: runs that no run with as little {form.columns[0]} beats"
-    return np.arange(len(observations)), "all rows"
 
 
 def _doubts(fitted: Fit, draws: Draws | None) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.interpolate import Akima1DInterpolator
 
+from scaling.laws.form import Form
 from scaling.laws.observations import Observations
 from scaling.laws.uncertainty import interval
 
@@ -288,3 +289,16 @@ def frontier(observations: Observations, column: str, tolerance: float = 0.02) -
         if not rows or observations.loss[i] < observations.loss[rows[-1]]:
             rows.append(int(i))
     return np.array(rows)
+
+
+def select(observations: Observations, form: Form) -> tuple[np.ndarray, str]:
+    """Rows a form is fitted to, and why.
+
+    A law of one quantity alone holds where nothing else limits the loss: on the frontier, the runs that no run with as
+    little of that quantity beats. Forms of several columns take every row.
+    """
+    if len(form.columns) == 1 and form.columns[0] in ("num_params", "num_tokens", "flops"):
+        tolerance = 0.05 if form.columns[0] == "flops" else 0.02
+        rows = frontier(observations, form.columns[0], tolerance)
+        return rows, f"frontier: runs that no run with as little {form.columns[0]} beats"
+    return np.arange(len(observations)), "all rows"

@@ -35,7 +35,12 @@ def surfaces(observations: Observations) -> list[str]:
 
 
 def laws(
-    observations: Observations, names: Sequence["str | Form"], *, loss: str = "huber", delta: float | None = None
+    observations: Observations,
+    names: Sequence["str | Form"],
+    *,
+    loss: str = "huber",
+    delta: float | None = None,
+    tau: float = 0.5,
 ) -> list[dict]:
     """Fits every law to every row, under one objective, and ranks them.
 
@@ -47,11 +52,11 @@ def laws(
 
     Laws that cannot be fitted are listed with ``problem``. Sorted by AICc.
     """
-    fits, rows = {}, []
+    fits, rows, objective = {}, [], {"loss": loss, "delta": delta, "tau": tau}
     for name in names:
         form = forms.get(name)
         try:
-            fits[form.name] = fit(observations, form, loss=loss, delta=delta)
+            fits[form.name] = fit(observations, form, **objective)
         except ValueError as e:
             rows.append({"law": form.name, "problem": str(e), "aicc": None})
     if not fits:
@@ -59,7 +64,7 @@ def laws(
     best = min(fits.values(), key=lambda f: np.median(np.abs(f.residuals)) / max(f.degrees_of_freedom, 1) ** 0.5)
     chosen = best.loss.delta
     if delta is None and loss == "huber":
-        fits = {name: fit(observations, f.form, loss=loss, delta=chosen) for name, f in fits.items()}
+        fits = {name: fit(observations, f.form, **objective | {"delta": chosen}) for name, f in fits.items()}
     best = min(fits.values(), key=lambda f: f.objective)
     scale = deviance_scale(best)
     for fitted in fits.values():
@@ -72,8 +77,8 @@ def laws(
                 "reasons": list(fitted.reasons),
                 "residual_rmse": fitted.residual_rmse,
                 "aicc": _aicc(fitted, scale),
-                "held_out": held_out(observations, fitted.form, loss=loss, delta=delta),
-                "growth": growth(observations, fitted.form, loss=loss, delta=delta),
+                "held_out": held_out(observations, fitted.form, **objective),
+                "growth": growth(observations, fitted.form, **objective),
             }
         )
     known = [r["aicc"] for r in rows if r["aicc"] is not None]

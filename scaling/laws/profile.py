@@ -166,10 +166,20 @@ def _of_parameter(fit: Fit, name: str, level: float) -> Profile:
         raise ValueError(f"{fit.form.name} has no {name}: it has {', '.join(fit.form.parameters)}")
     if fit.form.parameters[name].kind not in ("log", "amplitude", "critical", "location"):
         return profile(fit, lambda p: p[name], level)
-    found = profile(fit, lambda p: np.log(p[name]), level)
+    return positive_profile(fit, lambda p: p[name], level)
+
+
+def positive_profile(fit: Fit, quantity: Quantity, level: float = 0.95) -> Profile:
+    """The profile of a quantity that is positive, walked in its logarithm."""
+    found = profile(fit, lambda p: np.log(quantity(p)), level)
     with np.errstate(over="ignore"):
         ends = {k: float(np.exp(getattr(found, k))) for k in ("value", "lower", "upper")}
         return replace(found, **ends, grid=np.exp(found.grid))
+
+
+def cut(fit: Fit, level: float = 0.95) -> float:
+    """The deviance at which an interval of this level ends: the quantile of F(1, n - P)."""
+    return float(stats.t.ppf(0.5 + 0.5 * level, max(fit.degrees_of_freedom, 1)) ** 2)
 
 
 def deviance_scale(fit: Fit) -> float:

@@ -209,8 +209,8 @@ def _solve_chunk(problem: Problem, start: np.ndarray, weights: np.ndarray, max_i
         everyone.put(active[accepted], trial, accepted)
         good = accepted & ((ratio > 0.5) | flat)
         poor = accepted & (ratio < 0.1) & ~flat
-        # Down slowly, up fast: a rejected step costs as much as an accepted one, and along a flat valley the damping that
-        # was right stays right (a fifth fewer lane steps than with .1 and 10).
+        # Down slowly, up fast: along a flat valley the damping that was right stays right, and a rejected step costs as
+        # much as an accepted one (a fifth fewer lane steps than with .1 and 10).
         factor = np.where(good, 0.3, np.where(accepted & ~poor, 1.0, np.where(poor, 3.0, 30.0)))
         damping[active] = np.maximum(damping[active] * factor, 1e-10)
     return everyone, iterations

@@ -4,6 +4,7 @@ import pytest
 
 from scaling.laws.curves import Curves, annealing_law, multi_power_law
 from scaling.laws.estimate import fit
+from scaling.laws.luo import fit_as_published
 from scaling.laws.model import Coordinates, Model
 from tests import published
 
@@ -171,3 +172,49 @@ def test_multi_power_law_on_published_curves(size):
     fitted = fit(train.observations(), form, delta=1e-3)
     assert fitted.objective < 0.6 * huber(train, form, LUO_FITS[size][0])
     assert mean_absolute_error(test, multi_power_law(test), fitted.params) < 1.35 * LUO_FITS[size][1]
+
+
+# Parameters as the authors' code has them, to eight digits: L0, A, α, B.
+LUO_EXACT = {
+    25: (3.04045406, 0.52468604, 0.50786857, 363.78751622),
+    100: (2.6514477, 0.60115152, 0.45295811, 437.9464276),
+    400: (2.37474466, 0.65421216, 0.42878731, 523.42464371),
+}
+
+
+def their_schedule(name: str) -> np.ndarray:
+    """The authors' own: step s has the rate of s + 1 updates, a warm-up from 0, decays that never reach the floor."""
+    kind, *numbers = name.split("_")
+    numbers = [int(n) for n in numbers]
+    total = 16000 if kind == "wsdcon" else numbers[-1]
+    step = np.arange(total)
+    rate = np.full(total, PEAK)
+    if kind == "cosine":
+        rate = FLOOR + 0.5 * (PEAK - FLOOR) * (1 + np.cos(np.pi * (step - WARMUP) / (total - WARMUP)))
+    elif kind in ("wsd", "wsdld"):
+        u = np.clip((step - numbers[0]) / (total - numbers[0]), 0, 1)
+        rate = PEAK ** (1 - u) * FLOOR**u if kind == "wsd" else PEAK * (1 - u) + FLOOR * u
+    elif kind == "wsdcon":
+        rate = np.where(step < 8000, PEAK, numbers[0] * 1e-5)
+    rate[:WARMUP] = np.linspace(0, PEAK, WARMUP)
+    return rate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", LUO_FITS)
+def test_the_published_procedure_gives_the_published_fit(size):
+    """Their start, their hundred steps of AdamW: their parameters and their test errors."""
+    table = published.table("mpl_lr_annealing_curves.csv").query("model_M == @size").rename(columns={"curve": "run"})
+    schedules = {run: their_schedule(run) for run in table["run"].unique()}
+    table = table.assign(step=table["step"] + 1)
+    train, test = (Curves(table[table["split"] == part], schedules, blocks=300) for part in ("train", "test"))
+    rate = np.array([schedules[run][step - 1] for run, step in zip(train.run, train.step)])
+    found = fit_as_published(train, rate)
+    for name, value in zip(LUO, LUO_EXACT[size]):
+        assert found.params[name] == pytest.approx(value, rel=2e-4)
+    # B, of some hundreds, moved by less than its start's fortieth part: the simpler law's B is the published one.
+    assert found.params["B"] == pytest.approx(found.start["B"], rel=0.045)
+    assert found.steps < 120
+    error = mean_absolute_error(test, multi_power_law(test), found.params)
+    print(f"{size}M: {found.steps} steps, objective {found.objective:.4g}, mean absolute test error {error:.5f}")
+    assert error == pytest.approx(LUO_FITS[size][1], abs=5e-5)

@@ -1,0 +1,76 @@
+"""What runs that nobody has trained will score: an interval for the run itself, law and noise."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scaling.laws import uncertainty
+
+if TYPE_CHECKING:
+    from scaling.laws.analysis import Analysis
+
+
+def forecast(analysis: "Analysis", cells: Sequence[Mapping], level: float = 0.90) -> list[dict]:
+    """Predicted loss of new runs, with an interval for the run itself.
+
+    From the combination of forms where there is one (``combine``): laws by weight, each law's uncertainty, a run's
+    noise; from the surface law alone otherwise. ``by_law`` says what each form expects on its own.
+
+    Args:
+      cells: each with run_id, num_params, num_tokens (in the analysis's convention) and flops.
+
+    Raises:
+      ValueError: no law of N and D was fitted.
+    """
+    if analysis.surface is None:
+        why = "; ".join(analysis.warnings) or "it was not asked for"
+        raise ValueError(f"{analysis.observations.source}: no law of N and D to forecast from: {why}")
+    columns = {c: np.array([float(cell[c]) for cell in cells]) for c in ("num_params", "num_tokens")}
+    if not cells:
+        return []
+    combined = analysis.combination
+    if combined is None:
+        by_law = {analysis.surface: analysis.fits[analysis.surface].predict(**columns)}
+        predicted, (lower, upper) = by_law[analysis.surface], _of_one_law(analysis, columns, level)
+    else:
+        predicted, by_law = combined.predict(**columns), combined.by_law(**columns)
+        lower, upper = _of_several(analysis, columns, level)
+    predicted = np.broadcast_to(predicted, len(cells))
+    return [
+        {
+            "run_id": cell["run_id"],
+            "flops": float(cell["flops"]),
+            "predicted": float(predicted[i]),
+            "interval": [float(lower[i]), float(upper[i])],
+            "level": level,
+            "by_law": {name: float(np.broadcast_to(values, len(cells))[i]) for name, values in by_law.items()},
+        }
+        for i, cell in enumerate(cells)
+    ]
+
+
+def _of_several(analysis: "Analysis", columns, level: float) -> tuple[np.ndarray, np.ndarray]:
+    if not analysis.draws:
+        return analysis.combination.interval(level, **columns)
+    num = max(map(len, analysis.draws.values()))
+    clusters = analysis.observations.run if analysis.resampled == "run" else None
+    losses = analysis.combination.draws(num, seed=analysis.seed, clusters=clusters, **columns)
+    tail = 0.5 * (1.0 - level)
+    return tuple(np.quantile(losses, [tail, 1.0 - tail], axis=0))
+
+
+def _of_one_law(analysis: "Analysis", columns, level: float) -> tuple[np.ndarray, np.ndarray]:
+    fitted, draws = analysis.fits[analysis.surface], analysis.draws.get(analysis.surface)
+    if draws is not None:
+        tail = 0.5 * (1.0 - level)
+        losses = uncertainty.prediction_draws(fitted, draws, seed=analysis.seed, **columns)
+        return tuple(np.quantile(losses, [tail, 1.0 - tail], axis=0))
+    _, lower, upper = uncertainty.delta_interval(
+        fitted,
+        lambda p: np.log(fitted.form.predict({k: v[:, None] for k, v in p.items()}, **columns)),
+        level,
+        noise=fitted.residual_rmse * math.sqrt(fitted.num_observations / max(fitted.degrees_of_freedom, 1)),
+    )
+    return np.exp(lower), np.exp(upper)
