@@ -5,6 +5,7 @@ import pytest
 
 import scaling
 from scaling import fit, records
+from scaling.laws import forms
 from tests import published, synthetic
 from tests.laws import data
 
@@ -203,6 +204,36 @@ def test_missing_source(tmp_path, capsys):
     assert fit.main([str(tmp_path / "none.csv")]) == 2
     assert fit.main([str(tmp_path)]) == 2
     assert "runs/*.json" in capsys.readouterr().err
+
+
+def test_source_may_stand_before_or_after_the_laws(tmp_path, capsys):
+    source = tmp_path / "runs.csv"
+    data.scattered(noise=0.01).to_csv(source, index=False)
+    rest = ["--bootstrap", "0", "--no-figures", "--one-law"]
+    for order in (
+        [str(source), "--law", "chinchilla", "product"],
+        ["--law", "chinchilla", "product", str(source)],
+        ["--law", "chinchilla,product", str(source)],
+        ["--law", "chinchilla", "--law", "product", "--loss", "huber", str(source)],
+    ):
+        assert fit.main([*order, *rest]) == 0
+        assert list(json.loads((tmp_path / "fit.json").read_text())["laws"]) == ["chinchilla", "product"]
+    with pytest.raises(SystemExit):
+        fit.main(["--law", "chinchilla", "product"])
+    assert "SOURCE is missing" in capsys.readouterr().err
+
+
+def test_quantile_of_the_asymmetric_loss(tmp_path, capsys):
+    source = tmp_path / "runs.csv"
+    data.scattered(num=200, noise=0.01).to_csv(source, index=False)
+    quick = ["--bootstrap", "0", "--no-figures", "--one-law", "--law", "chinchilla"]
+    assert fit.main([str(source), "--loss", "asymmetric", "--tau", "0.1", "--delta", "1e-5", *quick]) == 0
+    params = json.loads((tmp_path / "fit.json").read_text())["laws"]["chinchilla"]["params"]
+    table = data.scattered(num=200, noise=0.01)
+    above = forms.FORMS["chinchilla"].predict(params, num_params=table["num_params"], num_tokens=table["num_tokens"])
+    assert np.mean(above > table["loss"]) == pytest.approx(0.1, abs=0.02)
+    assert fit.main([str(source), "--tau", "0.1", *quick]) == 2
+    assert "--loss asymmetric" in capsys.readouterr().err
 
 
 def test_one_law_from_python():

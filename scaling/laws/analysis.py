@@ -356,6 +356,8 @@ def _with_evidence(found: Analysis) -> Analysis:
 def _derived(found: Analysis) -> dict[str, Profile]:
     """Profiles of what the surface law implies: its exponents, and the optimum at the largest compute fitted."""
     fitted, C = found.fits[found.surface], found.observations.columns["flops"]
+    if allocation.exponents(fitted.form, fitted.params) is None:
+        return {}  # an optimum found by search, thousands of times over
     out = {}
     for name, quantity in allocation.quantities(fitted.form, (C.min(), C.max()), found.cost).items():
         walk = profile if name in ("a", "b", "a_local") else positive_profile

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scaling.laws import forms, simulation, speed, uncertainty
-from scaling.laws.estimate import fit
+from scaling.laws import forms, simulation, speed
+from scaling.laws.analysis import analyse
 from scaling.laws.observations import from_table
 from tests.laws import data
 
@@ -19,21 +19,22 @@ def exponent(p):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes, noise", [(5, 0.003), (6, 0.01), (15, 0.003), (15, 0.01)])
 def test_coverage_of_ninety_per_cent_intervals(sizes, noise):
-    """500 draws on grids of 20 to 60 runs: 88–92 %, ± two standard errors of a share from 500 draws."""
+    """Grids of 20 to 60 runs: 88–92 %. 2,000 draws, not 500, whose own scatter (1.3 %) hides what is asked about."""
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=sizes))
     found = simulation.coverage(
-        design, FORM, data.HOFFMANN, noise=noise, flops=1e24, num_draws=500, methods=("profile",), seed=1
+        design, FORM, data.HOFFMANN, noise=noise, flops=1e24, num_draws=2000, methods=("profile",), seed=1
     )
     for quantity, entry in found["profile"].items():
         print(f"{4 * sizes} runs, σ {noise}: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
-        assert 0.88 - 0.027 <= entry["coverage"] <= 0.92 + 0.027, quantity
+        assert 0.88 <= entry["coverage"] <= 0.92, quantity
 
 
 @pytest.mark.slow
 def test_coverage_of_the_bootstrap():
+    """The bootstrap's hold too, give or take; the profile's are the default."""
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=6))
     found = simulation.coverage(
-        design, FORM, data.HOFFMANN, noise=0.01, flops=1e24, num_draws=300, num_bootstrap=300, methods=("bootstrap",)
+        design, FORM, data.HOFFMANN, noise=0.01, flops=1e24, num_draws=500, num_bootstrap=300, methods=("bootstrap",)
     )
     for quantity, entry in found["bootstrap"].items():
         print(f"24 runs, σ .01: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
@@ -99,31 +100,34 @@ def test_root_mean_square_error_of_the_exponent():
     assert figures["huber", 0.05] <= 0.5 * figures["squared", 0.05]
 
 
-@pytest.mark.parametrize("law, most", [("chinchilla_tied", 0.015), ("chinchilla", 0.0165)])
-def test_forecast_of_epochs_largest_runs(law, most):
-    """Fitted to C ≤ 3e19, asked about C > 8e20: two exponents are one more than these 82 points can tell."""
+def test_forecast_of_epochs_largest_runs():
+    """Fitted to C ≤ 3e19, asked about C > 8e20, twenty-seven times as much: every default as it is.
+
+    No form and no δ was chosen on this split; others are in test_combine.
+    """
     table = data.epoch()
-    small, large = from_table(table[table["C"] <= 3e19]), table[table["C"] > 8e20]
-    fitted = fit(small, law)
-    columns = {"num_params": large["N"].to_numpy(), "num_tokens": large["D"].to_numpy()}
-    error = np.abs(fitted.predict(**columns) / large["loss"].to_numpy() - 1)
-    assert error.mean() <= most
-    draws = uncertainty.bootstrap(fitted, 500)
-    lo, hi = np.quantile(uncertainty.prediction_draws(fitted, draws, **columns), [0.05, 0.95], axis=0)
-    inside = (lo <= large["loss"]) & (large["loss"] <= hi)
-    print(f"{law}: {len(small)} → {len(large)} runs, {100 * error.mean():.2f} %, interval holds {inside.mean():.0%}")
-    # Short of 90 %: the interval knows the law's uncertainty and the noise, not that the law may not hold so far out.
-    assert inside.mean() >= 0.4
+    found = analyse(table, laws=("chinchilla",), holdout_flops=3e19, bootstrap=300)
+    cells = found.to_json()["forecast"]
+    asked = [cell for cell in cells if cell["flops"] > 8e20]
+    error = [abs(cell["predicted"] / cell["actual"] - 1) for cell in asked]
+    alone = [abs(cell["by_law"]["chinchilla"] / cell["actual"] - 1) for cell in asked]
+    inside = np.mean([cell["interval"][0] <= cell["actual"] <= cell["interval"][1] for cell in asked])
+    print(f"{len(asked)} runs: {np.mean(error):.2%}, one law {np.mean(alone):.2%}; the interval holds {inside:.0%}")
+    assert len(asked) == 38
+    assert np.mean(error) <= 0.015
+    assert np.mean(error) < np.mean(alone)
+    assert inside >= 0.9
 
 
 @pytest.mark.slow
 def test_speed_measures_and_converges():
     figures = speed.measure()
     assert figures["bootstrap_converged"] == 1.0
-    # 25 ms, .6 s and 1 s on a quiet machine; loaded ones only have to stay within an order of magnitude.
+    assert figures["relative_error"] <= 1e-10
+    # What is asked of two quiet cores is printed by scaling.bench --laws; a loaded machine has an order of magnitude.
     assert figures["noise_free_60"] < 0.5
-    assert figures["bootstrap_4000_of_240"] < 10
-    assert figures["fit_10000"] < 30
+    assert figures["bootstrap_4000_of_240"] < 30
+    assert figures["load_and_fit_10000"] < 30
 
 
 def test_unknown_method():
