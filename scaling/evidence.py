@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from scaling.axes import DASHES, LABELS, MARKERS, MUTED, STAR, engineering, log_axis, scientific, tone
+from scaling.axes import DASHES, LABELS, MARKERS, MUTED, STAR, LogTicks, engineering, log_axis, scientific, tone
 
 SYMBOLS = {
     "alpha": r"$\alpha$", "beta": r"$\beta$", "gamma": r"$\gamma$", "E": "$E$ (nats per token)", "A": "$A$", "B": "$B$",
@@ -150,7 +150,8 @@ def forecast_distance(ax: Axes, members: Sequence[Mapping]) -> Axes:
     for i, row in enumerate(members):
         bins = [(b["factor"], 100 * b["mean_error"]) for b in row["by_factor"]]
         ax.plot(*zip(*bins), **_kind(i), label=_with_weight(row))
-    ax.set_xscale("log", base=2)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogTicks(fewest=3))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}×"))
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set_xlabel(f"{LABELS['flops'].removesuffix(' (FLOPs)')} of the run over the largest fitted")

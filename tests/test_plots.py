@@ -197,7 +197,8 @@ def test_no_label_is_clipped_or_overlaps_another(runs, fit):
                     assert page.x0 <= box.x0 <= box.x1 <= page.x1, drawing.name
                     assert page.y0 <= box.y0 <= box.y1 <= page.y1, drawing.name
     assert names == [
-        "exponents", "isoflop", "surface", "allocation", "forecast", "residuals", "power_laws", "curves",
+        "exponents", "isoflop", "surface", "allocation", "forecast", "forecast_growth", "residuals", "profiles",
+        "clouds", "power_laws", "curves",
     ]  # fmt: skip
 
 

@@ -82,7 +82,7 @@ class Page(HTMLParser):
 def test_the_page_is_self_contained(sweep):
     folder, _, html = sweep
     page = Page(html)
-    assert len(page.sources) == 8
+    assert len(page.sources) == 11
     assert all(s.startswith("data:image/svg+xml;base64,") for s in page.sources)
     assert not page.links
     assert not page.tags & {"script", "link", "iframe", "object"}
