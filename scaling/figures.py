@@ -264,7 +264,7 @@ def _residuals(done, fit) -> Drawing | None:
 def _profiles(done, fit) -> Drawing | None:
     law = _part(fit, "laws").get(_part(fit, "allocation").get("law")) or {}
     walked = law.get("profiles") or {}
-    if not walked:
+    if not walked or "profile_cut" not in law:  # a fit.json older than the cut
         return None
     derived = _part(_part(fit, "allocation"), "profiles")
     panels = [(k, p | {"interval": law["profile_intervals"][k]}, law["params"][k]) for k, p in walked.items()]
