@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib.util
+import io
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from rich.console import Console
 
 from scaling import grid
 from scaling.config import MeshConfig
@@ -177,3 +179,24 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--topology v5e:2x2: libtpu .* is not installed: pip install '.\[tpu\]'"):
         aot.Compiler("v5e:2x2")
+
+
+def test_suggest_takes_the_fastest_that_the_compiler_takes():
+    g = seven_b()
+    run, chip = g.cells[0].run, layout.Chip.of("v5p:4x4x4", "bfloat16")
+    asked = []
+
+    class Compiler:
+        def ask(self, run, execution):
+            asked.append(execution)
+            return aot.Verdict(None if len(asked) == 3 else "out of memory: 99G wanted of 95G a device", 64)
+
+    console = Console(file=io.StringIO(), width=200)
+    first = aot.Verdict("out of memory", 64)
+    chosen, verdict = layout._best(console, Compiler(), run, g.execution, first, chip, "v5p:4x4x4")
+    assert verdict.fits
+    assert asked == layout.candidates(run, g.execution, 64, chip)[:3]
+    assert chosen == asked[2]
+    assert console.file.getvalue().count("out of memory: 99G wanted of 95G a device") == 2
+    with pytest.raises(ValueError, match="the figures of v4:2x2x1's chip are not known"):
+        layout._best(console, Compiler(), run, g.execution, first, layout.Chip.of("v4:2x2x1", "bfloat16"), "v4:2x2x1")
