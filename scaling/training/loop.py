@@ -248,7 +248,7 @@ def _train_to_boundary(pack: Pack, on_event) -> None:
             pending = None
 
     while steps_left and all(m.diverged_at_step is None for m in members.values()):
-        tokens_KBS = pack.batch()
+        tokens_KBS = pack.batch(in_flight=pending)
         pack.state, metrics = pack.programs.train(pack.state, tokens_KBS)
         read()
         for member in members.values():

@@ -354,8 +354,12 @@ class Pack:
         values = optim.hyperparams(rider.run.optim, rider.plan)
         return {**row, "hparams": jax.tree.map(put, values, row["hparams"])}
 
-    def batch(self) -> jax.Array:
-        """The next batch of every member, each at its own step; zeros where none is looked at."""
+    def batch(self, in_flight: dict[str, jax.Array] | None = None) -> jax.Array:
+        """The next batch of every member, each at its own step; zeros where none is looked at.
+
+        It is made while the device is busy with the step of ``in_flight``, its metrics. It counts as time spent on data
+        only if that step was done before it: then the device had to wait.
+        """
         run, live = self.run, self.live
         shape = (len(self.members), run.batch_size, run.data.seq_len + 1)
 
@@ -368,8 +372,11 @@ class Pack:
             runs, rows, columns = index
             return np.stack([block_of(k, rows) for k in range(runs.start, runs.stop)])[:, :, columns]
 
-        with self.clock.timed("data"):
-            return sharding.host_array(self.mesh, P("run", ("data", "fsdp")), shape, rows_of)
+        started = time.perf_counter()
+        made = sharding.host_array(self.mesh, P("run", ("data", "fsdp")), shape, rows_of)
+        if in_flight is None or all(value.is_ready() for value in in_flight.values()):
+            self.clock.seconds["data"] += time.perf_counter() - started
+        return made
 
     def evaluate_curves(self, members: Mapping[int, Member]) -> None:
         """A point of the curve for every one of ``members``, by row, that wants it, and for its riders."""
