@@ -236,7 +236,15 @@ holdout: {cells: [{steps: 300}]}
 """
 
 
-@pytest.mark.parametrize("argv", [["--workers", "2"], ["--executor", "inline"], ["--pack", "2"]], ids=str)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--workers", "2"],
+        pytest.param(["--executor", "inline"], marks=pytest.mark.slow),
+        pytest.param(["--pack", "2"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_branches_leave_the_records_of_lone_runs(here, capsys, argv):
     Path("g.yaml").write_text(HORIZONS + "execution: {trunks: false}\n")
     assert run("--results", "results/h", "--workdir", ".scaling/h") == 0

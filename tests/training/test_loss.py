@@ -35,7 +35,8 @@ def reference_losses(params, tokens_BS):
 
 
 # 12 tokens in each of 8 rows: one token a row at a time, a divisor, one that leaves a rest, all.
-@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 40])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 40])
 def test_chunked_losses_are_the_definition(chunk):
     params, execution = initial(0), ExecutionConfig(loss_chunk_tokens=chunk)
     found = jax.jit(lambda p, t: loss.token_losses(RUN, execution, p, t))(params, tokens())

@@ -247,6 +247,7 @@ def test_a_document_is_attended_to_alone(name):
         assert_allclose(found, want, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_window_of_documents_gives_what_each_gives_in_its_own():
     """Positions too count from each document's start: rotary logits know distances alone."""
     config, execution = VARIANTS["relu2, qk-norm"], ExecutionConfig()

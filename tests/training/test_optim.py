@@ -59,7 +59,7 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("clip_norm", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_updates_are_optaxs(name, clip_norm):
     decay = 0.0 if name == "adam" else 0.1
     config = OptimConfig(
