@@ -170,6 +170,9 @@ def _first_line(error: Exception) -> str:
 def _why(error: Exception) -> str:
     """A compiler's refusal in one line; for memory, with what it says was wanted and what there is."""
     text = str(error)
+    temporaries = re.search(r"HLO temporaries \(([\d.]+\w+)\) exceeds available HBM \(([\d.]+\w+)\)", text)
+    if temporaries:
+        return f"out of memory: {temporaries[1]} of temporaries, {temporaries[2]} a device"
     used = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", text)
     if "RESOURCE_EXHAUSTED" in text and used:
         return f"out of memory: {used[1]} wanted of {used[2]} a device"

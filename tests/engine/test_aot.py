@@ -144,6 +144,11 @@ def test_refusals_come_back_in_one_line():
         "Used 28.51G of 15.75G hbm. Exceeded hbm capacity by 12.76G.\n\nTotal hbm usage"
     )
     assert aot._why(out_of_memory) == "out of memory: 28.51G wanted of 15.75G a device"
+    out_of_memory = RuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.56G) exceeds "
+        "available HBM (15.75G).\n"
+    )
+    assert aot._why(out_of_memory) == "out of memory: 20.56G of temporaries, 15.75G a device"
 
 
 @pytest.mark.slow
