@@ -6,17 +6,18 @@ What is here stands between the command's options and the pure parts: ``hardware
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from scaling import records
-from scaling.config import PROFILE_NAMES, DataConfig, HardwareConfig
-from scaling.engine import costs, lint, plan, progress
+from scaling.config import PROFILE_NAMES, HardwareConfig
+from scaling.engine import costs, folder, lint, plan, progress, trunks
+from scaling.engine.cells import Selection
 from scaling.engine.costs import Bill, Budget
-from scaling.engine.hardware import Hardware
+from scaling.engine.hardware import Cost, Hardware
+from scaling.engine.session import Session, bad_input
 
 # Option → field of HardwareConfig.
 _HARDWARE_OPTIONS = {
@@ -32,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--hardware", choices=PROFILE_NAMES, help="count time, money and energy on this, in place of the grid's; with "
         "--plan for one that is not here")  # fmt: skip
-    add("--devices", metavar="N", type=_positive_int, help="how many of them (default 1)")
+    add("--devices", metavar="N", type=whole_number, help="how many of them (default 1)")
     add("--price", metavar="X", type=_positive, help="dollars per device-hour (default: the profile's)")
     add("--power", metavar="W", type=_positive, help="watts per device (default: the profile's)")
     add("--mfu", metavar="F", type=_positive, help="share of the peak that training reaches (default: published ones)")
@@ -53,7 +54,8 @@ def _positive(text: str) -> float:
     return value
 
 
-def _positive_int(text: str) -> int:
+def whole_number(text: str) -> int:
+    """The type of an option that counts."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ 1")
     return int(text)
@@ -83,60 +85,99 @@ def hardware_of(args: argparse.Namespace, grid_config: HardwareConfig, *, has_ac
     return hardware
 
 
-def budget_of(args: argparse.Namespace) -> Budget:
-    return Budget(args.budget_hours, args.budget_dollars, args.budget_kwh)
+# ---- what is shown --------------------------------------------------------------------------------------------------
 
 
-def about_data(cells: Iterable[DataConfig], describe: Callable[[DataConfig], dict | None]) -> dict:
-    """Tokens by split of the data that is prepared, as ``lint.Expected`` takes them."""
-    known = {data: about for data in cells if (about := describe(data)) is not None}
-    return {
-        f"{s}_tokens": {data: about[f"{s}_tokens"] for data, about in known.items()} for s in ("train", "validation")
-    }
+def show(session: Session, selection: Selection, args: argparse.Namespace) -> Selection:
+    """Prints the plan of a selection, with what is doubtful about the grid, and writes it to ``--json``.
+
+    Returns the selection within the budget; what is left out of it leaves the session's cells too.
+
+    Raises BadInputError for a plan over its budget, warnings under ``--strict``, or more checkpoints than the disk may
+    hold.
+    """
+    selection = _within_budget(session, session.cells.refresh(selection), args)
+    rows, todo = selection.mine, selection.todo
+    bill = _bill(session, todo)
+    session.console.print(progress.plan_table(rows, session.cells.found, f"{args.grid}: the plan", bill.share))
+    line = f"{len(rows)} cells, {len(todo)} to do"
+    if todo:
+        line += f" on {bill.workers} {'worker' if bill.workers == 1 else 'workers'}"
+        line += f": {summary}" if (summary := _summary(bill)) else ""
+    session.console.print(line, style="bold", soft_wrap=True)
+    _show_trunks(session, selection, bill.workers)
+    with bad_input():
+        findings = _warn(session, strict=args.strict) if todo or args.plan else []
+        if args.json:
+            _write_json(args.json, bill, session.packs(todo), findings)
+    return selection
 
 
-def warn(
-    console: Console, rows: Sequence[plan.Row], hardware: Hardware, fit: dict, data: dict, *, strict: bool
-) -> list[lint.Finding]:
+def _within_budget(session: Session, selection: Selection, args: argparse.Namespace) -> Selection:
+    """Leaves out what is over the budget, what earlier calls spent included, and says so."""
+    budget = Budget(args.budget_hours, args.budget_dollars, args.budget_kwh)
+    if not budget or not selection.todo:
+        return selection
+    cells, hardware = session.cells, session.cells.hardware
+    spent = session.manifest.spent_seconds() if hardware.is_here else 0.0
+
+    def cost_of(rows: Sequence[plan.Row]) -> Cost:
+        # As if the others were not in the grid: a trunk that is left out carries nobody.
+        seconds = _bill(session, cells.predicted(cells.shared(rows))).seconds if rows else 0.0
+        return hardware.cost(None if seconds is None else seconds + spent)
+
+    with bad_input():
+        _, dropped = costs.within(budget, selection.todo, cost_of, drop=args.drop)
+    if not dropped:
+        return selection
+    session.say(f"left out to stay within the budget: {costs.describe(dropped)}")
+    session.manifest.dropped = dropped
+    cells.leave_out(dropped, selection)
+    return cells.refresh(selection)
+
+
+def _bill(session: Session, rows: Sequence[plan.Row]) -> Bill:
+    """What training these rows comes to, and the conclusion where this machine is the one."""
+    hardware = session.cells.hardware
+    workers = session.workers or session.num_workers(len(rows))
+    wall = plan.predicted_wall(rows, workers)
+    if wall is not None and rows and hardware.is_here:
+        wall += plan.CONCLUSION_SECONDS
+    return Bill(rows, hardware, workers, wall)
+
+
+def _show_trunks(session: Session, selection: Selection, workers: int) -> None:
+    """Says what sharing saves, and what it takes of the disk; refuses what the disk cannot hold."""
+    fitted, held_out = ([row for row in selection.todo if row.cell.holdout == out] for out in (False, True))
+    peak = max(session.order(*phase, workers).total for phase in ((fitted, held_out), (held_out, ())))
+    if session.cells.have_trunks:
+        for line in trunks.describe(selection.mine):
+            session.say(line)
+    if any(row.carriers for row in selection.todo):
+        session.say(f"checkpoints: {progress.compact(peak)}B on disk at once, at the least")
+
+
+def _warn(session: Session, *, strict: bool) -> list[lint.Finding]:
     """Prints what is doubtful about a grid. Raises ValueError under ``strict`` if anything is."""
-    memory = hardware.profile.memory_bytes
-    total = None if memory is None else memory * hardware.devices
-    findings = lint.check(rows, lint.Expected.from_fit(fit, device_memory=total, **data))
+    cells = session.cells
+    memory = cells.hardware.profile.memory_bytes
+    total = None if memory is None else memory * cells.hardware.devices
+    about = {data: session.describe_data(data) for data in {row.cell.run.data for row in cells.rows}}
+    tokens = {
+        f"{s}_tokens": {data: known[f"{s}_tokens"] for data, known in about.items() if known is not None}
+        for s in ("train", "validation")
+    }
+    fit = folder.read_json(cells.results / "fit.json")
+    findings = lint.check(cells.rows, lint.Expected.from_fit(fit, device_memory=total, **tokens))
     for finding in findings:
-        console.print(f"[yellow]![/] {escape(str(finding))}", soft_wrap=True)
+        session.console.print(f"[yellow]![/] {escape(str(finding))}", soft_wrap=True)
     if findings and strict:
         raise ValueError(f"--strict: {len(findings)} warning{'s' if len(findings) > 1 else ''} about this grid, above")
+    session.manifest.warnings = [finding.text for finding in findings]
     return findings
 
 
-def stay_within(
-    console: Console,
-    budget: Budget,
-    rows: Sequence[plan.Row],
-    bill_of: Callable[[Sequence[plan.Row]], Bill],
-    hardware: Hardware,
-    spent_seconds: float,
-    *,
-    drop: bool,
-) -> list[plan.Row]:
-    """The rows that are left out to stay within the budget, said on the console; none without one.
-
-    Raises ValueError, in one line, when the plan is over it and nothing may be left out.
-    """
-    if not budget or not rows:
-        return []
-
-    def cost_of(some: Sequence[plan.Row]):
-        seconds = bill_of(some).seconds if some else 0.0
-        return hardware.cost(None if seconds is None else seconds + spent_seconds)
-
-    _, dropped = costs.within(budget, rows, cost_of, drop=drop)
-    if dropped:
-        console.print(f"left out to stay within the budget: {costs.describe(dropped)}", markup=False, soft_wrap=True)
-    return dropped
-
-
-def summary(bill: Bill) -> str:
+def _summary(bill: Bill) -> str:
     """The whole in a line: time, money, energy, memory; then how far that time can be trusted."""
     total, hardware = bill.total, bill.hardware
     parts = [f"about {progress.duration(total.seconds)}"] if total.seconds is not None else []
@@ -163,28 +204,9 @@ def _on_what(bill: Bill) -> str:
     return text + "; training FLOPs alone, without evaluation and start-up"
 
 
-def write_json(path: Path, bill: Bill, packs: Sequence, findings: Sequence[lint.Finding]) -> None:
+def _write_json(path: Path, bill: Bill, packs: Sequence, findings: Sequence[lint.Finding]) -> None:
     """Raises ValueError when the file cannot be written."""
     try:
         records.write_json(path, {**bill.to_json(packs), "warnings": [dataclasses.asdict(f) for f in findings]})
     except OSError as e:
         raise ValueError(f"--json {path}: {e.strerror}: write a file that can be written") from None
-
-
-def show_against_actual(console: Console, manifest: dict, runs: Sequence[records.RunRecord]) -> None:
-    """One line: what the plan said and what came of it."""
-    rows = {row["key"]: row for row in records.plan_against_actual(manifest, runs)}
-    parts = []
-    if (wall := rows.get("wall")) and wall["ratio"]:
-        took, said = progress.duration(wall["actual"]), progress.duration(wall["planned"])
-        parts.append(f"{took} for {said} planned ({wall['ratio'] - 1:+.0%})")
-    if cells := rows.get("cells"):
-        parts.append(f"a cell {cells['ratio']:.2f} of its plan ({cells['low']:.2f} to {cells['high']:.2f})")
-    if idle := rows.get("idle"):
-        parts.append(f"{idle['actual']:.1%} of training not in steps")
-    if money := rows.get("dollars"):
-        parts.append(f"{progress.dollars(money['actual'])} for {progress.dollars(money['planned'])} planned")
-    if energy := rows.get("measured_kwh") or rows.get("kwh"):
-        parts.append(f"{energy['actual']:.3g} kWh")
-    if parts:
-        console.print(f"plan against actual: {'; '.join(parts)}", soft_wrap=True)

@@ -12,6 +12,7 @@ submitit hands a job over as a pickle, in ``<workdir>/slurm/jobs``. What it pick
 function of this module, and one string, JSON: no grid, record or config is ever pickled or unpickled.
 """
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -26,7 +27,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scaling.engine import executors, folder, status, worker
+from scaling.engine import executors, folder, slurm_options, status, worker
 from scaling.engine.executors import Answer, ExecutorError, Task
 from scaling.engine.slurm_book import OVER, Book, Job, last_line, queue
 
@@ -307,6 +308,21 @@ class Slurm:
                 final = state == "CANCELLED"  # somebody wants it not to run
                 missing.append((job, {"event": "failed", "reason": reason, "final": final, "disk": False}))
         return missing
+
+
+def of(args: argparse.Namespace, workdir: Path, name: str, loop: str) -> Slurm | None:
+    """The executor that the command's options ask for, if they do; ``name``: of the jobs, unless they give one.
+
+    Raises ValueError, in one line, for options that say nothing here (see ``slurm_options.parse``).
+    """
+    if args.executor != "slurm":
+        if args.slurm or args.detach:
+            raise ValueError(f"{'--slurm' if args.slurm else '--detach'}: write --executor slurm with it")
+        return None
+    parameters = slurm_options.parse(args.slurm)
+    name = parameters.pop("job_name", name)
+    parallel = None if args.workers == "auto" else args.workers
+    return Slurm(workdir, parameters, name=name, parallel=parallel, loop=loop, detach=args.detach)
 
 
 def _run_ids(task: Task) -> set[str]:

@@ -4,6 +4,7 @@ Keys are submitit's (``partition``, ``gpus_per_node``, ``time``, ``setup`` …) 
 sbatch (``reservation``, ``licenses`` …), with ``-`` or ``_``.
 """
 
+import argparse
 import difflib
 import importlib.util
 import re
@@ -35,6 +36,15 @@ _OURS = {
 }
 # A run on several processes needs jax.distributed to be started in each; what is here starts one process a run.
 _ONE = ("nodes", "ntasks", "ntasks_per_node", "tasks_per_node")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``--executor slurm``."""
+    parser.add_argument("--slurm", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+        help="of the jobs: partition=gpu gpus_per_node=1 time=240 …, as submitit or sbatch name them; what is not done "
+        "when time is up is requeued and goes on (default time=60, minutes)")  # fmt: skip
+    parser.add_argument("--detach", action="store_true",
+        help="with slurm: submit and stop; the next call finds the jobs")  # fmt: skip
 
 
 def parse(options: Sequence[str]) -> dict:

@@ -1,0 +1,152 @@
+"""From the records of a sweep to what it says: the forecast of its held-out cells, its laws, its report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from scaling import records
+from scaling.engine import folder, progress
+from scaling.engine.cells import Cells
+from scaling.engine.manifest import Manifest
+from scaling.engine.plan import Row
+from scaling.grid import FitConfig
+
+FORECAST_LEVEL = 0.90
+
+
+class Conclusion:
+    """What the records of ``cells`` come to, by the grid's options of a fit (``fit_config``)."""
+
+    def __init__(self, cells: Cells, fit_config: FitConfig, manifest: Manifest, console: Console):
+        self._cells, self._fit_config, self._manifest, self._console = cells, fit_config, manifest, console
+        self._results = cells.results
+
+    def forecast(self, held_out: Sequence[Row]) -> bool:
+        """Forecasts loss and interval of the held-out cells that are about to train, once and for all; whether they
+        may train now, which they may not before all fitted cells are in.
+
+        Raises ValueError if forecast.json was edited or is damaged.
+        """
+        missing = [row for row in self._cells.without_record() if not row.cell.holdout]
+        if missing:
+            self._console.print(
+                f"{len(held_out)} held-out cells wait: they are forecast first, from all fitted cells, and "
+                f"{len(missing)} of those are not in yet; give this command again when they are"
+            )
+            return False
+        with self._manifest.in_turn():
+            self._add_to_forecast()
+        return True
+
+    def _add_to_forecast(self) -> None:
+        forecast = folder.Forecast(self._results)
+        known = {entry["run_id"] for entry in forecast.entries}
+        rows = self._cells.rows
+        new = [r for r in rows if r.cell.holdout and r.run_id not in known and not self._cells.is_done(r)]
+        if not new:
+            return
+        from scaling import fit
+
+        self._console.print("fitting the finished cells, to forecast those held out …")
+        cells = {row.run_id: self._as_forecast(row) for row in new}
+        try:
+            predicted = fit.forecast(self._analysis(), list(cells.values()), level=FORECAST_LEVEL)
+        except ValueError as e:
+            self._console.print(f"no forecast: {e}", markup=False)
+            return
+        fitted = [r for r in rows if not r.cell.holdout and self._cells.found.get(r.run_id) == "completed"]
+        forecast.add(
+            [{**cells[entry["run_id"]], **entry, "level": FORECAST_LEVEL} for entry in predicted],
+            [row.run_id for row in fitted],
+        )
+
+    def _as_forecast(self, row: Row) -> dict:
+        """A cell as ``fit.forecast`` takes it, counted by the fit's conventions."""
+        return {
+            "run_id": row.run_id,
+            "num_params": row.plan.num_params[self._fit_config.num_params],
+            "num_tokens": row.plan.num_tokens,
+            "flops": row.plan.flops[self._fit_config.flops],
+        }
+
+    def _analysis(self):
+        """The laws of this grid's fitted cells. Raises ValueError when they are too few for any."""
+        from scaling import fit
+
+        runs = self._cells.recorded()
+        options = {field: getattr(self._fit_config, field) for field in self._fit_config.__dataclass_fields__}
+        if options["laws"] is None:
+            del options["laws"]
+        return fit.analyse(records.table(runs), records.curves(runs), source=str(self._results), **options)
+
+    def show(self) -> None:
+        """Fits and reports, unless that was done from the same inputs, and prints the laws and what they cost.
+
+        Every cell has a record. Raises ValueError if one of the folder's files cannot be read.
+        """
+        from scaling import fit
+
+        payload, page = folder.read_json(self._results / "fit.json"), self._results / "report.html"
+        if payload.get("inputs_sha256") != self._inputs_sha256() or not _is_newer(page, self._results / "fit.json"):
+            payload, page = self._fit_and_report()
+        self._console.print()
+        if "error" in payload:
+            self._console.print(f"no laws: {payload['error']}", markup=False)
+        else:
+            fit.show(self._console, payload)
+        _show_plan_against_actual(self._console, folder.read_json(self._manifest.path), self._cells.recorded())
+        self._console.print(f"report: {page}", markup=False)
+
+    def _inputs_sha256(self) -> str:
+        """Of all that laws and report are made from: records, forecast, manifest, options and the code that makes them.
+        Equal: nothing to do again."""
+        here = Path(__file__).parent
+        code = [p for p in here.rglob("*") if p.suffix in (".py", ".html") and p.parent.name in ("scaling", "laws")]
+        paths = [records.path_of(self._results, row.run_id) for row in self._cells.rows] + sorted(code)
+        paths += [self._results / name for name in ("forecast.json", "sweep.json")]
+        return folder.digest(paths, repr(self._fit_config))
+
+    def _fit_and_report(self) -> tuple[dict, Path]:
+        """Writes fit.json and the report; returns the one's content and the other's path."""
+        from scaling import report
+
+        forecast = self._forecast_against_actual()
+        try:
+            payload = self._analysis().to_json()
+        except ValueError as e:
+            payload = {"schema": 1, "error": str(e)}
+        payload |= {"forecast": forecast, "inputs_sha256": self._inputs_sha256()}
+        records.write_json(self._results / "fit.json", payload)
+        return payload, report.build(self._results)
+
+    def _forecast_against_actual(self) -> list[dict]:
+        forecast = folder.Forecast(self._results)
+        if not forecast.is_intact:
+            self._console.print(f"{forecast.path}: does not match its own sha256: it was edited", markup=False)
+        trained = [entry for entry in forecast.entries if entry["run_id"] in self._cells.found]
+        return [{**entry, "actual": self._cells.record(entry["run_id"]).loss} for entry in trained]
+
+
+def _is_newer(path: Path, than: Path) -> bool:
+    """Whether ``path`` is there and was written after ``than``: a call may have been killed between the two."""
+    return path.exists() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
+
+
+def _show_plan_against_actual(console: Console, manifest: dict, runs: Sequence[records.RunRecord]) -> None:
+    """One line: what the plan said and what came of it."""
+    rows = {row["key"]: row for row in records.plan_against_actual(manifest, runs)}
+    parts = []
+    if (wall := rows.get("wall")) and wall["ratio"]:
+        took, said = progress.duration(wall["actual"]), progress.duration(wall["planned"])
+        parts.append(f"{took} for {said} planned ({wall['ratio'] - 1:+.0%})")
+    if cells := rows.get("cells"):
+        parts.append(f"a cell {cells['ratio']:.2f} of its plan ({cells['low']:.2f} to {cells['high']:.2f})")
+    if idle := rows.get("idle"):
+        parts.append(f"{idle['actual']:.1%} of training not in steps")
+    if money := rows.get("dollars"):
+        parts.append(f"{progress.dollars(money['actual'])} for {progress.dollars(money['planned'])} planned")
+    if energy := rows.get("measured_kwh") or rows.get("kwh"):
+        parts.append(f"{energy['actual']:.3g} kWh")
+    if parts:
+        console.print(f"plan against actual: {'; '.join(parts)}", soft_wrap=True)

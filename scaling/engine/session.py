@@ -1,0 +1,263 @@
+"""Training on behalf of one call of the command: workers, data, timings, packs, and a record for every cell.
+
+with session.started(num_packs):
+    session.prepare_data(rows)
+    session.measure(rows)
+    session.train(rows)
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from scaling import config, records
+from scaling.engine import disk, executors, folder, graph, hosts, plan, progress, slurm, slurm_book, status, worker
+from scaling.engine.cells import Cells
+from scaling.engine.manifest import Manifest
+from scaling.engine.plan import Row
+from scaling.grid import Grid
+from scaling.training import checkpoint
+from scaling.training.distributed import Group
+
+# Stepping time behind a shape's timing. Its compilation, the larger part, is not lost: training reuses the program.
+CALIBRATION_SECONDS = 0.5
+
+
+class BadInputError(Exception):
+    """One line: what is wrong with what the person gave, and what to write instead."""
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+    """ValueErrors are the person's to mend here: they say in one line what to write instead."""
+    try:
+        yield
+    except ValueError as e:
+        raise BadInputError(str(e)) from None
+
+
+class Session:
+    """What trains ``cells``, by the options of the command (``args``) and the grid's execution.
+
+    ``group``: the processes that train each run together, of which this one leads. How many workers and how large
+    packs there will be can be asked before any is started; ``workers`` is None until then.
+
+    Raises BadInputError if the options contradict each other.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, grid: Grid, cells: Cells, manifest: Manifest, console: Console, *,
+        workdir: Path, cache_dir: Path, loop: str, group: Group | None = None,
+    ):  # fmt: skip
+        self.cells, self.manifest, self.console = cells, manifest, console
+        self.workers: int | None = None
+        self.pack_sizes: int | dict[str, int] = 1 if args.pack == "auto" else args.pack
+        self._args, self._grid = args, grid
+        self._workdir, self._cache_dir, self._loop, self._group = workdir, cache_dir, loop, group
+        self._disk_bytes = 1e9 * (args.disk_budget or grid.execution.disk_budget_gb)
+        with bad_input():
+            self.slurm = slurm.of(args, workdir, grid.name, loop)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    # ---- what a plan asks -------------------------------------------------------------------------------------------
+
+    def num_workers(self, num_packs: int) -> int:
+        is_elsewhere = self._args.plan and not self.cells.hardware.is_here  # all of it for one run at a time
+        if self._args.executor == "inline" or is_elsewhere:
+            return 1
+        if self._args.executor == "slurm" and self._args.workers == "auto":
+            return num_packs
+        return executors.auto_workers(num_packs) if self._args.workers == "auto" else self._args.workers
+
+    def packs(self, rows: Sequence[Row]) -> list[graph.Pack]:
+        return graph.build(rows, self.pack_sizes)
+
+    def order(self, rows: Sequence[Row], later: Sequence[Row], workers: int) -> disk.Order:
+        """The packs of ``rows`` as the disk lets them be handed out; ``later``: rows that they carry too."""
+        packs = graph.build(rows, self.pack_sizes, carried=later)
+        with bad_input():
+            return disk.order(packs, workers, self._disk_bytes)
+
+    def describe_data(self, data_config: config.DataConfig) -> dict | None:
+        """What is known of a corpus, if it is prepared."""
+        from scaling.training import data
+
+        if not data.is_prepared(data_config, self._cache_dir):
+            return None
+        with bad_input():
+            return data.open(data_config, self._cache_dir).describe()
+
+    # ---- before training --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def started(self, num_packs: int, lock_fds: Sequence[int] = ()) -> Iterator[None]:
+        """While it lasts there are workers, as many as so many packs need; they inherit ``lock_fds``."""
+        self.workers = self.num_workers(num_packs)
+        with contextlib.closing(self._start(lock_fds)) as self._executor:
+            yield
+
+    def _start(self, lock_fds: Sequence[int]) -> executors.Inline | executors.Local | slurm.Slurm:
+        if self.slurm is not None:
+            return self.slurm
+        jobs = slurm_book.Book(self._workdir).unfinished()
+        if jobs:
+            raise BadInputError(
+                f"{self._workdir}: jobs of an earlier call are queued or running ({' '.join(jobs)}): follow them with "
+                "--executor slurm, or end them with scancel"
+            )
+        if self._group is not None:
+            return hosts.Leader(self._group, self._loop)
+        if self._args.executor == "inline":
+            return executors.Inline(self._loop)
+        # started first: they import JAX while the data is prepared here
+        return executors.Local(self.workers, self._workdir / "logs", loop=self._loop, pass_fds=lock_fds)
+
+    def prepare_data(self, rows: Sequence[Row]) -> None:
+        """Prepares what ``rows`` read, and sees that it is enough for them."""
+        from scaling.training import data
+
+        for data_config in dict.fromkeys(row.cell.run.data for row in rows):
+            with bad_input():
+                data.prepare(data_config, self._cache_dir, progress=self.say)
+                corpus = data.open(data_config, self._cache_dir)
+                for row in rows:
+                    if row.cell.run.data == data_config:
+                        corpus.require_vocab(row.cell.run.model.vocab_size)
+                        corpus.require_horizon(row.plan.num_tokens)
+
+    def measure(self, rows: Sequence[Row]) -> None:
+        """Times the shapes of ``rows`` that were never timed here, sees how many fit a device, and predicts."""
+        # This machine's timings say nothing of the cluster's; and processes that time a step together would each stop
+        # after a number of their own.
+        here = self.slurm is None and self._group is None
+        if here:
+            self._calibrate(rows)
+            self._choose_pack_sizes(rows)
+        if here or not self.cells.hardware.is_here:
+            self.cells.predict()
+
+    def _calibrate(self, rows: Sequence[Row]) -> None:
+        """Times shapes on this machine, all workers at once."""
+        missing = self.cells.untimed(rows)
+        if not missing:
+            return
+        self.console.print(f"timing {len(missing)} shapes on this machine …")
+        seconds = {"seconds": CALIBRATION_SECONDS}
+        tasks = [executors.Task(key, "calibrate", self._about_shape(run) | seconds) for key, run in missing.items()]
+        answers = self._executor.run(tasks)
+        reasons = {answer.reason for answer in answers.values()}
+        if len(reasons) == 1 and None not in reasons:  # all for the same reason: then no cell can train either
+            raise BadInputError(f"{self._args.grid}: {reasons.pop()}")
+        timed = {key: plan.Timing.of(answer.value) for key, answer in answers.items() if answer.value is not None}
+        self.cells.timings.save(self.cells.timings.load() | timed)
+
+    def _choose_pack_sizes(self, rows: Sequence[Row]) -> None:
+        """As many members as a device holds, for every shape that several cells have."""
+        if self._args.pack != "auto" or not executors.has_accelerator():
+            return
+        shapes = collections.Counter(map(graph.shape_of, rows))
+        tasks = {
+            shape: executors.Task(row.run_id, "pack_size", self._about_shape(row.cell.run) | {"most": shapes[shape]})
+            for row in rows
+            if shapes[shape := graph.shape_of(row)] > 1
+        }
+        if tasks:
+            self.console.print(f"compiling {len(tasks)} shapes, to see how many runs of each fit a device …")
+            answers = self._executor.run(list(tasks.values()))
+            found = {shape: answers[task.key].value for shape, task in tasks.items()}
+            self.pack_sizes = {shape: value["members"] for shape, value in found.items() if value is not None}
+
+    def _about_shape(self, run: config.RunConfig) -> dict:
+        return {
+            "execution": config.to_dict(self._grid.execution),
+            "cache_dir": str(self._cache_dir),
+            "run": config.to_dict(run),
+        }
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def train(self, rows: Sequence[Row], later: Sequence[Row] = ()) -> None:
+        """Trains the rows in packs and prints a line for each that ends; one that cannot be done gets a record too.
+
+        ``later``: rows of a later call of this, carried now as far as their trunks among ``rows`` go.
+        """
+        if not rows:
+            return
+        order = self._order_from_here(rows, later)
+        packs = {pack.key: pack for pack in order.packs}
+        display = progress.Progress(
+            self.console, list(packs.values()), workers=self.workers,
+            done=sum(map(self.cells.is_done, self.cells.rows)), total=len(self.cells.rows),
+        )  # fmt: skip
+        status.clear_stale(self._workdir)
+        run_ids = {pack.key: pack.run_ids for pack in packs.values()}
+        board = status.Board(self._workdir, self._args.executor, run_ids)  # of this process and its workers
+
+        def on_event(event: dict) -> None:
+            display.on_event(event)
+            if self.slurm is None:  # jobs of a cluster give their own
+                board.on_event(event)
+            if event["event"] in ("done", "failed"):
+                pack = packs[event["key"]]
+                for row in pack.rows:
+                    display.cell_ended(row, self._settle(row, event.get("reason")))
+
+        try:
+            with self.manifest.training(), display, board:
+                self._executor.run(self._tasks(order), on_event)
+        except KeyboardInterrupt:
+            if self.slurm is None:
+                self.say("stopping: what is running saves a checkpoint (once more: stops at once)")
+            else:
+                self.say(f"{self.slurm.job_ids()} left to Slurm: the same command follows again, scancel ends them")
+            raise
+        finally:
+            self.write_manifest()
+
+    def _order_from_here(self, rows: Sequence[Row], later: Sequence[Row]) -> disk.Order:
+        """What trains next, from the checkpoints that there are."""
+        every = [*rows, *later]
+        if self._grid.execution.trunks:
+            steps = {row.run_id: checkpoint.newest_step(self._workdir, row.run_id) for row in every}
+            every = self.cells.shared(every, steps)
+            if self.slurm is None:
+                every = self.cells.predicted(every)
+        return self.order(every[: len(rows)], every[len(rows) :], self.workers)
+
+    def _tasks(self, order: disk.Order) -> list[executors.Task]:
+        # A worker's share of the disk is of what those that wait leave.
+        gigabytes = (self._disk_bytes - order.waiting) / self.workers / 1e9
+        shared = {
+            "execution": config.to_dict(dataclasses.replace(self._grid.execution, disk_budget_gb=gigabytes)),
+            "workdir": str(self._workdir),
+            "results": str(self.cells.results),
+            "cache_dir": str(self._cache_dir),
+            "sweep_name": self._grid.name,
+        }
+        tasks = []
+        for pack in order.packs:
+            riders = {name: [worker.cell_to_json(r.cell) for r in some] for name, some in pack.riders.items()}
+            payload = {"cells": [worker.cell_to_json(row.cell) for row in pack.rows], "riders": riders, **shared}
+            tasks.append(executors.Task(pack.key, "train", payload, pack.after, pack.carried))
+        return tasks
+
+    def _settle(self, row: Row, reason: str | None) -> records.RunRecord:
+        """The record of a cell that ended: its worker's, or one that says why there is none."""
+        results = self.cells.results
+        if reason is not None and not records.is_done(results, row.run_id):
+            records.save(results, folder.failed_record(row, self._grid.name, reason))
+        record = self.cells.record(row.run_id)
+        self.cells.found[row.run_id] = record.status
+        self.manifest.cell_ended(record)
+        self.write_manifest()
+        return record
+
+    def write_manifest(self) -> None:
+        self.manifest.write(self.cells.rows, self.cells.found, self.workers)
