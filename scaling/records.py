@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -140,6 +140,12 @@ def is_done(results: Path, run_id: str) -> bool:
     """Whether the run has a readable record, completed or diverged; a ``failed`` one is tried again."""
     path = path_of(results, run_id)
     return path.exists() and read(path).status != "failed"
+
+
+def seal(payload: Mapping) -> str:
+    """sha256 of an object, its own key ``sha256`` left out: a file that carries it shows whether it was edited."""
+    rest = {key: value for key, value in payload.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def load(results: Path) -> "pd.DataFrame":

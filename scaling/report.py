@@ -8,9 +8,7 @@ was, or why it could not be.
 
 import argparse
 import base64
-import hashlib
 import json
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from scaling import figures, records, truth
+from scaling import figures, records, truth, typography
 from scaling.axes import engineering
-
-GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ"}
+from scaling.typography import fixed, num, scientific, span
 
 
 @dataclass(frozen=True)
@@ -145,61 +142,10 @@ def forecast_seal(forecast: Mapping) -> str | None:
     """What the hash in forecast.json says: that it is as it was written, or that it was changed. None without one."""
     if not forecast:
         return None
-    rest = {k: v for k, v in forecast.items() if k != "sha256"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     when = f"written {forecast.get('written', 'at an unknown time')}, before the held-out cells were trained"
-    if hashlib.sha256(text.encode()).hexdigest() == forecast.get("sha256"):
+    if records.seal(forecast) == forecast.get("sha256"):
         return f"Forecast {when}; its sha256, {forecast['sha256'][:12]}…, matches."
     return f"The sha256 of forecast.json ({when}) does not match: the file was changed after it was written."
-
-
-# How numbers are written on the page; None, what is not known, is a dash.
-
-
-def num(value: float | None, digits: int = 4) -> str:
-    """To so many digits, and no 1e+03."""
-    if value is None:
-        return "–"
-    return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
-
-
-def amount(value: float | None, unit: str) -> str:
-    """A quantity of the plan with its unit: 751 s, 360 MB, $4.20, 12 %."""
-    if value is None:
-        return "–"
-    if unit == "bytes":
-        return f"{engineering(value).replace('K', ' k').replace('B', ' G').replace('M', ' M')}B"
-    if unit == "$":
-        return f"${num(value, 3)}"
-    return f"{num(100 * value, 2)} %" if unit == "" else f"{num(value, 3)} {unit}"
-
-
-def fixed(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def scientific(value: float | None) -> str:
-    """3×10 and its power, raised."""
-    if not value:
-        return "–" if value is None else "0"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    factor = f"{float(mantissa):g}"
-    return Markup("" if factor == "1" else f"{factor}&hairsp;×&hairsp;") + Markup(f"10<sup>{int(exponent)}</sup>")
-
-
-def plain(value: float | None, digits: int = 3) -> str:
-    """A parameter of any size: powers of ten where digits would not fit."""
-    return scientific(value) if value and not 1e-3 <= abs(value) < 1e6 else num(value, digits)
-
-
-def equation(text: str) -> str:
-    """N_c and D^-β with their index lowered, their exponent raised."""
-    raised = re.sub(r"\^(-?[^ )]+)", r"<sup>\1</sup>", str(escape(text)))
-    return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", raised))
-
-
-def span(pair: Sequence[float] | None, write=num) -> str:
-    return Markup("{}&hairsp;–&hairsp;{}").format(*map(write, pair)) if pair else ""
 
 
 def headlines(results: Results, table, cells: Sequence[Mapping]) -> list[dict]:
@@ -386,21 +332,7 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         loader=jinja2.PackageLoader("scaling", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(
-        si=lambda v: "–" if v is None else engineering(v),
-        amount=amount,
-        sci=scientific,
-        fixed=fixed,
-        num=num,
-        range=span,
-        range_fixed=lambda pair: span(pair, fixed),
-        range_si=lambda pair: span(pair, engineering),
-        range_plain=lambda pair: span(pair, plain),
-        plain=plain,
-        equation=equation,
-        greek=lambda name: equation(GREEK.get(name, name)),
-        inline_image=lambda path: "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode(),
-    )
+    environment.filters.update(typography.FILTERS, inline_image=_inline_image)
     fit, rows, known = results.fit, _cell_rows(results), truth.of(results.runs)
     return environment.get_template("report.html").render(
         name=results.name,
@@ -427,6 +359,10 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         frontier=_spread(fit.get("frontier") or [], 9),
         environment=_environments(results),
     )
+
+
+def _inline_image(path: Path) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

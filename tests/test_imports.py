@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic", "yaml"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 CORE = {"config", "accounting", "records", "recipes", "shapes", "schema", "grid"}
-ANALYSIS = {"laws", "axes", "plots", "truth", "evidence", "figures", "report", "fit"}
+ANALYSIS = {"laws", "axes", "plots", "truth", "evidence", "figures", "typography", "report", "fit"}
 
 # For each part, the parts it may import. A part is a folder, or a module at the top.
 MAY_IMPORT = {
@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "truth": {"records", "axes"},
     "evidence": {"axes"},
     "figures": {"records", "laws", "plots", "truth", "evidence", "axes"},
-    "report": {"records", "laws", "plots", "truth", "figures", "axes"},
+    "typography": {"axes"},
+    "report": {"records", "laws", "plots", "truth", "figures", "axes", "typography"},
     "fit": {"records"} | ANALYSIS,
     "data": CORE | {"training"},
     "bench": CORE | {"training", "engine", "laws"},

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from scaling import records, report
+from scaling import records, report, typography
 from scaling.fit import analyse, forecast
 from tests import synthetic
 
@@ -271,7 +271,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, says):
      (4.2, "$", "$4.2"), (0.0998, "", "10 %"), (0.5, "kWh", "0.5 kWh")],
 )  # fmt: skip
 def test_amounts_have_their_unit(value, unit, text):
-    assert report.amount(value, unit) == text
+    assert typography.amount(value, unit) == text
 
 
 def test_plan_and_actual_stand_side_by_side(tmp_path):

@@ -36,7 +36,7 @@ class Cells:
         return complaints
 
     def is_done(self, row: Row) -> bool:
-        return self.found.get(row.run_id, "failed") != "failed"
+        return folder.is_done(self.found, row.run_id)
 
     def without_record(self) -> list[Row]:
         return [row for row in self.rows if row.run_id not in self.found]

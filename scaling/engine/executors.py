@@ -86,7 +86,7 @@ class Answer:
     reason: str | None = None
 
 
-def _ignore(event: dict) -> None:
+def ignore(event: dict) -> None:
     pass
 
 
@@ -96,7 +96,7 @@ class Inline:
     def __init__(self, loop: str = LOOP):
         self._loop = loop
 
-    def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = _ignore) -> dict[str, Answer]:
+    def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = ignore) -> dict[str, Answer]:
         """Does the tasks in order and returns an answer for each; Ctrl-C lets the run under way save a checkpoint."""
         loop = importlib.import_module(self._loop)
         answers, line = {}, Line(tasks)
@@ -243,7 +243,7 @@ class Local:
         for worker in self._pool:
             worker.start()
 
-    def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = _ignore) -> dict[str, Answer]:
+    def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = ignore) -> dict[str, Answer]:
         """Hands out ``tasks`` in order, each to the next free worker, and returns when all are answered.
 
         ``on_event`` is called in this thread with ``start``, ``progress``, ``retry``, ``done`` and ``failed`` events,

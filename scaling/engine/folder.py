@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -158,6 +158,11 @@ def statuses(results: Path, run_ids: Sequence[str], *, set_aside: bool) -> tuple
     return found, complaints
 
 
+def is_done(found: Mapping[str, str], run_id: str) -> bool:
+    """Whether a run with these ``statuses`` is over for good: one that failed is tried again."""
+    return found.get(run_id, "failed") != "failed"
+
+
 def failed_record(row: plan.Row, sweep_name: str, reason: str) -> records.RunRecord:
     """The record of a run that could not be done; ``environment["failure"]`` says why. The next sweep tries again."""
     cell, counts = row.cell, row.plan
@@ -225,8 +230,7 @@ class Forecast:
     @property
     def is_intact(self) -> bool:
         """Whether the file is as it was written."""
-        rest = {key: value for key, value in self._payload.items() if key != "sha256"}
-        return not self._payload or self._payload.get("sha256") == _sha256(rest)
+        return not self._payload or self._payload.get("sha256") == records.seal(self._payload)
 
     def add(self, entries: Sequence[dict], fitted_run_ids: Sequence[str]) -> None:
         """Adds entries (run_id, flops, num_params, num_tokens, predicted, interval, level) and writes the file; each
@@ -246,10 +250,5 @@ class Forecast:
                 *({**entry, "written": written, "fitted_run_ids": sorted(fitted_run_ids)} for entry in entries),
             ],
         }
-        self._payload = {**payload, "sha256": _sha256(payload)}
+        self._payload = {**payload, "sha256": records.seal(payload)}
         records.write_json(self.path, self._payload)
-
-
-def _sha256(payload: dict) -> str:
-    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -26,8 +26,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from scaling import accounting
-from scaling.config import ExecutionConfig, MeshConfig, RunConfig, canonical_json, program_key
-from scaling.engine import aot, hardware, plan
+from scaling.config import ExecutionConfig, MeshConfig, RunConfig
+from scaling.engine import aot, graph, hardware, plan
 
 # Share of the peak that large products alone reach on a TPU; equal for all candidates, so it orders none of them.
 PRODUCT_EFFICIENCY = 0.7
@@ -138,7 +138,7 @@ def distinct(rows: Sequence[plan.Row]) -> list[plan.Row]:
     """One row of each that compiles to a program of its own: rates, horizons and seeds are arguments of it."""
     first: dict[str, plan.Row] = {}
     for row in rows:
-        first.setdefault(canonical_json(program_key(row.cell.run)), row)
+        first.setdefault(graph.shape_of(row), row)
     return list(first.values())
 
 

@@ -61,7 +61,7 @@ def job(order: str) -> None:
     requeue_signal = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
     requeue = signal.signal(requeue_signal, stop)
     signal.signal(signal.SIGTERM, stop)
-    before = folder.read_json(status.signs_folder(workdir) / f"{order['sign']}.json").get("ended", {})
+    before = folder.read_json(status.sign_path(workdir, order["sign"])).get("ended", {})
     furthest, about = -1, {"name": order["sign"], "job": _own_id()}
     with status.Board(workdir, "slurm", {task.key: order["run_ids"]}, **about) as board:
 
@@ -114,10 +114,6 @@ def _requeued(furthest: int, before: dict) -> dict:
 # ---- the executor ---------------------------------------------------------------------------------------------------
 
 
-def _ignore(event: dict) -> None:
-    pass
-
-
 class Slurm:
     """Runs tasks as jobs, ``parallel`` of an array at a time (None: as many as the cluster gives).
 
@@ -144,7 +140,7 @@ class Slurm:
     def close(self) -> None:
         """Leaves the jobs to Slurm."""
 
-    def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = _ignore) -> dict[str, Answer]:
+    def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = executors.ignore) -> dict[str, Answer]:
         """Submits the tasks that no earlier job is at, and returns when all are answered. Events as from ``Local``.
 
         Raises Detached; ExecutorError if Slurm refuses the jobs.
@@ -260,7 +256,7 @@ class Slurm:
         """What jobs' signs say that they did not say before, and who of them is over without a word."""
         news = []
         for job in self._jobs:
-            sign = folder.read_json(status.signs_folder(self.book.workdir) / f"{job.sign}.json")
+            sign = folder.read_json(status.sign_path(self.book.workdir, job.sign))
             if sign and sign["updated"] > job.updated:
                 job.updated = sign["updated"]
                 news += [(job, event) for event in self._read(job, sign)]

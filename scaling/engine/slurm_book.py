@@ -89,7 +89,7 @@ class Book:
             path.unlink(missing_ok=True)
         else:
             self.write(submission)
-        leftovers = [status.signs_folder(self.workdir) / f"{job.sign}.json"]
+        leftovers = [status.sign_path(self.workdir, job.sign)]
         leftovers += [self.jobs_folder / f"{job.job_id}_{name}" for name in ("submitted.pkl", "0_result.pkl")]
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)

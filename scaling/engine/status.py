@@ -21,6 +21,7 @@ from rich.table import Table
 
 from scaling import records
 from scaling.engine import folder, plan, progress
+from scaling.training import checkpoint
 
 WRITE_SECONDS = 3.0
 STALE_SECONDS = 120.0  # longer than any writer takes between two signs, clocks of two machines included
@@ -35,7 +36,7 @@ class Board:
     """
 
     def __init__(self, workdir: Path, executor: str, packs: Mapping[str, Sequence[str]], *, name: str = "", **about):
-        self.path = signs_folder(workdir) / f"{name or f'{platform.node()}-{os.getpid()}'}.json"
+        self.path = sign_path(workdir, name or f"{platform.node()}-{os.getpid()}")
         self._packs = packs
         self._lock = threading.Lock()
         self._running: dict[str, dict] = {}
@@ -115,6 +116,10 @@ def signs_folder(workdir: Path) -> Path:
     return Path(workdir) / "status"
 
 
+def sign_path(workdir: Path, name: str) -> Path:
+    return signs_folder(workdir) / f"{name}.json"
+
+
 def read_signs(workdir: Path) -> list[dict]:
     """All signs of a work folder, each with ``alive``: whether its writer still gives signs, as far as one can tell."""
     signs = []
@@ -156,7 +161,7 @@ def show(
         console.print(line.replace(": set aside, the run is done again", ": the next call does it again"), markup=False)
     signs = [sign for sign in read_signs(workdir) if "ended" not in sign]
     running = {run_id: (sign, pack) for sign in signs for pack in sign["packs"] for run_id in pack["run_ids"]}
-    running = {run_id: at for run_id, at in running.items() if found.get(run_id, "failed") == "failed"}
+    running = {run_id: at for run_id, at in running.items() if not folder.is_done(found, run_id)}
     live = {run_id: at for run_id, at in running.items() if at[0]["alive"]}
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for _ in range(5):
@@ -207,8 +212,8 @@ def _running_line(sign: dict, pack: dict) -> tuple[str, str, str]:
 
 
 def _waiting_line(run_id: str, running: Mapping, queued: Mapping[str, str], workdir: Path) -> tuple[str, str, str]:
-    saved = _saved_step(workdir, run_id)
-    at = f"saved at step {saved:,}" if saved is not None else ""
+    saved = checkpoint.newest_step(workdir, run_id)
+    at = f"saved at step {saved:,}" if saved else ""
     if run_id in running:  # its writer is gone
         sign, _ = running[run_id]
         silence = progress.duration(time.time() - sign["updated"])
@@ -218,14 +223,6 @@ def _waiting_line(run_id: str, running: Mapping, queued: Mapping[str, str], work
             f"no sign from {escape(sign['host'])} for {silence}: the next call goes on with it",
         )
     return "waiting", at, escape(queued.get(run_id, ""))
-
-
-def _saved_step(workdir: Path, run_id: str) -> int | None:
-    """The newest checkpoint of a run that trains alone or shares a program."""
-    with suppress(OSError):
-        names = os.listdir(Path(workdir) / "checkpoints" / run_id)
-        return max((int(name) for name in names if name.isdigit()), default=None)
-    return None
 
 
 def _ending(results: Path, run_id: str) -> tuple[str, str]:
@@ -268,7 +265,7 @@ def _seconds_left(rows: Sequence[plan.Row], found: Mapping, results: Path, live:
         return None
     left = []
     for row in rows:
-        if found.get(row.run_id, "failed") == "failed":
+        if not folder.is_done(found, row.run_id):
             step = live[row.run_id][1].get("step", 0) if row.run_id in live else 0
             left.append(weights[row.run_id] * max(0.0, 1 - step / row.plan.num_steps) * seconds / weight)
     return plan.makespan(left, len(packs))
