@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import ExecutionConfig, ModelConfig
@@ -90,17 +91,20 @@ def rms_norm(x, scale, eps: float):
 
 
 def rotary(x_BTHK, theta: float):
-    """Rotary position embedding on the two halves of K (Su et al. 2021), angles in float32."""
+    """Rotary position embedding on the two halves of K (Su et al. 2021).
+
+    The tables are constants of the program, and heads come before tokens while it is applied, as attention wants them.
+    Left to XLA the sines are computed again in every loop they are fused into, and the transposition is a loop of its
+    own: whole-machine steps were 1.12 times slower at 1M parameters on CPU.
+    """
     T, K = x_BTHK.shape[1], x_BTHK.shape[3]
-    frequencies_K = theta ** (-jnp.tile(jnp.arange(0, K, 2, dtype=jnp.float32), 2) / K)
-    angles_TK = jnp.arange(T, dtype=jnp.float32)[:, None] * frequencies_K[None, :]
-    sign_K = jnp.where(jnp.arange(K) < K // 2, -1.0, 1.0)
-    cos, sin = (
-        f[None, :, None, :].astype(x_BTHK.dtype) for f in (jnp.cos(angles_TK), sign_K[None, :] * jnp.sin(angles_TK))
-    )
-    return (
-        x_BTHK * cos + jnp.roll(x_BTHK, K // 2, axis=-1) * sin
-    )  # 1.03× faster steps than with halves split and joined
+    frequencies_K = theta ** (-np.tile(np.arange(0, K, 2), 2) / K)
+    angles_TK = np.arange(T)[:, None] * frequencies_K[None, :]
+    sign_K = np.where(np.arange(K) < K // 2, -1.0, 1.0)
+    cos, sin = (f[None, None].astype(x_BTHK.dtype) for f in (np.cos(angles_TK), sign_K[None, :] * np.sin(angles_TK)))
+    x_BHTK = x_BTHK.swapaxes(1, 2)
+    # A roll: 1.03× faster steps than with halves split and joined.
+    return (x_BHTK * cos + jnp.roll(x_BHTK, K // 2, axis=-1) * sin).swapaxes(1, 2)
 
 
 def dense(x_BTX, w_XY, dtype=None):
