@@ -53,14 +53,20 @@ def grid_runs(path: str) -> tuple[list[RunConfig], config.ExecutionConfig]:
 
 
 def measure(
-    runs: Sequence[RunConfig], execution: config.ExecutionConfig, *, workers: int, cache_dir: Path, seconds: float
+    runs: Sequence[RunConfig],
+    execution: config.ExecutionConfig,
+    *,
+    workers: int,
+    cache_dir: Path,
+    seconds: float,
+    num_members: int = 1,
 ) -> list[dict]:
-    """Times each run's step and evaluation on ``workers`` processes at once; a row a run.
+    """Times each run's step and evaluation, in packs of ``num_members``, on ``workers`` processes at once; a row a run.
 
-    Rows hold ``num_params`` (non-embedding), ``d_model``, ``num_layers``, ``seq_len``, ``batch_size``, and summed over
-    the workers ``tokens_per_s``, ``flops_per_s`` (training, rule exact) and ``eval_tokens_per_s``; ``compile_seconds``
-    is the slowest worker's, ``seconds`` the workers' mean of what ``loop.calibrate`` gives, ``memory_bytes`` a
-    device's need in a train step.
+    Rows hold ``workers``, ``num_members``, ``num_params`` (non-embedding), ``d_model``, ``num_layers``, ``seq_len``,
+    ``batch_size``, and summed over workers and members ``tokens_per_s``, ``flops_per_s`` (training, rule exact) and
+    ``eval_tokens_per_s``; ``compile_seconds`` is the slowest worker's, ``seconds`` the workers' mean of what
+    ``loop.calibrate`` gives, ``memory_bytes`` a device's need in a train step.
 
     Raises ValueError with the worker's reason if a run cannot be timed.
     """
@@ -76,18 +82,22 @@ def measure(
                 "cache_dir": str(cache_dir),
                 "seconds": seconds,
                 "run": config.to_dict(run),
+                "num_members": num_members,
             }
             answers = executor.run([executors.Task(f"{i}", "calibrate", payload) for i in range(workers)]).values()
             failed = [answer.reason for answer in answers if answer.value is None]
             if failed:
                 raise ValueError(f"{run.run_id}: {failed[0]}")
-            rows.append(_row(run, [answer.value for answer in answers], data.open(run.data, cache_dir)))
+            timed = [answer.value for answer in answers]
+            rows.append(_row(run, num_members, timed, data.open(run.data, cache_dir)))
     return rows
 
 
-def _row(run: RunConfig, timed: list[dict], corpus) -> dict:
-    tokens_per_s = sum(run.batch_tokens / t["step_seconds"] for t in timed)
+def _row(run: RunConfig, num_members: int, timed: list[dict], corpus) -> dict:
+    tokens_per_s = sum(num_members * run.batch_tokens / t["step_seconds"] for t in timed)
     return {
+        "workers": len(timed),
+        "num_members": num_members,
         "num_params": accounting.param_counts(run.model)["non_embedding"],
         "d_model": run.model.d_model,
         "num_layers": run.model.num_layers,
@@ -95,7 +105,7 @@ def _row(run: RunConfig, timed: list[dict], corpus) -> dict:
         "batch_size": run.batch_size,
         "tokens_per_s": tokens_per_s,
         "flops_per_s": tokens_per_s * accounting.flops_per_token(run.model, run.data.seq_len)["exact"],
-        "eval_tokens_per_s": sum(corpus.validation_tokens / t["eval_seconds"] for t in timed),
+        "eval_tokens_per_s": sum(num_members * corpus.validation_tokens / t["eval_seconds"] for t in timed),
         "compile_seconds": max(t["compile_seconds"] for t in timed),
         "memory_bytes": timed[0].get("memory_bytes"),
         "seconds": {name: statistics.mean(t[name] for t in timed) for name in timed[0] if name.endswith("_seconds")},
@@ -175,11 +185,48 @@ def show(console: Console, rows: Sequence[dict], workers: int) -> None:
     console.print(table)
 
 
+def measure_packs(
+    runs: Sequence[RunConfig], execution: config.ExecutionConfig, sizes: Sequence[int], *, workers: int, **options
+) -> list[dict]:
+    """Rows of ``measure`` for every pack size: in one process with all cores, and in ``workers`` processes at once.
+
+    Each has ``gain``: its tokens/s over those of lone runs, one after the other, in one process.
+    """
+    rows = []
+    for count in sorted({1, workers}):
+        for size in sizes:
+            rows += measure(runs, execution, workers=count, num_members=size, **options)
+    alone = {row["num_params"]: row["tokens_per_s"] for row in reversed(rows)}  # the first there is of each
+    return [{**row, "gain": row["tokens_per_s"] / alone[row["num_params"]]} for row in rows]
+
+
+def show_packs(console: Console, rows: Sequence[dict]) -> None:
+    """A line a pack size; tokens/s of all workers together and the gain over lone runs in one process."""
+    for shape in dict.fromkeys((row["d_model"], row["num_layers"], row["num_params"]) for row in rows):
+        title = f"{shape[0]}×{shape[1]}, {shape[2]:,} parameters, {plan.processor()}: tokens/s of all, and gain"
+        table = Table("runs a pack", title=title, title_justify="left")
+        mine = {(row["workers"], row["num_members"]): row for row in rows if row["num_params"] == shape[2]}
+        counts = sorted({count for count, _ in mine})
+        for count in counts:
+            table.add_column(f"{count} process{'es' if count > 1 else ''}", justify="right")
+        for size in sorted({size for _, size in mine}):
+            found = [mine[count, size] for count in counts]
+            table.add_row(f"{size}", *(f"{row['tokens_per_s']:,.0f}  {row['gain']:.2f}×" for row in found))
+        console.print(table)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--grid", metavar="FILE", help="time this grid's shapes, for its plan (default: three sizes)")
     parser.add_argument("--laws", action="store_true", help="time the fits of scaling.laws instead")
     parser.add_argument("--data", action="store_true", help="time tokenising and cutting batches, on one core, instead")
+    parser.add_argument(
+        "--packs",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="time packs of these sizes, 1 first, in one process and in all",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes at once (default: one a core on CPU)")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="about how long to time each (2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows and the environment as JSON")
@@ -194,12 +241,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return show_data(console, args.out)
     try:
         runs, execution = grid_runs(args.grid) if args.grid else (default_runs(), config.ExecutionConfig())
-        rows = measure(runs, execution, workers=workers, cache_dir=cache_dir, seconds=args.seconds)
+        options = {"workers": workers, "cache_dir": cache_dir, "seconds": args.seconds}
+        if args.packs:
+            rows = measure_packs(runs, execution, sorted({1, *args.packs}), **options)
+        else:
+            rows = measure(runs, execution, **options)
     except (ValueError, executors.ExecutorError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    show(console, rows, workers)
-    if args.grid:
+    if args.packs:
+        show_packs(console, rows)
+    else:
+        show(console, rows, workers)
+    if args.grid and not args.packs:
         keep_for_plans(runs, rows, plan.TimingCache(cache_dir, args.workers or "auto", execution))
     if args.out:
         payload = {"processor": plan.processor(), "workers": workers, "rows": rows, "environment": records.software()}

@@ -75,6 +75,15 @@ def test_the_command_writes_its_rows(two_workers, tmp_path, capsys):
     assert "tokens/s" in capsys.readouterr().out
 
 
+def test_the_gain_of_a_pack_is_over_lone_runs_in_one_process(two_workers, tmp_path, capsys):
+    """As fast a step whatever is in it: four members do four times as much, the second worker twice the first's."""
+    assert bench.main(["--packs", "4", "--workers", "2", "--out", str(tmp_path / "packs.json")]) == 0
+    rows = json.loads((tmp_path / "packs.json").read_text())["rows"]
+    gains = {(row["workers"], row["num_members"]): row["gain"] for row in rows if row["num_layers"] == 5}
+    assert gains == {(1, 1): 1, (1, 4): 4, (2, 1): 3, (2, 4): 12}
+    assert "12.00×" in capsys.readouterr().out
+
+
 def test_a_bad_grid_is_one_line(two_workers, tmp_path, capsys):
     assert bench.main(["--grid", str(tmp_path / "missing.yaml")]) == 2
     assert "missing.yaml" in capsys.readouterr().err

@@ -170,7 +170,7 @@ def _warn(session: Session, *, strict: bool) -> list[lint.Finding]:
     fit = folder.read_json(cells.results / "fit.json")
     findings = lint.check(cells.rows, lint.Expected.from_fit(fit, device_memory=total, **tokens))
     for finding in findings:
-        session.console.print(f"[yellow]![/] {escape(str(finding))}", soft_wrap=True)
+        session.console.print(f"[yellow]![/] {escape(str(finding))}")
     if findings and strict:
         raise ValueError(f"--strict: {len(findings)} warning{'s' if len(findings) > 1 else ''} about this grid, above")
     session.manifest.warnings = [finding.text for finding in findings]

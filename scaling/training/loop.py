@@ -309,8 +309,11 @@ def _progress(pack: Pack, members: Mapping[int, Member]) -> dict:
     }
 
 
-def calibrate(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, seconds: float = 1.0) -> dict[str, Any]:
-    """Times this run's compiled step and evaluation here, on its own data, for about ``seconds`` each.
+def calibrate(
+    run: RunConfig, execution: ExecutionConfig, cache_dir: Path, seconds: float = 1.0, num_members: int = 1
+) -> dict[str, Any]:
+    """Times this run's compiled step and evaluation here, on its own data, for about ``seconds`` each, or those of a
+    pack of ``num_members`` runs that differ in their seeds.
 
     Returns seconds: ``compile_seconds``, ``step_seconds`` (the median, batch included), ``curve_eval_seconds`` for a
     point of the curve, ``eval_seconds`` for the whole validation split; and ``memory_bytes``, a device's, where known.
@@ -319,12 +322,14 @@ def calibrate(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, secon
     corpus = data.open(run.data, cache_dir)
     mesh = sharding.make_mesh(execution.mesh)
     with jax.set_mesh(mesh):
-        pack = Pack([Member(Cell(run), accounting.plan(run))], corpus, execution, mesh)
+        runs = [dataclasses.replace(run, seed=run.seed + k) for k in range(num_members)]
+        pack = Pack([Member(Cell(r), accounting.plan(r)) for r in runs], corpus, execution, mesh)
         pack.initialise()
 
         def one_step():
             pack.state, metrics = pack.programs.train(pack.state, pack.batch())
-            pack.members[0].advance()
+            for member in pack.live.values():
+                member.advance()
             jax.block_until_ready(metrics)
 
         step_seconds = _median_seconds(one_step, seconds)

@@ -20,7 +20,7 @@ class Interrupted(Exception):
     pass
 
 
-def calibrate(run, execution, cache_dir, seconds):
+def calibrate(run, execution, cache_dir, seconds, num_members=1):
     if "FAKE_CALIBRATE_SAYS" in os.environ:
         raise ValueError(os.environ["FAKE_CALIBRATE_SAYS"])
     return {
