@@ -19,15 +19,14 @@ def exponent(p):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes, noise", [(5, 0.003), (6, 0.01), (15, 0.003), (15, 0.01)])
 def test_coverage_of_ninety_per_cent_intervals(sizes, noise):
-    """Grids of 20 to 60 runs: 88–92 %, give or take the scatter of counting 600 draws; 4,000 gave 89.8 to 90.4 %."""
+    """Grids of 20 to 60 runs: 88–92 %. 2,000 draws, not 500, whose own scatter (1.3 %) hides what is asked about."""
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=sizes))
     found = simulation.coverage(
-        design, FORM, data.HOFFMANN, noise=noise, flops=1e24, num_draws=600, methods=("profile",), seed=1
+        design, FORM, data.HOFFMANN, noise=noise, flops=1e24, num_draws=2000, methods=("profile",), seed=1
     )
-    scatter = np.sqrt(0.9 * 0.1 / 600)
     for quantity, entry in found["profile"].items():
         print(f"{4 * sizes} runs, σ {noise}: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
-        assert 0.88 - scatter <= entry["coverage"] <= 0.92 + scatter, quantity
+        assert 0.88 <= entry["coverage"] <= 0.92, quantity
 
 
 @pytest.mark.slow
