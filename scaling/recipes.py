@@ -63,7 +63,8 @@ def default_v2(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperpara
 
     Runs of one shape and batch that differ in length then are the same run until the shorter begins to cool down, and
     a sweep trains that part once. Against a tenth of the run (170 to 238 steps) the loss moved by -.006, +.0005 and
-    -.002 nats at the recipe's rate, by -.009 to -.013 at twice and by -.017 to +.014 at half that rate (``sweeps/warmup.yaml``).
+    -.002 nats at the recipe's rate, by -.009 to -.013 at twice and by -.017 to +.014 at half that rate
+    (``sweeps/warmup.yaml``).
     """
     before = default_v1(model, num_tokens, seq_len)
     warmup_tokens = min(DEFAULT_WARMUP_STEPS * before.batch_tokens, MAX_WARMUP_FRACTION * num_tokens)

@@ -9,8 +9,9 @@ with FLOPs by the rule ``exact``, ``peak`` of the run's dtype, and ``mfu`` a pub
 
     device-hours = wall hours · devices,   money = device-hours · price,   energy = device-hours · power
 
-Power is the board's or chip's limit: what a busy device draws at most, without its host and its cooling. The sheets named
-as sources were read in copies, not opened at the vendors'. A figure that no vendor gives is None, and what would follow from it is not known either.
+Power is the board's or chip's limit: what a busy device draws at most, without its host and its cooling. The
+sheets named as sources were read in copies, not opened at the vendors'. A figure that no vendor gives is None, and what
+would follow from it is not known either.
 """
 
 import itertools
