@@ -3,7 +3,7 @@
     python -m scaling.bench                               three sizes at sequence 256
     python -m scaling.bench --grid sweeps/chinchilla.yaml the shapes of a grid
 
-    python -m scaling.bench --data                        tokenising and batches, one core
+    python -m scaling.bench --data                        tokenising, batches and synthetic sources, one core
     python -m scaling.bench --laws                        the fits
 
 Every worker times the same compiled step at the same time, as in a sweep: the sum is what the machine does. Ratios
@@ -143,7 +143,8 @@ def show_laws(console: Console) -> None:
 
 
 def show_data(console: Console, out: Path | None) -> int:
-    """The speed of preparing text and of cutting batches, by tokenizer; exit code 2 without its library."""
+    """The speed of preparing text and of cutting batches, by tokenizer, and of generating the sources whose entropy is
+    known; exit code 2 without a tokenizer's library."""
     from scaling.training.data import speed
 
     try:
@@ -161,8 +162,19 @@ def show_data(console: Console, out: Path | None) -> int:
             f"{row['bytes_per_token']:.2f}", f"{row['batch_us']:.0f}",
         )  # fmt: skip
     console.print(table)
+    generated = speed.measure_synthetic()
+    table = Table(title="generated while they are read", title_justify="left")
+    for heading in ("source", "tables s", "tokens/s", "µs a batch of 16×128", "slowest"):
+        table.add_column(heading, justify="right")
+    for row in generated:
+        table.add_row(
+            row["source"], f"{row['setup_seconds']:.2f}", f"{row['tokens_per_s']:,.0f}", f"{row['batch_us']:.0f}",
+            f"{row['slowest_batch_us']:,.0f}",
+        )  # fmt: skip
+    console.print(table)
     if out:
-        records.write_json(out, {"processor": plan.processor(), "rows": rows, "environment": records.software()})
+        payload = {"processor": plan.processor(), "rows": rows, "synthetic": generated}
+        records.write_json(out, {**payload, "environment": records.software()})
     return 0
 
 
@@ -219,7 +231,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--grid", metavar="FILE", help="time this grid's shapes, for its plan (default: three sizes)")
     parser.add_argument("--laws", action="store_true", help="time the fits of scaling.laws instead")
-    parser.add_argument("--data", action="store_true", help="time tokenising and cutting batches, on one core, instead")
+    parser.add_argument(
+        "--data",
+        action="store_true",
+        help="time tokenising, cutting batches and generating synthetic sources, on one core, instead",
+    )
     parser.add_argument(
         "--packs",
         type=int,

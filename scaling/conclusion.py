@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from scaling import records
 from scaling.engine import folder, progress
@@ -85,7 +86,7 @@ class Conclusion:
 
         Every cell has a record. Raises ValueError if one of the folder's files cannot be read.
         """
-        from scaling import fit
+        from scaling import fit, precision
 
         payload, page = folder.read_json(self._results / "fit.json"), self._results / "report.html"
         if payload.get("inputs_sha256") != self._inputs_sha256() or not _is_newer(page, self._results / "fit.json"):
@@ -95,6 +96,8 @@ class Conclusion:
             self._console.print(f"no laws: {payload['error']}", markup=False)
         else:
             fit.show(self._console, payload)
+        for sentence in precision.sentences(self._cells.recorded()):
+            self._console.print(f"[yellow]note[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         _show_plan_against_actual(self._console, folder.read_json(self._manifest.path), self._cells.recorded())
         self._console.print(f"report: {page}", markup=False)
 
@@ -109,11 +112,11 @@ class Conclusion:
 
     def _fit_and_report(self) -> tuple[dict, Path]:
         """Writes fit.json and the report; returns the one's content and the other's path."""
-        from scaling import report
+        from scaling import fit, report
 
         forecast = self._forecast_against_actual()
         try:
-            payload = self._analysis().to_json()
+            payload = fit.with_truth(self._analysis().to_json(), records.table(self._cells.recorded()))
         except ValueError as e:
             payload = {"schema": 1, "error": str(e)}
         payload |= {"forecast": forecast, "inputs_sha256": self._inputs_sha256()}

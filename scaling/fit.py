@@ -18,7 +18,7 @@ from scaling.laws.estimate import Fit
 from scaling.laws.estimate import fit as _fit
 from scaling.laws.observations import from_table, read_csv
 
-__all__ = ["Analysis", "analyse", "fit_law", "forecast", "main"]
+__all__ = ["Analysis", "analyse", "fit_law", "forecast", "main", "with_truth"]
 
 
 def fit_law(
@@ -116,6 +116,20 @@ def load(source: Path):
     return read_csv(source), None
 
 
+def with_truth(payload: dict, table) -> dict:
+    """fit.json of a table of runs with ``truth`` added, where all runs read one source that knows its own entropy:
+    ``least_loss``, what that source itself has on the validation split, nats per token, and ``irreducible``, every
+    interval of a law's E against it (``truth.irreducible``)."""
+    if "least_loss" not in table:
+        return payload
+    from scaling import truth  # and with it matplotlib
+
+    least = truth.least_loss(table)
+    if least is None:
+        return payload
+    return payload | {"truth": {"least_loss": least, "irreducible": truth.irreducible(payload, least)}}
+
+
 def _run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
@@ -134,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> None:
     laws = dict.fromkeys([*(DEFAULT_LAWS if "all" in asked else ()), *(law for law in asked if law != "all")])
     options = {"combined": not arguments.one_law, **counted, **reading, **objective, **resampling}
     analysis = analyse(table, curves, laws=tuple(laws), **options)
-    payload = analysis.to_json()
+    payload = with_truth(analysis.to_json(), table)
     if "all" in asked:
         rows = compare.laws(analysis.observations, compare.surfaces(analysis.observations), **objective)
         payload["comparison"] = finite(rows)
@@ -162,6 +176,8 @@ def show(console, payload: dict) -> None:
     )
     for name, entry in payload["laws"].items():
         console.print(_law_table(name, entry))
+    if payload.get("truth", {}).get("irreducible"):
+        console.print(_truth_table(payload["truth"]))
     console.print(_exponent_table(payload))
     if payload["allocation"].get("tokens_per_param"):
         console.print(_ratio_table(payload["allocation"]))
@@ -222,6 +238,19 @@ def _law_table(name: str, entry: dict):
     for parameter, value in entry["params"].items():
         intervals = [entry["intervals"][parameter], *([beside.get(parameter)] if both else [])]
         table.add_row(parameter, _number(value), _number(entry["standard_errors"][parameter]), *map(_range, intervals))
+    return table
+
+
+def _truth_table(known: dict):
+    title = (
+        f"\nIrreducible loss E: the truth is {known['least_loss']:.4f}, what the source itself has on this validation"
+    )
+    table = _table(title, "law", "E", "E - truth", "interval", "by", "holds the truth")
+    for row in known["irreducible"]:
+        table.add_row(
+            row["law"], f"{row['value']:.4f}", f"{row['error']:+.4f}", _range(row["interval"]),
+            f"{row['method']}, {100 * row['level']:.0f} %", "yes" if row["inside"] else "no",
+        )  # fmt: skip
     return table
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from scaling import figures, records, truth, typography
+from scaling import figures, precision, records, truth, typography
 from scaling.axes import engineering
 from scaling.typography import fixed, num, scientific, span
 
@@ -251,7 +251,8 @@ def warnings(results: Results, table, cells: Sequence[Mapping]) -> list[str]:
         out.append(f"{len(waiting)} cells are not run yet: see the table of runs.")
     if results.num_strangers:
         out.append(f"{results.num_strangers} records in this folder belong to no cell of its grid and are not shown.")
-    return out + list(fit.get("warnings") or []) + list(results.manifest.get("warnings") or [])
+    imprecise = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in precision.sentences(results.runs)]
+    return [*out, *imprecise, *(fit.get("warnings") or []), *(results.manifest.get("warnings") or [])]
 
 
 def _cell_rows(results: Results) -> list[dict]:

@@ -99,3 +99,19 @@ def test_data_is_timed_by_tokenizer():
     assert rows[0]["bytes_per_token"] == pytest.approx(1, rel=0.001)
     assert rows[1]["bytes_per_token"] > 1.2
     assert all(row["mb_per_s"] > 0 and row["batch_us"] > 0 for row in rows)
+
+
+def test_synthetic_sources_are_timed_block_by_block():
+    from scaling.training.data import speed
+
+    [row] = speed.measure_synthetic(("synthetic:hierarchy?depth=3",), blocks=2)
+    assert row["source"] == "synthetic:hierarchy?depth=3"
+    assert row["tokens_per_s"] == pytest.approx(16 * 128 / (row["batch_us"] / 1e6))
+    assert row["slowest_batch_us"] > row["batch_us"]  # two batches of 128 wait for a block, the others find it made
+
+
+def test_every_kind_of_source_with_a_known_entropy_is_timed():
+    from scaling.training import synthetic
+    from scaling.training.data import speed
+
+    assert [synthetic.process(source).__class__ for source in speed.SYNTHETIC] == list(synthetic.PROCESSES.values())

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic", "yaml"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 CORE = {"config", "accounting", "records", "recipes", "shapes", "schema", "grid"}
-ANALYSIS = {"laws", "axes", "plots", "truth", "evidence", "figures", "typography", "report", "fit"}
+ANALYSIS = {"laws", "axes", "plots", "precision", "truth", "evidence", "figures", "typography", "report", "fit"}
 
 # For each part, the parts it may import. A part is a folder, or a module at the top.
 MAY_IMPORT = {
@@ -34,15 +34,16 @@ MAY_IMPORT = {
     "laws": {"records", "laws"},
     "axes": set(),
     "plots": {"records", "laws", "axes"},
+    "precision": {"records", "axes"},
     "truth": {"records", "axes"},
     "evidence": {"axes"},
     "figures": {"records", "laws", "plots", "truth", "evidence", "axes"},
     "typography": {"axes"},
-    "report": {"records", "laws", "plots", "truth", "figures", "axes", "typography"},
+    "report": {"records", "laws", "plots", "precision", "truth", "figures", "axes", "typography"},
     "fit": {"records"} | ANALYSIS,
     "data": CORE | {"training"},
     "bench": CORE | {"training", "engine", "laws"},
-    "conclusion": {"records", "grid", "engine", "fit", "report"},
+    "conclusion": {"records", "grid", "engine", "fit", "precision", "report"},
     "sweep": {"grid", "training", "engine", "laws", "conclusion"},
 }
 

@@ -1,6 +1,7 @@
 """Fits held against a known truth: rows, lines in figures, words on the page."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 
 from scaling import figures, plots, records, report, truth
 from scaling.fit import analyse
+from scaling.fit import main as fit_command
 from tests import synthetic
 
 LEAST = synthetic.LAW["E"]  # by construction what these losses tend to
@@ -61,6 +63,27 @@ def test_the_fit_of_a_known_law_holds_its_own_truth(fit):
     assert {row["law"] for row in rows} >= {"chinchilla"}
     assert abs(rows[0]["error"]) < 0.02
     assert rows[0]["inside"]
+
+
+def test_the_fit_command_prints_the_truth_beside_the_estimate(runs, tmp_path, capsys):
+    synthetic.write(tmp_path, runs)
+    command = [str(tmp_path), "--law", "chinchilla", "--bootstrap", "0", "--no-figures"]
+    assert fit_command(command) == 0
+    printed = capsys.readouterr().out
+    written = json.loads((tmp_path / "fit.json").read_text())
+    assert f"the truth is {LEAST:.4f}" in printed
+    estimate = written["laws"]["chinchilla"]["params"]["E"]
+    assert written["truth"]["least_loss"] == LEAST
+    assert {row["value"] for row in written["truth"]["irreducible"] if row["law"] == "chinchilla"} == {estimate}
+    line = next(line for line in printed.splitlines() if line.startswith("chinchilla ") and "yes" in line)
+    assert line.split()[1:3] == [f"{estimate:.4f}", f"{estimate - LEAST:+.4f}"]
+
+
+def test_the_fit_command_claims_no_truth_that_it_does_not_know(tmp_path, capsys):
+    synthetic.write(tmp_path, synthetic.sweep_records())
+    assert fit_command([str(tmp_path), "--law", "chinchilla", "--bootstrap", "0", "--no-figures"]) == 0
+    assert "truth" not in capsys.readouterr().out
+    assert "truth" not in json.loads((tmp_path / "fit.json").read_text())
 
 
 def test_figures_of_losses_have_the_line_and_reach_it(runs, fit):

@@ -1,4 +1,5 @@
-"""How fast one core prepares text and cuts batches: the rows of ``python -m scaling.bench --data``."""
+"""How fast one core prepares text, cuts batches and generates synthetic sources: the rows of ``python -m scaling.bench
+--data``."""
 
 import json
 import tempfile
@@ -6,13 +7,15 @@ import time
 from pathlib import Path
 
 from scaling.config import DataConfig
-from scaling.training import sources
-from scaling.training.data import corpus, part, preparation
+from scaling.training import sources, synthetic
+from scaling.training.data import corpus, part, preparation, stream
 
 TOKENIZERS = ("bytes", "bpe:1024", "bpe:8192")
+SYNTHETIC = tuple(f"{synthetic.PREFIX}{name}" for name in synthetic.PROCESSES)
 # Of the standard library; about as much in one go as a part of a large corpus.
 _TEXT_BYTES = 8 * 2**20
 _DOCUMENT_CHARS = 4000
+_BATCH_WINDOWS = 16
 
 
 def measure(tokenizers: tuple[str, ...] = TOKENIZERS, text_bytes: int = _TEXT_BYTES) -> list[dict]:
@@ -62,10 +65,41 @@ def _write_text(path: Path, text_bytes: int) -> int:
     return size
 
 
+def measure_synthetic(names: tuple[str, ...] = SYNTHETIC, blocks: int = 16) -> list[dict]:
+    """A row a source that is generated while it is read, in this process, over ``blocks`` blocks of windows of 128:
+    ``setup_seconds``, of its tables and its entropy; ``tokens_per_s``; ``batch_us``, microseconds for a batch of 16
+    windows, on average; ``slowest_batch_us``, for the slowest, which a block had to be made for."""
+    rows = []
+    for source in names:
+        synthetic.process.cache_clear()  # else its tables may be there already
+        started = time.perf_counter()
+        opened = stream.Stream(DataConfig(source=source))
+        opened.batch(0, _BATCH_WINDOWS, seed=1)
+        setup_seconds = time.perf_counter() - started
+        times = _batch_times(opened, blocks * stream.BLOCK_WINDOWS // _BATCH_WINDOWS)
+        rows.append(
+            {
+                "source": source,
+                "setup_seconds": setup_seconds,
+                "tokens_per_s": len(times) * _BATCH_WINDOWS * opened.seq_len / sum(times),
+                "batch_us": 1e6 * sum(times) / len(times),
+                "slowest_batch_us": 1e6 * max(times),
+            }
+        )
+    return rows
+
+
 def _batch_us(opened: corpus.Corpus) -> float:
-    steps = 500
-    opened.batch(0, 16, 0)
-    started = time.perf_counter()
+    opened.batch(0, _BATCH_WINDOWS, 0)
+    times = _batch_times(opened, 500)
+    return 1e6 * sum(times) / len(times)
+
+
+def _batch_times(opened: corpus.Corpus | stream.Stream, steps: int) -> list[float]:
+    """Seconds of each of the first ``steps`` batches, in order."""
+    times = []
     for step in range(steps):
-        opened.batch(step, 16, 0)
-    return 1e6 * (time.perf_counter() - started) / steps
+        started = time.perf_counter()
+        opened.batch(step, _BATCH_WINDOWS, 0)
+        times.append(time.perf_counter() - started)
+    return times
