@@ -204,7 +204,8 @@ class Sweep:
         """Does what the options ask for; returns the exit code."""
         if self.args.status:
             queued = slurm_book.Book(self.workdir).queued()
-            status.show(self.console, self.cells.rows, self.results, self.workdir, queued)
+            cells = self.cells
+            status.show(self.console, cells.rows, self.results, self.workdir, queued, have_trunks=cells.have_trunks)
             return DONE
         if self.args.print_launch:
             with bad_input():
@@ -214,6 +215,8 @@ class Sweep:
             return self._compile_elsewhere()
         with self._held() as lock_fds:
             selection = self._look()
+            if not self.args.plan:
+                self.session.tidy(selection.mine)
             self._plan_and_train(selection, lock_fds)
             if self.args.plan:
                 return DONE

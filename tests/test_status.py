@@ -16,7 +16,7 @@ from rich.console import Console
 
 from scaling import records, sweep
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.engine import folder, plan, status
+from scaling.engine import folder, plan, progress, status
 from scaling.grid import Cell
 
 ENGINE = Path(__file__).parent / "engine"
@@ -111,10 +111,71 @@ def test_every_state_has_its_line(tmp_path, capsys):
     assert "failed out of [paper]" in lines[failed.run_id]
     assert "running" in lines[again.run_id]
     assert done.run_id not in lines
-    # Equal cells: 10 s for the one that is done, 16 s for half of a running one: 26 s for 1.5 cells. Left are half a
-    # cell and five whole ones, so the last of two workers has three.
+    # Equal cells: 10 s for the one that is done, 16 s for half of a running one: 26 s for 1.5 cells. Two workers have
+    # half a cell and a whole one; three whole ones wait, and .7 of one: .5 + 1 + 1 beside 1 + 1 + .7.
     left = re.search(r"about (\d+) s left", out)
-    assert int(left[1]) == pytest.approx(3 * 26 / 1.5, abs=0.6)
+    assert int(left[1]) == pytest.approx(2.7 * 26 / 1.5, abs=0.6)
+
+
+def a_family(results, workdir, at):
+    """Trunk of 1,000 steps, at ``at``; branches of 300 and 600 steps, at 240 and 480; one of 100 that is done: its own
+    20 steps took 10 s. So a step takes .5 s."""
+    optim = OptimConfig(1e-2, 100)
+    cells = [Cell(RunConfig(MODEL, optim, Horizon(steps=steps), 4)) for steps in (100, 300, 600, 1000)]
+    rows = plan.rows(cells)
+    record = folder.failed_record(rows[0], "s", "").__dict__
+    timing = {"seconds": 10.0, "branched_from": rows[3].run_id, "branch_step": 80}
+    records.save(results, records.RunRecord(**{**record, "status": "completed", "timing": timing}))
+    for row in rows[1:3]:
+        branch = row.plan.num_steps * 4 // 5
+        if branch <= at:
+            (workdir / "checkpoints" / row.run_id / str(branch)).mkdir(parents=True)
+    now = time.time()
+    pack = {**progress_event(rows[3], at), "num_steps": 1000, "since": now - 0.5 * at, "progressed": now}
+    sign = {"schema": 1, "host": "elsewhere", "pid": 1, "started": now, "updated": now}
+    status.signs_folder(workdir).mkdir(parents=True)
+    sign["packs"] = [{**pack, "first_step": 0, "worker": 0}]
+    (status.signs_folder(workdir) / "a.json").write_text(json.dumps(sign))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "at, have_trunks, seconds",
+    [
+        (200, True, 490),  # one worker: (800 + 60 + 120 steps) · .5 s
+        (300, True, 440),
+        (500, True, 340),
+        (200, False, 850),  # as if each trained alone: 800 + 300 + 600
+    ],
+)
+def test_time_left_of_a_family_is_that_of_its_own_steps(tmp_path, capsys, at, have_trunks, seconds):
+    rows = a_family(tmp_path / "results", tmp_path / "work", at)
+    out = shown(capsys, rows, tmp_path, have_trunks=have_trunks)
+    assert "4 cells: 1 completed, 1 running, 2 waiting; about" in out
+    assert f"about {progress.duration(seconds)} left" in out
+    lines = {line.split()[0]: re.sub(" +", " ", line) for line in out.splitlines() if line}
+    for row, branch in zip(rows[1:3], (240, 480)):
+        waits = f"branches off {rows[3].run_id} at step {branch}"
+        assert (waits in lines[row.run_id]) == (have_trunks and branch > at)
+        assert (f"saved at step {branch}" in lines[row.run_id]) == (branch <= at)
+
+
+def test_time_left_waits_for_the_trunk_to_get_there(tmp_path, capsys):
+    """The trunk has 400 s to go, the branches, 60 and 30 s long, can begin in 140 and 20 s. A second worker is at a run
+    of its own for 450 s: 400 + 60 beside 450 + 30; or for 50 s: both branches fit beside the trunk."""
+    results, workdir = tmp_path / "results", tmp_path / "work"
+    rows = a_family(results, workdir, 200)
+    (other,) = plan.rows([Cell(RunConfig(MODEL, OptimConfig(1e-2, 100), Horizon(steps=1200), 4, seed=9))])
+    path = status.signs_folder(workdir) / "a.json"
+    sign = json.loads(path.read_text())
+    now = sign["updated"]
+    pack = {**progress_event(other, 300), "num_steps": 1200, "since": now - 150, "progressed": now, "first_step": 0}
+    path.write_text(json.dumps({**sign, "packs": [*sign["packs"], pack | {"worker": 1}]}))
+    assert "about 8:00 left" in shown(capsys, [*rows, other], tmp_path)
+    path.write_text(
+        json.dumps({**sign, "packs": [*sign["packs"], pack | {"worker": 1, "step": 1100, "since": now - 550}]})
+    )
+    assert "about 6:40 left" in shown(capsys, [*rows, other], tmp_path)
 
 
 def test_a_writer_that_died_here_is_known_at_once(tmp_path, capsys):

@@ -68,11 +68,19 @@ class Pack:
         seconds = sum(row.seconds or 0.0 for row in self.rows)
         return seconds, trunks.flops(self.rows)["spent"]
 
-    def share_left(self, step: int, num_steps: int) -> float:
-        """How much of the pack is still to be done, by the progress of its longest member: of ``num_steps``, ``step``
-        are done."""
-        longest = max(self.rows, key=lambda row: row.own_steps)
-        return min(1.0, max(0, num_steps - step) / max(1, longest.own_steps))
+    def steps_left(self, step: int, num_steps: int) -> int:
+        """Steps that the pack still makes when, of ``num_steps`` of its longest member, ``step`` are done."""
+        return min(self.num_steps, max(0, num_steps - step))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the pack makes: as many as its longest member."""
+        return max(row.own_steps for row in self.rows)
+
+    def steps_before(self, rider: Row) -> int:
+        """Steps that the pack makes until ``rider``, which it carries, branches off its member."""
+        (carrier,) = (row for row in self.rows if row.run_id in rider.carriers)
+        return rider.first_step - carrier.first_step
 
 
 def shape_of(row: Row) -> str:

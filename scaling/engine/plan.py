@@ -8,17 +8,17 @@ all workers busy at once, as in a sweep. A sweep is a schedule: the longest pack
 
 import dataclasses
 import hashlib
-import heapq
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from scaling import accounting, records
 from scaling.config import ExecutionConfig, Horizon, RunConfig, canonical_json
+from scaling.engine import timetable
 from scaling.grid import Cell
 
 # Longest step, in exact FLOPs, that is timed on a CPU before a sweep: above it a few steps and their compilation would
@@ -71,6 +71,10 @@ class Row:
     def own_steps(self) -> int:
         """Steps that it trains itself."""
         return self.plan.num_steps - self.first_step
+
+    def share_before(self, rider: "Row") -> float:
+        """Of its own steps, the share before ``rider`` branches off; below 0 where it is past that."""
+        return (rider.first_step - self.first_step) / max(1, self.own_steps)
 
 
 def rows(cells: Iterable[Cell], remat: str = "none") -> list[Row]:
@@ -135,50 +139,26 @@ def _seconds(row: Row, known: dict[str, Timing], timed: dict[str, RunConfig]) ->
     return timing.start + row.own_steps * timing.step * step_ratio + evals * token_ratio
 
 
-def makespan(seconds: Iterable[float], workers: int) -> float:
-    """Wall time of tasks handed out longest first, each to the next free of ``workers``."""
-    free_at = [0.0] * workers
-    for duration in sorted(seconds, reverse=True):
-        heapq.heapreplace(free_at, free_at[0] + duration)
-    return max(free_at)
+def schedule(table: Sequence[Row], workers: int, running: Collection[str] = ()) -> float:
+    """Wall time of the rows on so many ``workers``, on which those of ``running`` (run_ids) are already; one that
+    another row carries can start when that one has got to where it branches off."""
+    at = {row.run_id: row for row in table}
+
+    def work(row: Row) -> timetable.Work:
+        carrier = next((at[c] for c in reversed(row.carriers) if c in at), None)
+        after = () if carrier is None else ((carrier.run_id, carrier.share_before(row)),)
+        return timetable.Work(row.run_id, row.seconds, after, row.run_id in running)
+
+    return timetable.wall(map(work, table), workers)
 
 
-def schedule(table: Sequence[Row], workers: int) -> float:
-    """Wall time of the rows, the longest first, each to the next free of ``workers``; one that another row carries can
-    start when that one has got to where it branches off."""
-    waiting: dict[str, list[Row]] = {}
-    ready: list[tuple[float, str, Row]] = []
-    here = {row.run_id for row in table}
-    for row in table:
-        carrier = next((c for c in reversed(row.carriers) if c in here), None)
-        if carrier is None:
-            heapq.heappush(ready, (-row.seconds, row.run_id, row))
-        else:
-            waiting.setdefault(carrier, []).append(row)
-    now, free = 0.0, workers
-    events: list[tuple[float, str, Row | None]] = []  # a worker is free (None), or a row is ready
-    while ready or events:
-        while ready and free:
-            _, _, row = heapq.heappop(ready)
-            free -= 1
-            heapq.heappush(events, (now + row.seconds, "", None))
-            for rider in waiting.pop(row.run_id, ()):
-                part = min(1.0, max(0.0, (rider.first_step - row.first_step) / max(1, row.own_steps)))
-                heapq.heappush(events, (now + part * row.seconds, rider.run_id, rider))
-        now, _, ready_row = heapq.heappop(events)
-        if ready_row is None:
-            free += 1
-        else:
-            heapq.heappush(ready, (-ready_row.seconds, ready_row.run_id, ready_row))
-    return now
-
-
-def predicted_wall(table: Sequence[Row], workers: int) -> float | None:
-    """Training time of the whole table: the cells that are fitted, then those held out; None if one is unknown."""
+def predicted_wall(table: Sequence[Row], workers: int, running: Collection[str] = ()) -> float | None:
+    """Training time of the whole table: the cells that are fitted, then those held out; None if one is unknown.
+    ``running``: see ``schedule``."""
     if any(row.seconds is None for row in table):
         return None
     phases = ([r for r in table if r.cell.holdout == held_out] for held_out in (False, True))
-    return sum(schedule(phase, workers) for phase in phases)
+    return sum(schedule(phase, workers, running) for phase in phases)
 
 
 class TimingCache:

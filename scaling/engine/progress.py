@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from scaling.engine import plan
+from scaling.engine import plan, timetable
 from scaling.engine.graph import Pack
 from scaling.records import RunRecord
 
@@ -134,6 +134,7 @@ class Progress:
     def __init__(self, console: Console, packs: Sequence[Pack], *, workers: int, done: int, total: int):
         self._console, self._workers = console, workers
         self._waiting = {pack.key: pack for pack in packs}  # and running; a pack leaves when it ended
+        self._trunks = {run_id: pack.key for pack in packs for run_id in pack.carried}
         self._running: dict[int, str] = {}  # worker → key
         self._at: dict[str, dict] = {}  # key → last progress event
         self._started: dict[str, float] = {}
@@ -174,9 +175,9 @@ class Progress:
         pack = self._waiting.pop(key)
         if event["event"] == "done" and pack.cost[0] and key in self._at:
             at = self._at[key]
-            share = pack.share_left(at["first_step"], at["num_steps"])  # resumed: not all of it was now
+            steps = pack.steps_left(at["first_step"], at["num_steps"])  # resumed: not all of it was now
             self._observed += time.monotonic() - self._started[key]
-            self._predicted += pack.cost[0] * share
+            self._predicted += pack.cost[0] * steps / max(1, pack.num_steps)
 
     def cell_ended(self, row: plan.Row, record: RunRecord) -> None:
         """Prints the line of a cell that ended."""
@@ -197,15 +198,27 @@ class Progress:
         self._console.print(line, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """The schedule of what is left, at the pace of the cells that ended; None if nothing can be said."""
-        left = []
-        for pack in self._waiting.values():
-            if not pack.cost[0]:
-                return None
-            at = self._at.get(pack.key)
-            left.append(pack.cost[0] * (pack.share_left(at["step"], at["num_steps"]) if at else 1.0))
+        """The schedule of what is left, at the pace of the cells that ended; None if nothing can be said. A branch
+        costs its own steps, and waits for its trunk to get to it."""
+        if not all(pack.cost[0] for pack in self._waiting.values()):
+            return None
+        left = {}  # steps
+        for key, pack in self._waiting.items():
+            at = self._at.get(key)
+            left[key] = pack.steps_left(at["step"], at["num_steps"]) if at else pack.num_steps
+        running = set(self._running.values())
+        works = []
+        for key, pack in self._waiting.items():
+            after = []
+            for row in pack.rows:
+                trunk = self._waiting.get(self._trunks.get(row.run_id))
+                if trunk is not None:
+                    done = trunk.num_steps - left[trunk.key]
+                    after.append((trunk.key, (trunk.steps_before(row) - done) / max(1, left[trunk.key])))
+            seconds = pack.cost[0] * left[key] / max(1, pack.num_steps)
+            works.append(timetable.Work(key, seconds, tuple(after), key in running))
         pace = self._observed / self._predicted if self._predicted else 1.0
-        return pace * plan.makespan(left, self._workers)
+        return pace * timetable.wall(works, self._workers)
 
     def _summary(self) -> str:
         left = duration(self.seconds_left())

@@ -94,6 +94,13 @@ class Session:
         with bad_input():
             return data.open(data_config, self._cache_dir).describe()
 
+    def tidy(self, rows: Sequence[Row]) -> None:
+        """Removes checkpoints of ``rows`` that are over: a call that was killed between a run's record and the end of
+        its checkpoints left them. To be called by whoever holds the results; jobs under way do it themselves."""
+        if not (self._grid.execution.keep_final_checkpoint or slurm_book.Book(self._workdir).submissions()):
+            for row in filter(self.cells.is_done, rows):
+                checkpoint.forget(self._workdir, row.run_id)
+
     # ---- before training --------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager

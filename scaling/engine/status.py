@@ -5,6 +5,7 @@ every few seconds, atomically, and removed in the end. A killed writer leaves it
 Nothing here takes a lock or imports JAX: any machine that sees the folders can look.
 """
 
+import dataclasses
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from scaling import records
-from scaling.engine import folder, plan, progress
+from scaling.engine import folder, plan, progress, trunks
 from scaling.training import checkpoint
 
 WRITE_SECONDS = 3.0
@@ -152,10 +153,12 @@ def _is_alive(sign: dict) -> bool:
 
 
 def show(
-    console: Console, rows: Sequence[plan.Row], results: Path, workdir: Path, queued: Mapping[str, str] | None = None
-) -> None:
+    console: Console, rows: Sequence[plan.Row], results: Path, workdir: Path, queued: Mapping[str, str] | None = None,
+    *, have_trunks: bool = True,
+) -> None:  # fmt: skip
     """Prints where a sweep is: counts and an estimate of what is left, then a line for every cell that runs, waits
-    or did not complete. ``queued``: what a cluster's queue says of cells that it holds, by run_id."""
+    or did not complete. ``queued``: what a cluster's queue says of cells that it holds, by run_id; ``have_trunks``:
+    whether cells carry each other."""
     found, complaints = folder.statuses(results, [row.run_id for row in rows], set_aside=False)
     for line in complaints:
         console.print(line.replace(": set aside, the run is done again", ": the next call does it again"), markup=False)
@@ -163,6 +166,7 @@ def show(
     running = {run_id: (sign, pack) for sign in signs for pack in sign["packs"] for run_id in pack["run_ids"]}
     running = {run_id: at for run_id, at in running.items() if not folder.is_done(found, run_id)}
     live = {run_id: at for run_id, at in running.items() if at[0]["alive"]}
+    now = _now(rows, found, workdir, live, have_trunks)
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for _ in range(5):
         table.add_column(no_wrap=True)
@@ -176,8 +180,8 @@ def show(
         elif status is not None:
             table.add_row(*name, f"[red]{status}[/]", *_ending(results, row.run_id))
         else:
-            table.add_row(*name, *_waiting_line(row.run_id, running, queued or {}, workdir))
-    console.print(_counts(rows, found, live, _seconds_left(rows, found, results, live)), soft_wrap=True)
+            table.add_row(*name, *_waiting_line(row.run_id, now, running, queued or {}, workdir))
+    console.print(_counts(rows, found, live, _seconds_left(rows, now, found, results, live)), soft_wrap=True)
     if table.row_count:
         console.print(table)
     for line in [*_holder(results, signs), *_logs(workdir)]:
@@ -211,7 +215,9 @@ def _running_line(sign: dict, pack: dict) -> tuple[str, str, str]:
     return state, step, f"{said}  {escape(sign['host'])}, {place}"
 
 
-def _waiting_line(run_id: str, running: Mapping, queued: Mapping[str, str], workdir: Path) -> tuple[str, str, str]:
+def _waiting_line(
+    run_id: str, now: Mapping[str, plan.Row], running: Mapping, queued: Mapping[str, str], workdir: Path
+) -> tuple[str, str, str]:
     saved = checkpoint.newest_step(workdir, run_id)
     at = f"saved at step {saved:,}" if saved else ""
     if run_id in running:  # its writer is gone
@@ -222,7 +228,12 @@ def _waiting_line(run_id: str, running: Mapping, queued: Mapping[str, str], work
             at,
             f"no sign from {escape(sign['host'])} for {silence}: the next call goes on with it",
         )
-    return "waiting", at, escape(queued.get(run_id, ""))
+    said = [escape(queued[run_id])] if run_id in queued else []
+    row = now[run_id]
+    carrier = next((c for c in reversed(row.carriers) if c in now), None)
+    if carrier is not None:
+        said.append(f"branches off {carrier} at step {row.first_step:,}")
+    return "waiting", at, ", ".join(said)
 
 
 def _ending(results: Path, run_id: str) -> tuple[str, str]:
@@ -243,37 +254,52 @@ def _logs(workdir: Path) -> list[str]:
     return [f"logs: {path}" for path in (workdir / "logs", workdir / "slurm" / "jobs") if path.is_dir()]
 
 
-def _seconds_left(rows: Sequence[plan.Row], found: Mapping, results: Path, live: Mapping) -> float | None:
+def _now(
+    rows: Sequence[plan.Row], found: Mapping, workdir: Path, live: Mapping, have_trunks: bool
+) -> dict[str, plan.Row]:
+    """What is not done of the rows, by run_id: from which step on each trains by itself, and who carries it there."""
+    left = [row for row in rows if not folder.is_done(found, row.run_id)]
+    steps = {row.run_id: checkpoint.newest_step(workdir, row.run_id) for row in left}
+    for run_id in steps.keys() & live.keys():
+        steps[run_id] = max(steps[run_id], live[run_id][1].get("step", 0))
+    if have_trunks:
+        return {row.run_id: row for row in trunks.share(left, steps)}
+    return {row.run_id: dataclasses.replace(row, first_step=steps[row.run_id]) for row in left}
+
+
+def _seconds_left(
+    rows: Sequence[plan.Row], now: Mapping[str, plan.Row], found: Mapping, results: Path, live: Mapping
+) -> float | None:
     """A schedule of what is left on as many workers as now run, at the pace seen so far; None if nothing was seen.
 
-    Cells weigh what was predicted of them, or their FLOPs where not all have a prediction.
+    A step weighs what was predicted of it, or its FLOPs where not all cells have a prediction. A branch is its own
+    steps, and waits for its trunk to get to it.
     """
     weights = _weights(rows, results)
     weight = seconds = 0.0
     for row in rows:
         if found.get(row.run_id) == "completed":
-            record = records.read(records.path_of(results, row.run_id))
-            weight += weights[row.run_id]
-            seconds += record.timing.get("seconds") or 0.0
+            timing = records.read(records.path_of(results, row.run_id)).timing
+            weight += weights[row.run_id] * (row.plan.num_steps - (timing.get("branch_step") or 0))
+            seconds += timing.get("seconds") or 0.0
     packs = {pack["key"]: pack for _, pack in live.values()}
     for pack in packs.values():
         if pack.get("step", 0) > pack.get("first_step", 0):
-            share = (pack["step"] - pack["first_step"]) / pack["num_steps"]
-            weight += share * sum(weights[run_id] for run_id in pack["run_ids"])
+            weight += (pack["step"] - pack["first_step"]) * sum(weights[run_id] for run_id in pack["run_ids"])
             seconds += pack["progressed"] - pack["since"]
     if not packs or not weight or not seconds:
         return None
-    left = []
-    for row in rows:
-        if not folder.is_done(found, row.run_id):
-            step = live[row.run_id][1].get("step", 0) if row.run_id in live else 0
-            left.append(weights[row.run_id] * max(0.0, 1 - step / row.plan.num_steps) * seconds / weight)
-    return plan.makespan(left, len(packs))
+    pace = seconds / weight
+    left = [dataclasses.replace(row, seconds=pace * weights[row.run_id] * row.own_steps) for row in now.values()]
+    return plan.predicted_wall(left, len(packs), live)
 
 
 def _weights(rows: Sequence[plan.Row], results: Path) -> dict[str, float]:
-    cells = folder.read_json(results / "sweep.json").get("cells", [])
-    predicted = {cell["run_id"]: cell.get("predicted_seconds") for cell in cells}
-    if all(predicted.get(row.run_id) for row in rows):
-        return {row.run_id: predicted[row.run_id] for row in rows}
-    return {row.run_id: row.plan.flops["exact"] for row in rows}
+    """By run_id, what one of its own steps weighs."""
+    cells = {cell["run_id"]: cell for cell in folder.read_json(results / "sweep.json").get("cells", [])}
+    if all(cells.get(row.run_id, {}).get("predicted_seconds") for row in rows):
+        return {
+            run_id: cell["predicted_seconds"] / max(1, cell["num_steps"] - cell.get("branch_step", 0))
+            for run_id, cell in cells.items()
+        }
+    return {row.run_id: plan.step_flops(row.cell.run) for row in rows}

@@ -5,6 +5,7 @@ after an interruption, and a run that branches off another is one that goes on f
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ def newest_step(workdir: Path, run_id: str) -> int:
         return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
     except FileNotFoundError:
         return 0
+
+
+def forget(workdir: Path, run_id: str) -> None:
+    """Removes whatever is left of a run's checkpoints."""
+    folder = folder_of(workdir, run_id)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def is_past(workdir: Path, results: Path, run_id: str, step: int) -> bool:

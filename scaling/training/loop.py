@@ -11,7 +11,6 @@ which is saved with the state.
 import contextlib
 import dataclasses
 import os
-import shutil
 import threading
 import time
 import types
@@ -72,9 +71,8 @@ def train(
     """
     done = {c.run.run_id for c in cells if _agree(records.is_done(results, c.run.run_id))}
     for run_id in done:  # left by a call that was killed between the record and this
-        left = checkpoint.folder_of(workdir, run_id)
-        if left.exists() and not execution.keep_final_checkpoint and jax.process_index() == 0:
-            shutil.rmtree(left)
+        if not execution.keep_final_checkpoint and jax.process_index() == 0:
+            checkpoint.forget(workdir, run_id)
     cells = [c for c in cells if c.run.run_id not in done]
     if not cells:
         return []

@@ -1,7 +1,6 @@
 """Predicted seconds against the formula by hand, schedules against brute force, packs against the program's key."""
 
 import dataclasses
-import itertools
 
 import pytest
 
@@ -63,20 +62,6 @@ def test_each_shape_is_timed_once_and_large_steps_never():
     assert len(plan.to_calibrate(table, {}, limit=None)) == 3
     known = {plan.shape_key(run_of()): Timing(0, 0, 0, 0)}
     assert list(plan.to_calibrate(table, known, limit=limit).values()) == [run_of(32)]
-
-
-def test_makespan_is_a_schedule_near_the_best():
-    """Longest first is within 4/3 - 1/(3m) of the optimum (Graham 1969), which brute force finds here."""
-    seconds, workers = [7, 6, 5, 4, 4, 3, 2], 3
-    best = min(
-        max(sum(s for s, w in zip(seconds, deal) if w == i) for i in range(workers))
-        for deal in itertools.product(range(workers), repeat=len(seconds))
-    )
-    got = plan.makespan(seconds, workers)
-    assert best <= got <= best * (4 / 3 - 1 / (3 * workers))
-    assert plan.makespan(seconds, 1) == sum(seconds)
-    assert plan.makespan([], 2) == 0.0
-    assert plan.makespan([3, 3, 2, 2, 2], 2) == 7  # 3+2+2 and 3+2, though 3+3 and 2+2+2 would do
 
 
 def test_held_out_cells_come_after_the_others():

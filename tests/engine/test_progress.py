@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.engine import folder, graph, plan, progress
+from scaling.engine import folder, graph, plan, progress, trunks
 from scaling.grid import Cell
 
 MODEL = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
@@ -67,6 +67,35 @@ def test_time_left_is_the_schedule_of_what_is_left_at_the_pace_so_far(monkeypatc
     display.on_event({**at, "key": packs[1].key, "worker": 1, "step": 100})
     display.on_event({"event": "done", "key": packs[1].key, "worker": 1})
     assert display.seconds_left() == 2.0 * 20  # it took 60 where 30 were foreseen; 20 beside 20 are left
+
+
+def test_time_left_counts_a_branch_from_where_it_leaves_its_trunk(monkeypatch):
+    """Trunk of 1,000 steps in 100 s; branches of 600 (at 480, 40 s by itself) and 300 (at 240, 200 s) steps."""
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
+    optim = OptimConfig(1e-2, 100)
+    cells = [Cell(RunConfig(MODEL, optim, Horizon(steps=steps), batch_size=4)) for steps in (1000, 600, 300)]
+    rows = [
+        dataclasses.replace(row, seconds=seconds)
+        for row, seconds in zip(trunks.share(plan.rows(cells)), (100.0, 40.0, 200.0))
+    ]
+    packs = graph.build(rows)
+    trunk, middle, short = (next(p for p in packs if p.key == row.run_id) for row in rows)
+    display = progress.Progress(Console(file=io.StringIO()), packs, workers=2, done=0, total=3)
+    assert display.seconds_left() == 224.0  # the short one from 24 on; the middle one is done beside it
+    display.on_event({"event": "start", "key": trunk.key, "worker": 0})
+    at = {"event": "progress", "num_steps": 1000, "loss": 2.0, "key": trunk.key, "worker": 0}
+    display.on_event({**at, "step": 0})
+    assert display.seconds_left() == 224.0
+    display.on_event({**at, "step": 140})
+    assert display.seconds_left() == 210.0  # in 100 more steps of .1 s
+    display.on_event({**at, "step": 500})  # past both
+    assert display.seconds_left() == 200.0
+    display.on_event({"event": "start", "key": short.key, "worker": 1})
+    display.on_event({**at, "key": short.key, "worker": 1, "step": 270, "num_steps": 300})
+    assert display.seconds_left() == 100.0  # half of its 60 own steps; 50 + 40 beside it
+    display.on_event({"event": "done", "key": trunk.key, "worker": 0})
+    display.on_event({"event": "done", "key": short.key, "worker": 1})
+    assert set(display._waiting) == {middle.key}
 
 
 def test_without_a_prediction_no_time_is_promised():
