@@ -25,8 +25,10 @@ from scaling import accounting, config, records
 from scaling.config import ExecutionConfig, RunConfig
 from scaling.grid import Cell
 from scaling.training import checkpoint, data, memory, outcome, sharding
+from scaling.training.evaluation import to_host
 from scaling.training.logs import StepLogs
-from scaling.training.pack import Member, Pack, Rider, to_host
+from scaling.training.member import Member, Rider
+from scaling.training.pack import Pack
 
 # Set it, and training saves a checkpoint after the step under way and raises Interrupted.
 stop_requested = threading.Event()

@@ -8,7 +8,9 @@ import jax
 
 from scaling import config, records
 from scaling.training import memory
-from scaling.training.pack import Evaluated, Member, Pack, finite
+from scaling.training.evaluation import Evaluated
+from scaling.training.member import Member, finite
+from scaling.training.pack import Pack
 
 
 def record(

@@ -15,8 +15,10 @@ import pytest
 
 from scaling import accounting, records
 from scaling.config import DataConfig, ExecutionConfig, to_dict
-from scaling.training import data, pack
+from scaling.training import data, evaluation
+from scaling.training.member import Member
 from scaling.training.models import transformer
+from scaling.training.pack import Pack
 from tests.training.lab import EXECUTION, cell, essence, make_corpus, train, train_and_stop_at
 
 
@@ -99,7 +101,7 @@ def test_standard_error_is_the_spread_of_resampled_windows():
     rng = np.random.default_rng(0)
     tokens_W = rng.integers(5, 20, 400)
     sums_W = tokens_W * rng.normal(2, 0.3, 400)
-    loss, error = pack.mean_and_standard_error(sums_W, tokens_W)
+    loss, error = evaluation.mean_and_standard_error(sums_W, tokens_W)
     picks = rng.integers(0, 400, (4000, 400))
     resampled = sums_W[picks].sum(1) / tokens_W[picks].sum(1)
     assert loss == pytest.approx(sums_W.sum() / tokens_W.sum())
@@ -109,12 +111,12 @@ def test_standard_error_is_the_spread_of_resampled_windows():
 def test_the_loss_of_a_mixture_is_its_sources_by_weight():
     rng = np.random.default_rng(0)
     tokens_W, sums_W = np.full(40, 10.0), rng.normal(20, 1, 40)
-    first, second = (pack.mean_and_standard_error(sums_W[s], tokens_W[s]) for s in (slice(0, 30), slice(30, 40)))
-    found = pack.evaluated(sums_W, tokens_W, [("a", 0.8, slice(0, 30)), ("b", 0.2, slice(30, 40))])
+    first, second = (evaluation.mean_and_standard_error(sums_W[s], tokens_W[s]) for s in (slice(0, 30), slice(30, 40)))
+    found = evaluation.evaluated(sums_W, tokens_W, [("a", 0.8, slice(0, 30)), ("b", 0.2, slice(30, 40))])
     assert found.loss == pytest.approx(0.8 * first[0] + 0.2 * second[0])
     assert found.standard_error == pytest.approx(((0.8 * first[1]) ** 2 + (0.2 * second[1]) ** 2) ** 0.5)
     assert found.by_source["b"] == {"loss": second[0], "standard_error": second[1]}
-    assert pack.evaluated(sums_W, tokens_W, [("a", 1.0, slice(None))]).by_source is None
+    assert evaluation.evaluated(sums_W, tokens_W, [("a", 1.0, slice(None))]).by_source is None
 
 
 @pytest.mark.slow
@@ -242,8 +244,8 @@ def test_a_config_that_does_not_fit_costs_no_checkpoint(tmp_path):
 
 
 def test_what_is_saved_is_not_what_training_goes_on_to_change(corpus):
-    member = pack.Member(cell(corpus[0]), None)
+    member = Member(cell(corpus[0]), None)
     some_pack = type("P", (), {"corpus": data.open(*corpus)})
-    saved = pack.Pack.host_state(some_pack, member)
+    saved = Pack.host_state(some_pack, member)
     member.curve["step"].append(99)
     assert saved["member"]["curve"]["step"] == []

@@ -1,0 +1,106 @@
+"""Losses over validation windows, with their standard errors, of every member of a pack at once."""
+
+import copy
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from scaling.training import data, sharding, step
+
+
+def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[float, float]:
+    r"""Loss per token Σs/Σn over windows and its standard error, windows taken as independent clusters.
+
+    The ratio estimator's SE² = W/(W-1) Σ (s_w - loss n_w)² / (Σ n_w)² (Cochran 1977, §6.3).
+    """
+    sums_W, tokens_W = sums_W.astype(np.float64), tokens_W.astype(np.float64)
+    keep = tokens_W > 0
+    sums_W, tokens_W = sums_W[keep], tokens_W[keep]
+    loss = sums_W.sum() / tokens_W.sum()
+    W = len(tokens_W)
+    if W < 2:
+        return float(loss), math.nan
+    residual = sums_W - loss * tokens_W
+    return float(loss), float(np.sqrt(W / (W - 1) * np.square(residual).sum()) / tokens_W.sum())
+
+
+class Evaluated(NamedTuple):
+    """Loss over validation, nats per token, and its standard error; by source where the data are a mixture."""
+
+    loss: float
+    standard_error: float
+    by_source: dict[str, dict[str, float]] | None = None
+
+
+def evaluated(sums_W: np.ndarray, tokens_W: np.ndarray, shares: list[tuple[str, float, slice]]) -> Evaluated:
+    """From the summed losses of windows; ``shares`` are those of ``Corpus.validation_shares``.
+
+    Of a mixture the loss is Σ w L over its sources, whose own errors are independent.
+    """
+    each = {name: mean_and_standard_error(sums_W[windows], tokens_W[windows]) for name, _, windows in shares}
+    if len(each) == 1:
+        return Evaluated(*next(iter(each.values())))
+    weights = [weight for _, weight, _ in shares]
+    return Evaluated(
+        math.fsum(w * loss for w, (loss, _) in zip(weights, each.values())),
+        math.sqrt(math.fsum((w * error) ** 2 for w, (_, error) in zip(weights, each.values()))),
+        {name: {"loss": loss, "standard_error": error} for name, (loss, error) in each.items()},
+    )
+
+
+class Evaluator:
+    """Validation windows on the host, in batches of the program's size."""
+
+    def __init__(self, corpus: data.Corpus, num_tokens: int | None, programs: step.Programs):
+        self.windows_WS, self.weights_WT = corpus.validation(num_tokens)
+        self.shares = corpus.validation_shares(num_tokens)
+        self.tokens_W = self.weights_WT.sum(axis=1)
+        self.programs = programs
+
+    def by(self, programs: step.Programs) -> "Evaluator":
+        """The same windows, evaluated by other programs."""
+        other = copy.copy(self)
+        other.programs = programs
+        return other
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.tokens_W.sum())
+
+    def __call__(self, params) -> list[Evaluated]:
+        """What each member's loss is."""
+        rows = self.programs.eval_rows
+        W, S = self.windows_WS.shape
+        spec, mesh = P(("data", "fsdp")), self.programs.mesh
+        sums, under_way = [], None
+        for start in range(0, W, rows):
+            windows = _padded(self.windows_WS[start : start + rows], rows)
+            weights = _padded(self.weights_WT[start : start + rows].astype(np.float32), rows)
+            tokens = sharding.host_array(mesh, spec, (rows, S), lambda index, w=windows: w[index])
+            mask = sharding.host_array(mesh, spec, (rows, S - 1), lambda index, w=weights: w[index])
+            # One ahead of what is read: hundreds at once hold all windows in memory, and on several virtual CPU devices
+            # starve each other of the threads that their collectives wait for, until XLA aborts.
+            before, under_way = under_way, self.programs.evaluate(params, tokens, mask)
+            if before is not None:
+                sums.append(to_host(before))
+        sums_KW = np.concatenate([*sums, to_host(under_way)], axis=1)[:, :W]
+        return [evaluated(sums_W, self.tokens_W, self.shares) for sums_W in sums_KW]
+
+
+def _padded(array: np.ndarray, rows: int) -> np.ndarray:
+    missing = rows - len(array)
+    return array if missing == 0 else np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole array, in every process; asks the others only for what is not here already."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
