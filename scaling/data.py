@@ -139,6 +139,10 @@ def _describe(args: argparse.Namespace, configs: list[DataConfig], cache_dir: Pa
             leakage = None if args.no_leakage else data.leakage(folder)
             _show(part, _rows(part, one, folder, leakage), leakage)
             part |= {"folder": str(folder), "leakage": leakage}
+        if len(parts) > 1 and not args.no_leakage:
+            folders = [folder for *_, folder in data.folders_of(data_config, cache_dir)]
+            described["leakage_across"] = data.leakage_across(folders)
+            _show_across(described["leakage_across"])
         if "entropy_rate" in described:
             _show(described, _synthetic_rows(described))
         found.append({"config": config.to_dict(data_config), **described})
@@ -163,6 +167,16 @@ def _show(told: dict, rows: Sequence[tuple[str, str]], leakage: dict | None = No
     console.print()
 
 
+def _show_across(rows: Sequence[dict]) -> None:
+    """What leaks from the validation of one source of a mixture into the training of another."""
+    for row in rows:
+        print(
+            f"near, across sources: {row['train_documents']:,} train documents of {row['train']}, of "
+            f"{row['validation_documents']:,} that {row['validation']} holds out"
+        )
+    print()
+
+
 def _rows(told: dict, data_config: DataConfig, folder: Path, leakage: dict | None) -> list[tuple[str, str]]:
     num_tokens = told["train_tokens"] + told["validation_tokens"]
     size: Any = told["text_bytes"]
@@ -176,7 +190,9 @@ def _rows(told: dict, data_config: DataConfig, folder: Path, leakage: dict | Non
         ("bytes per token", "not known" if size is None else f"{1 / told['tokens_per_byte']:.4f} in validation"),
         ("split", told["split_rule"]),
         ("left out", f"{told['num_duplicates_removed']} equal, {told['num_empty_removed']} empty, "
-         f"{told['num_near_duplicates_removed']} near (near_duplicates: {data_config.near_duplicates})"),
+         f"{told['num_near_duplicates_removed']} near (near_duplicates: {data_config.near_duplicates}"
+         + (f"; {across} of them of other sources" if (across := told["num_near_duplicates_across_sources"]) else "")
+         + ")"),
     ]  # fmt: skip
     if told["num_lossy_validation_documents"]:
         rows.append(("not decoded to themselves", f"{told['num_lossy_validation_documents']:,} validation documents"))

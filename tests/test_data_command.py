@@ -67,6 +67,26 @@ def test_a_mixture_is_described_source_by_source(folder, capsys):
     ]
 
 
+def test_a_mixture_is_told_what_leaks_across_its_sources(folder, capsys):
+    """The second source holds copies of the first with a word added: of those held out here, some train there."""
+    (folder / "more").mkdir()
+    for path in (folder / "texts").iterdir():
+        (folder / "more" / path.name).write_text(path.read_text() + "more\n")
+    source = "1 * text:texts + 1 * text:more"
+    for near in ("keep", "drop"):
+        assert data.main(["prepare", source, "--near-duplicates", near, "--workers", "1"]) == 0
+        assert data.main(["describe", source, "--near-duplicates", near, "--out", f"{near}.json"]) == 0
+    told = {near: json.loads((folder / f"{near}.json").read_text())[0] for near in ("keep", "drop")}
+    found = [row["train_documents"] for row in told["keep"]["leakage_across"]]
+    assert min(found) > 0
+    assert [row["train_documents"] for row in told["drop"]["leakage_across"]] == [0, 0]
+    removed = [part["num_near_duplicates_across_sources"] for part in told["drop"]["sources"]]
+    assert removed == found
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"near, across sources: {found[0]} train documents of text:texts, of" in out
+    assert f"{found[0]} near (near_duplicates: drop; {found[0]} of them of other sources)" in out
+
+
 GRID = "base: {{data: {data}, model: {{width: 16}}, horizon: {{tokens: 1e5}}}}\n"
 
 

@@ -427,3 +427,125 @@ def test_too_small_a_weight_is_refused(tmp_path, mixture):
     data.prepare(config, tmp_path / "cache")
     with pytest.raises(ValueError, match="a weight below 1/1000"):
         data.open(config, tmp_path / "cache")
+
+
+@pytest.fixture
+def overlapping(tmp_path, small_parts) -> tuple[DataConfig, dict[str, list[str]]]:
+    """Three sources; of every third document of one, the next has a copy with a word changed."""
+    texts = {name: write_jsonl(tmp_path / name / "x.jsonl", 150, seed) for seed, name in enumerate("abc")}
+    for name, other in zip("abc", "bca"):
+        copies = []
+        for i, text in enumerate(texts[name][::3]):
+            words = text.split()
+            words[i % len(words)] = "changed"
+            copies.append(" ".join(words))
+        texts[other] = texts[other] + copies
+    for name, mine in texts.items():
+        (tmp_path / name / "x.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in mine))
+    source = " + ".join(f"1 * text:{tmp_path / name}" for name in "abc")
+    return config_of(source, near_duplicates="drop"), texts
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_no_source_of_a_mixture_trains_on_what_another_holds_out(tmp_path, overlapping, tokenizer):
+    config, texts = dataclasses.replace(overlapping[0], tokenizer=tokenizer), overlapping[1]
+    told = []
+    data.prepare(config, tmp_path / "cache", told.append)
+    corpus = data.open(config, tmp_path / "cache")
+    held_out = {name: by_split(mine)[1] for name, mine in texts.items()}
+    total = 0
+    for name, part in zip("abc", corpus.corpora):
+        train = by_split(texts[name])[0]
+        own = brute_force(train, held_out[name])
+        across = brute_force(train, [t for other in "abc" if other != name for t in held_out[other]]) - own
+        assert len(across) > 5
+        total += len(across)
+        assert part.describe()["num_near_duplicates_across_sources"] == len(across)
+        assert part.describe()["num_near_duplicates_removed"] == len(own | across)
+        if tokenizer == "bytes":
+            kept = part.arrays["train"].tobytes().decode().split("\0")[1:]
+            assert kept == [t for i, t in enumerate(train) if i not in own | across]
+            assert part.arrays["validation"].tobytes().decode().split("\0")[1:] == held_out[name]
+    described = corpus.describe()
+    assert described["num_near_duplicates_across_sources"] == total
+    folders = [folder for *_, folder in data.folders_of(config, tmp_path / "cache")]
+    assert [row["train_documents"] for row in data.leakage_across(folders)] == [0] * 6
+    assert sum("are near what" in line for line in told) == 6
+
+
+def test_what_leaks_across_the_sources_of_a_mixture_is_counted(tmp_path, overlapping):
+    config, texts = dataclasses.replace(overlapping[0], near_duplicates="keep"), overlapping[1]
+    data.prepare(config, tmp_path / "cache")
+    rows = data.leakage_across([folder for *_, folder in data.folders_of(config, tmp_path / "cache")])
+    assert len(rows) == 6
+    for row in rows:
+        train, other = (by_split(texts[Path(row[split]).name])[i] for i, split in enumerate(("train", "validation")))
+        assert row["train_documents"] == len(brute_force(train, other))
+        assert row["validation_documents"] == len(brute_force(other, train))
+
+
+def test_a_source_is_held_against_a_mixture_beside_its_own_folder(tmp_path, overlapping, monkeypatch):
+    """Weights and order make no other folder; the source alone keeps what it has; what did not change is a link."""
+    config, _ = overlapping
+    folders = data.prepare(config, tmp_path / "cache")
+    alone = [data.folder_of(part, tmp_path / "cache") for _, part in sources.components(config)]
+    before = {folder: shards.read_manifest(folder)["fingerprint"] for folder in alone}
+    terms = config.source.split(" + ")
+    other_way = dataclasses.replace(config, source=" + ".join(["3" + terms[2][1:], *terms[:2]]))
+    assert not data.is_prepared(dataclasses.replace(config, source=" + ".join(terms[:2])), tmp_path / "cache")
+    assert data.is_prepared(other_way, tmp_path / "cache")
+    assert sorted(data.prepare(other_way, tmp_path / "cache")) == sorted(folders)
+    assert all(shards.read_manifest(folder)["fingerprint"] == mine for folder, mine in before.items())
+    for mixed, mine in zip(folders, alone):
+        assert mixed != mine
+        for path in mine.glob("validation-*"):
+            assert (mixed / path.name).samefile(path)
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix in (".work", ".tmp")]
+    for folder in alone:  # not wanted again once the mixture's are there
+        shutil.rmtree(folder)
+    assert data.prepare(config, tmp_path / "cache") == folders
+
+    def refuse(*paths):
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    copied = data.prepare(config, tmp_path / "no_links")
+    assert [shards.read_manifest(a) for a in copied] == [shards.read_manifest(b) for b in folders]
+
+
+def test_killed_while_sources_are_held_against_each_other(tmp_path, overlapping):
+    config, _ = overlapping
+    clean = data.prepare(config, tmp_path / "clean")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(line):
+        if "are near what" in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        data.prepare(config, tmp_path / "cache", kill)
+    with pytest.raises(ValueError, match="no tokens prepared for it"):
+        data.open(config, tmp_path / "cache")
+    work = tmp_path / "cache" / f".{clean[0].name}.work"
+    work.mkdir(exist_ok=True)  # what kill -9 leaves
+    (work / "train-00000.bin").write_bytes(b"half")
+    folders = data.prepare(config, tmp_path / "cache")
+    fingerprints = [[shards.read_manifest(f)["fingerprint"] for f in every] for every in (clean, folders)]
+    assert fingerprints[0] == fingerprints[1]
+    assert not work.exists()
+
+
+def test_a_source_that_others_hold_out_whole_is_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    text = " ".join(rng.choice(WORDS, 400))
+    variants = [text + f" end{i}" for i in range(40)]
+    train, held_out = by_split(variants)
+    for name, mine in (("a", train[:-1]), ("b", held_out)):
+        other = write_jsonl(tmp_path / name / "y.jsonl", 60, seed=len(name) + (name == "b"))
+        kept = by_split(other)[1 if name == "a" else 0]
+        (tmp_path / name / "y.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in mine + kept))
+    source = f"1 * text:{tmp_path / 'a'} + 1 * text:{tmp_path / 'b'}"
+    with pytest.raises(ValueError, match=r"every train document of text:.*a is near one that another source"):
+        data.prepare(config_of(source, near_duplicates="drop"), tmp_path / "cache")

@@ -9,12 +9,12 @@ dropped. A batch is a function of its step.
 """
 
 from scaling.training.data.corpus import Corpus, Mixture, open
-from scaling.training.data.duplicates import leakage
+from scaling.training.data.duplicates import leakage, leakage_across
 from scaling.training.data.permutation import permute
 from scaling.training.data.preparation import folder_of, folders_of, is_prepared, prepare
 from scaling.training.data.shards import SPLITS, TokenArray, split_of
 
 __all__ = [
-    "SPLITS", "Corpus", "Mixture", "TokenArray", "folder_of", "folders_of", "is_prepared", "leakage", "open", "permute",
-    "prepare", "split_of",
+    "SPLITS", "Corpus", "Mixture", "TokenArray", "folder_of", "folders_of", "is_prepared", "leakage",
+    "leakage_across", "open", "permute", "prepare", "split_of",
 ]  # fmt: skip

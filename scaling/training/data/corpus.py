@@ -170,6 +170,8 @@ class Corpus:
             "num_validation_documents": splits["validation"]["documents"],
             "num_duplicates_removed": self.num_duplicates,
             "num_near_duplicates_removed": manifest["num_near_duplicates_removed"],
+            # Of those, for a document that another source of the mixture holds out.
+            "num_near_duplicates_across_sources": manifest.get("num_near_duplicates_across_sources", 0),
             "num_empty_removed": manifest["num_empty_removed"],
             "num_lossy_validation_documents": manifest["num_lossy_validation_documents"],
             "text_bytes": None if None in text_bytes else sum(text_bytes),
@@ -274,11 +276,7 @@ class Mixture:
         self.corpora = [corpus for _, corpus in components]
         self.seq_len = self.corpora[0].seq_len
         self._counts = _shares_of_block(source, self.weights)
-        if len({json.dumps(c.manifest["tokenizer"], sort_keys=True) for c in self.corpora}) > 1:
-            raise ValueError(
-                f"data.source is {source!r}: its sources were tokenised differently: write one data.tokenizer that all "
-                "can use, and delete what was prepared with another"
-            )
+        shards.require_one_tokenizer(source, [corpus.manifest for corpus in self.corpora])
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -1,4 +1,5 @@
-"""Near duplicates between the train and the validation split: found by MinHash, confirmed by counting.
+"""Near duplicates between a train and a validation split, of one source or of two in a mixture: found by MinHash,
+confirmed by counting.
 
 Two documents are near when their sets of five-word runs overlap by Jaccard's |A ∩ B| / |A ∪ B| ≥ .8. MinHash with
 banding (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3), by the library rensa, proposes pairs: with 32
@@ -6,7 +7,8 @@ bands of 4 it misses one of Jaccard .8 with probability (1 - .8⁴)³² = 5e-8. 
 what is reported is exact but for such misses. Exact duplicates cannot be split: a document's hash decides its split.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +26,35 @@ Decode = Callable[[np.ndarray], str]
 
 
 @dataclass(frozen=True)
+class Split:
+    """Documents to compare: the shards ``lines`` of ``folder``. ``decode`` None: by runs of token ids, not of words."""
+
+    folder: Path
+    lines: list[dict]
+    dtype: np.dtype
+    decode: Decode | None
+
+    def texts_of(self, line: dict) -> Iterator[str]:
+        """The documents of one shard, in order."""
+        tokens = shards.map_shard(self.folder, line, self.dtype)
+        for ids in shards.documents_of(tokens, shards.index_of(self.folder, line)):
+            yield self.decode(ids) if self.decode else " ".join(map(str, ids.tolist()))
+
+
+def splits_of(folder: Path) -> dict[str, Split]:
+    """The splits of a prepared folder. Raises ValueError if it is damaged or its tokenizer is missing."""
+    manifest = shards.read_manifest(folder)
+    name = manifest["tokenizer"]["name"]
+    decode = None if name == "tokens" else tokenizers.load(name, folder / "tokenizer.json").decode
+    return {
+        split: Split(folder, entry["shards"], np.dtype(entry["dtype"]), decode)
+        for split, entry in manifest["splits"].items()
+    }
+
+
+@dataclass(frozen=True)
 class Near:
-    """Documents of the train split that have a near duplicate in validation, and the other way round."""
+    """Documents of a train split that have a near duplicate in a validation split, and the other way round."""
 
     near: list[np.ndarray]  # for each train shard, which of its documents
     num_train: int
@@ -33,39 +62,32 @@ class Near:
     examples: list[dict]  # of the nearest pairs: jaccard, how each begins
 
 
-def near(
-    folder: Path,
-    lines: dict[str, list[dict]],
-    dtype: np.dtype,
-    decode: Decode | None,
-    progress: Callable[[str], None] = lambda line: None,
-) -> Near:
-    """Compares every train document with all of validation. ``decode`` None: runs of token ids instead of words.
+def near(train: Split, validation: Split, progress: Callable[[str], None] = lambda line: None) -> Near:
+    """Compares every document of ``train`` with all of ``validation``, which are tokenised alike.
 
     Memory is that of validation's signatures, about 2 kB a document. Raises ValueError if rensa is not installed.
     """
     rensa = _import_rensa()
     progress("near duplicates: signatures of validation")
     found = rensa.RMinHashLSH(threshold=JACCARD, num_perm=_NUM_PERM, num_bands=_NUM_BANDS)
-    validation = _Random(folder, lines["validation"], dtype, decode)
-    for key, text in enumerate(validation.texts()):
+    held_out = _Random(validation)
+    for key, text in enumerate(held_out.texts()):
         found.insert(key, _signature(rensa, _shingles(text)))
     marks, pairs, hit = [], [], set()
-    for done, line in enumerate(lines["train"], 1):
-        texts = list(_texts(folder, line, dtype, decode))
+    for done, line in enumerate(train.lines, 1):
         marked = np.zeros(line["documents"], bool)
-        for i, text in enumerate(texts):
+        for i, text in enumerate(train.texts_of(line)):
             shingles = _shingles(text)
             for key in found.query(_signature(rensa, shingles)):
-                overlap = _jaccard(shingles, _shingles(validation.text(key)))
+                overlap = _jaccard(shingles, _shingles(held_out.text(key)))
                 if overlap >= JACCARD:
                     marked[i] = True
                     hit.add(key)
-                    pairs.append((overlap, text[:60], validation.text(key)[:60]))
+                    pairs.append((overlap, text[:60], held_out.text(key)[:60]))
         pairs = sorted(pairs, reverse=True)[:_EXAMPLES]
         marks.append(marked)
-        progress(f"near duplicates: {done} of {len(lines['train'])} shards compared")
-    examples = [{"jaccard": j, "train": train, "validation": held_out} for j, train, held_out in pairs]
+        progress(f"near duplicates: {done} of {len(train.lines)} shards compared")
+    examples = [{"jaccard": j, "train": text, "validation": other} for j, text, other in pairs]
     return Near(marks, sum(int(m.sum()) for m in marks), len(hit), examples)
 
 
@@ -75,13 +97,12 @@ def leakage(folder: Path, progress: Callable[[str], None] = lambda line: None) -
 
     Raises ValueError if rensa or the tokenizer is missing.
     """
-    manifest = shards.read_manifest(folder)
-    lines = {split: manifest["splits"][split]["shards"] for split in shards.SPLITS}
-    indexes = {s: np.concatenate([shards.index_of(folder, line) for line in lines[s]]) for s in shards.SPLITS}
+    manifest, splits = shards.read_manifest(folder), splits_of(folder)
+    indexes = {
+        name: np.concatenate([shards.index_of(folder, line) for line in split.lines]) for name, split in splits.items()
+    }
     hashes = {s: set(zip(i["hash"].tolist(), i["more_hash"].tolist())) for s, i in indexes.items()}
-    name = manifest["tokenizer"]["name"]
-    decode = None if name == "tokens" else tokenizers.load(name, folder / "tokenizer.json").decode
-    found = near(folder, lines, np.dtype(manifest["splits"]["train"]["dtype"]), decode, progress)
+    found = near(splits["train"], splits["validation"], progress)
     return {
         "exact_duplicates": len(hashes["train"] & hashes["validation"]),
         "near_duplicates": {
@@ -99,6 +120,30 @@ def leakage(folder: Path, progress: Callable[[str], None] = lambda line: None) -
     }
 
 
+def leakage_across(folders: Sequence[Path], progress: Callable[[str], None] = lambda line: None) -> list[dict]:
+    """Near duplicates between the train split of each of a mixture's sources and the validation split of each other:
+    a row an ordered pair, ``train``, ``validation`` (the sources), ``train_documents``, ``validation_documents``,
+    ``examples``. Equal documents are of one split, whichever source they stand in.
+
+    Raises ValueError as ``leakage``.
+    """
+    sources = {folder: shards.read_manifest(folder)["source"] for folder in folders}
+    splits = {folder: splits_of(folder) for folder in folders}
+    rows = []
+    for mine, other in itertools.permutations(folders, 2):
+        found = near(splits[mine]["train"], splits[other]["validation"], progress)
+        rows.append(
+            {
+                "train": sources[mine],
+                "validation": sources[other],
+                "train_documents": found.num_train,
+                "validation_documents": found.num_validation,
+                "examples": found.examples,
+            }
+        )
+    return rows
+
+
 def _import_rensa():
     try:
         import rensa
@@ -109,19 +154,12 @@ def _import_rensa():
     return rensa
 
 
-def _texts(folder: Path, line: dict, dtype: np.dtype, decode: Decode | None) -> Iterator[str]:
-    tokens = shards.map_shard(folder, line, dtype)
-    for ids in shards.documents_of(tokens, shards.index_of(folder, line)):
-        yield decode(ids) if decode else " ".join(map(str, ids.tolist()))
-
-
 class _Random:
     """The texts of a split by number, one shard held at a time."""
 
-    def __init__(self, folder: Path, lines: list[dict], dtype: np.dtype, decode: Decode | None):
-        self._of = (folder, dtype, decode)
-        self._lines = lines
-        self._ends = np.cumsum([line["documents"] for line in lines])
+    def __init__(self, split: Split):
+        self._split = split
+        self._ends = np.cumsum([line["documents"] for line in split.lines])
         self._held: tuple[int, list[str]] = (-1, [])
 
     def texts(self) -> Iterator[str]:
@@ -131,8 +169,7 @@ class _Random:
     def text(self, key: int) -> str:
         number = int(np.searchsorted(self._ends, key, side="right"))
         if self._held[0] != number:
-            folder, dtype, decode = self._of
-            self._held = (number, list(_texts(folder, self._lines[number], dtype, decode)))
+            self._held = (number, list(self._split.texts_of(self._split.lines[number])))
         return self._held[1][key - (int(self._ends[number - 1]) if number else 0)]
 
 

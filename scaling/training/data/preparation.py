@@ -23,7 +23,7 @@ from pathlib import Path
 from scaling.config import DataConfig
 from scaling.records import write_json
 from scaling.training import sources, synthetic, tokenizers
-from scaling.training.data import sealing, shards
+from scaling.training.data import across, sealing, shards
 from scaling.training.data.part import Job, do_part, report_path
 from scaling.training.data.shards import SCHEMA, read_manifest
 from scaling.training.data.stream import Stream
@@ -54,8 +54,21 @@ def _folder_name(config: DataConfig, whole: DataConfig) -> str:
     return f"{slug}-{kind}-{shards.digest(key)[:12]}"
 
 
-def folders_of(config: DataConfig, cache_dir: Path) -> list[tuple[float, DataConfig, Path]]:
+Found = list[tuple[float, DataConfig, Path]]
+
+
+def folders_of(config: DataConfig, cache_dir: Path) -> Found:
     """(weight, config, folder) of each source of ``config``; a synthetic one has no folder."""
+    found = _folders_alone(config, cache_dir)
+    if config.near_duplicates == "keep" or len(found) < 2:
+        return found
+    # What is near depends on what all of them hold out, whatever their weights and order.
+    mixed = shards.digest(sorted(folder.name for *_, folder in found))[:12]
+    return [(weight, part, folder.with_name(f"{folder.name}-in-{mixed}")) for weight, part, folder in found]
+
+
+def _folders_alone(config: DataConfig, cache_dir: Path) -> Found:
+    """As ``folders_of``, where each source is prepared before it is held against the others of its mixture."""
     if synthetic.is_synthetic(config.source):
         return []
     return [(weight, part, Path(cache_dir) / _folder_name(part, config)) for weight, part in sources.components(config)]
@@ -99,18 +112,20 @@ def prepare(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         found = folders_of(config, cache_dir)
+        if all(folder.exists() for *_, folder in found):
+            return [_checked(part, folder, progress) for _, part, folder in found]
+        alone = _folders_alone(config, cache_dir)
         trained = None
-        if any(not folder.exists() for *_, folder in found):
+        if any(not folder.exists() for *_, folder in alone):
             trained = trained_tokenizer(config, cache_dir, progress)
-        ready = []
-        for _, part, folder in found:
-            if folder.exists() or _build(part, folder, trained, progress, workers, share):
-                _refuse_changed_files(part, folder)
-                if part.unique_tokens is not None:
-                    with _locked(folder.parent / f".{folder.name}.lock"):
-                        sealing.order_by_hash(part, folder, progress)
-                ready.append(folder)
-        return ready
+        ready = [
+            _checked(part, folder, progress)
+            for _, part, folder in alone
+            if folder.exists() or _build(part, folder, trained, progress, workers, share)
+        ]
+        if found == alone or len(ready) < len(alone):
+            return ready if found == alone else []
+        return _hold_against_each_other(config, ready, [folder for *_, folder in found], progress)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise
@@ -118,6 +133,37 @@ def prepare(
             f"{cache_dir}: {os.strerror(e.errno)} ({_free(cache_dir)}): make room, or name another folder in "
             "SCALING_CACHE; the same command goes on from here"
         ) from e
+
+
+def _checked(config: DataConfig, folder: Path, progress: Progress) -> Path:
+    """A folder that is there, after a look at what may have changed under it, with the order that subsets need."""
+    _refuse_changed_files(config, folder)
+    if config.unique_tokens is not None:
+        with _locked(folder.parent / f".{folder.name}.lock"):
+            sealing.order_by_hash(config, folder, progress)
+    return folder
+
+
+def _hold_against_each_other(
+    config: DataConfig, alone: list[Path], targets: list[Path], progress: Progress
+) -> list[Path]:
+    """Makes of the folders of a mixture's sources those without near duplicates across them; returns these."""
+    shards.require_one_tokenizer(config.source, map(read_manifest, alone))
+    for folder, target in zip(alone, targets):
+        with _locked(target.parent / f".{target.name}.lock") as locked:
+            if target.exists():
+                continue
+            work = target.parent / f".{target.name}.work"
+            if locked:
+                shutil.rmtree(work, ignore_errors=True)  # of one that was killed
+                work.mkdir()
+            else:
+                work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+            try:
+                across.separate(folder, [other for other in alone if other != folder], work, target, progress)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    return targets
 
 
 def _free(folder: Path) -> str:

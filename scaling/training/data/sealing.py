@@ -36,7 +36,8 @@ def seal(job: Job, source: sources.Source, folder: Path, progress: Progress) -> 
         ]
     if config.near_duplicates == "drop" and all(lines.values()):
         decode = None if job.format else tokenizers.load(config.tokenizer, job.trained).decode
-        found = duplicates.near(work, lines, dtype, decode, progress)
+        splits = {split: duplicates.Split(work, lines[split], dtype, decode) for split in SPLITS}
+        found = duplicates.near(splits["train"], splits["validation"], progress)
         removed["num_near_duplicates_removed"] = found.num_train
         lines["train"] = [
             line if not near.any() else shards.without(work, line, ~near, dtype)
@@ -44,7 +45,8 @@ def seal(job: Job, source: sources.Source, folder: Path, progress: Progress) -> 
             if not near.all()
         ]
     _require_both_splits(config, lines)
-    splits = {split: _split_entry(work, lines[split], dtype, source) for split in SPLITS}
+    has_bytes = source.tokens is None or source.tokens.bytes_per_token is not None
+    splits = {split: split_entry(work, lines[split], dtype, has_bytes) for split in SPLITS}
     manifest = {
         "schema": SCHEMA,
         "source": config.source,
@@ -58,10 +60,9 @@ def seal(job: Job, source: sources.Source, folder: Path, progress: Progress) -> 
         "num_lossy_validation_documents": sum(r["num_lossy"] for r in reports),
         **removed,
     }
-    manifest["fingerprint"] = fingerprint(manifest)
     if job.trained is not None:
         shutil.copyfile(job.trained, work / "tokenizer.json")
-    write_json(work / "manifest.json", {**manifest, "manifest_sha256": shards.digest(manifest)})
+    write_manifest(work, manifest)
     move(work, folder)
     counts = [sum(s[name] for s in splits.values()) for name in ("documents", "tokens")]
     progress(f"{config.source}: {counts[0]:,} documents, {counts[1] / 1e6:.1f} M tokens")
@@ -96,16 +97,22 @@ def _require_both_splits(config: DataConfig, lines: dict[str, list[dict]]) -> No
             )
 
 
-def _split_entry(work: Path, lines: list[dict], dtype: np.dtype, source: sources.Source) -> dict:
-    unknown = source.tokens is not None and source.tokens.bytes_per_token is None
+def split_entry(work: Path, lines: list[dict], dtype: np.dtype, has_bytes: bool) -> dict:
+    """A split's entry in the manifest; ``has_bytes``: whether it is known how many bytes of text its tokens are."""
     return {
         "tokens": sum(line["tokens"] for line in lines),
-        "text_bytes": None if unknown else sum(line["text_bytes"] for line in lines),
+        "text_bytes": sum(line["text_bytes"] for line in lines) if has_bytes else None,
         "documents": sum(line["documents"] for line in lines),
         "dtype": dtype.str,
         "sha256": shards.hash_stream(work, lines),
         "shards": lines,
     }
+
+
+def write_manifest(work: Path, manifest: dict) -> None:
+    """Writes the manifest, with the fingerprint of what it names and a hash of itself."""
+    manifest = {**manifest, "fingerprint": fingerprint(manifest)}
+    write_json(work / "manifest.json", {**manifest, "manifest_sha256": shards.digest(manifest)})
 
 
 def fingerprint(manifest: dict) -> str:

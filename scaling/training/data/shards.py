@@ -8,7 +8,7 @@ included), its bytes of text.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,15 @@ def read_manifest(folder: Path) -> dict:
     if schema != SCHEMA:
         raise ValueError(f"{path} is of schema {schema!r}, this version reads {SCHEMA}: delete {folder} and run again")
     return manifest
+
+
+def require_one_tokenizer(source: str, manifests: Iterable[dict]) -> None:
+    """Raises ValueError if the sources of the mixture ``source`` were tokenised differently."""
+    if len({json.dumps(manifest["tokenizer"], sort_keys=True) for manifest in manifests}) > 1:
+        raise ValueError(
+            f"data.source is {source!r}: its sources were tokenised differently: write one data.tokenizer that all "
+            "can use, and delete what was prepared with another"
+        )
 
 
 def digest(content: Any) -> str:
