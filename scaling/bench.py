@@ -12,7 +12,6 @@ between runs of this command on one machine mean something; single figures drift
 
 import argparse
 import contextlib
-import os
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, config, grid, records
+from scaling import accounting, config, grid, records, storage
 from scaling.config import DataConfig, Horizon, ModelConfig, OptimConfig, RunConfig
 from scaling.engine import executors, plan, progress
 
@@ -247,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="about how long to time each (2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows and the environment as JSON")
     args = parser.parse_args(argv)
-    cache_dir = Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
+    cache_dir = storage.cache_dir()
     workers = args.workers or executors.auto_workers(len(executors.available_cores()))
     console = progress.console(sys.stdout)
     if args.laws:

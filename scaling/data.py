@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling import config, grid, records
+from scaling import config, grid, records, storage
 from scaling.config import DataConfig
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code (2: bad input, said in one line)."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args, _configs(args), Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data"))
+        return args.run(args, _configs(args), storage.cache_dir())
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return BAD_INPUT

@@ -1,12 +1,13 @@
 """The figures of a sweep, composed: which plots, side by side how, with which caption; saved as SVG and PNG."""
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from scaling import evidence, plots, truth
+from scaling import evidence, plots, storage, truth
 from scaling.axes import LABELS, engineering, mathtext
 from scaling.laws import forms
 from scaling.laws.approaches import select
@@ -47,18 +48,23 @@ def write(folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Ma
       fit: fit.json; may be empty.
       learning_rates: cells as ``plots.learning_rate`` takes them.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.folder(folder)
     saved = []
     with plots.style():
         for d in draw(table, curves, fit, learning_rates):
             _name_convention(d.figure, fit)
             svg, png = folder / f"{d.name}.svg", folder / f"{d.name}.png"
-            d.figure.savefig(svg, metadata={"Date": None, "Creator": None})
+            _save(d.figure, svg, {"Date": None, "Creator": None})
             d.figure.set_layout_engine("none")  # laid out once: the PNG is the same picture, in half the time
-            d.figure.savefig(png, metadata={"Software": None})
+            _save(d.figure, png, {"Software": None})
             saved.append(Saved(d.name, d.title, d.caption, svg, png, d.figure.get_figwidth() > HALF))
     return saved
+
+
+def _save(figure: Figure, path: Path, metadata: Mapping) -> None:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], metadata=metadata)
+    storage.write(path, drawn.getvalue(), synced=False)
 
 
 def _name_convention(figure: Figure, fit: Mapping) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling import records
+from scaling import records, storage
 from scaling.laws import compare, forms
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast
 from scaling.laws.estimate import Fit
@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2
+    except storage.errors() as e:
+        print(f"{arguments.source}: {storage.first_line(e)}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -81,9 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also refit under every parameter count and FLOP rule the source carries, and show what moves",
     )  # fmt: skip
     parser.add_argument("--no-figures", action="store_true", help="write fit.json alone")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where fit.json and figures/ go (default: SOURCE's folder)"
-    )
+    parser.add_argument("--out", metavar="DIR", help="where fit.json and figures/ go (default: SOURCE's folder)")
     return parser
 
 
@@ -107,7 +108,7 @@ def load(source: Path):
 
     Raises ValueError saying what SOURCE should be.
     """
-    source = Path(source)
+    source = storage.folder(source)
     if source.is_dir():
         runs = records.load_records(source)
         if not runs:
@@ -137,7 +138,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
     if arguments.tau is not None and arguments.loss != "asymmetric":
         raise ValueError(f"--tau is the quantile of --loss asymmetric, and --loss is {arguments.loss}: write both")
-    source = Path(arguments.source)
+    source = storage.folder(arguments.source)
     table, curves = load(source)
     reading = {"holdout_flops": arguments.holdout_flops, "source": str(arguments.source)}
     objective = {"loss": arguments.loss, "delta": arguments.delta}
@@ -154,7 +155,7 @@ def _run(arguments: argparse.Namespace) -> None:
         payload["comparison"] = finite(rows)
     if arguments.convention:
         payload["conventions"] = finite(compare.conventions(table, **reading, **objective, **resampling))
-    out = arguments.out or (source if source.is_dir() else source.parent)
+    out = storage.folder(arguments.out) if arguments.out else (source if source.is_dir() else source.parent)
     records.write_json(out / "fit.json", payload)
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else 160, soft_wrap=True)

@@ -7,12 +7,13 @@ convention, is a field.
 import dataclasses
 import hashlib
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from scaling import storage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,18 +61,7 @@ def write_json(path: Path, payload: Any) -> None:
 
     Raises ValueError on NaN or infinity, which JSON does not have.
     """
-    text = json.dumps(payload, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # half a file would take what room a full disk has left
-        raise
+    storage.write(path, json.dumps(payload, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def software() -> dict:
@@ -106,7 +96,7 @@ def software() -> dict:
 
 
 def path_of(results: Path, run_id: str) -> Path:
-    return Path(results) / "runs" / f"{run_id}.json"
+    return storage.folder(results) / "runs" / f"{run_id}.json"
 
 
 def save(results: Path, record: RunRecord) -> Path:
@@ -122,7 +112,7 @@ def read(path: Path) -> RunRecord:
     Raises ValueError, with the file's name and what to do, if it is truncated or of another schema.
     """
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.get("schema") != SCHEMA:
             raise ValueError(f"schema {raw.get('schema')!r}, this version reads {SCHEMA}")
         return RunRecord(**raw)
@@ -132,8 +122,8 @@ def read(path: Path) -> RunRecord:
 
 def load_records(results: Path) -> list[RunRecord]:
     """All records of a results folder (``<results>/runs/*.json``), in order of run_id, whatever their status."""
-    folder = Path(results) / "runs"
-    return [read(p) for p in sorted(folder.glob("*.json"))]
+    folder = storage.folder(results) / "runs"
+    return storage.each(read, sorted(folder.glob("*.json")))
 
 
 def is_done(results: Path, run_id: str) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from scaling import figures, precision, records, truth, typography
+from scaling import figures, precision, records, storage, truth, typography
 from scaling.axes import engineering
 from scaling.typography import fixed, num, scientific, span
 
@@ -44,7 +44,7 @@ def read(results_dir: Path) -> Results:
 
     Raises ValueError when there is no such folder, it holds no record, or a file in it is not readable.
     """
-    folder = Path(results_dir)
+    folder = storage.folder(results_dir)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder: write a sweep's results folder, as in results/chinchilla")
     runs = records.load_records(folder)
@@ -78,14 +78,12 @@ def build(results_dir: Path, out: Path | None = None) -> Path:
       ValueError: nothing to report on, or a file that cannot be read.
     """
     results = read(results_dir)
-    out = Path(out) if out else results.folder / "report.html"
+    out = storage.folder(out) if out else results.folder / "report.html"
     table, curves = records.table(results.runs), records.curves(results.runs)
     cells = learning_rate_cells(results.runs)
     saved = figures.write(out.parent / "figures", table, curves, results.fit, cells)
     html = _render(results, table, cells, saved)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(out)
+    storage.write(out, html, synced=False)
     return out
 
 
@@ -371,13 +369,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m scaling.report",
         description="Write report.html and figures from the records and fits of a results folder.",
     )
-    parser.add_argument("results", type=Path, help="results folder of a sweep, as in results/chinchilla")
-    parser.add_argument("--out", type=Path, help="the HTML file (default: report.html in the folder)")
+    parser.add_argument("results", help="results folder of a sweep, as in results/chinchilla or gs://bucket/chinchilla")
+    parser.add_argument("--out", help="the HTML file (default: report.html in the folder)")
     args = parser.parse_args(argv)
     try:
         print(build(args.results, args.out))
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
+        return 2
+    except storage.errors() as e:
+        print(f"error: {args.results}: {storage.first_line(e)}", file=sys.stderr)
         return 2
     return 0
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import grid
+from scaling import grid, storage
 from scaling.conclusion import Conclusion
+from scaling.config import ExecutionConfig
 from scaling.engine import (
     executors,
     folder,
@@ -26,6 +27,7 @@ from scaling.engine import (
     hosts,
     launch,
     layout,
+    lease,
     manifest,
     plan,
     planning,
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
     except (BadInputError, folder.HeldError, executors.ExecutorError) as e:
         print(f"error: {e}", file=sys.stderr)
         return BAD_INPUT
-    except OSError as e:
+    except storage.errors() as e:
         print(f"error: {e}; nothing that was finished is lost: mend it and give the same command", file=sys.stderr)
         return INCOMPLETE
     except KeyboardInterrupt:
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
 def _on_this_host(args: argparse.Namespace, typed: str, console: Console, loop: str) -> int:
     """The whole command; as one of several processes, its part: process 0 leads, the others follow and say nothing."""
     with bad_input():
-        place = distributed.parse(args.distributed)
+        place, cache_dir = distributed.parse(args.distributed), storage.cache_dir()
         if place is not None and (args.executor != "inline" or args.plan or args.status or args.shard):
             raise ValueError(f"--distributed {args.distributed}: it trains: write --executor inline, without --shard")
     if place is None:
@@ -84,7 +86,7 @@ def _on_this_host(args: argparse.Namespace, typed: str, console: Console, loop: 
     with bad_input():
         group = distributed.join(place)
     if not group.is_first:
-        code = hosts.follow(group, _cache_dir(), loop)
+        code = hosts.follow(group, cache_dir, loop)
         group.leave()
         return code
     code = INTERRUPTED
@@ -97,10 +99,6 @@ def _on_this_host(args: argparse.Namespace, typed: str, console: Console, loop: 
         group.publish({"stop": code})
         group.leave()
     return code
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("SCALING_CACHE") or Path(".scaling") / "data")
 
 
 def _interrupt(signum, frame) -> None:
@@ -118,8 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--grid", required=True, metavar="FILE", help="the grid, a YAML file such as sweeps/chinchilla.yaml")
     add("--plan", action="store_true", help="print what it would cost and stop")
-    add("--results", metavar="DIR", type=_folder, help="records, laws and report (default results/<grid's name>)")
-    add("--workdir", metavar="DIR", type=_folder, help="checkpoints and logs (default .scaling/<grid's name>)")
+    add("--results", metavar="DIR", type=_folder,
+        help="records, laws and report: a path, or gs://bucket/folder (default results/<grid's name>)")  # fmt: skip
+    add("--workdir", metavar="DIR", type=_folder,
+        help="checkpoints and logs, likewise (default .scaling/<grid's name>); logs stay on a disk")  # fmt: skip
     add("--only", metavar="RUN_ID", nargs="+", default=[], help="train these cells alone (first digits suffice)")
     add("--shard", metavar="I/N", type=_shard, help="train every N-th cell, the I-th share of 1…N: one per machine")
     add("--status", action="store_true", help="print what is done, runs, waits or failed, and stop")
@@ -143,9 +143,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _folder(text: str) -> Path:
-    if "://" in text:  # as a path it would become a folder called "gs:" here
-        raise argparse.ArgumentTypeError(f"{text!r} is not a folder: mount the bucket (gcsfuse) and write where it is")
-    return Path(text)
+    try:
+        return storage.folder(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def _workers(text: str) -> int | str:
@@ -176,6 +177,22 @@ def _require_laws(path: str, names: Sequence[str]) -> None:
             raise ValueError(f"{path}: fit.laws[{i}]: {e}") from None
 
 
+def _check_buckets(args: argparse.Namespace, execution: ExecutionConfig) -> None:
+    """Raises ValueError, in one line, for what a folder in a bucket cannot do."""
+    results, workdir = (folder and storage.is_remote(folder) for folder in (args.results, args.workdir))
+    if workdir and not os.fspath(args.workdir).startswith("gs://"):
+        raise ValueError(f"--workdir {args.workdir}: checkpoints go to a disk or to gs://: write one of these")
+    if workdir and args.executor == "slurm":
+        raise ValueError(f"--workdir {args.workdir}: Slurm's jobs read their orders from it: write a folder on a disk")
+    if workdir and execution.tensorboard:
+        raise ValueError(f"execution.tensorboard: its files grow, and in {args.workdir} nothing does: write false")
+    if results and args.shard:
+        raise ValueError(
+            f"--shard {args.shard}: shards write sweep.json in turn, by a lock that {args.results} has not: write "
+            "a --results on a disk that they share"
+        )
+
+
 class Sweep:
     """One call of the command: what there is, what it plans, trains and concludes."""
 
@@ -185,10 +202,11 @@ class Sweep:
             layout.check_options(args)
             self.grid = grid.load(args.grid)
             _require_laws(args.grid, self.grid.fit.laws or ())
+            _check_buckets(args, self.grid.execution)
             hardware = planning.hardware_of(args, self.grid.hardware, has_accelerator=executors.has_accelerator())
             self.results = args.results or Path("results") / self.grid.name
             self.workdir = args.workdir or Path(".scaling") / self.grid.name
-            cache_dir = _cache_dir()
+            cache_dir = storage.cache_dir()
             timings = plan.TimingCache(cache_dir, args.workers, self.grid.execution)
             self.cells = Cells(self.grid, self.results, hardware, timings)
         kept = manifest.Manifest(
@@ -238,11 +256,10 @@ class Sweep:
             yield []
             return
         try:
-            lock = folder.Lock(self.results, self.args.shard)
-        except OSError as e:
-            raise BadInputError(
-                f"--results {self.results}: {e.strerror}: write a folder that can be written to"
-            ) from None
+            lock = lease.hold(self.results, self.args.shard)
+        except storage.errors() as e:
+            why = getattr(e, "strerror", None) or storage.first_line(e)
+            raise BadInputError(f"--results {self.results}: {why}: write a folder that can be written to") from None
         try:
             if not lock.is_effective:
                 self.console.print(f"{self.results}: its file system has no locks: start no second sweep on it")

@@ -17,19 +17,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic", "yaml"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
-CORE = {"config", "accounting", "records", "recipes", "shapes", "schema", "grid"}
+CORE = {"config", "storage", "accounting", "records", "recipes", "shapes", "schema", "grid"}
 ANALYSIS = {"laws", "axes", "plots", "precision", "truth", "evidence", "figures", "typography", "report", "fit"}
 
 # For each part, the parts it may import. A part is a folder, or a module at the top.
 MAY_IMPORT = {
     "config": set(),
+    "storage": set(),
     "accounting": {"config"},
-    "records": {"config", "accounting"},
+    "records": {"config", "storage", "accounting"},
     "recipes": {"config", "accounting"},
     "shapes": {"config", "accounting"},
     "schema": {"config"},
     "grid": CORE,
-    "training": {"config", "accounting", "records", "grid", "training"},
+    "training": {"config", "storage", "accounting", "records", "grid", "training"},
     "engine": CORE | {"training", "engine"},
     "laws": {"records", "laws"},
     "axes": set(),
@@ -37,14 +38,14 @@ MAY_IMPORT = {
     "precision": {"records", "axes"},
     "truth": {"records", "axes"},
     "evidence": {"axes"},
-    "figures": {"records", "laws", "plots", "truth", "evidence", "axes"},
+    "figures": {"storage", "records", "laws", "plots", "truth", "evidence", "axes"},
     "typography": {"axes"},
-    "report": {"records", "laws", "plots", "precision", "truth", "figures", "axes", "typography"},
-    "fit": {"records"} | ANALYSIS,
+    "report": {"storage", "records", "laws", "plots", "precision", "truth", "figures", "axes", "typography"},
+    "fit": {"storage", "records"} | ANALYSIS,
     "data": CORE | {"training"},
     "bench": CORE | {"training", "engine", "laws"},
-    "conclusion": {"records", "grid", "engine", "fit", "precision", "report"},
-    "sweep": {"grid", "training", "engine", "laws", "conclusion"},
+    "conclusion": {"storage", "records", "grid", "engine", "fit", "precision", "report"},
+    "sweep": {"config", "storage", "grid", "training", "engine", "laws", "conclusion"},
 }
 
 

@@ -522,10 +522,3 @@ def test_the_pod_study_is_planned_without_data_or_device(tmp_path, monkeypatch, 
     assert float(total[2].replace(",", "")) == pytest.approx(hours * 64 * 3.99, rel=0.03)
     assert float(total[3]) == pytest.approx(hours * 64 * 0.7, rel=0.03)
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_bucket_is_not_taken_for_a_folder(capsys):
-    with pytest.raises(SystemExit) as caught:
-        sweep.main(["--grid", "sweeps/smoke.yaml", "--plan", "--workdir", "gs://bucket/x"])
-    assert caught.value.code == 2
-    assert "mount the bucket (gcsfuse) and write where it is" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -12,8 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scaling import config, records
+from scaling import config, records, storage
 from scaling.engine import plan
+
+# A lease in a bucket (``lease.Lease``) counts for so long after it was last renewed.
+LEASE_SECONDS = 120.0
 
 
 class HeldError(Exception):
@@ -52,8 +56,8 @@ class Lock:
             except BlockingIOError:
                 holder = _read_holder(fd)
                 os.close(fd)
-                if not _is_dead(holder) or time.monotonic() > deadline:
-                    raise HeldError(_who(path.parent, holder)) from None
+                if not is_dead(holder) or time.monotonic() > deadline:
+                    raise HeldError(held_by(path.parent, holder)) from None
                 time.sleep(0.1)  # the sweep was killed; its workers are about to notice
                 continue
             except OSError as e:
@@ -92,13 +96,15 @@ def holder(folder: Path) -> dict | None:
     here. The lock itself is not touched: somebody may be about to take it."""
     try:
         found = dict(json.loads((folder / ".lock").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (ValueError, *storage.errors()):
         return None
-    return None if _is_dead(found) else found
+    return None if is_dead(found) else found
 
 
-def _is_dead(holder: dict) -> bool:
-    """Whether the process that took the lock is known to be gone."""
+def is_dead(holder: dict) -> bool:
+    """Whether the process that took the lock is known to be gone, or its lease has run out."""
+    if time.time() - holder.get("renewed", math.inf) > LEASE_SECONDS:
+        return True
     if holder.get("host") != platform.node():
         return False
     try:
@@ -129,7 +135,8 @@ def alone(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _who(folder: Path, holder: dict) -> str:
+def held_by(folder: Path, holder: dict) -> str:
+    """What there is to say to somebody who wants a folder that another sweep holds."""
     pid, host, started = (holder.get(key, "?") for key in ("pid", "host", "started"))
     return (
         f"{folder} is held by another sweep: process {pid} on {host}, since {started}; wait for it, stop it, "
@@ -144,18 +151,24 @@ def statuses(results: Path, run_ids: Sequence[str], *, set_aside: bool) -> tuple
     ``<run_id>.json.unreadable``.
     """
     found, complaints = {}, []
-    for run_id in run_ids:
-        path = records.path_of(results, run_id)
-        if not path.exists():
-            continue
-        try:
-            found[run_id] = records.read(path).status
-        except ValueError as e:
+    paths = [records.path_of(results, run_id) for run_id in run_ids]
+    for run_id, path, status in zip(run_ids, paths, storage.each(_status, paths)):
+        if isinstance(status, str):
+            found[run_id] = status
+        elif status is not None:
             if set_aside:
-                os.replace(path, path.with_name(path.name + ".unreadable"))
-            complaint = str(e).removesuffix(": delete it and run the sweep again")
+                storage.set_aside(path, f"{path.name}.unreadable")
+            complaint = str(status).removesuffix(": delete it and run the sweep again")
             complaints.append(f"{complaint}: set aside, the run is done again")
     return found, complaints
+
+
+def _status(path: Path) -> str | ValueError | None:
+    """A record's status, None where there is none, or why it cannot be read."""
+    try:
+        return records.read(path).status if path.exists() else None
+    except ValueError as e:
+        return e
 
 
 def is_done(found: Mapping[str, str], run_id: str) -> bool:
@@ -199,12 +212,15 @@ def read_json(path: Path) -> dict:
     return raw if isinstance(raw, dict) and raw.get("schema") == 1 else {}
 
 
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes() if path.exists() else b"").digest()
+
+
 def digest(paths: Sequence[Path], options: str) -> str:
     """sha256 over the contents of files (absent ones count as empty) and a text."""
     whole = hashlib.sha256(options.encode())
-    for path in paths:
-        content = path.read_bytes() if path.exists() else b""
-        whole.update(hashlib.sha256(content).digest())
+    for part in storage.each(_digest, paths):
+        whole.update(part)
     return whole.hexdigest()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import config, records
+from scaling import config, records, storage
 from scaling.engine import disk, executors, folder, graph, hosts, plan, progress, slurm, slurm_book, status, worker
 from scaling.engine.cells import Cells
 from scaling.engine.manifest import Manifest
@@ -98,8 +98,8 @@ class Session:
         """Removes checkpoints of ``rows`` that are over: a call that was killed between a run's record and the end of
         its checkpoints left them. To be called by whoever holds the results; jobs under way do it themselves."""
         if not (self._grid.execution.keep_final_checkpoint or slurm_book.Book(self._workdir).submissions()):
-            for row in filter(self.cells.is_done, rows):
-                checkpoint.forget(self._workdir, row.run_id)
+            done = filter(self.cells.is_done, rows)
+            storage.each(storage.remove_tree, (checkpoint.folder_of(self._workdir, row.run_id) for row in done))
 
     # ---- before training --------------------------------------------------------------------------------------------
 
@@ -124,7 +124,12 @@ class Session:
         if self._args.executor == "inline":
             return executors.Inline(self._loop)
         # started first: they import JAX while the data is prepared here
-        return executors.Local(self.workers, self._workdir / "logs", loop=self._loop, pass_fds=lock_fds)
+        logs = self._logs_home() / "logs"
+        return executors.Local(self.workers, logs, loop=self._loop, pass_fds=lock_fds)
+
+    def _logs_home(self) -> Path:
+        """Logs grow, and objects in a bucket do not: then they stay on this machine."""
+        return Path(".scaling") / self._grid.name if storage.is_remote(self._workdir) else self._workdir
 
     def prepare_data(self, rows: Sequence[Row]) -> None:
         """Prepares what ``rows`` read, and sees that it is enough for them."""

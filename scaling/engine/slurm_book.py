@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scaling import records
+from scaling import records, storage
 from scaling.engine import folder, status
 from scaling.engine.executors import ExecutorError
 
@@ -42,7 +42,7 @@ class Book:
     """``<workdir>/slurm/<submission>.json`` for every array whose answers have not all been taken in."""
 
     def __init__(self, workdir: Path):
-        self.workdir = Path(workdir)
+        self.workdir = storage.folder(workdir)
         self.folder = self.workdir / "slurm"
 
     @property

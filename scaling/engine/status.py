@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scaling import records
+from scaling import records, storage
 from scaling.engine import folder, plan, progress, trunks
 from scaling.training import checkpoint
 
@@ -61,7 +61,7 @@ class Board:
         if "ended" in self._content:
             self._write()
         else:
-            with suppress(OSError):
+            with suppress(*storage.errors()):
                 self.path.unlink(missing_ok=True)
 
     def on_event(self, event: dict) -> None:
@@ -102,19 +102,11 @@ class Board:
             sign = {**self._content, "packs": list(self._running.values()), "updated": time.time()}
             text = json.dumps(sign)
         with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(self.path, text)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old text or the new. Not synced: after a power cut nobody needs a sign."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+            storage.write(self.path, text, synced=False)  # after a power cut nobody needs a sign
 
 
 def signs_folder(workdir: Path) -> Path:
-    return Path(workdir) / "status"
+    return storage.folder(workdir) / "status"
 
 
 def sign_path(workdir: Path, name: str) -> Path:
@@ -251,6 +243,8 @@ def _holder(results: Path, signs: Iterable[dict]) -> list[str]:
 
 
 def _logs(workdir: Path) -> list[str]:
+    if storage.is_remote(workdir):  # logs grow: they are on the disk of whoever trains
+        return []
     return [f"logs: {path}" for path in (workdir / "logs", workdir / "slurm" / "jobs") if path.is_dir()]
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TextIO
 
-from scaling import config
+from scaling import config, storage
 from scaling.grid import Cell
 
 
@@ -67,8 +67,8 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
     records = loop.train(
         [cell_from_json(raw) for raw in payload["cells"]],
         execution=execution,
-        workdir=Path(payload["workdir"]),
-        results=Path(payload["results"]),
+        workdir=storage.folder(payload["workdir"]),
+        results=storage.folder(payload["results"]),
         cache_dir=cache_dir,
         sweep_name=payload["sweep_name"],
         riders={run_id: [cell_from_json(raw) for raw in cells] for run_id, cells in payload.get("riders", {}).items()},

@@ -5,17 +5,20 @@ after an interruption, and a run that branches off another is one that goes on f
 """
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling import records
+from scaling import records, storage
+
+# In a bucket, where nothing can be renamed, Orbax writes a checkpoint where it stays, and this in it when it is whole.
+_WHOLE = "commit_success.txt"
 
 
 def folder_of(workdir: Path, run_id: str) -> Path:
     """Where a run's checkpoints are: ``<workdir>/checkpoints/<run_id>/<step>``."""
-    return Path(workdir).absolute() / "checkpoints" / run_id
+    workdir = storage.folder(workdir)
+    return (workdir if storage.is_remote(workdir) else workdir.absolute()) / "checkpoints" / run_id
 
 
 def newest_step(workdir: Path, run_id: str) -> int:
@@ -23,16 +26,17 @@ def newest_step(workdir: Path, run_id: str) -> int:
     folder = folder_of(workdir, run_id)
     try:
         # A save that is under way, or was cut off, has a longer name.
-        return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+        found = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
     except FileNotFoundError:
         return 0
+    if storage.is_remote(folder):
+        return next((step for step in found if (folder / str(step) / _WHOLE).exists()), 0)
+    return max(found, default=0)
 
 
 def forget(workdir: Path, run_id: str) -> None:
     """Removes whatever is left of a run's checkpoints."""
-    folder = folder_of(workdir, run_id)
-    if folder.exists():
-        shutil.rmtree(folder)
+    storage.remove_tree(folder_of(workdir, run_id))
 
 
 def is_past(workdir: Path, results: Path, run_id: str, step: int) -> bool:
@@ -113,11 +117,9 @@ class Checkpoints:
             return None
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        aside = self.folder / f"unreadable-{step}"
-        print(f"{self.folder / str(step)}: unreadable checkpoint ({type(error).__name__}), set aside as {aside.name}")
-        if aside.exists():
-            aside.rmtree()
-        (self.folder / str(step)).rename(aside)
+        aside = f"unreadable-{step}"
+        print(f"{self.folder / str(step)}: unreadable checkpoint ({type(error).__name__}), set aside as {aside}")
+        storage.set_aside(self.folder / str(step), aside)
         self._manager.reload()
 
     def keep_newest(self) -> None:
@@ -139,5 +141,5 @@ class Checkpoints:
         import jax
 
         self.close()
-        if jax.process_index() == 0 and self.folder.exists():
-            self.folder.rmtree()
+        if jax.process_index() == 0:
+            storage.remove_tree(self.folder)

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling import accounting, config, records
+from scaling import accounting, config, records, storage
 from scaling.config import ExecutionConfig, RunConfig
 from scaling.grid import Cell
 from scaling.training import checkpoint, data, memory, outcome, sharding
@@ -87,9 +87,8 @@ def train(
     mesh = sharding.make_mesh(execution.mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        call = _Call(
-            execution, Path(workdir), Path(results), sweep_name, execution.disk_budget_gb * 1e9 / len(cells), stack
-        )
+        workdir, results = storage.folder(workdir), storage.folder(results)
+        call = _Call(execution, workdir, results, sweep_name, execution.disk_budget_gb * 1e9 / len(cells), stack)
         pack = Pack([call.open_member(c, riders) for c in cells], corpus, execution, mesh)
         _start(pack, call, on_event)
         return _run(pack, call, on_event)
