@@ -1,5 +1,6 @@
 """Launch files against what would read them: bash, sbatch, and the fields of the JobSet API."""
 
+import re
 import subprocess
 
 import pytest
@@ -53,6 +54,25 @@ def check(value, schema, path="manifest"):
             check(item, schema[key], f"{path}.{key}")
 
 
+def check_by_kubernetes(models, value, kind, path):
+    """``value`` as a ``kind`` of Kubernetes' own API, as its client generated it: names, types, what is required."""
+    if match := re.fullmatch(r"(list|dict)[\[(](?:str, )?(\w+)[\])]", kind, re.IGNORECASE):
+        of = match[1].lower()
+        assert isinstance(value, {"list": list, "dict": dict}[of]), path
+        for key, item in value.items() if of == "dict" else enumerate(value):
+            check_by_kubernetes(models, item, match[2], f"{path}.{key}")
+        return
+    if kind in ("str", "int", "bool"):
+        assert type(value).__name__ == kind, f"{path} is {value!r}, not {kind}"
+        return
+    model = getattr(models, kind)
+    names = {theirs: ours for ours, theirs in model.attribute_map.items()}
+    assert set(value) <= set(names), f"{path}: {kind} has no {set(value) - set(names)}"
+    model(**{names[key]: item for key, item in value.items()})  # raises ValueError without what is required
+    for key, item in value.items():
+        check_by_kubernetes(models, item, model.openapi_types[names[key]], f"{path}.{key}")
+
+
 def printed(capsys, *options: str) -> str:
     assert sweep.main(["--grid", "sweeps/smoke.yaml", "--print-launch", *options]) == 0
     return capsys.readouterr().out
@@ -81,6 +101,26 @@ def test_the_manifest_is_a_jobset(capsys, topology, accelerator, machine, hosts)
     container = pod["containers"][0]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
     assert container["command"][2].startswith("python -m scaling.sweep --grid sweeps/smoke.yaml --executor inline")
+
+
+def test_kubernetes_knows_every_field_of_the_job(capsys):
+    """JobSet's own fields are in ``JOBSET`` alone: its schema comes in no package."""
+    models = pytest.importorskip("kubernetes.client", reason="kubernetes is not installed (extra test)")
+    manifest = yaml.safe_load(printed(capsys, "gke"))
+    check_by_kubernetes(models, manifest["metadata"], "V1ObjectMeta", "metadata")
+    (job,) = manifest["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    resources = pod["containers"][0]["resources"]  # quantities: the API takes numbers too, the client does not
+    resources["limits"] = {name: str(quantity) for name, quantity in resources["limits"].items()}
+    check_by_kubernetes(models, job["template"], "V1JobTemplateSpec", "template")
+    for broken, says in (
+        ({"restart_policy": "Never"}, "V1PodSpec has no {'restart_policy'}"),
+        ({"containers": None}, "containers"),
+        ({"terminationGracePeriodSeconds": "90s"}, "90s"),
+        ({"volumes": [{"persistentVolumeClaim": {"claimName": "c"}}]}, "name"),
+    ):
+        with pytest.raises((AssertionError, ValueError), match=says):
+            check_by_kubernetes(models, {**pod, **broken}, "V1PodSpec", "pod")
 
 
 @pytest.mark.parametrize(
