@@ -180,6 +180,46 @@ def test_a_tpu_slice_that_is_not_here():
         assert "topology 'v5e:7x3'" in compiler.ask(run, g.execution).reason
 
 
+TEN_MILLION = {
+    "recipe": "none",
+    "base": {
+        "model": {
+            "d_model": 256, "num_layers": 8, "num_heads": 4, "num_kv_heads": 4, "head_dim": 64, "d_ff": 1024,
+            "vocab_size": 8192, "activation": "swiglu", "dtype": "bfloat16",
+        },
+        "data": {"source": "tfds:c4/en", "tokenizer": "bpe:8192", "seq_len": 1024},
+        "optim": {"peak_lr": 1e-3, "warmup_tokens": 0},
+        "batch_size": 512,
+        "horizon": {"steps": 100},
+    },
+    "execution": {"mesh": {"data": 1, "fsdp": -1}, "remat": "full"},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)")
+def test_suggest_with_the_compiler_itself():
+    """What is suggested compiles, and nothing that the model holds for faster does."""
+    g = grid.expand(TEN_MILLION, name="x")
+    run, chip = g.cells[0].run, layout.Chip.of("v5e:2x2", "bfloat16")
+    console = Console(file=io.StringIO(), width=250)
+    rows = layout.plan.rows(g.cells)
+    assert layout.show(console, rows, g.execution, "v5e:2x2", suggest=True)
+    lines = [line.split("│")[1:-1] for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    asked, suggested = ([field.strip() for field in line] for line in lines)
+    assert (asked[2], asked[3], asked[4]) == ("1,1,4,1", "full", "yes")
+    assert suggested[0] == f"{g.cells[0].run.run_id} *"
+    assert suggested[4] == "yes"
+    assert float(suggested[7]) * 2**30 < chip.memory_bytes
+    tried = [
+        f"  trying data {e.mesh.data}, fsdp {e.mesh.fsdp}, tensor {e.mesh.tensor}, remat {e.remat} …"
+        for e in layout.candidates(run, g.execution, 4, chip)[: layout.MAX_COMPILES]
+    ]
+    said = [line for line in console.file.getvalue().splitlines() if line.startswith("  trying")]
+    assert said == tried[: len(said)]
+    assert console.file.getvalue().count("out of memory") == len(said) - 1
+
+
 def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--topology v5e:2x2: libtpu .* is not installed: pip install '.\[tpu\]'"):
