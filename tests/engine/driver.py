@@ -42,7 +42,7 @@ def build(results):
 
 
 FAKES = {
-    "scaling.fit": {"analyse": analyse, "forecast": forecast, "show": show},
+    "scaling.fit": {"analyse": analyse, "forecast": forecast, "show": show, "with_truth": lambda payload, table: payload},
     "scaling.report": {"build": build},
     "scaling.training.data": {
         "prepare": lambda config, cache_dir, progress=None: cache_dir,
