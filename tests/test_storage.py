@@ -118,12 +118,18 @@ def test_a_client_that_fails_is_an_os_error_with_the_address(shelf, monkeypatch)
         storage.write(shelf / "a", "x")
 
 
-def test_records_and_what_is_made_of_them_are_those_of_a_disk(shelf, tmp_path, capsys):
+def both(*homes):
+    """The same sweep in each."""
     runs = synthetic.sweep_records()
-    for home in (shelf, tmp_path):
+    for home in homes:
         for run in runs:
             records.save(home, run)
         records.write_json(home / "sweep.json", synthetic.manifest(runs))
+    return runs
+
+
+def test_records_and_laws_are_those_of_a_disk(shelf, tmp_path):
+    runs = both(shelf, tmp_path)
     assert records.load_records(shelf) == records.load_records(tmp_path) == sorted(runs, key=lambda r: r.run_id)
     assert records.load(shelf).equals(records.load(tmp_path))
     options = ["--law", "chinchilla", "--bootstrap", "0", "--no-figures"]
@@ -132,6 +138,11 @@ def test_records_and_what_is_made_of_them_are_those_of_a_disk(shelf, tmp_path, c
     assert mine.pop("source") == str(shelf)
     assert theirs.pop("source") == str(tmp_path)
     assert mine == theirs
+
+
+@pytest.mark.slow
+def test_a_report_is_that_of_a_disk(shelf, tmp_path, capsys):
+    both(shelf, tmp_path)
     assert report.main([str(shelf)]) == 0
     capsys.readouterr()
     page = report.build(tmp_path)
