@@ -211,8 +211,11 @@ def collectives(hlo: str, num_devices: int) -> dict[str, dict]:
                 seen.add(key)
                 op = "reduce-scatter" if scattered and op == "all-reduce" else op
                 sizes = [_bytes(s) for s in _SHAPE.findall(shape)]
-                # An asynchronous gather's result is (operands, results).
-                whole = sum(sizes[len(sizes) // 2 :] if start and op != "all-reduce" else sizes)
+                if start and op == "collective-permute":  # (operand, result, two words for the hardware)
+                    sizes = sizes[1:2]
+                elif start and op != "all-reduce":  # (operands, results)
+                    sizes = sizes[len(sizes) // 2 :]
+                whole = sum(sizes)
                 entry = found.setdefault(op, {"count": 0, "sent_bytes": 0.0})
                 entry["count"] += times
                 entry["sent_bytes"] += times * _sent(op, whole, _group_size(line, num_devices), scattered)
@@ -244,13 +247,34 @@ def _computations(hlo: str) -> dict[str, list[str]]:
 
 
 def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop goes round: as the compiler noted it, or the constant that its counter is compared with."""
+    """How often a loop goes round: as the compiler noted it, or the constant that its counter is compared with over
+    what is added to it each time (the loops of a product that gathers as it goes are unrolled, and count by twos)."""
     if known := re.search(r'known_trip_count[^}]*?"n":"(\d+)"', line):
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    lines = computations.get(condition[1], []) if condition else []
-    constants = [int(n) for text in lines for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", text)]
-    return max(constants, default=1)
+    called = {name: re.search(rf"{name}=%?([\w.\-]+)", line) for name in ("condition", "body")}
+    condition, body = (computations.get(match[1], []) if match else [] for match in called.values())
+    limit = max(_constants(condition).values(), default=1)
+    return -(-limit // _counter_step(condition, body))
+
+
+_CONSTANT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
+
+
+def _constants(lines: list[str]) -> dict[str, int]:
+    return {match[1]: int(match[2]) for match in map(_CONSTANT.search, lines) if match}
+
+
+def _counter_step(condition: list[str], body: list[str]) -> int:
+    """What a loop adds to the element of its state that its condition compares; 1 where the text does not show it."""
+    compared = re.search(r"ROOT .* compare\(%?([\w.\-]+),", "\n".join(condition))
+    index = compared and re.search(rf"%?{re.escape(compared[1])} = .*index=(\d+)", "\n".join(condition))
+    result = re.search(r"ROOT .* tuple\((.*?)\)", "\n".join(body))
+    if not index or not result:
+        return 1
+    name = re.findall(r"%([\w.\-]+)", result[1])[int(index[1])]
+    added = re.search(rf"%{re.escape(name)} = .* add\(%?([\w.\-]+), %?([\w.\-]+)\)", "\n".join(body))
+    constants = _constants(body)
+    return next((constants[operand] for operand in added.groups() if constants.get(operand)), 1) if added else 1
 
 
 def _bytes(shape: tuple[str, str]) -> int:

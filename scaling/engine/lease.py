@@ -52,8 +52,7 @@ class Lease:
         }
         self._give_way()
         self._renew()
-        if self._released.wait(SETTLE_SECONDS):
-            return
+        time.sleep(SETTLE_SECONDS)
         self._give_way()
         threading.Thread(target=self._keep, daemon=True).start()
 

@@ -91,6 +91,41 @@ ENTRY %main (a: f32[8]) -> f32[1] {
     }
 
 
+def test_tpu_text_of_a_product_that_gathers_as_it_goes():
+    """Its loop is unrolled and its counter goes by twos to 4; a permute's result is (operand, result, two words). The
+    shape is that of a real program (libtpu 0.0.42, v5p:2x2x2), where all of this adds up to the byte: 16 layers, each
+    1 + 2 · 4 permutes for each of 23 such products."""
+    text = """HloModule m
+
+%condition.1 (s: (bf16[8,128], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(4), metadata={op_name="x"}
+  %s = (bf16[8,128]{1,0}, u32[]{:T(128)}) parameter(0)
+  %at.1 = u32[]{:T(128)} get-tuple-element(%s), index=1
+  ROOT %less = pred[]{:T(512)} compare(%at.1, %limit), direction=LT, metadata={op_name="x"}
+}
+
+%body.1 (s: (bf16[8,128], u32[])) -> (bf16[8,128], u32[]) {
+  %one = u32[]{:T(128)} constant(1)
+  %two = u32[]{:T(128)} constant(2)
+  %s.1 = (bf16[8,128]{1,0}, u32[]{:T(128)}) parameter(0)
+  %at.2 = u32[]{:T(128)} get-tuple-element(%s.1), index=1
+  %w = bf16[8,128]{1,0} get-tuple-element(%s.1), index=0
+  %p.1 = (bf16[8,128]{1,0}, bf16[8,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%w), channel_id=3
+  %d.1 = bf16[8,128]{1,0} collective-permute-done(%p.1)
+  %p.2 = (bf16[8,128]{1,0}, bf16[8,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%d.1), channel_id=4
+  %d.2 = bf16[8,128]{1,0} collective-permute-done(%p.2)
+  %next = u32[]{:T(128)} add(%at.2, %two)
+  ROOT %t = (bf16[8,128]{1,0}, /*index=1*/u32[]{:T(128)}) tuple(%d.2, /*index=1*/%next)
+}
+
+ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
+  %l = (bf16[8,128]{1,0}, u32[]{:T(128)}) while(%a), condition=%condition.1, body=%body.1
+  ROOT %r = bf16[8,128]{1,0} get-tuple-element(%l), index=0
+}
+"""
+    assert aot.collectives(text, 8) == {"collective-permute": {"count": 4, "sent_bytes": 4 * 8 * 128 * 2}}
+
+
 def test_the_model_of_a_step_on_sharded_weights():
     run, chip = seven_b().cells[0].run, layout.Chip(1e14, 1e11, 16e9)
     mesh = MeshConfig(data=1, fsdp=64, tensor=1)
