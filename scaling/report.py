@@ -297,6 +297,13 @@ def _cell_rows(results: Results) -> list[dict]:
     )
 
 
+def _waiting_share(runs: Sequence[records.RunRecord]) -> float | None:
+    """Of the time that training steps took, the part in which they waited for their batch; None if it is not known."""
+    waited, stepped = (sum(run.timing.get(f"{name}_seconds") or 0.0 for run in runs) for name in ("data", "step"))
+    known = any("data_seconds" in run.timing for run in runs) and waited + stepped > 0
+    return waited / (waited + stepped) if known else None
+
+
 def _trouble(r: records.RunRecord) -> str | None:
     if r.status == "diverged":
         return f"diverged at step {r.diverged_at_step}"
@@ -341,6 +348,7 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         plan=results.manifest.get("plan") or {},
         actual=results.manifest.get("actual") or {},
         hardware=results.manifest.get("hardware") or {},
+        waiting_share=_waiting_share(results.runs),
         costs=records.plan_against_actual(results.manifest, results.runs),
         data=next((r.data for r in results.runs if r.data), {}),
         convention=fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"},

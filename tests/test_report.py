@@ -295,3 +295,13 @@ def test_plan_and_actual_stand_side_by_side(tmp_path):
     assert "few decades, said the plan" in text
     assert "1 cells were left out to stay within the budget" in text
     assert "not run yet" not in text
+
+
+def test_the_share_of_time_spent_waiting_for_data_is_said(tmp_path):
+    runs = [without_curve(r) for r in synthetic.sweep_records()[:2]]
+    timings = ({"data_seconds": 0.25, "step_seconds": 9.75}, {"data_seconds": 0.15, "step_seconds": 9.85})
+    known = [dataclasses.replace(r, timing=r.timing | t) for r, t in zip(runs, timings)]
+    synthetic.write(tmp_path / "known", known)
+    assert "2 % was spent waiting for data" in Page(report.build(tmp_path / "known").read_text(encoding="utf-8")).text
+    synthetic.write(tmp_path / "unknown", runs)
+    assert "waiting for data" not in report.build(tmp_path / "unknown").read_text(encoding="utf-8")

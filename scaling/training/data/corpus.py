@@ -334,7 +334,7 @@ class Mixture:
         block_R, place_R = np.divmod(index_R, np.uint64(MIXTURE_BLOCK))
         for block in np.unique(block_R):
             here = block_R == block
-            place_R[here] = permute(place_R[here], MIXTURE_BLOCK, f"mixture {seed} {block}")
+            place_R[here] = _order(MIXTURE_BLOCK, f"mixture {seed} {block}", 0)[place_R[here]]
         out_RS = np.empty((len(index_R), self.seq_len + 1), np.int32)
         start = 0
         for count, corpus in zip(self._counts, self.corpora):
