@@ -71,6 +71,11 @@ class Line:
             self._tasks.remove(task)
         return task
 
+    def after(self, task: Task) -> Task | None:
+        """The task that will probably be the next when ``task``, which has left the line, is over."""
+        held = self._held.difference(task.releases)
+        return next((other for other in self._tasks if held.isdisjoint(other.after)), None)
+
     def put_first(self, task: Task) -> None:
         self._tasks.appendleft(task)
 
@@ -91,21 +96,30 @@ def ignore(event: dict) -> None:
 
 
 class Inline:
-    """Runs tasks one after another in this process."""
+    """Runs tasks one after another in this process.
 
-    def __init__(self, loop: str = LOOP):
+    ``compile_ahead``: compiles for the next task while one runs (None: where there is an accelerator).
+    """
+
+    def __init__(self, loop: str = LOOP, *, compile_ahead: bool | None = None):
         self._loop = loop
+        self._compile_ahead = has_accelerator() if compile_ahead is None else compile_ahead
 
     def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = ignore) -> dict[str, Answer]:
         """Does the tasks in order and returns an answer for each; Ctrl-C lets the run under way save a checkpoint."""
         loop = importlib.import_module(self._loop)
         answers, line = {}, Line(tasks)
+        ahead = worker_module.Ahead(loop)
         with stopping_politely(loop):
             while (task := line.next()) is not None:
                 about = {"key": task.key, "worker": 0}
                 on_event({"event": "start", **about})
+                following = line.after(task) if self._compile_ahead else None
+                watch = ahead.during(
+                    following and following.payload, lambda event, about=about: on_event({**event, **about})
+                )
                 try:
-                    value = self._execute(loop, task, lambda event, about=about: on_event({**event, **about}))
+                    value = self._execute(loop, task, watch)
                     answers[task.key] = Answer(value)
                     on_event({"event": "done", **about})
                 except loop.Interrupted:
@@ -199,9 +213,11 @@ class _Worker:
             process.stdin.close()
         self.inbox.put((self, {"event": "died", "returncode": process.returncode}))
 
-    def send(self, task: Task) -> None:
+    def send(self, task: Task, following: Task | None) -> None:
+        """``following``: what it will probably be sent next."""
         self.task = task
-        line = json.dumps({"key": task.key, "command": task.command, "payload": task.payload}) + "\n"
+        after = following and following.payload
+        line = json.dumps({"key": task.key, "command": task.command, "payload": task.payload, "next": after}) + "\n"
         with suppress(BrokenPipeError, ValueError):  # it died meanwhile, the pipe may be closed: _listen says so
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
@@ -224,11 +240,21 @@ class Local:
 
     A worker that dies is started again and its task goes back to the head of the queue; a task that failed
     ``MAX_TRIES`` times without getting further is answered with the reason. ``pass_fds`` stay open in the workers: a
-    lock held through one is held until the last worker is gone.
+    lock held through one is held until the last worker is gone. ``compile_ahead``: a worker compiles for its next task
+    while one runs (None: where there is an accelerator, for then there is one worker).
     """
 
-    def __init__(self, workers: int, log_dir: Path, *, loop: str = LOOP, pass_fds: Sequence[int] = ()):
+    def __init__(
+        self,
+        workers: int,
+        log_dir: Path,
+        *,
+        loop: str = LOOP,
+        pass_fds: Sequence[int] = (),
+        compile_ahead: bool | None = None,
+    ):
         self.workers = workers
+        self._compile_ahead = has_accelerator() and workers == 1 if compile_ahead is None else compile_ahead
         self._inbox: queue.Queue = queue.Queue()
         self._failed_starts = 0
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -289,7 +315,7 @@ class Local:
             if worker.task is None and (task := waiting.next()) is not None:
                 if not worker.running:
                     worker.start()
-                worker.send(task)
+                worker.send(task, waiting.after(task) if self._compile_ahead else None)
                 on_event({"event": "start", "key": worker.task.key, "worker": worker.index})
 
     def _settle(self, worker: _Worker, event: dict) -> dict | None:

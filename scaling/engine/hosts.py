@@ -19,7 +19,7 @@ class Leader(executors.Inline):
     """
 
     def __init__(self, group: Group, loop: str = executors.LOOP):
-        super().__init__(loop)
+        super().__init__(loop, compile_ahead=False)  # the others would not
         self._group = group
 
     def _execute(self, loop, task: executors.Task, on_event: Callable[[dict], None]) -> dict:

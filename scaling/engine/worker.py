@@ -2,7 +2,8 @@
 
     python -m scaling.engine.worker [--loop MODULE] [--cores 0,1]
 
-In, on stdin: ``{"key", "command", "payload"}``. Out, on stdout: ``{"event": "ready"}`` once, then per task any number
+In, on stdin: ``{"key", "command", "payload", "next"}``, ``next`` being the payload of the pack that probably comes
+after this one, to be compiled meanwhile, or null. Out, on stdout: ``{"event": "ready"}`` once, then per task any number
 of ``progress`` and one ``done`` or ``failed`` with the task's key. Whatever else is printed goes to stderr, which the
 parent keeps as a log. SIGTERM: the run under way saves a checkpoint and the worker exits. End of input means that the
 parent is gone or has nothing left: a busy worker then exits at once (its checkpoints are whole at any moment), so that
@@ -77,6 +78,44 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
     return {"run_ids": [record.run_id for record in records]}
 
 
+class Ahead:
+    """Compiles the next pack's programs in a thread, beside the pack that trains: XLA lets go of Python's lock.
+
+    Worth it where the device computes and the cores are idle; on a CPU that computes it takes its cores from the steps.
+    """
+
+    def __init__(self, loop: ModuleType):
+        self._loop = loop
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def during(self, payload: dict | None, on_event: Callable[[dict], None]) -> Callable[[dict], None]:
+        """``on_event`` for a task, which starts compiling for ``payload`` at the first sign of progress: the task's own
+        programs are compiled by then, and need no core any more. To be called when the task begins: it waits until what
+        was begun before is done, since that is what the task is about to ask for."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+        def watch(event: dict) -> None:
+            if payload is not None and self._thread is None and event["event"] == "progress":
+                self._thread = threading.Thread(target=self._compile, args=(payload,))
+                self._thread.start()
+            on_event(event)
+
+        return watch
+
+    def _compile(self, payload: dict) -> None:
+        with suppress(Exception):  # the task itself will meet it, and say so
+            self._loop.compile_ahead(
+                [cell_from_json(raw) for raw in payload["cells"]],
+                config.from_dict(config.ExecutionConfig, payload["execution"]),
+            )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.engine.worker")
     parser.add_argument("--loop", default="scaling.training.loop", help="module with train and calibrate")
@@ -103,13 +142,16 @@ def _serve(loop: ModuleType, answers: TextIO) -> None:
         answers.flush()
 
     say({"event": "ready"})
+    ahead = Ahead(loop)
     while (line := tasks.get()) is not None:
         task = json.loads(line)
         try:
-            answer = execute(loop, task["command"], task["payload"], say)
+            answer = execute(loop, task["command"], task["payload"], ahead.during(task["next"], say))
             busy.clear()  # before the answer: the next task may come right after it
             say({"event": "done", "key": task["key"], "answer": answer})
         except (BrokenPipeError, loop.Interrupted):
+            if ahead.is_busy:
+                os._exit(0)  # a compilation cannot be stopped, and nobody needs it any more
             return
         except Exception as e:
             with suppress(OSError):  # the log may be on the disk that is full

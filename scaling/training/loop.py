@@ -24,7 +24,7 @@ import numpy as np
 from scaling import accounting, config, records, storage
 from scaling.config import ExecutionConfig, RunConfig
 from scaling.grid import Cell
-from scaling.training import checkpoint, data, memory, outcome, sharding
+from scaling.training import checkpoint, data, memory, outcome, sharding, step
 from scaling.training.evaluation import to_host
 from scaling.training.logs import StepLogs
 from scaling.training.member import Member, Rider
@@ -92,6 +92,15 @@ def train(
         pack = Pack([call.open_member(c, riders) for c in cells], corpus, execution, mesh)
         _start(pack, call, on_event)
         return _run(pack, call, on_event)
+
+
+def compile_ahead(cells: Sequence[Cell], execution: ExecutionConfig) -> None:
+    """Compiles what a call of ``train`` with these cells, in this process, will ask for; for a thread of its own,
+    beside one that trains. They are the same objects: nothing is compiled twice, whatever the cache on disk holds."""
+    mesh = sharding.make_mesh(execution.mesh)
+    with jax.set_mesh(mesh):
+        programs = step.programs(config.program_key(cells[0].run), execution, sharding.rows_for(len(cells), mesh), mesh)
+        _ = programs.train, programs.evaluate, programs.init
 
 
 @dataclasses.dataclass(frozen=True)

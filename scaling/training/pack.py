@@ -38,7 +38,7 @@ class Pack:
         self._compile()
 
     def _filled(self, members: Sequence[Member]) -> list[Member | None]:
-        return [*members, *[None] * (-len(members) % self.mesh.shape["run"])]
+        return [*members, *[None] * (sharding.rows_for(len(members), self.mesh) - len(members))]
 
     def _compile(self) -> None:
         self.programs = step.programs(program_key(self.run), self.execution, len(self.members), self.mesh)

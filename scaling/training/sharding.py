@@ -133,3 +133,8 @@ def host_array(mesh: Mesh, spec: P, shape: tuple[int, ...], rows_of) -> jax.Arra
         return np.asarray(rows_of(tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape))))
 
     return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), block)
+
+
+def rows_for(num_members: int, mesh: Mesh) -> int:
+    """Rows of the state of a pack: its members, and what fills the mesh's ``run`` axis."""
+    return num_members + -num_members % mesh.shape["run"]
