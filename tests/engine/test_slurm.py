@@ -167,7 +167,7 @@ def signs_under_way():
     return [s for s in signs if any(p.get("step") for p in s["packs"])]
 
 
-def wait(condition, seconds=60.0):
+def wait(condition, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited too long"
