@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling import grid
-from scaling.training import distributed
+from scaling import grid, storage
+from scaling.training import checkpoint, distributed
+from tests import gcs_server
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = """
@@ -52,7 +53,7 @@ def test_bad_places_say_what_to_write(text, says):
 
 
 class Command:
-    """``scaling.sweep`` on one or two hosts that share their folders."""
+    """``scaling.sweep`` on one or two hosts that share their folders, which are in ``home``."""
 
     def __init__(self, tmp_path: Path, steps: int):
         source = tmp_path / "text"
@@ -61,7 +62,7 @@ class Command:
             for i in range(40):
                 words = " ".join(str((i * 7919 + j * j * 31) % 997) for j in range(400))
                 (source / f"{i}.txt").write_text(words)
-        self.folder = tmp_path
+        self.folder = self.home = tmp_path
         self.grid = tmp_path / "grid.yaml"
         self.grid.write_text(GRID.replace("SOURCE", str(source)).replace("STEPS", str(steps)))
 
@@ -79,9 +80,9 @@ class Command:
             "--only",
             self.run_id,
             "--results",
-            self.folder / name / "results",
+            self.home / name / "results",
             "--workdir",
-            self.folder / name / "work",
+            self.home / name / "work",
         ]
         if hosts > 1:
             command += ["--distributed", f"coordinator=localhost:{port},processes={hosts},process={i}"]
@@ -96,12 +97,26 @@ class Command:
         return out
 
     def record(self, name: str) -> dict:
-        (path,) = (self.folder / name / "results" / "runs").glob("*.json")
+        (path,) = (self.home / name / "results" / "runs").glob("*.json")
         return json.loads(path.read_text())
 
-    def steps_saved(self, name: str) -> list[int]:
-        paths = (self.folder / name / "work" / "checkpoints").glob("*/*")
-        return sorted(int(p.name) for p in paths if p.name.isdigit())
+    def step_saved(self, name: str) -> int:
+        return checkpoint.newest_step(self.home / name / "work", self.run_id)
+
+    def kill_the_second(self, name: str) -> tuple[int, str, float]:
+        """Two hosts, the second killed once there is a checkpoint; the first's exit code and errors, and the seconds it
+        took to stop."""
+        first, second = self.start(name, hosts=2)
+        deadline = time.monotonic() + 300
+        while not self.step_saved(name):
+            assert time.monotonic() < deadline
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.02)
+        second.send_signal(signal.SIGKILL)
+        died = time.monotonic()
+        _, errors = first.communicate(timeout=90)
+        second.communicate()
+        return first.returncode, errors, time.monotonic() - died
 
 
 def assert_same_training(one: dict, other: dict) -> None:
@@ -124,24 +139,31 @@ def test_two_processes_are_one_and_one_may_die(tmp_path):
     assert command.record("two")["environment"]["num_processes"] == 2
 
     # The second host dies once there is a checkpoint; the first stops within a minute, with one line.
-    first, second = command.start("killed", hosts=2)
-    deadline = time.monotonic() + 300
-    while not command.steps_saved("killed"):
-        assert time.monotonic() < deadline
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.02)
-    second.send_signal(signal.SIGKILL)
-    died = time.monotonic()
-    _, errors = first.communicate(timeout=90)
-    second.communicate()
-    assert time.monotonic() - died < 60
-    assert first.returncode != 0
+    code, errors, seconds = command.kill_the_second("killed")
+    assert seconds < 60
+    assert code != 0
     said = [line for line in errors.splitlines() if line.startswith("error: process 0 of 2 stops: ")]
     assert len(said) == 1, errors
     assert "give the same command" in said[0]
 
     # On one host it goes on from the checkpoint, with the same batches and the same losses.
-    saved = command.steps_saved("killed")[-1]
-    assert 0 < saved < 160
+    assert 0 < command.step_saved("killed") < 160
     command.run("killed", hosts=1)
     assert_same_training(command.record("one"), command.record("killed"))
+
+
+@pytest.mark.slow
+def test_two_processes_and_a_bucket(tmp_path):
+    """As on a slice of hosts that share no disk: killed, gone on with by both, and the losses of a lone process."""
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed (extra gcs)")
+    command = Command(tmp_path, steps=160)
+    command.run("one", hosts=1)
+    one = command.record("one")
+    with gcs_server.running("bucket") as store:
+        command.home = storage.folder("gs://bucket")
+        code, errors, _ = command.kill_the_second("two")
+        assert code != 0, errors
+        assert 0 < command.step_saved("two") < 160
+        command.run("two", hosts=2)
+        assert_same_training(one, command.record("two"))
+        assert not [name for name in store.names("bucket") if name.startswith("two/work/")]
