@@ -48,7 +48,7 @@ DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> int:
     """Runs the command and returns its exit code; ``loop`` names the module that trains."""
     args = _parser().parse_args(argv)
-    typed = f"python -m scaling.sweep {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in ASCII is better than none
@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
     wanted = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
     previous = {s: signal.signal(s, _interrupt) for s in wanted}
     try:
-        return _on_this_host(args, typed, console, loop)
+        return _on_this_host(args, arguments, console, loop)
     except slurm.Detached as e:
-        console.print(f"submitted: {e}; see how they do with --status, and when they are done give the same command")
+        console.print(f"submitted: {e}; the last of them gives this command again; see how they do with --status")
         return DONE
     except (BadInputError, folder.HeldError, executors.ExecutorError) as e:
         print(f"error: {e}", file=sys.stderr)
@@ -68,21 +68,25 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
         print(f"error: {e}; nothing that was finished is lost: mend it and give the same command", file=sys.stderr)
         return INCOMPLETE
     except KeyboardInterrupt:
-        print(f"interrupted; go on from here with: {typed}", file=sys.stderr)
+        print(f"interrupted; go on from here with: {_typed(arguments)}", file=sys.stderr)
         return INTERRUPTED
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)
 
 
-def _on_this_host(args: argparse.Namespace, typed: str, console: Console, loop: str) -> int:
+def _typed(arguments: Sequence[str]) -> str:
+    return f"python -m scaling.sweep {shlex.join(arguments)}"
+
+
+def _on_this_host(args: argparse.Namespace, arguments: Sequence[str], console: Console, loop: str) -> int:
     """The whole command; as one of several processes, its part: process 0 leads, the others follow and say nothing."""
     with bad_input():
         place, cache_dir = distributed.parse(args.distributed), storage.cache_dir()
         if place is not None and (args.executor != "inline" or args.plan or args.status or args.shard):
             raise ValueError(f"--distributed {args.distributed}: it trains: write --executor inline, without --shard")
     if place is None:
-        return Sweep(args, typed, console, loop).run()
+        return Sweep(args, arguments, console, loop).run()
     with bad_input():
         group = distributed.join(place)
     if not group.is_first:
@@ -91,7 +95,7 @@ def _on_this_host(args: argparse.Namespace, typed: str, console: Console, loop: 
         return code
     code = INTERRUPTED
     try:
-        code = Sweep(args, typed, console, loop, group).run()
+        code = Sweep(args, arguments, console, loop, group).run()
     except (BadInputError, folder.HeldError):
         code = BAD_INPUT
         raise
@@ -196,7 +200,10 @@ def _check_buckets(args: argparse.Namespace, execution: ExecutionConfig) -> None
 class Sweep:
     """One call of the command: what there is, what it plans, trains and concludes."""
 
-    def __init__(self, args: argparse.Namespace, typed: str, console: Console, loop: str, group: Group | None = None):
+    def __init__(
+        self, args: argparse.Namespace, arguments: Sequence[str], console: Console, loop: str,
+        group: Group | None = None,
+    ):  # fmt: skip
         self.args, self.console = args, console
         with bad_input():
             layout.check_options(args)
@@ -210,11 +217,12 @@ class Sweep:
             timings = plan.TimingCache(cache_dir, args.workers, self.grid.execution)
             self.cells = Cells(self.grid, self.results, hardware, timings)
         kept = manifest.Manifest(
-            self.results, grid=self.grid, grid_path=args.grid, command=typed, shard=args.shard, hardware=hardware
-        )
+            self.results, grid=self.grid, grid_path=args.grid, command=_typed(arguments), shard=args.shard,
+            hardware=hardware,
+        )  # fmt: skip
         self.session = Session(
             args, self.grid, self.cells, kept, console,
-            workdir=self.workdir, cache_dir=cache_dir, loop=loop, group=group,
+            workdir=self.workdir, cache_dir=cache_dir, loop=loop, arguments=arguments, group=group,
         )  # fmt: skip
         self.conclusion = Conclusion(self.cells, self.grid.fit, kept, console)
 

@@ -44,7 +44,8 @@ def bad_input() -> Iterator[None]:
 class Session:
     """What trains ``cells``, by the options of the command (``args``) and the grid's execution.
 
-    ``group``: the processes that train each run together, of which this one leads. How many workers and how large
+    ``arguments``: the command's, as typed. ``group``: the processes that train each run together, of which this one
+    leads. How many workers and how large
     packs there will be can be asked before any is started; ``workers`` is None until then.
 
     Raises BadInputError if the options contradict each other.
@@ -52,7 +53,7 @@ class Session:
 
     def __init__(
         self, args: argparse.Namespace, grid: Grid, cells: Cells, manifest: Manifest, console: Console, *,
-        workdir: Path, cache_dir: Path, loop: str, group: Group | None = None,
+        workdir: Path, cache_dir: Path, loop: str, arguments: Sequence[str] = (), group: Group | None = None,
     ):  # fmt: skip
         self.cells, self.manifest, self.console = cells, manifest, console
         self.workers: int | None = None
@@ -61,7 +62,7 @@ class Session:
         self._workdir, self._cache_dir, self._loop, self._group = workdir, cache_dir, loop, group
         self._disk_bytes = 1e9 * (args.disk_budget or grid.execution.disk_budget_gb)
         with bad_input():
-            self.slurm = slurm.of(args, workdir, grid.name, loop)
+            self.slurm = slurm.of(args, arguments, workdir, grid.name, loop)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -95,11 +96,14 @@ class Session:
             return data.open(data_config, self._cache_dir).describe()
 
     def tidy(self, rows: Sequence[Row]) -> None:
-        """Removes checkpoints of ``rows`` that are over: a call that was killed between a run's record and the end of
-        its checkpoints left them. To be called by whoever holds the results; jobs under way do it themselves."""
+        """Removes what earlier calls left of ``rows`` that are over: the book of their jobs; and checkpoints, where one
+        was killed between a run's record and the end of its checkpoints. To be called by whoever holds the results."""
+        done = [row.run_id for row in rows if self.cells.is_done(row)]
+        if self.slurm is not None:
+            self.slurm.settle(set(done).__contains__)
         if not (self._grid.execution.keep_final_checkpoint or slurm_book.Book(self._workdir).submissions()):
-            done = filter(self.cells.is_done, rows)
-            storage.each(storage.remove_tree, (checkpoint.folder_of(self._workdir, row.run_id) for row in done))
+            # With jobs under way, they do it themselves.
+            storage.each(storage.remove_tree, (checkpoint.folder_of(self._workdir, run_id) for run_id in done))
 
     # ---- before training --------------------------------------------------------------------------------------------
 

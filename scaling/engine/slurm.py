@@ -8,8 +8,12 @@ their answer. The work folder, the results and the prepared data are on a file s
 Preemption and time limit: Slurm's signal makes the loop save a checkpoint, then submitit requeues the job and the run
 goes on from there. A job that dies is submitted again, as a worker of ``executors.Local`` is started again.
 
-submitit hands a job over as a pickle, in ``<workdir>/slurm/jobs``. What it pickles here is the name of ``job``, a plain
-function of this module, and one string, JSON: no grid, record or config is ever pickled or unpickled.
+What a trunk carries is submitted when a job has left its checkpoint. Detached, nobody is there to see that: then it is
+submitted at once, to start when the trunk's job is over, and a last job gives the whole command again
+(``slurm_follow``).
+
+submitit hands a job over as a pickle, in ``<workdir>/slurm/jobs``. What it pickles here is the name of a plain
+function, ``job`` or ``slurm_follow.follow``, and one string, JSON: no grid, record or config is ever pickled.
 """
 
 import argparse
@@ -26,8 +30,9 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from scaling.engine import executors, folder, slurm_options, status, worker
+from scaling.engine import executors, folder, slurm_follow, slurm_options, status, worker
 from scaling.engine.executors import Answer, ExecutorError, Task
 from scaling.engine.slurm_book import OVER, Book, Job, last_line, queue
 
@@ -117,8 +122,9 @@ def _requeued(furthest: int, before: dict) -> dict:
 class Slurm:
     """Runs tasks as jobs, ``parallel`` of an array at a time (None: as many as the cluster gives).
 
-    ``parameters`` as ``slurm_options.parse`` returns them. Interrupted, or with ``detach`` as soon as all is
-    submitted, it leaves the jobs to Slurm.
+    ``parameters`` as ``slurm_options.parse`` returns them. Interrupted, it leaves the jobs to Slurm; so it does with
+    ``detach``, a command's arguments, as soon as all is submitted: what waits for others as jobs that depend on them,
+    and one that gives that command when all are over (see ``slurm_follow``).
     """
 
     def __init__(
@@ -129,7 +135,7 @@ class Slurm:
         name: str,
         parallel: int | None = None,
         loop: str = executors.LOOP,
-        detach: bool = False,
+        detach: Sequence[str] | None = None,
     ):
         self.book = Book(workdir)
         self.parallel, self.detach = parallel, detach
@@ -156,10 +162,12 @@ class Slurm:
             held -= {name for task in tasks if task.key in answers for name in task.releases}
             taken = {run_id for job in self._jobs for run_id in job.run_ids}  # by a pack of an earlier call, perhaps
             free = [task for task in waiting if not members[task.key] & taken and held.isdisjoint(task.after)]
+            if free and self.detach is not None:
+                slurm_follow.refuse_in_vain(free[0].payload["results"])
             self._submit(free, members)
             waiting = [task for task in waiting if task not in free]
-            if self.detach:
-                raise Detached(self.job_ids())
+            if self.detach is not None and self._are_under_way():
+                self._detach(tasks, waiting, members)
             time.sleep(POLL_SECONDS)
             on_event({"event": "tick"})
             for job, event in self._news():
@@ -187,13 +195,63 @@ class Slurm:
         ids = sorted({job.job_id.partition("_")[0] for job in self._jobs}, key=int)
         return f"{'job' if len(ids) == 1 else 'jobs'} {' '.join(ids)}"
 
+    def settle(self, is_done: Callable[[str], bool]) -> None:
+        """Forgets the jobs of earlier calls that have answered and left a record of each of their runs (run_ids)."""
+        for job in self.book.jobs():
+            ended = folder.read_json(status.sign_path(self.book.workdir, job.sign)).get("ended")
+            if ended and ended["event"] == "done" and all(map(is_done, job.run_ids)):
+                self.book.close(job)
+
+    # ---- detaching --------------------------------------------------------------------------------------------------
+
+    def _are_under_way(self) -> bool:
+        """Whether all jobs are queued or running, as far as Slurm can be asked; others are to be settled first."""
+        try:
+            states = queue(sorted({job.name for job in self._jobs})) if self._jobs else {}
+        except ExecutorError:
+            return True
+        return all(states.get(job.job_id, (OVER[0], ""))[0] not in OVER for job in self._jobs)
+
+    def _detach(self, tasks: Sequence[Task], waiting: Sequence[Task], members: dict[str, set[str]]) -> NoReturn:
+        """Submits what waits for others and the follow-up, and leaves them to Slurm.
+
+        What a trunk carries then starts when it is over, not when it has got there: Slurm knows of no branches. If the
+        trunk has failed it trains from the start, to the same record.
+
+        Raises Detached.
+        """
+        job_of = {job.key: job.job_id for job in self._jobs}
+        groups: dict[tuple[str, ...], list[Task]] = {}
+        for task in waiting:
+            trunks = {job_of[t.key] for t in tasks if t.key in job_of and not set(t.releases).isdisjoint(task.after)}
+            if trunks:  # nobody's: an earlier call's pack is at its runs; the follow-up sees to it
+                groups.setdefault(tuple(sorted(trunks)), []).append(task)
+        for trunks, riders in groups.items():
+            self._submit(riders, members, after=trunks)
+        every = sorted({job.job_id.partition("_")[0] for job in self._jobs}, key=int)
+        name = f"{self._name}-{uuid.uuid4().hex[:8]}"
+        with self._sbatch_speaks():
+            executor = self._executor(name, after=every)
+            slurm_follow.submit(self.book, executor, name, self.detach, tasks[0].payload["results"])
+        raise Detached(self.job_ids())
+
     # ---- submitting -------------------------------------------------------------------------------------------------
 
-    def _submit(self, tasks: Sequence[Task], members: dict[str, set[str]]) -> None:
+    def _submit(self, tasks: Sequence[Task], members: dict[str, set[str]], *, after: Sequence[str] = ()) -> None:
         for i in range(0, len(tasks), MAX_ARRAY):
-            self._submit_array(tasks[i : i + MAX_ARRAY], members)
+            self._submit_array(tasks[i : i + MAX_ARRAY], members, after)
 
-    def _submit_array(self, tasks: Sequence[Task], members: dict[str, set[str]]) -> None:
+    @contextlib.contextmanager
+    def _sbatch_speaks(self) -> Iterator[None]:
+        """Raises ExecutorError with what sbatch said for whatever submitit raises."""
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):  # submitit repeats there what sbatch says
+                yield
+        except Exception as e:  # of submitit's many kinds; nothing was submitted
+            raise ExecutorError(f"sbatch: {last_line(str(e) or said.getvalue())}") from None
+
+    def _submit_array(self, tasks: Sequence[Task], members: dict[str, set[str]], after: Sequence[str]) -> None:
         submission = uuid.uuid4().hex[:8]
         entry = {
             "schema": 1, "submission": submission, "name": f"{self._name}-{submission}", "job_id": None, "over": [],
@@ -208,18 +266,18 @@ class Slurm:
             })
             for i, task in enumerate(tasks)
         ]  # fmt: skip
-        said = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said):  # submitit repeats there what sbatch says
-                submitted = self._executor(entry["name"]).map_array(job, orders)
-        except Exception as e:  # of submitit's many kinds; nothing was submitted
+            with self._sbatch_speaks():
+                submitted = self._executor(entry["name"], after=after).map_array(job, orders)
+        except ExecutorError:
             (self.book.folder / f"{submission}.json").unlink(missing_ok=True)
-            raise ExecutorError(f"sbatch: {last_line(str(e) or said.getvalue())}") from None
+            raise
         entry["job_id"] = submitted[0].job_id.partition("_")[0]
         self.book.write(entry)
         self._jobs += self.book.jobs_of(entry)
 
-    def _executor(self, name: str):
+    def _executor(self, name: str, *, after: Sequence[str] = ()):
+        """submitit's, for jobs that start when those of ``after`` (job ids) are over, whatever became of them."""
         import submitit
 
         executor = submitit.SlurmExecutor(self.book.jobs_folder, max_num_timeout=MAX_REQUEUES)
@@ -231,6 +289,9 @@ class Slurm:
             for key in ("PYTHONPATH", "GLIBC_TUNABLES")
             if key in environment
         ]
+        wishes = [self._parameters.get("dependency"), f"afterany:{':'.join(after)}" if after else None]
+        if any(wishes):
+            ours["dependency"] = ",".join(filter(None, wishes))
         own = {**self._parameters, "setup": [*self._parameters.get("setup", []), *exports]}
         executor.update_parameters(**{**own, **ours})
         return executor
@@ -306,8 +367,9 @@ class Slurm:
         return missing
 
 
-def of(args: argparse.Namespace, workdir: Path, name: str, loop: str) -> Slurm | None:
-    """The executor that the command's options ask for, if they do; ``name``: of the jobs, unless they give one.
+def of(args: argparse.Namespace, arguments: Sequence[str], workdir: Path, name: str, loop: str) -> Slurm | None:
+    """The executor that the command's options ask for, if they do; ``name``: of the jobs, unless they give one;
+    ``arguments``: the command's, as typed.
 
     Raises ValueError, in one line, for options that say nothing here (see ``slurm_options.parse``).
     """
@@ -318,7 +380,8 @@ def of(args: argparse.Namespace, workdir: Path, name: str, loop: str) -> Slurm |
     parameters = slurm_options.parse(args.slurm)
     name = parameters.pop("job_name", name)
     parallel = None if args.workers == "auto" else args.workers
-    return Slurm(workdir, parameters, name=name, parallel=parallel, loop=loop, detach=args.detach)
+    detach = arguments if args.detach else None
+    return Slurm(workdir, parameters, name=name, parallel=parallel, loop=loop, detach=detach)
 
 
 def _run_ids(task: Task) -> set[str]:

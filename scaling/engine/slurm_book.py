@@ -53,7 +53,7 @@ class Book:
         records.write_json(self.folder / f"{submission['submission']}.json", submission)
 
     def jobs(self) -> list[Job]:
-        """All jobs that somebody may still have to follow.
+        """All jobs that somebody may still have to follow; forgets follow-ups that are not queued any more.
 
         Raises ExecutorError if Slurm must be asked for one, and does not answer.
         """
@@ -67,6 +67,10 @@ class Book:
             if not submission or submission["job_id"] is None:
                 path.unlink(missing_ok=True)
                 continue
+            if not submission["tasks"]:  # a follow-up; one that has begun is this call, or will find it in its way
+                states = queue([submission["name"]])
+                if states.get(submission["job_id"], ("gone", ""))[0] != "PENDING":
+                    path.unlink(missing_ok=True)
             found += self.jobs_of(submission)
         return found
 

@@ -44,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of the jobs: partition=gpu gpus_per_node=1 time=240 …, as submitit or sbatch name them; what is not done "
         "when time is up is requeued and goes on (default time=60, minutes)")  # fmt: skip
     parser.add_argument("--detach", action="store_true",
-        help="with slurm: submit and stop; the next call finds the jobs")  # fmt: skip
+        help="with slurm: submit and stop; the jobs finish the sweep: the last gives the command again when the others "
+        "are over; a call in between finds them")  # fmt: skip
 
 
 def parse(options: Sequence[str]) -> dict:

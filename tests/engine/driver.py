@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 from scaling import records, sweep
+from scaling.engine import slurm_follow
 
 
 def analyse(table, curves=None, **options):
@@ -66,6 +67,7 @@ def install(setitem=dict.__setitem__, setattr=setattr):
         parent, _, child = name.rpartition(".")
         setitem(sys.modules, name, fake)
         setattr(importlib.import_module(parent), child, fake)
+    setattr(slurm_follow, "PROGRAM", (str(Path(__file__).resolve()),))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 pytest.importorskip("submitit", reason="the slurm extra is not installed")
 
 from scaling import grid, records, sweep
-from scaling.engine import slurm, slurm_book, slurm_options, status
+from scaling.engine import executors, slurm, slurm_book, slurm_follow, slurm_options, status, worker
 from tests.engine import slurm_cluster
 
 HERE = Path(__file__).parent
@@ -27,6 +29,14 @@ isoflop:
   budgets: [3e8, 6e8, {flops: 1.2e9, sizes: [16]}]
 holdout: {budgets: [1.2e9]}
 """
+# One family, flat for 16, 32 and 64 steps; the held-out run rides to 64.
+TRUNKS = """
+recipe: default@1
+base: {model: {width: 8}, data: {seq_len: 64}, batch_size: 4, optim: {warmup_tokens: 1024}}
+axes: {horizon.steps: [20, 40, 80, 120]}
+holdout: {cells: [{steps: 120}]}
+"""
+BRANCHES = {20: 16, 40: 32, 80: 0, 120: 64}
 SBATCH_HELP = """
   -L, --licenses=names        required license, comma separated
       --reservation=name      allocate resources from named reservation
@@ -105,6 +115,61 @@ def test_a_time_limit_too_short_for_any_progress_ends_the_requeues():
         fates.append(ended["event"])
     assert fates == ["requeued"] * 4 + ["failed"]
     assert "write a longer --slurm time" in ended["reason"]
+
+
+class Desk:
+    """sbatch and squeue of a cluster that takes every job and starts none."""
+
+    def __init__(self):
+        self.taken = []  # (name of the function, how many jobs, what they wait for)
+
+    def update_parameters(self, **parameters):
+        self.dependency = parameters.get("dependency")
+
+    def map_array(self, function, orders):
+        self.taken.append((function.__name__, len(orders), self.dependency))
+        number = str(100 * len(self.taken))
+        return [SimpleNamespace(job_id=f"{number}_{i}" if len(orders) > 1 else number) for i in range(len(orders))]
+
+    def submit(self, function, order):
+        return self.map_array(function, [order])[0]
+
+    def queue(self, names, patience=0):
+        return {
+            f"{100 * (i + 1)}_{k}" if count > 1 else f"{100 * (i + 1)}": ("PENDING", "")
+            for i, (function, count, _) in enumerate(self.taken)
+            for k in range(count)
+        }
+
+
+def test_detached_submits_what_waits_behind_what_it_waits_for(tmp_path, monkeypatch):
+    desk = Desk()
+    monkeypatch.setattr("submitit.SlurmExecutor", lambda *args, **options: desk)
+    monkeypatch.setattr(slurm, "queue", desk.queue)
+    monkeypatch.setattr(slurm_book, "queue", desk.queue)
+    cells = {c.run.horizon.steps: c for c in grid.expand(yaml.safe_load(TRUNKS), name="g").cells}
+
+    def task(steps, **waits):
+        payload = {"cells": [worker.cell_to_json(cells[steps])], "results": str(tmp_path / "results")}
+        return executors.Task(cells[steps].run.run_id, "train", payload, **waits)
+
+    tasks = [task(80, releases=("a", "b")), task(120), task(20, after=("a",)), task(40, after=("b",))]
+
+    def submit():
+        parameters = {"dependency": "singleton"}
+        with pytest.raises(slurm.Detached) as said:
+            slurm.Slurm(tmp_path / "work", parameters, name="g", detach=["--grid", "g.yaml"]).run(tasks)
+        return str(said.value)
+
+    assert submit() == "jobs 100 200"
+    expected = [
+        ("job", 2, "singleton"),
+        ("job", 2, "singleton,afterany:100_0"),
+        ("follow", 1, "singleton,afterany:100:200"),
+    ]
+    assert desk.taken == expected
+    assert submit() == "jobs 100 200"  # nothing twice
+    assert desk.taken == expected
 
 
 # ---- a real cluster -------------------------------------------------------------------------------------------------
@@ -228,11 +293,55 @@ def test_detached_jobs_and_those_of_a_killed_parent_are_found_again(here, capsys
     assert_as_inline()
 
 
+def assert_branched():
+    """Each rider began where it leaves its trunk, and each run once."""
+    assert {r.num_steps: r.timing["started_at"] for r in records.load_records("results/g")} == BRANCHES
+    assert len(begun()) == len(set(begun())) == 4
+    fitted = {r.run_id for r in records.load_records("results/g") if not r.sweep["holdout"]}
+    assert set(begun()[:3]) == fitted  # the other after its forecast
+
+
+@pytest.mark.slow
+def test_a_grid_with_trunks(here):
+    Path("g.yaml").write_text(TRUNKS)
+    assert run(*SLURM) == 0
+    assert_branched()
+    assert not list(Path(".scaling/g/slurm").glob("*.json"))
+    assert_as_inline()
+
+
+@pytest.mark.slow
+def test_detached_jobs_finish_without_another_call(here):
+    """What is carried, what is held out, its forecast and the report."""
+    Path("g.yaml").write_text(TRUNKS)
+    assert run(*SLURM, "--detach") == 0
+    assert not Path("results/g/runs").exists()
+    wait(Path("results/g/report.html").exists, seconds=120)
+    wait(lambda: not slurm_book.Book(Path(".scaling/g")).unfinished())
+    assert_branched()
+    assert len(json.loads(Path("results/g/forecast.json").read_text())["cells"]) == 1
+    assert not list(Path(".scaling/g/slurm").glob("*.json"))
+    assert not list(Path(".scaling/g/status").glob("*.json"))
+    assert_as_inline()
+
+
+def test_a_follow_up_of_jobs_that_left_no_record_submits_nothing(tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    slurm_follow.refuse_in_vain(tmp_path)  # a person's call
+    monkeypatch.setenv(slurm_follow.RECORDS_BEFORE, "1")
+    (runs / "a.json").touch()
+    with pytest.raises(executors.ExecutorError, match="left a record: see their logs"):
+        slurm_follow.refuse_in_vain(tmp_path)
+    (runs / "b.json").touch()
+    slurm_follow.refuse_in_vain(tmp_path)
+
+
 @pytest.mark.slow
 def test_killed_while_it_submits_it_finds_the_array_by_its_name(here):
     assert run(*SLURM, "--detach") == 0
-    (path,) = Path(".scaling/g/slurm").glob("*.json")
-    book = json.loads(path.read_text())
+    books = {path: json.loads(path.read_text()) for path in Path(".scaling/g/slurm").glob("*.json")}
+    ((path, book),) = ((path, book) for path, book in books.items() if book["tasks"])  # not the follow-up
     path.write_text(json.dumps({**book, "job_id": None}))  # as it is before sbatch has answered
     assert run(*SLURM) == 0
     assert len(begun()) == 5
