@@ -7,6 +7,7 @@ The graph is read from the source, imports inside functions included: a cycle hi
 """
 
 import ast
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -61,7 +62,13 @@ def part_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def imports(module: str, *, top_level_only: bool = False) -> set[str]:
+@functools.cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports(module: str, *, top_level_only: bool = False) -> frozenset[str]:
     """Modules that the source of ``module`` imports, without those under ``if TYPE_CHECKING``."""
     path = MODULES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -86,8 +93,8 @@ def imports(module: str, *, top_level_only: bool = False) -> set[str]:
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(path.read_text(encoding="utf-8")))
-    return found
+    visit(tree_of(module))
+    return frozenset(found)
 
 
 def test_the_rules_know_every_part():
@@ -125,8 +132,7 @@ def test_analysis_touches_no_device_code(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_unpickles_or_evaluates(module):
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    called = {n.func.id for n in ast.walk(tree_of(module)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
     assert not called & {"eval", "exec", "__import__"}
     assert not {name.partition(".")[0] for name in imports(module)} & {
         "pickle",

@@ -53,6 +53,10 @@ def run(*argv):
     return sweep.main(["--grid", "g.yaml", *argv], loop="fake_loop")
 
 
+# Where workers are not what is tested: each is an interpreter that has to import everything.
+INLINE = ("--executor", "inline")
+
+
 def start(*argv):
     """The same in a process of its own, in which it can be killed."""
     command = [sys.executable, str(ENGINE / "driver.py"), "--grid", "g.yaml", *argv]
@@ -155,12 +159,12 @@ def test_failed_and_diverged_cells_are_data_and_exit_3(here, capsys):
 
 
 def test_a_truncated_record_is_said_and_redone(here, capsys):
-    assert run() == 0
+    assert run(*INLINE) == 0
     before = science()
     path = records.path_of("results/g", before[2].run_id)
     path.write_text(path.read_text()[:100])
     capsys.readouterr()
-    assert run() == 0
+    assert run(*INLINE) == 0
     out = capsys.readouterr().out
     assert sum(str(path) in line for line in out.splitlines()) == 1
     assert science() == before
@@ -192,11 +196,11 @@ def test_shards_together_are_the_grid(here, capsys):
     assert run("--shard", "2/2") == 0
     assert len(first) == 2
     for shard in ("1/2", "2/2"):  # one of them had the held-out cell, and waited
-        assert run("--shard", shard) == 0
+        assert run("--shard", shard, *INLINE) == 0
     assert len(trained()) == 5
     assert "laws of 4 runs" in capsys.readouterr().out
     sharded = science()
-    assert run("--results", "results/h", "--workdir", ".scaling/h", "--executor", "inline") == 0
+    assert run("--results", "results/h", "--workdir", ".scaling/h", *INLINE) == 0
     whole = science("results/h")
     assert sharded == whole
 
@@ -224,7 +228,7 @@ def test_cells_of_equal_shape_train_as_one_pack(here):
     assert run("--pack", "2") == 0
     packed = science()
     assert len(packed) == 15
-    assert run("--results", "results/h", "--workdir", ".scaling/h") == 0
+    assert run("--results", "results/h", "--workdir", ".scaling/h", *INLINE) == 0
     assert science("results/h") == packed
 
 
@@ -247,7 +251,7 @@ holdout: {cells: [{steps: 300}]}
 )
 def test_branches_leave_the_records_of_lone_runs(here, capsys, argv):
     Path("g.yaml").write_text(HORIZONS + "execution: {trunks: false}\n")
-    assert run("--results", "results/h", "--workdir", ".scaling/h") == 0
+    assert run("--results", "results/h", "--workdir", ".scaling/h", *INLINE) == 0
     assert "trunks:" not in capsys.readouterr().out
     Path("g.yaml").write_text(HORIZONS)
     assert run(*argv) == 0
@@ -293,12 +297,12 @@ def test_a_disk_that_is_too_small_is_one_line_and_exit_2(here, capsys):
 
 
 def test_an_edited_forecast_is_noticed_and_kept(here, capsys):
-    assert run() == 0
+    assert run(*INLINE) == 0
     path = Path("results/g/forecast.json")
     path.write_text(path.read_text().replace('"level": 0.9', '"level": 0.5'))
     edited = path.read_text()
     capsys.readouterr()
-    assert run() == 0
+    assert run(*INLINE) == 0
     assert "does not match its own sha256" in capsys.readouterr().out
     assert path.read_text() == edited
 
@@ -345,7 +349,7 @@ def test_killed_at_random_moments_the_records_are_the_same(here, monkeypatch):
 
 def _assert_as_undisturbed():
     disturbed = science()
-    assert run("--results", "results/h", "--workdir", ".scaling/h", "--executor", "inline") == 0
+    assert run("--results", "results/h", "--workdir", ".scaling/h", *INLINE) == 0
     undisturbed = science("results/h")
     assert disturbed == undisturbed
 
@@ -490,7 +494,7 @@ def test_a_grids_own_hardware_counts_unless_the_command_names_another(here, caps
     a, b = (json.loads(Path(f"{name}.json").read_text())["hardware"] for name in "ab")
     assert (a["name"], a["price_per_device_hour"], a["devices"]) == ("a100", 7, 3)
     assert (b["name"], b["price_per_device_hour"], b["devices"]) == ("h100", 3.99, 1)
-    assert run("--hardware", "cpu") == 0
+    assert run("--hardware", "cpu", *INLINE) == 0
 
 
 def test_a_budget_that_drops_a_trunk_counts_its_branches_whole(here, capsys):

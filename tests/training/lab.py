@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import random
+
+import jax
 
 from scaling.config import (
     DataConfig,
@@ -19,8 +22,16 @@ from scaling.config import (
 )
 from scaling.grid import Cell
 from scaling.training import data, loop
+from scaling.training.models import transformer
 
 EXECUTION = ExecutionConfig(mesh=MeshConfig(data=1, fsdp=8), checkpoint_seconds=1e9, eval_batch_size=8)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def initial(config, seed):
+    """A model's first parameters. The seed is an argument: XLA would fold the random numbers of a constant one, for
+    tens of seconds. And as in ``step.Programs.init``, LLVM would optimise them for longer than a test lasts."""
+    return transformer.init(config, jax.random.key(seed))
 
 
 def make_corpus(folder, cache):

@@ -19,12 +19,7 @@ from scaling.training import data, evaluation
 from scaling.training.member import Member
 from scaling.training.models import transformer
 from scaling.training.pack import Pack
-from tests.training.lab import EXECUTION, cell, essence, make_corpus, train, train_and_stop_at
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("cache"))
+from tests.training.lab import EXECUTION, cell, essence, train, train_and_stop_at
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Chunked losses and accumulated gradients against the whole batch at once."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from numpy.testing import assert_allclose
 from scaling.config import ExecutionConfig, Horizon, ModelConfig, OptimConfig, RunConfig
 from scaling.training import loss, sharding, step
 from scaling.training.models import transformer
+from tests.training.lab import initial
 
 MODEL = ModelConfig(
     d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=32, vocab_size=48, activation="swiglu"
@@ -20,11 +22,6 @@ RUN = RunConfig(MODEL, OptimConfig(0.01, 0, z_loss=1e-2), Horizon(steps=20), bat
 
 def tokens(rows=8, length=13, vocab=48):
     return np.random.default_rng(0).integers(0, vocab, (rows, length), dtype=np.int32)
-
-
-@jax.jit
-def initial(seed):
-    return transformer.init(MODEL, jax.random.key(seed))
 
 
 def reference_losses(params, tokens_BS):
@@ -38,33 +35,39 @@ def reference_losses(params, tokens_BS):
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 40])
 def test_chunked_losses_are_the_definition(chunk):
-    params, execution = initial(0), ExecutionConfig(loss_chunk_tokens=chunk)
+    params, execution = initial(MODEL, 0), ExecutionConfig(loss_chunk_tokens=chunk)
     found = jax.jit(lambda p, t: loss.token_losses(RUN, execution, p, t))(params, tokens())
     for ours, want in zip(found, reference_losses(params, tokens())):
         assert_allclose(ours, want, rtol=1e-5, atol=2e-6)
 
 
+@functools.cache
 def loss_and_update(execution):
     """The loss and the gradient of one train step without chunks, without parts, or with."""
     plain = dataclasses.replace(RUN, optim=OptimConfig(1.0, 0, name="sgd", weight_decay=0.0, clip_norm=None))
     hp = {k: jnp.asarray(v) for k, v in step.optim.hyperparams(plain.optim, step.accounting.plan(plain)).items()}
     hp |= {"z_loss": jnp.float32(1e-2)}
-    start = initial(0)
+    start = initial(MODEL, 0)
     state = {"step": jnp.int32(0), "hparams": hp, "params": start, "opt": step.optim.transform(
         plain.optim, hp, transformer.param_specs(MODEL)).init(start)}  # fmt: skip
     state, metrics = jax.jit(lambda s, t: step.train_step(plain, execution, s, t))(state, tokens())
     return metrics["loss"], {n: start[n] - state["params"][n] for n in start}
 
 
+BOTH = {"accumulation_steps": 2, "loss_chunk_tokens": 16, "remat": "full"}
+
+
 @pytest.mark.parametrize(
     "execution",
     [pytest.param(ExecutionConfig(loss_chunk_tokens=40), marks=pytest.mark.slow),
      pytest.param(ExecutionConfig(accumulation_steps=4), marks=pytest.mark.slow),
-     ExecutionConfig(accumulation_steps=2, loss_chunk_tokens=16, remat="full")],
-    ids=["chunks", "parts", "both"],
+     pytest.param(ExecutionConfig(**BOTH), marks=pytest.mark.slow),
+     ExecutionConfig(**BOTH, scan_layers=True)],
+    ids=["chunks", "parts", "both", "both, scanned"],
 )  # fmt: skip
 def test_chunks_and_parts_change_rounding_only(execution):
-    (whole, gradient), (loss_, other) = loss_and_update(ExecutionConfig()), loss_and_update(execution)
+    plain = ExecutionConfig(scan_layers=execution.scan_layers)
+    (whole, gradient), (loss_, other) = loss_and_update(plain), loss_and_update(execution)
     assert_allclose(loss_, whole, rtol=1e-6)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, other)
 

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 from scaling import accounting
 from scaling.config import ExecutionConfig, ModelConfig
 from scaling.training.models import attention, transformer
+from tests.training.lab import initial
 
 SMALL = ModelConfig(d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32)
 VARIANTS = {
@@ -38,12 +39,6 @@ def test_param_counts_are_those_of_the_model(config):
     assert by_group == {group: counts[group] for group in accounting.PARAM_GROUPS}
     assert counts["total"] == sum(leaf.size for leaf in shapes.values())
     assert counts["non_embedding"] == counts["total"] - counts["embedding"] - counts["unembedding"]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def initial(config, seed):
-    """The seed is an argument: XLA would fold the random numbers of a constant one, for tens of seconds."""
-    return transformer.init(config, jax.random.key(seed))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -76,7 +71,7 @@ def test_attention_is_the_definition(name, length, heads, kv_heads):
     q = rng.normal(size=(2, length, heads, 8)).astype(np.float32)
     k, v = rng.normal(size=(2, 2, length, kv_heads, 8)).astype(np.float32)
     # On CPU the float32 path of "cudnn" is XLA's fused softmax; the kernel itself needs a GPU.
-    out = attention.IMPLEMENTATIONS[name](q, k, v, 0.3)
+    out = jax.jit(functools.partial(attention.IMPLEMENTATIONS[name], scale=0.3))(q, k, v)
     assert_allclose(out, naive_attention(q, k, v, 0.3), rtol=2e-5, atol=2e-6)
 
 
@@ -254,7 +249,7 @@ def test_a_window_of_documents_gives_what_each_gives_in_its_own():
     window = tokens(1, 24)
     window[window == 0] = 1
     window[0, [8, 16]] = 0
-    params = transformer.init(config, jax.random.key(1))
+    params = initial(config, 1)
     apply = jax.jit(functools.partial(transformer.apply, config, execution), static_argnames="mask_documents")
     masked = apply(params, window, mask_documents=True)
     alone = apply(params, window.reshape(3, 8), mask_documents=False)
@@ -264,7 +259,7 @@ def test_a_window_of_documents_gives_what_each_gives_in_its_own():
 
 def test_a_kernel_without_document_masks_says_so_and_auto_takes_another():
     with pytest.raises(ValueError, match=r"^data.mask_documents is true: the cudnn kernel has no mask .*: write"):
-        transformer.apply(SMALL, ExecutionConfig(attention="cudnn"), transformer.init(SMALL, jax.random.key(0)),
+        transformer.apply(SMALL, ExecutionConfig(attention="cudnn"), initial(SMALL, 0),
                           tokens(1, 8), mask_documents=True)  # fmt: skip
     assert attention.choose("auto", "gpu", 128, mask_documents=True) is attention.block_causal
     assert attention.choose("auto", "gpu", 128) is attention.cudnn

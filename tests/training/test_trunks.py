@@ -10,14 +10,9 @@ import pytest
 from scaling import accounting, records
 from scaling.config import MeshConfig
 from scaling.training import checkpoint, optim
-from tests.training.lab import EXECUTION, cell, essence, make_corpus, train, train_and_stop_at
+from tests.training.lab import EXECUTION, cell, essence, train, train_and_stop_at
 
 FLAT = {"cooldown_fraction": 0.25}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("cache"))
 
 
 def family(data_config):
