@@ -66,9 +66,14 @@ def flat_steps(cell):
 
 
 def train_one(cell, riders, workdir, sweep_name, on_event):
-    run, plan = cell.run, accounting.plan(cell.run)
-    folder = Path(workdir) / "checkpoints"
-    checkpoint = folder / f"{run.run_id}.json"
+    plan = accounting.plan(cell.run)
+    state, started_at = chain(cell, plan, riders, Path(workdir) / "checkpoints", on_event)
+    return record(cell, plan, state, started_at, sweep_name)
+
+
+def chain(cell, plan, riders, folder, on_event):
+    """Hashes on from the checkpoint, or from the start: the last hash, and the step that it went on from."""
+    run, checkpoint = cell.run, folder / f"{cell.run.run_id}.json"
     # What a family shares, and from the cooldown on the run's own.
     step, state = 0, f"{run.model} {run.seed} {run.batch_size} {plan.warmup_steps} {run.optim.peak_lr}"
     if checkpoint.exists():
@@ -85,26 +90,24 @@ def train_one(cell, riders, workdir, sweep_name, on_event):
         records.write_json(checkpoint, [step, state])
         if stop_requested.is_set():
             raise Interrupted
-        on_event(
-            {
-                "event": "progress",
-                "run_ids": [run.run_id],
-                "step": step,
-                "num_steps": plan.num_steps,
-                "loss": 2.0,
-            }
-        )
+        progress = {"run_ids": [run.run_id], "step": step, "num_steps": plan.num_steps, "loss": 2.0}
+        on_event({"event": "progress", **progress})
         if cell.labels.get("bad") == "dies often" and step == started_at + 5:
             time.sleep(0.02)  # until the parent has read of the progress
             os.kill(os.getpid(), 9)
+    return state, started_at
+
+
+def record(cell, plan, state, started_at, sweep_name):
+    """Near a law in N and D, with noise by the last hash: another history is another loss."""
     diverged = cell.labels.get("bad") == "diverges"
     noise = (int(state[:6], 16) / 16**6 - 0.5) * 1e-3
     loss = 1.0 + 20 / plan.num_params["non_embedding"] ** 0.3 + 30 / plan.num_tokens**0.3 + noise
     steps = sorted({max(1, plan.num_steps * i // 5) for i in range(1, 6)})
     return records.RunRecord(
-        run_id=run.run_id,
+        run_id=cell.run.run_id,
         status="diverged" if diverged else "completed",
-        config=config.to_dict(run),
+        config=config.to_dict(cell.run),
         sweep={
             "name": sweep_name,
             "holdout": cell.holdout,
