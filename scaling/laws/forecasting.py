@@ -2,17 +2,33 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from scaling.laws import uncertainty
+from scaling.laws.combine import Combination
+from scaling.laws.estimate import Fit
+from scaling.laws.observations import Observations
+from scaling.laws.uncertainty import Draws
 
-if TYPE_CHECKING:
-    from scaling.laws.analysis import Analysis
+
+class Fitted(Protocol):
+    """What a forecast is made from: of an ``analysis.Analysis``, which forecasts its own held-out runs, these parts."""
+
+    observations: Observations
+    fits: dict[str, Fit]
+    draws: dict[str, Draws]
+    combination: Combination | None
+    resampled: str
+    seed: int
+    warnings: tuple[str, ...]
+
+    @property
+    def surface(self) -> str | None: ...
 
 
-def forecast(analysis: "Analysis", cells: Sequence[Mapping], level: float = 0.90) -> list[dict]:
+def forecast(analysis: Fitted, cells: Sequence[Mapping], level: float = 0.90) -> list[dict]:
     """Predicted loss of new runs, with an interval for the run itself.
 
     From the combination of forms where there is one (``combine``): laws by weight, each law's uncertainty, a run's
@@ -51,7 +67,7 @@ def forecast(analysis: "Analysis", cells: Sequence[Mapping], level: float = 0.90
     ]
 
 
-def _of_several(analysis: "Analysis", columns, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _of_several(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np.ndarray]:
     if not analysis.draws:
         return analysis.combination.interval(level, **columns)
     num = max(map(len, analysis.draws.values()))
@@ -61,7 +77,7 @@ def _of_several(analysis: "Analysis", columns, level: float) -> tuple[np.ndarray
     return tuple(np.quantile(losses, [tail, 1.0 - tail], axis=0))
 
 
-def _of_one_law(analysis: "Analysis", columns, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _of_one_law(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np.ndarray]:
     fitted, draws = analysis.fits[analysis.surface], analysis.draws.get(analysis.surface)
     if draws is not None:
         tail = 0.5 * (1.0 - level)
