@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from scaling import accounting, schema, shapes
+from scaling import accounting, layers, schema, shapes
 from scaling.config import (
     DataConfig,
     ExecutionConfig,
@@ -57,11 +57,6 @@ MAX_CELLS = 100_000
 SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit")
 HORIZONS = ("tokens", "flops", "tokens_per_param", "steps")
 DIALS = ("width", "params", "d_model")
-# Columns of the records' table that no axis may take the name of.
-RESERVED_LABELS = ("run_id", "status", "holdout", "budget_flops", "label")
-RECIPE_SCHEMA = {"name": Literal[(*RECIPES, "none")], "lr_scale": float, "batch_scale": float}
-MODEL_SCHEMA = {"width": int, "params": float, **schema.schema_of(ModelConfig)}
-RUN_SCHEMA = {**schema.schema_of(RunConfig), "model": MODEL_SCHEMA, "recipe": RECIPE_SCHEMA}
 
 
 @dataclass(frozen=True)
@@ -130,20 +125,11 @@ def load(path: str | Path) -> Grid:
 def expand(raw: Any, *, name: str, text: str = "") -> Grid:
     """A grid from the plain dicts and lists of its file. Pure. Raises GridError."""
     sections = schema.mapping(raw, "", SECTIONS)
-    layers = []
-    if "isoflop" in sections:
-        layers.append(_isoflop_layers(sections["isoflop"]))
-    if "axes" in sections:
-        axes = schema.nonempty(sections["axes"], "axes", dict)
-        layers += [_axis_layers(axis, entries) for axis, entries in axes.items()]
-    if "seeds" in sections:
-        layers.append(_seed_layers(sections["seeds"]))
-    _refuse_shared(layers)
-    layers.insert(0, [_base_layer(sections)])
-    count = math.prod(len(choices) for choices in layers)
+    choices = layers.of(sections)
+    count = math.prod(map(len, choices))
     if count > MAX_CELLS:
         raise GridError(f"axes: {count} cells; write at most {MAX_CELLS}, in several grids if need be")
-    cells = [_cell(choice) for choice in itertools.product(*layers)]
+    cells = [_cell(choice) for choice in itertools.product(*choices)]
     cells = _exclude(cells, sections)
     _refuse_duplicates(cells)
     return Grid(
@@ -161,133 +147,14 @@ def _settings(cls: type, sections: dict, name: str) -> Any:
     return schema.build(cls, {key: value for key, (value, _) in leaves.items()}, leaves, name)
 
 
-# ---- layers: each section of the file contributes a choice of partial runs ------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One entry of a section: the part of a run that it sets, and the coordinates that name it."""
-
-    leaves: Leaves
-    labels: dict = field(default_factory=dict)
-
-
-def _recipe_leaves(raw: Any, path: str) -> Leaves:
-    """A recipe is a name or a mapping; null and ``none`` are: every value is written out."""
-    if not isinstance(raw, dict):
-        return {("recipe", "name"): (schema.leaf("none" if raw is None else raw, RECIPE_SCHEMA["name"], path), path)}
-    return schema.flatten(raw, RECIPE_SCHEMA, path, ("recipe",))
-
-
-def _run_leaves(raw: Any, path: str) -> Leaves:
-    leaves: Leaves = {}
-    for key, value in schema.mapping(raw, path, RUN_SCHEMA).items():
-        where = schema.join(path, key)
-        found = (
-            _recipe_leaves(value, where) if key == "recipe" else schema.flatten(value, RUN_SCHEMA[key], where, (key,))
-        )
-        leaves |= found
-    return leaves
-
-
-def _base_layer(sections: dict) -> _Layer:
-    leaves = {("recipe", "name"): ("default@2", "recipe")}
-    if "recipe" in sections:
-        leaves |= _recipe_leaves(sections["recipe"], "recipe")
-    return _Layer(leaves | _run_leaves(sections.get("base", {}), "base"))
-
-
-def _isoflop_layers(raw: Any) -> list[_Layer]:
-    """Budgets × sizes: each cell's horizon is its budget under the rule."""
-    schema.mapping(raw, "isoflop", ("rule", "budgets", "sizes"))
-    rule = schema.leaf(raw.get("rule", "exact"), FlopRule, "isoflop.rule")
-    layers = []
-    for i, budget in enumerate(schema.nonempty(raw.get("budgets"), "isoflop.budgets")):
-        path = f"isoflop.budgets[{i}]"
-        sizes, sizes_path, flops_path = raw.get("sizes"), "isoflop.sizes", path
-        if isinstance(budget, dict):
-            schema.mapping(budget, path, ("flops", "sizes"))
-            flops_path = f"{path}.flops"
-            if "sizes" in budget:
-                sizes, sizes_path = budget["sizes"], f"{path}.sizes"
-            budget = budget.get("flops")
-        flops = schema.leaf(budget, float, flops_path)
-        horizon = {("horizon", "flops"): (flops, flops_path), ("horizon", "rule"): (rule, "isoflop.rule")}
-        for j, size in enumerate(schema.nonempty(sizes, sizes_path)):
-            size_path = f"{sizes_path}[{j}]"
-            if isinstance(size, dict):
-                model = schema.flatten(size, MODEL_SCHEMA, size_path, ("model",))
-            else:
-                model = {("model", "width"): (schema.leaf(size, int, size_path), size_path)}
-            layers.append(_Layer(horizon | model, {"budget_flops": flops}))
-    return layers
-
-
-def _axis_layers(axis: Any, entries: Any) -> list[_Layer]:
-    """A path into the run with a list of values, or a name with a list of partial runs whose keys move together."""
-    path = schema.join("axes", axis)
-    label = str(axis).rpartition(".")[2]
-    if not isinstance(axis, str) or not label or label in RESERVED_LABELS:
-        raise GridError(f"{path}: no axis can be called that; write another name")
-    layers = []
-    for i, entry in enumerate(schema.nonempty(entries, path)):
-        where = f"{path}[{i}]"
-        if isinstance(entry, dict):
-            entry = dict(entry)
-            name = schema.leaf(entry.pop("label"), str, f"{where}.label") if "label" in entry else None
-            leaves = _run_leaves(schema.nonempty(entry, where, dict), where)
-            value = name or ",".join(f"{key[-1]}={value}" for key, (value, _) in leaves.items())
-        else:
-            leaves = _value_leaves(axis, entry, path, where)
-            value = next(iter(leaves.values()))[0]
-        # Every cell has its recipe and its size as they are; see ``_resolve``.
-        layers.append(_Layer(leaves, {} if axis == "recipe" else {label: value}))
-    return layers
-
-
-def _value_leaves(axis: str, value: Any, path: str, where: str) -> Leaves:
-    if axis == "recipe":
-        return _recipe_leaves(value, where)
-    key, hint = tuple(axis.split(".")), RUN_SCHEMA
-    for name in key:
-        hint = hint.get(name) if isinstance(hint, dict) else None
-    if hint is None or isinstance(hint, dict):
-        paths = schema.paths_of(RUN_SCHEMA)
-        by_name = {path if "." in axis else path.rpartition(".")[2]: path for path in reversed(paths)}
-        guess = schema.did_you_mean(axis, by_name)
-        raise GridError(f"{path}: not a path into a run; write one, as plain values need (e.g. model.width){guess}")
-    return schema.flatten(value, hint, where, key)
-
-
-def _seed_layers(raw: Any) -> list[_Layer]:
-    paths = [f"seeds[{i}]" for i in range(len(schema.nonempty(raw, "seeds")))]
-    return [_Layer({("seed",): (schema.leaf(seed, int, path), path)}) for seed, path in zip(raw, paths)]
-
-
-def _refuse_shared(sections: list[list[_Layer]]) -> None:
-    """Two axes that set the same value would undo each other, and two of one name would be one column."""
-    owners: dict[tuple[str, ...], str] = {}
-    labels: set[str] = set()
-    for layers in sections:
-        mine = {key: path for layer in layers for key, (_, path) in layer.leaves.items()}
-        for key, path in mine.items():
-            if key in owners:
-                raise GridError(f"{path}: {'.'.join(key)} is set by {owners[key]} too; write it in one of them")
-        for label in layers[0].labels:
-            if label in labels:
-                raise GridError(f"axes: two axes would be labelled {label}; write one of them as a named group")
-        owners |= mine
-        labels |= set(layers[0].labels)
-
-
 # ---- cells ----------------------------------------------------------------------------------------------------------
 
 
-def _cell(layers: tuple[_Layer, ...]) -> Cell:
+def _cell(chosen: tuple[layers.Layer, ...]) -> Cell:
     """Merges one choice of layers into a run."""
     leaves: Leaves = {}
     labels: dict = {}
-    for layer in layers:
+    for layer in chosen:
         leaves |= layer.leaves
         labels |= layer.labels
     try:
