@@ -1,14 +1,10 @@
 """Grids: what they expand to, against counts made by hand; what they refuse, against the words a person should read."""
 
-import copy
 import math
 import time
 from pathlib import Path
 
 import pytest
-import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from scaling import accounting, grid, schema, shapes
 
@@ -394,112 +390,3 @@ def test_a_tree_that_doubles_at_every_level_is_shown_short():
     text = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
     assert len(error_of(text + "base: *a59\n")) < 500
     assert len(error_of(f"base:\n  model:\n    width: &b\n{text and ''}      [1, 2]\n")) < 500
-
-
-# ---- fuzzing --------------------------------------------------------------------------------------------------------
-
-SEED_GRID = {
-    "recipe": {"name": "default@1", "lr_scale": 2},
-    "base": {"model": {"activation": "gelu"}, "data": {"seq_len": 128}, "optim": {"schedule": {"name": "wsd"}}},
-    "isoflop": {"rule": "exact", "budgets": [3e11, {"flops": 6e11, "sizes": [24, {"params": 5e4}]}], "sizes": [16]},
-    "axes": {
-        "recipe.batch_scale": [0.5, 1],
-        "arm": [{"optim": {"beta1": 0.9}}, {"optim": {"beta1": 0.8}, "label": "b"}],
-    },
-    "seeds": [0, 1],
-    "exclude": [{"batch_scale": 0.5, "width": 16}],
-    "holdout": {"budgets": [6e11], "cells": [{"size": "16x2", "seed": 1}]},
-    "execution": {"mesh": {"data": 2}},
-    "fit": {"flops": "exact", "bootstrap": 10},
-}
-WORDS = [
-    "width", "params", "d_model", "horizon", "tokens", "flops", "steps", "seed", "name", "sizes", "label", "model",
-    "optim", "none", "16x2", "1e17", "NaN", "", "a\nb", "é", "recipe", "recipe.lr_scale", "model.width", "..", "base",
-    "head_dim",
-]  # fmt: skip
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([0, -1, 1, 2, 7, 16, 10**30, 10**400])
-    | st.floats()
-    | st.sampled_from(WORDS)
-    | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.integers(), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-
-
-def _nodes(node, path=()):
-    yield path
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, child in children:
-        yield from _nodes(child, (*path, key))
-
-
-@st.composite
-def mutated_grids(draw):
-    """A good grid with one to three of its nodes replaced, removed, doubled or given a stray key."""
-    raw = copy.deepcopy(SEED_GRID)
-    for _ in range(draw(st.integers(1, 3))):
-        path = draw(st.sampled_from([p for p in _nodes(raw) if p] or [("base",)]))
-        parent = raw
-        for key in path[:-1]:
-            parent = parent[key]
-        action = draw(st.sampled_from(["replace", "remove", "double", "stray"]))
-        if action == "remove" and path[-1] in (parent if isinstance(parent, dict) else range(len(parent))):
-            del parent[path[-1]]
-        elif action == "double" and isinstance(parent, list):
-            parent.append(parent[path[-1]])
-        elif action == "stray" and isinstance(parent, dict):
-            parent[draw(st.sampled_from(WORDS))] = draw(VALUES)
-        else:
-            parent[path[-1]] = draw(VALUES)
-    return raw
-
-
-def _expands_or_says_why(attempt):
-    try:
-        found = attempt()
-    except grid.GridError as e:
-        message = str(e)
-        assert "\n" not in message
-        assert len(message) < 2000
-        assert any(word in message for word in (";", ": write", "is not one of")), f"no remedy in {message!r}"
-    else:
-        assert found.cells
-
-
-def _fuzz_trees(examples):
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(mutated_grids())
-    def check(raw):
-        _expands_or_says_why(lambda: grid.expand(raw, name="fuzz"))
-
-    return check
-
-
-def _fuzz_text(examples):
-    text = yaml.safe_dump(SEED_GRID, sort_keys=False)
-
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(
-        st.integers(0, len(text)), st.integers(0, 20), st.text(max_size=6) | st.sampled_from([*":{}[]&*!|>'\"#%@\t"])
-    )
-    def check(at, removed, inserted):
-        _expands_or_says_why(lambda: expand(text[:at] + inserted + text[at + removed :]))
-
-    return check
-
-
-def test_malformed_grids_never_end_in_a_traceback():
-    _fuzz_trees(60)()
-    _fuzz_text(40)()
-
-
-@pytest.mark.slow
-def test_a_thousand_malformed_grids_never_end_in_a_traceback():
-    _fuzz_trees(1000)()
-    _fuzz_text(1000)()
