@@ -73,8 +73,14 @@ def test_forecast_widens_away_from_the_data(analysis):
     assert width(1e3) > width(10) > width(1) > 0
 
 
-def test_tiny_sweep_does_not_crash(sweep):
-    few = [r for r in sweep if r.status == "completed"][:7]
+@pytest.mark.parametrize(
+    "rows",
+    [pytest.param(slice(7), marks=pytest.mark.slow), slice(0, 18, 3)],
+    ids=["one budget and a run", "two sizes at every budget"],
+)
+def test_tiny_sweep_does_not_crash(sweep, rows):
+    """What seven runs leave open is walked along for seconds; six that are spread out leave less open."""
+    few = [r for r in sweep if r.status == "completed"][rows]
     made = fit.analyse(records.table(few), records.curves(few), bootstrap=50)
     json.dumps(made.to_json(), allow_nan=False)
 
