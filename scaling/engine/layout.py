@@ -18,6 +18,7 @@ It leaves out latency, the optimiser and whatever the compiler does better or wo
 import argparse
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -176,16 +177,29 @@ def show(
 
 
 def _best(console, compiler, run, execution, first: aot.Verdict, chip: Chip | None, topology: str):
-    """The first candidate that compiles, and the verdict on it; the grid's own layout where none does."""
+    """The first candidate that compiles, and the verdict on it; the grid's own layout where none does.
+
+    One that needs about what was refused for memory, with the same recomputation, is not tried: a slice has many
+    meshes that differ in a few per cent of their memory, and each would cost a compilation."""
     if chip is None:
         raise ValueError(f"--suggest: the figures of {topology}'s chip are not known: write v5e, v5p or v6e")
-    for candidate in candidates(run, execution, first.num_devices, chip)[:MAX_COMPILES] if first.num_devices else ():
-        mesh = candidate.mesh
+    refused: dict[str, float] = {}  # by remat, the least that was refused
+    num_tried = 0
+    for candidate in candidates(run, execution, first.num_devices, chip) if first.num_devices else ():
+        mesh, remat = candidate.mesh, candidate.remat
+        least = least_bytes(run, mesh, remat, execution.accumulation_steps)
+        if least > 0.9 * refused.get(remat, math.inf):
+            continue
+        if num_tried == MAX_COMPILES:
+            break
+        num_tried += 1
         console.print(f"  trying data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, remat {candidate.remat} …")
         verdict = compiler.ask(run, candidate)
         if verdict.fits:
             return candidate, verdict
         console.print(f"    {escape(verdict.reason)}")
+        if "out of memory" in verdict.reason:
+            refused[remat] = least
     return execution, first
 
 
