@@ -381,14 +381,17 @@ recipe: default@1
 base:
   data: {source: "text:text", seq_len: 32, validation_fraction: 0.2}
   eval: {num_points: 5, curve_tokens: 1024}
-isoflop: {rule: exact, sizes: [8, 16, 24], budgets: [1e10]}
+  batch_size: 8
+  optim: {warmup_tokens: 5120}
+axes: {model.width: [8, 16], horizon.steps: [500, 1000, 2000]}
 fit: {bootstrap: 20}
 """
 
 
 @pytest.mark.slow
 def test_real_runs_requeued_leave_the_records_of_an_inline_sweep(cluster, tmp_path, monkeypatch):
-    """Every job is told once that its time is up; what it saved then is where its second try begins."""
+    """Every job, of trunks and of what they carry, is told once that its time is up; what it saved then is where its
+    second try begins."""
     pytest.importorskip("tensorflow_datasets")
     for key, value in {**cluster, "PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": ""}.items():
         monkeypatch.setenv(key, value)
@@ -413,5 +416,10 @@ def test_real_runs_requeued_leave_the_records_of_an_inline_sweep(cluster, tmp_pa
     inline = [*command, "--results", "results/h", "--workdir", ".scaling/h", "--executor", "inline"]
     done = subprocess.run(inline, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(science()) == 3
+    assert len(science()) == 6
     assert science() == science("results/h")
+    for name in ("g", "h"):
+        assert {r.num_steps: r.timing["branch_step"] for r in records.load_records(f"results/{name}")} == {
+            500: 400, 1000: 800, 2000: 0
+        }  # fmt: skip
+        assert not list(Path(".scaling", name, "checkpoints").iterdir())
