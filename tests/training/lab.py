@@ -27,10 +27,15 @@ from scaling.training.models import transformer
 EXECUTION = ExecutionConfig(mesh=MeshConfig(data=1, fsdp=8), checkpoint_seconds=1e9, eval_batch_size=8)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+# For what runs once or twice and is held against an oracle: LLVM would optimise it for longer than it runs.
+QUICK = {"xla_backend_optimization_level": 0}
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
+
+
+@functools.partial(quick_jit, static_argnums=0)
 def initial(config, seed):
     """A model's first parameters. The seed is an argument: XLA would fold the random numbers of a constant one, for
-    tens of seconds. And as in ``step.Programs.init``, LLVM would optimise them for longer than a test lasts."""
+    tens of seconds."""
     return transformer.init(config, jax.random.key(seed))
 
 

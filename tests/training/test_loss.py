@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from scaling.config import ExecutionConfig, Horizon, ModelConfig, OptimConfig, RunConfig
 from scaling.training import loss, sharding, step
 from scaling.training.models import transformer
-from tests.training.lab import initial
+from tests.training.lab import initial, quick_jit
 
 MODEL = ModelConfig(
     d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=32, vocab_size=48, activation="swiglu"
@@ -52,7 +52,7 @@ def loss_and_update(execution, num_layers):
     start = initial(model, 0)
     state = {"step": jnp.int32(0), "hparams": hp, "params": start, "opt": step.optim.transform(
         optim, hp, transformer.param_specs(model)).init(start)}  # fmt: skip
-    state, metrics = jax.jit(lambda s, t: step.train_step(plain, execution, s, t))(state, tokens())
+    state, metrics = quick_jit(lambda s, t: step.train_step(plain, execution, s, t))(state, tokens())
     return metrics["loss"], {n: start[n] - state["params"][n] for n in start}
 
 

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from scaling import accounting
 from scaling.config import ExecutionConfig, ModelConfig
 from scaling.training.models import attention, transformer
-from tests.training.lab import initial
+from tests.training.lab import QUICK, initial, quick_jit
 
 SMALL = ModelConfig(d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32)
 VARIANTS = {
@@ -41,7 +41,7 @@ def test_param_counts_are_those_of_the_model(config):
     assert counts["non_embedding"] == counts["total"] - counts["embedding"] - counts["unembedding"]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def apply(config, params, batch):
     return transformer.apply(config, ExecutionConfig(), params, batch)
 
@@ -71,7 +71,7 @@ def test_attention_is_the_definition(name, length, heads, kv_heads):
     q = rng.normal(size=(2, length, heads, 8)).astype(np.float32)
     k, v = rng.normal(size=(2, 2, length, kv_heads, 8)).astype(np.float32)
     # On CPU the float32 path of "cudnn" is XLA's fused softmax; the kernel itself needs a GPU.
-    out = jax.jit(functools.partial(attention.IMPLEMENTATIONS[name], scale=0.3))(q, k, v)
+    out = quick_jit(functools.partial(attention.IMPLEMENTATIONS[name], scale=0.3))(q, k, v)
     assert_allclose(out, naive_attention(q, k, v, 0.3), rtol=2e-5, atol=2e-6)
 
 
@@ -137,8 +137,10 @@ def test_execution_changes_rounding_only(config):
 
 def test_softcap_bounds_and_init_is_near_uniform():
     config = dataclasses.replace(SMALL, logit_softcap=0.5)
-    uncapped = logits_of(SMALL, tokens(4, 16))
-    assert_allclose(logits_of(config, tokens(4, 16)), 0.5 * np.tanh(np.asarray(uncapped) / 0.5), rtol=1e-5, atol=1e-6)
+    params = initial(SMALL, 0)  # these, and their shapes, are one program for all that asks for them
+    uncapped = apply(SMALL, params, tokens(4, 16))
+    capped = apply(config, params, tokens(4, 16))
+    assert_allclose(capped, 0.5 * np.tanh(np.asarray(uncapped) / 0.5), rtol=1e-5, atol=1e-6)
     log_probs = jax.nn.log_softmax(uncapped)
     picked = np.take_along_axis(np.asarray(log_probs), tokens(4, 16, seed=1)[..., None], axis=-1)
     # Logits of variance 1: E[-log p] = ln V + 1/2 for random targets.
@@ -149,7 +151,7 @@ def test_bfloat16_computes_near_float32_from_float32_weights():
     config = dataclasses.replace(SMALL, dtype="bfloat16")
     shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
     assert {p.dtype for p in shapes.values()} == {jnp.dtype("float32")}
-    half, full = (logits_of(c, tokens(2, 16)) for c in (config, SMALL))
+    half, full = (apply(c, initial(SMALL, 0), tokens(4, 16)) for c in (config, SMALL))
     assert half.dtype == jnp.float32
     relative = np.linalg.norm(half - full) / np.linalg.norm(full)
     assert 1e-4 < relative < 3e-2  # rounded, and by no more than bfloat16 rounds
@@ -169,7 +171,8 @@ def test_exact_flops_are_within_2_percent_of_xlas(activation, tied):
         logits = transformer.apply(config, execution, params, batch)
         return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
 
-    compiled = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((rows, length), jnp.int32)).compile()
+    lowered = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((rows, length), jnp.int32))
+    compiled = lowered.compile(compiler_options=QUICK)
     counted = compiled.cost_analysis()["flops"]
     ours = accounting.flops_per_token(config, length, causal=False)["exact"] * rows * length
     assert counted == pytest.approx(ours, rel=0.02)
@@ -231,12 +234,12 @@ def test_a_document_is_attended_to_alone(name):
         logits = 0.3 * k[b, past, h // (H // G)].astype(np.float64) @ q[b, t, h]
         weights = np.exp(logits - logits.max())
         expected[b, t, h] = weights / weights.sum() @ v[b, past, h // (H // G)]
-    attend = jax.jit(functools.partial(attention.IMPLEMENTATIONS[name], scale=0.3))
+    attend = quick_jit(functools.partial(attention.IMPLEMENTATIONS[name], scale=0.3))
     assert_allclose(attend(q, k, v, document_BT=document), expected, rtol=2e-4, atol=2e-5)
 
     def gradient(name):
         function = attention.IMPLEMENTATIONS[name]
-        return jax.jit(jax.grad(lambda q, k, v: jnp.sum(function(q, k, v, 0.3, document) ** 2), argnums=(0, 1, 2)))
+        return quick_jit(jax.grad(lambda q, k, v: jnp.sum(function(q, k, v, 0.3, document) ** 2), argnums=(0, 1, 2)))
 
     for found, want in zip(gradient(name)(q, k, v), gradient("einsum")(q, k, v)):
         assert_allclose(found, want, rtol=2e-3, atol=2e-4)

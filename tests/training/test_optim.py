@@ -13,7 +13,7 @@ from scaling import accounting
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from scaling.training import optim
 from scaling.training.models import transformer
-from tests.training.lab import initial
+from tests.training.lab import initial, quick_jit
 
 MODEL = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=32, vocab_size=32)
 SPECS = transformer.param_specs(MODEL)
@@ -34,7 +34,7 @@ def ours(config, steps=4):
     hp = hyperparams(config)
     params = initial(MODEL, 0)
     state = optim.transform(config, hp, SPECS).init(params)
-    update = jax.jit(lambda *a: optim.update(MODEL, config, SPECS, hp, *a))
+    update = quick_jit(lambda *a: optim.update(MODEL, config, SPECS, hp, *a))
     for step in range(steps):
         params, state, _ = update(jnp.int32(step), gradients(step), state, params)
     return params
@@ -66,7 +66,7 @@ def test_updates_are_optaxs(name, clip_norm):
         reference = optax.chain(optax.clip_by_global_norm(clip_norm), reference)
     params = initial(MODEL, 0)
     state = reference.init(params)
-    update = jax.jit(reference.update)
+    update = quick_jit(reference.update)
     for step in range(4):
         updates, state = update(gradients(step), state, params)
         params = optax.apply_updates(params, updates)
