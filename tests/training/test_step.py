@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from scaling import accounting
 from scaling.config import ExecutionConfig, Horizon, MeshConfig, ModelConfig, OptimConfig, RunConfig, program_key
 from scaling.training import optim, sharding, step
+from tests.training.lab import QUICK
 
 # One layer: test_meshes and the slow tests here have two, which take twice as long to compile.
 MODEL = ModelConfig(
@@ -31,16 +32,17 @@ def losses(runs, mesh_config=None, num_devices=1, steps=10, execution=EXECUTION)
     mesh = sharding.make_mesh(mesh_config or MeshConfig(), jax.devices()[:num_devices])
     key = dataclasses.replace(program_key(runs[0]), data=dataclasses.replace(runs[0].data, seq_len=32))
     with jax.set_mesh(mesh):
-        programs = step.programs(key, execution, len(runs), mesh)
+        programs = step.lower(key, execution, len(runs), mesh)
+        init, train = (p.compile(compiler_options=QUICK) for p in (programs.init, programs.train))
         hparams = [optim.hyperparams(r.optim, accounting.plan(r)) for r in runs]
-        state = programs.init(
+        state = init(
             np.array([r.seed for r in runs], np.int32), {k: np.stack([h[k] for h in hparams]) for k in hparams[0]}
         )
         seen = []
         for i in range(steps):
             spec = P("run", ("data", "fsdp"))
             batch = sharding.host_array(mesh, spec, (len(runs), 8, 33), lambda at, i=i: tokens(i, len(runs))[at])
-            state, metrics = programs.train(state, batch)
+            state, metrics = train(state, batch)
             seen.append(np.asarray(metrics["loss"]))
     return np.array(seen), state
 
