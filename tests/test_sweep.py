@@ -105,7 +105,7 @@ def test_a_grid_becomes_records_laws_and_report_and_then_stays(here, capsys):
 
 
 def test_plan_writes_no_results_and_the_table_adds_up(here, capsys):
-    assert run("--plan") == 0
+    assert run("--plan", *INLINE) == 0
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines() if " s" in line]
     steps = [int(r[5].replace(",", "")) for r in rows if len(r[0]) == 12]
@@ -286,7 +286,7 @@ axes:
 
 def test_a_disk_that_is_too_small_is_one_line_and_exit_2(here, capsys):
     Path("g.yaml").write_text(HORIZONS)
-    assert run("--disk-budget", "0.0001") == 2
+    assert run("--disk-budget", "0.0001", *INLINE) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: --disk-budget 0.0001 GB: checkpoints take up to")
     assert err.count("\n") == 1
@@ -448,7 +448,7 @@ def test_a_topology_is_for_plans(tmp_path, capsys):
     ],
 )
 def test_what_the_plan_forbids_trains_nothing_and_exits_2(here, capsys, argv, says):
-    assert run(*argv) == 2
+    assert run(*argv, *INLINE) == 2
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
