@@ -49,9 +49,9 @@ def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
 def sentences(runs: Sequence[RunRecord]) -> list[str]:
     """One for each source whose validation split is too small to know its losses as precisely as is asked."""
     return [
-        f"validation losses on {row['source']} have a standard error of {row['standard_error']:.4f} nats per token, "
-        f"which all runs share: they are means over {engineering(row['num_tokens'])} held-out tokens, and it would "
-        f"take about {engineering(row['tokens_needed'])} of them to bring it to {ASKED:g}"
+        f"validation losses on {row['source']} have a standard error of up to {row['standard_error']:.4f} nats per "
+        f"token, from {engineering(row['num_tokens'])} held-out tokens, the same for all runs; it would take about "
+        f"{engineering(row['tokens_needed'])} to bring it to {ASKED:g}"
         for row in of(runs)
         if not row["enough"]
     ]

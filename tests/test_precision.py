@@ -45,8 +45,8 @@ def test_every_source_of_a_mixture_is_judged_by_its_own_split(runs):
     mixture = validated(runs[0], 1_010_000, sources=sources)
     assert [row["enough"] for row in precision.of([mixture])] == [False, True]
     [sentence] = precision.sentences([mixture])
-    assert sentence.startswith("validation losses on text:small have a standard error of 0.0140 nats")
-    assert "10K held-out tokens, and it would take about 490K of them to bring it to 0.002" in sentence
+    assert sentence.startswith("validation losses on text:small have a standard error of up to 0.0140 nats")
+    assert "from 10K held-out tokens, the same for all runs; it would take about 490K to bring it to 0.002" in sentence
 
 
 def test_axes_of_data_are_kept_apart(runs):
@@ -58,8 +58,8 @@ def test_the_page_says_it(runs, tmp_path):
     plain = [dataclasses.replace(validated(r, 490_000 // 4), curve={k: [] for k in r.curve}) for r in runs]
     synthetic.write(tmp_path / "r", plain)
     page = report.build(tmp_path / "r").read_text(encoding="utf-8")
-    assert "Validation losses on text:notes have a standard error of 0.0040 nats per token" in page
-    assert "means over 122K held-out tokens, and it would take about 490K of them to bring it to 0.002." in page
+    assert "Validation losses on text:notes have a standard error of up to 0.0040 nats per token" in page
+    assert "from 122K held-out tokens, the same for all runs; it would take about 490K to bring it to 0.002." in page
 
 
 def test_of_the_committed_sweep_it_is_what_the_readme_says():
