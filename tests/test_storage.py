@@ -143,12 +143,14 @@ def test_records_and_laws_are_those_of_a_disk(shelf, tmp_path):
 @pytest.mark.slow
 def test_a_report_is_that_of_a_disk(shelf, tmp_path, capsys):
     both(shelf, tmp_path)
+    for home in (shelf, tmp_path):
+        assert fit.main([str(home), "--law", "chinchilla", "--bootstrap", "0", "--no-figures"]) == 0
     assert report.main([str(shelf)]) == 0
     capsys.readouterr()
     page = report.build(tmp_path)
-    assert (shelf / "figures" / "isoflop.svg").read_bytes() == (tmp_path / "figures" / "isoflop.svg").read_bytes()
-    names = {p.name for p in (shelf / "figures").iterdir()}
-    assert names == {p.name for p in (tmp_path / "figures").iterdir()}
+    drawn, expected = ({p.name: p.read_bytes() for p in (home / "figures").iterdir()} for home in (shelf, tmp_path))
+    assert len(expected) > 2
+    assert drawn == expected
     assert len((shelf / "report.html").read_text()) == pytest.approx(len(page.read_text()), rel=0.01)
 
 
