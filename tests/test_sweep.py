@@ -414,14 +414,14 @@ def test_real_training_killed_at_random_moments_gives_the_same_records(tmp_path,
             os.kill(int(pids[0]), signal.SIGKILL)
             time.sleep(1)
         process.send_signal(signal.SIGTERM if victim == "polite" else signal.SIGKILL)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=900)
         assert process.returncode in (130 if victim == "polite" else -signal.SIGKILL, 0), out
         _wait(lambda pids=pids: not any(map(_alive, pids)), seconds=5)
     process = start()
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out
     process = start("--results", "results/h", "--workdir", ".scaling/h")
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out
     disturbed, undisturbed = science("results/g"), science("results/h")
     assert [r.loss for r in disturbed] == [r.loss for r in undisturbed]
