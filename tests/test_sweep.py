@@ -416,7 +416,7 @@ def test_real_training_killed_at_random_moments_gives_the_same_records(tmp_path,
         process.send_signal(signal.SIGTERM if victim == "polite" else signal.SIGKILL)
         out, _ = process.communicate(timeout=900)
         assert process.returncode in (130 if victim == "polite" else -signal.SIGKILL, 0), out
-        _wait(lambda pids=pids: not any(map(_alive, pids)), seconds=5)
+        _wait(lambda pids=pids: not any(map(_alive, pids)), seconds=60)
     process = start()
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out
