@@ -138,12 +138,12 @@ def test_schedules_after_warmup(name, expected):
 @pytest.mark.parametrize("name", ["adamw", "momentum", "lion", "muon"])
 def test_a_bfloat16_momentum_is_half_as_large_and_rounds(name):
     full, half = (OptimConfig(0.01, 0, name=name, momentum_dtype=d) for d in ("float32", "bfloat16"))
+    start = initial(MODEL, 0)
 
     def state_bytes(config):
-        state = jax.eval_shape(lambda: optim.transform(config, hyperparams(config), SPECS).init(initial(MODEL, 0)))
+        state = jax.eval_shape(lambda: optim.transform(config, hyperparams(config), SPECS).init(start))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if leaf.ndim)
 
-    start = initial(MODEL, 0)
     num_params = sum(p.size for p in start.values())
     assert state_bytes(full) - state_bytes(half) == 2 * num_params
     runs = [RunConfig(MODEL, c, Horizon(steps=10), batch_size=4) for c in (full, half)]
