@@ -269,6 +269,7 @@ def bucket():
         yield store
 
 
+@pytest.mark.slow
 def test_checkpoints_in_a_bucket(bucket):
     """By Orbax and TensorStore; the one that was cut off before its commit is none."""
     import jax

@@ -243,8 +243,8 @@ holdout: {cells: [{steps: 300}]}
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--workers", "2"],
-        pytest.param(["--executor", "inline"], marks=pytest.mark.slow),
+        pytest.param(["--workers", "2"], marks=pytest.mark.slow),
+        ["--executor", "inline"],
         pytest.param(["--pack", "2"], marks=pytest.mark.slow),
     ],
     ids=str,

@@ -72,6 +72,7 @@ def trained(corpus, folder, **options):
     return [essence(r) for r in records.load_records(folder / "results")], later, others
 
 
+@pytest.mark.slow
 def test_the_next_pack_finds_its_programs_compiled_and_leaves_the_same_records(corpus, tmp_path):
     plain, compiled, others = trained(corpus, tmp_path / "plain", compile_ahead=False)
     assert len(plain) == 3
