@@ -62,6 +62,7 @@ LABELS = {
     "loss": "validation loss $L$ (nats per token)",
     "tokens_per_param": "tokens per parameter $D/N$",
     "peak_lr": "peak learning rate",
+    "epochs": "epochs $D/U$",
 }
 
 

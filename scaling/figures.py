@@ -251,6 +251,32 @@ def _forecast(done, fit) -> Drawing | None:
     return Drawing("forecast", "Forecast and outcome", caption, figure)
 
 
+def _repetition(done, fit) -> Drawing | None:
+    # Up to four epochs repeated tokens are as good as new (Muennighoff et al. 2023): nothing to see.
+    if not {"epochs", "unique_tokens"} <= set(done) or not (done["epochs"] > 4).any():
+        return None
+    sizes = [rows for _, rows in done.groupby("num_params") if rows["epochs"].nunique() > 1]
+    if not sizes:
+        return None
+    law = next(
+        (name for name in _part(fit, "laws") if name in forms.FORMS and "unique_tokens" in forms.FORMS[name].columns),
+        None,
+    )
+    columns = min(4, len(sizes))
+    rows = -(-len(sizes) // columns)
+    figure = Figure(figsize=(FULL, 3.4 * rows))
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax, table in zip(axes, sizes):
+        plots.repetition(ax, table, law and predictor(fit, law), key=ax is axes[len(sizes) - 1])
+        ax.label_outer()
+    for ax in axes[len(sizes) :]:
+        ax.remove()
+    caption = "Loss against how often the same tokens were read, a panel for each size."
+    if law:
+        caption += f" Lines: {forms.FORMS[law].equation}, fitted to all of them."
+    return Drawing("repetition", "Repeated tokens", caption, figure)
+
+
 def _residuals(done, fit) -> Drawing | None:
     predict = predictor(fit)
     if predict is None:
@@ -421,6 +447,6 @@ def _learning_rate(cells: Sequence[Mapping]) -> Drawing:
 
 
 FIGURES = (
-    _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth, _residuals, _profiles, _clouds,
-    _power_laws,
+    _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth, _residuals,
+    _profiles, _clouds, _power_laws,
 )  # fmt: skip

@@ -272,6 +272,29 @@ def power_law(ax: Axes, table, quantity: str, predict: Callable | None = None, *
     return ax
 
 
+def repetition(ax: Axes, table, predict: Callable | None = None, *, key: bool = True) -> Axes:
+    """Loss of one size against how often its tokens were read: a colour for each number of unique tokens U.
+
+    ``predict(num_params=, num_tokens=, unique_tokens=)``: loss, drawn as lines. ``key``: whether to draw the legend.
+    """
+    amounts = table["unique_tokens"].map(_two_digits)
+    shade, marker = colours(amounts), markers(amounts)
+    (size,) = table["num_params"].unique()
+    for amount, rows in table.groupby(amounts):
+        ax.plot(rows["epochs"], rows["loss"], marker[amount], color=shade[amount], label=f"$U$ = {engineering(amount)}")
+        if predict is not None:
+            epochs = np.geomspace(rows["epochs"].min(), rows["epochs"].max(), 100)
+            unique = np.full(100, rows["unique_tokens"].mean())
+            law = predict(num_params=np.full(100, float(size)), num_tokens=unique * epochs, unique_tokens=unique)
+            ax.plot(epochs, law, color=shade[amount], linewidth=1.2)
+    log_axis(ax.xaxis, "epochs")
+    log_axis(ax.yaxis, "loss")
+    ax.set_title(f"$N$ = {engineering(size)}")
+    if key:
+        ax.legend(title="unique tokens")
+    return ax
+
+
 def residuals(ax: Axes, table, predicted, quantity: str = "num_tokens", *, key: bool = True) -> Axes:
     """Relative residual (loss / predicted - 1, in per cent) against N, D or C; markers are sizes, shades are compute.
 

@@ -4,6 +4,7 @@ import math
 
 import matplotlib.colors
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,6 +139,30 @@ def test_residuals_of_the_truth_are_the_noise(ax, runs):
     fitted = table[(table["status"] == "completed")]
     expected = 100 * (fitted["loss"] / synthetic.law(fitted["num_params"], fitted["num_tokens"]) - 1)
     assert np.allclose(sorted(drawn), sorted(expected))
+
+
+def repeated_table():
+    rows = [(1e4, u, u * e, e, 2 + 1e3 / u / e) for u in (1e5, 1e6) for e in (1, 4, 16)]
+    columns = ("num_params", "unique_tokens", "num_tokens", "epochs", "loss")
+    return pd.DataFrame(rows, columns=columns).assign(label="run", flops=1e12)
+
+
+def test_repetition_has_the_runs_and_the_law_of_each_amount(ax):
+    plots.repetition(ax, repeated_table(), lambda num_params, num_tokens, unique_tokens: 2 + 1e3 / num_tokens)
+    drawn = [np.array(line.get_xydata()) for line in ax.lines]
+    assert len(drawn) == 4
+    for points, law in zip(drawn[::2], drawn[1::2]):
+        assert points[:, 0].tolist() == [1, 4, 16]
+        np.testing.assert_allclose(law[[0, -1], 0], [1, 16])
+        np.testing.assert_allclose(np.interp(points[:, 0], law[:, 0], law[:, 1]), points[:, 1], rtol=1e-5)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["$U$ = 100K", "$U$ = 1M"]
+
+
+def test_repetition_is_drawn_where_tokens_were_repeated():
+    table = repeated_table()
+    with plots.style():
+        assert "repetition" in [d.name for d in figures.draw(table, None, {})]
+        assert "repetition" not in [d.name for d in figures.draw(table[table["epochs"] == 1], None, {})]
 
 
 def test_forecast_puts_interval_and_truth_at_the_size(ax):
