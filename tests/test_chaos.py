@@ -18,6 +18,7 @@ import pytest
 
 from scaling import records
 from scaling.engine import status
+from tests import babble
 
 ENGINE = Path(__file__).parent / "engine"
 KILLS = int(os.environ.get("CHAOS_KILLS", "5"))
@@ -68,11 +69,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.delenv("SCALING_CACHE", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ENGINE), str(ENGINE.parents[1])]))
     monkeypatch.setenv("XLA_FLAGS", "")  # one device, as where such sweeps run
-    dice = random.Random(1)
-    words = ["".join(dice.choices("abcdefghij", k=dice.randint(2, 7))) for _ in range(200)]
-    Path("text").mkdir()
-    for i in range(100):
-        Path("text", f"{i}.txt").write_text(" ".join(dice.choices(words, k=400)))
+    babble.write("text")
     Path("real.yaml").write_text(REAL_GRID)
     Path("trunks.yaml").write_text(TRUNKS_GRID)
     Path("fake.yaml").write_text(FAKE_GRID)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from scaling import fit, records, report, storage, sweep
 from scaling.engine import folder, lease, status
 from scaling.training import checkpoint
-from tests import gcs_server, synthetic
+from tests import babble, gcs_server, synthetic
 
 ROOT = Path(__file__).parent.parent
 
@@ -330,11 +329,7 @@ def test_a_sweep_in_a_bucket_killed_and_gone_on_with_leaves_the_records_of_a_dis
     monkeypatch.delenv("SCALING_CACHE", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     Path("g.yaml").write_text(GRID)
-    Path("text").mkdir()
-    dice = random.Random(1)
-    words = ["".join(dice.choices("abcdefghij", k=dice.randint(2, 7))) for _ in range(200)]
-    for i in range(100):
-        Path("text", f"{i}.txt").write_text(" ".join(dice.choices(words, k=400)))
+    babble.write("text")
 
     def start(*argv):
         command = [sys.executable, "-m", "scaling.sweep", "--grid", "g.yaml", "--workers", "1", *argv]

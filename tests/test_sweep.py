@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from scaling import grid, records, sweep
+from tests import babble
 
 ENGINE = Path(__file__).parent / "engine"
 GRID = """
@@ -390,11 +391,8 @@ def test_real_training_killed_at_random_moments_gives_the_same_records(tmp_path,
     monkeypatch.delenv("SCALING_CACHE", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ENGINE.parents[1]))
     Path("g.yaml").write_text(REAL_GRID)
-    Path("text").mkdir()
+    babble.write("text")
     dice = random.Random(1)
-    words = ["".join(dice.choices("abcdefghij", k=dice.randint(2, 7))) for _ in range(200)]
-    for i in range(100):
-        Path("text", f"{i}.txt").write_text(" ".join(dice.choices(words, k=400)))
 
     def start(*argv):
         command = [sys.executable, "-m", "scaling.sweep", "--grid", "g.yaml", "--workers", "2", *argv]
