@@ -228,6 +228,7 @@ class Session:
         try:
             with self.manifest.training(), display, board:
                 self._executor.run(self._tasks(order), on_event)
+            status.clear_stale(self._workdir)  # of a call killed seconds before this one, which were too young before
         except KeyboardInterrupt:
             if self.slurm is None:
                 self.say("stopping: what is running saves a checkpoint (once more: stops at once)")
