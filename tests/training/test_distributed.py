@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -133,8 +134,9 @@ def test_two_processes_are_one_and_one_may_die(tmp_path):
     command.run("one", hosts=1)
     outputs = command.run("two", hosts=2)
     assert "1 of 2 cells have no record yet" in outputs[0][0]
-    # The second host says nothing and writes nothing; the library that connects them talks.
-    assert [line for line in outputs[1][0].splitlines() if not line.startswith("[Gloo]")] == []
+    # The second host says nothing and writes nothing; the library that connects them talks, on several threads whose
+    # lines run into each other.
+    assert [line for line in outputs[1][0].splitlines() if not re.search("Gloo|peer ranks", line)] == []
     assert_same_training(command.record("one"), command.record("two"))
     assert command.record("two")["environment"]["num_processes"] == 2
 
