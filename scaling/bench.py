@@ -268,8 +268,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_packs(console, rows)
     else:
         show(console, rows, workers)
-    if args.grid and not args.packs:
-        keep_for_plans(runs, rows, plan.TimingCache(cache_dir, args.workers or "auto", execution))
+    cache = plan.TimingCache(cache_dir, args.workers or "auto", execution)
+    if args.packs:
+        cache.save_packs(rows)
+    elif args.grid:
+        keep_for_plans(runs, rows, cache)
     if args.out:
         payload = {"processor": plan.processor(), "workers": workers, "rows": rows, "environment": records.software()}
         records.write_json(args.out, payload)

@@ -83,6 +83,13 @@ def test_the_gain_of_a_pack_is_over_lone_runs_in_one_process(two_workers, tmp_pa
     assert gains == {(1, 1): 1, (1, 4): 4, (2, 1): 3, (2, 4): 12}
     assert "12.00×" in capsys.readouterr().out
 
+    cache = bench.plan.TimingCache(tmp_path, 2, ExecutionConfig())  # what a plan expects of a pack
+    assert cache.pack_gain(1_000, 3, 2) == 4
+    assert cache.pack_gain(1_000, 3, 5) is None
+    rows = [(1e4, 1, 10.0), (1e4, 2, 11.0), (1e4, 8, 15.0), (1e6, 1, 2.0), (1e6, 2, 5.0)]
+    cache.save_packs([dict(zip(("num_params", "num_members", "tokens_per_s"), row)) | {"workers": 1} for row in rows])
+    assert [cache.pack_gain(*asked, 1) for asked in ((2e4, 2), (2e4, 6), (3e5, 8))] == [1.1, 1.5, 2.5]
+
 
 def test_a_bad_grid_is_one_line(two_workers, tmp_path, capsys):
     assert bench.main(["--grid", str(tmp_path / "missing.yaml")]) == 2

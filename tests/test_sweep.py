@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from scaling import grid, records, sweep
+from scaling import grid, records, storage, sweep
+from scaling.engine import plan
 from tests import babble
 
 ENGINE = Path(__file__).parent / "engine"
@@ -231,6 +232,21 @@ def test_cells_of_equal_shape_train_as_one_pack(here):
     assert len(packed) == 15
     assert run("--results", "results/h", "--workdir", ".scaling/h", *INLINE) == 0
     assert science("results/h") == packed
+
+
+def test_a_plan_says_what_is_packed_and_what_that_should_gain(here, capsys):
+    Path("g.yaml").write_text(GRID + "seeds: [0, 1, 2]\n")
+    plan_of_packs = ("--plan", "--pack", "2", "--workers", "1")
+    assert run(*plan_of_packs) == 0
+    out = capsys.readouterr().out
+    # Six cells a fitted size, three of the held-out one: three packs of two, three, and one; a cell is left over.
+    assert "packs: 14 of 15 cells in 7 of up to 2, one program each" in out
+    assert "not timed here (python -m scaling.bench --packs 2)" in out
+    timings = plan.TimingCache(storage.cache_dir(), 1, grid.load("g.yaml").execution)
+    rows = [{"num_params": 1e4, "num_members": k, "workers": 1, "tokens_per_s": v} for k, v in ((1, 100.0), (2, 150.0))]
+    timings.save_packs(rows)
+    assert run(*plan_of_packs) == 0
+    assert "expected gain 1.50× the tokens/s of lone runs" in capsys.readouterr().out
 
 
 HORIZONS = """

@@ -9,9 +9,10 @@ all workers busy at once, as in a sweep. A sweep is a schedule: the longest pack
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -177,6 +178,26 @@ class TimingCache:
 
     def save(self, known: dict[str, Timing]) -> None:
         records.write_json(self.path, {key: dataclasses.asdict(timing) for key, timing in known.items()})
+
+    @property
+    def _packs_path(self) -> Path:
+        return self.path.with_name(self.path.name.replace("calibration", "packs"))
+
+    def save_packs(self, rows: Sequence[Mapping]) -> None:
+        """Keeps what packs gained here: rows with num_params, num_members, workers and tokens_per_s."""
+        kept = ("num_params", "num_members", "workers", "tokens_per_s")
+        records.write_json(self._packs_path, [{name: row[name] for name in kept} for row in rows])
+
+    def pack_gain(self, num_params: int, num_members: int, workers: int) -> float | None:
+        """Tokens/s of so many members over those of lone runs on as many processes: of the nearest size that was timed
+        and, there, the nearest number. None if none was."""
+        try:
+            rows = [r for r in json.loads(self._packs_path.read_text(encoding="utf-8")) if r["workers"] == workers]
+            size = min({r["num_params"] for r in rows}, key=lambda n: abs(math.log(n / num_params)))
+            speed = {r["num_members"]: r["tokens_per_s"] for r in rows if r["num_params"] == size}
+            return speed[min(speed.keys() - {1}, key=lambda k: abs(math.log(k / num_members)))] / speed[1]
+        except (OSError, ValueError, TypeError, KeyError):  # absent, damaged, or without lone runs
+            return None
 
 
 def _fingerprint(workers: int | str, execution: ExecutionConfig) -> str:

@@ -105,6 +105,7 @@ def show(session: Session, selection: Selection, args: argparse.Namespace) -> Se
         line += f" on {bill.workers} {'worker' if bill.workers == 1 else 'workers'}"
         line += f": {summary}" if (summary := _summary(bill)) else ""
     session.console.print(line, style="bold", soft_wrap=True)
+    _show_packs(session, todo, bill)
     _show_trunks(session, selection, bill.workers)
     with bad_input():
         findings = _warn(session, strict=args.strict) if todo or args.plan else []
@@ -144,6 +145,28 @@ def _bill(session: Session, rows: Sequence[plan.Row]) -> Bill:
     if wall is not None and rows and hardware.is_here:
         wall += plan.CONCLUSION_SECONDS
     return Bill(rows, hardware, workers, wall)
+
+
+def _show_packs(session: Session, rows: Sequence[plan.Row], bill: Bill) -> None:
+    """Says which cells train as one program, what that takes of a device, and what it should gain."""
+    packs = [pack.rows for pack in session.packs(rows) if len(pack.rows) > 1]
+    if not packs:
+        return
+    most = max(map(len, packs))
+    line = f"packs: {sum(map(len, packs))} of {len(rows)} cells in {len(packs)} of up to {most}, one program each"
+    if all(row.memory_bytes is not None for pack in packs for row in pack):
+        memory = max(sum(row.memory_bytes for row in pack) for pack in packs)
+        line += f"; about {progress.compact(memory)}B of memory for the largest"
+    if bill.hardware.is_here:
+        shapes = [(pack[0].plan.num_params["non_embedding"], len(pack)) for pack in packs]
+        gains = [session.cells.timings.pack_gain(*shape, bill.workers) for shape in shapes]
+        if None in gains:
+            line += f"; what it gains was not timed here (python -m scaling.bench --packs {most})"
+        else:
+            low, high = min(gains), max(gains)
+            line += f"; expected gain {low:.2f}" + (f" to {high:.2f}" if high > low else "")
+            line += "× the tokens/s of lone runs, as scaling.bench --packs timed it"
+    session.say(line)
 
 
 def _show_trunks(session: Session, selection: Selection, workers: int) -> None:
