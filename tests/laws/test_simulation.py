@@ -42,6 +42,19 @@ def test_coverage_of_the_bootstrap():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sizes, noise", [(5, 0.003), (15, 0.01)])
+def test_coverage_of_the_delta_method(sizes, noise):
+    """The fast option's, a little under the profile's where noise bends the valley."""
+    design = from_table(data.isoflop(budgets=BUDGETS, sizes=sizes))
+    found = simulation.coverage(
+        design, FORM, data.HOFFMANN, noise=noise, flops=1e24, num_draws=1000, methods=("delta",), seed=1
+    )
+    for quantity, entry in found["delta"].items():
+        print(f"{4 * sizes} runs, σ {noise}: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
+        assert 0.86 <= entry["coverage"] <= 0.93, quantity
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes, beyond", [(6, 2.0), (6, 100.0), (15, 100.0)])
 def test_prediction_intervals_of_new_runs(sizes, beyond):
     """90 % nominal, for runs at 2 and 100 times the largest compute fitted."""
