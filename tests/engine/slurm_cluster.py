@@ -104,7 +104,7 @@ def _start(started: list, environment: dict, folder: Path, *command: str) -> Non
 
 def _output(environment: dict, *command: str) -> str:
     done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=20, check=False
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
     )
     return done.stdout
 
@@ -120,7 +120,7 @@ def _free_ports(count: int) -> list[int]:
             s.close()
 
 
-def _until(condition, folder: Path, seconds: float = 20.0) -> None:
+def _until(condition, folder: Path, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
