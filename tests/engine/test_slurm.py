@@ -247,7 +247,8 @@ def test_a_job_killed_and_a_job_requeued_leave_the_records_of_an_inline_sweep(he
 
     def disturb():
         first = wait(signs_under_way)[0]
-        subprocess.run(["scancel", "--signal=USR2", first["job"]], check=False)  # may find it requeued already
+        # Not by scancel --signal: told to try again later, it does, and so signals the requeued job once more.
+        os.kill(first["pid"], signal.SIGUSR2)
         done.append(("requeued", first["packs"][0]["key"]))
         second = wait(lambda: [s for s in signs_under_way() if s["job"] != first["job"]])[0]
         os.kill(second["pid"], signal.SIGKILL)
@@ -391,7 +392,7 @@ fit: {bootstrap: 20}
 
 @pytest.mark.slow
 def test_real_runs_requeued_leave_the_records_of_an_inline_sweep(cluster, tmp_path, monkeypatch):
-    """Every job, of trunks and of what they carry, is told once that its time is up; what it saved then is where its
+    """Every job, of trunks and of what they carry, is told that its time is up; what it saved then is where its
     second try begins."""
     pytest.importorskip("tensorflow_datasets")
     for key, value in {**cluster, "PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": ""}.items():
