@@ -34,11 +34,6 @@ def newest_step(workdir: Path, run_id: str) -> int:
     return max(found, default=0)
 
 
-def forget(workdir: Path, run_id: str) -> None:
-    """Removes whatever is left of a run's checkpoints."""
-    storage.remove_tree(folder_of(workdir, run_id))
-
-
 def is_past(workdir: Path, results: Path, run_id: str, step: int) -> bool:
     """Whether a run has a checkpoint of ``step`` or later, or its record."""
     # In this order: a run's record is written before its checkpoints are deleted.

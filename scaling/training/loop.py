@@ -74,7 +74,7 @@ def train(
     done = {c.run.run_id for c in cells if _agree(records.is_done(results, c.run.run_id))}
     for run_id in done:  # left by a call that was killed between the record and this
         if not execution.keep_final_checkpoint and jax.process_index() == 0:
-            checkpoint.forget(workdir, run_id)
+            storage.remove_tree(checkpoint.folder_of(workdir, run_id))
     cells = [c for c in cells if c.run.run_id not in done]
     if not cells:
         return []

@@ -41,11 +41,7 @@ def separate(folder: Path, others: Sequence[Path], work: Path, target: Path, pro
             _link(folder, work, Path(line["file"]).with_suffix(".npy").name)
     if (folder / "tokenizer.json").exists():
         _link(folder, work, "tokenizer.json")
-    lines = [
-        line if not mine.any() else shards.without(work, line, ~mine, train.dtype)
-        for line, mine in zip(train.lines, near)
-        if not mine.all()
-    ]
+    lines = shards.only(work, train.lines, [~mine for mine in near], train.dtype)
     count = sum(int(mine.sum()) for mine in near)
     has_bytes = manifest["splits"]["train"]["text_bytes"] is not None
     manifest["splits"]["train"] = sealing.split_entry(work, lines, train.dtype, has_bytes)

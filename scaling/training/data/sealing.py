@@ -29,21 +29,13 @@ def seal(job: Job, source: sources.Source, folder: Path, progress: Progress) -> 
     for split in SPLITS:
         keep = _first_of_equals(work, originals[split])
         removed["num_duplicates_removed"] += sum(int((~k).sum()) for k in keep)
-        lines[split] = [
-            line if kept.all() else shards.without(work, line, kept, dtype)
-            for line, kept in zip(originals[split], keep)
-            if kept.any()
-        ]
+        lines[split] = shards.only(work, originals[split], keep, dtype)
     if config.near_duplicates == "drop" and all(lines.values()):
         decode = None if job.format else tokenizers.load(config.tokenizer, job.trained).decode
         splits = {split: duplicates.Split(work, lines[split], dtype, decode) for split in SPLITS}
         found = duplicates.near(splits["train"], splits["validation"], progress)
         removed["num_near_duplicates_removed"] = found.num_train
-        lines["train"] = [
-            line if not near.any() else shards.without(work, line, ~near, dtype)
-            for line, near in zip(lines["train"], found.near)
-            if not near.all()
-        ]
+        lines["train"] = shards.only(work, lines["train"], [~near for near in found.near], dtype)
     _require_both_splits(config, lines)
     has_bytes = source.tokens is None or source.tokens.bytes_per_token is not None
     splits = {split: split_entry(work, lines[split], dtype, has_bytes) for split in SPLITS}

@@ -92,7 +92,15 @@ def documents_of(tokens: np.ndarray, index: np.ndarray) -> Iterator[np.ndarray]:
         yield tokens[start + 1 : end]
 
 
-def without(folder: Path, shard: dict, keep: np.ndarray, dtype: np.dtype) -> dict:
+def only(folder: Path, lines: Sequence[dict], keep: Sequence[np.ndarray], dtype: np.dtype) -> list[dict]:
+    """The shards ``lines`` with the documents that ``keep`` marks, an array a shard: as they are where all stay, left
+    out where none does, else written again under another name."""
+    return [
+        line if kept.all() else _without(folder, line, kept, dtype) for line, kept in zip(lines, keep) if kept.any()
+    ]
+
+
+def _without(folder: Path, shard: dict, keep: np.ndarray, dtype: np.dtype) -> dict:
     """Writes the shard again with the documents that ``keep`` marks, under another name; returns its line."""
     index = index_of(folder, shard)
     tokens = map_shard(folder, shard, dtype)
