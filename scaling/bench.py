@@ -2,6 +2,7 @@
 
     python -m scaling.bench                               three sizes at sequence 256
     python -m scaling.bench --grid sweeps/chinchilla.yaml the shapes of a grid
+    python -m scaling.bench --packs 2 4 8                 what packs of so many runs gain
 
     python -m scaling.bench --data                        tokenising, batches and synthetic sources, one core
     python -m scaling.bench --laws                        the fits

@@ -163,8 +163,9 @@ def predicted_wall(table: Sequence[Row], workers: int, running: Collection[str] 
 
 
 class TimingCache:
-    """Timings of this machine and this code: ``<folder>/calibration-<hash>.json``. Another processor, JAX version,
-    execution or edit of ``scaling/training`` is another file."""
+    """Timings of this machine and this code: ``<folder>/calibration-<hash>.json``, and what packs gained here,
+    ``packs-<hash>.json``. Another processor, JAX version, number of workers, execution or edit of ``scaling/training``
+    is another file."""
 
     def __init__(self, folder: Path, workers: int | str, execution: ExecutionConfig):
         self.path = Path(folder) / f"calibration-{_fingerprint(workers, execution)}.json"

@@ -105,7 +105,7 @@ def show(session: Session, selection: Selection, args: argparse.Namespace) -> Se
         line += f" on {bill.workers} {'worker' if bill.workers == 1 else 'workers'}"
         line += f": {summary}" if (summary := _summary(bill)) else ""
     session.console.print(line, style="bold", soft_wrap=True)
-    _show_packs(session, todo, bill)
+    _show_packs(session, todo, bill, args)
     _show_trunks(session, selection, bill.workers)
     with bad_input():
         findings = _warn(session, strict=args.strict) if todo or args.plan else []
@@ -147,7 +147,7 @@ def _bill(session: Session, rows: Sequence[plan.Row]) -> Bill:
     return Bill(rows, hardware, workers, wall)
 
 
-def _show_packs(session: Session, rows: Sequence[plan.Row], bill: Bill) -> None:
+def _show_packs(session: Session, rows: Sequence[plan.Row], bill: Bill, args: argparse.Namespace) -> None:
     """Says which cells train as one program, what that takes of a device, and what it should gain."""
     packs = [pack.rows for pack in session.packs(rows) if len(pack.rows) > 1]
     if not packs:
@@ -161,7 +161,10 @@ def _show_packs(session: Session, rows: Sequence[plan.Row], bill: Bill) -> None:
         shapes = [(pack[0].plan.num_params["non_embedding"], len(pack)) for pack in packs]
         gains = [session.cells.timings.pack_gain(*shape, bill.workers) for shape in shapes]
         if None in gains:
-            line += f"; what it gains was not timed here (python -m scaling.bench --packs {most})"
+            # The grid's execution and the command's workers, as whose the timings are kept.
+            workers = "" if args.workers == "auto" else f" --workers {args.workers}"
+            command = f"python -m scaling.bench --grid {args.grid} --packs {most}{workers}"
+            line += f"; what it gains was not timed here ({command})"
         else:
             low, high = min(gains), max(gains)
             line += f"; expected gain {low:.2f}" + (f" to {high:.2f}" if high > low else "")

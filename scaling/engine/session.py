@@ -45,8 +45,8 @@ class Session:
     """What trains ``cells``, by the options of the command (``args``) and the grid's execution.
 
     ``arguments``: the command's, as typed. ``group``: the processes that train each run together, of which this one
-    leads. How many workers and how large
-    packs there will be can be asked before any is started; ``workers`` is None until then.
+    leads. How many workers and how large packs there will be can be asked before any is started; ``workers`` is None
+    until then.
 
     Raises BadInputError if the options contradict each other.
     """
