@@ -16,42 +16,33 @@ def exponent(p):
     return p["beta"] / (p["alpha"] + p["beta"])
 
 
+def assert_coverage(method, sizes, noise, within, **options):
+    """Of 90 % intervals for a, N* at a thousand times the largest compute and the loss there."""
+    design = from_table(data.isoflop(budgets=BUDGETS, sizes=sizes))
+    found = simulation.coverage(design, FORM, data.HOFFMANN, noise=noise, flops=1e24, methods=(method,), **options)
+    for quantity, entry in found[method].items():
+        print(f"{4 * sizes} runs, σ {noise}: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
+        assert within[0] <= entry["coverage"] <= within[1], quantity
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes, noise", [(5, 0.003), (6, 0.01), (15, 0.003), (15, 0.01)])
 def test_coverage_of_ninety_per_cent_intervals(sizes, noise):
     """Grids of 20 to 60 runs: 88–92 %. 2,000 draws, not 500, whose own scatter (1.3 %) hides what is asked about."""
-    design = from_table(data.isoflop(budgets=BUDGETS, sizes=sizes))
-    found = simulation.coverage(
-        design, FORM, data.HOFFMANN, noise=noise, flops=1e24, num_draws=2000, methods=("profile",), seed=1
-    )
-    for quantity, entry in found["profile"].items():
-        print(f"{4 * sizes} runs, σ {noise}: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
-        assert 0.88 <= entry["coverage"] <= 0.92, quantity
+    assert_coverage("profile", sizes, noise, (0.88, 0.92), num_draws=2000, seed=1)
 
 
 @pytest.mark.slow
 def test_coverage_of_the_bootstrap():
     """The bootstrap's hold too, give or take; the profile's are the default."""
-    design = from_table(data.isoflop(budgets=BUDGETS, sizes=6))
-    found = simulation.coverage(
-        design, FORM, data.HOFFMANN, noise=0.01, flops=1e24, num_draws=500, num_bootstrap=300, methods=("bootstrap",)
-    )
-    for quantity, entry in found["bootstrap"].items():
-        print(f"24 runs, σ .01: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
-        assert 0.86 <= entry["coverage"] <= 0.96, quantity
+    assert_coverage("bootstrap", 6, 0.01, (0.86, 0.96), num_draws=500, num_bootstrap=300)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes, noise", [(5, 0.003), (15, 0.01)])
 def test_coverage_of_the_delta_method(sizes, noise):
     """The fast option's, a little under the profile's where noise bends the valley."""
-    design = from_table(data.isoflop(budgets=BUDGETS, sizes=sizes))
-    found = simulation.coverage(
-        design, FORM, data.HOFFMANN, noise=noise, flops=1e24, num_draws=1000, methods=("delta",), seed=1
-    )
-    for quantity, entry in found["delta"].items():
-        print(f"{4 * sizes} runs, σ {noise}: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
-        assert 0.86 <= entry["coverage"] <= 0.93, quantity
+    assert_coverage("delta", sizes, noise, (0.86, 0.93), num_draws=1000, seed=1)
 
 
 @pytest.mark.slow
