@@ -277,14 +277,13 @@ def repetition(ax: Axes, table, predict: Callable | None = None, *, key: bool = 
 
     ``predict(num_params=, num_tokens=, unique_tokens=)``: loss, drawn as lines. ``key``: whether to draw the legend.
     """
-    amounts = table["unique_tokens"].map(_two_digits)
-    shade, marker = colours(amounts), markers(amounts)
+    shade, marker = (f(table["unique_tokens"]) for f in (colours, markers))
     (size,) = table["num_params"].unique()
-    for amount, rows in table.groupby(amounts):
+    for amount, rows in table.groupby("unique_tokens"):
         ax.plot(rows["epochs"], rows["loss"], marker[amount], color=shade[amount], label=f"$U$ = {engineering(amount)}")
         if predict is not None:
             epochs = np.geomspace(rows["epochs"].min(), rows["epochs"].max(), 100)
-            unique = np.full(100, rows["unique_tokens"].mean())
+            unique = np.full(100, float(amount))
             law = predict(num_params=np.full(100, float(size)), num_tokens=unique * epochs, unique_tokens=unique)
             ax.plot(epochs, law, color=shade[amount], linewidth=1.2)
     log_axis(ax.xaxis, "epochs")

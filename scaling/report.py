@@ -126,7 +126,7 @@ def _learning_rate_cell(by_rate: Mapping[float, Sequence[records.RunRecord]]) ->
 
 
 def with_sealed_forecast(fit: Mapping, forecast: Mapping, runs: Sequence[records.RunRecord]) -> dict:
-    """fit.json with the forecast that was written before the held-out cells were trained, where there is one.
+    """fit.json with the forecast that was written before the held-out cells' own steps, where there is one.
 
     A fit made afterwards could only repeat it or improve on it: what counts is what was said before.
     """
@@ -140,7 +140,7 @@ def forecast_seal(forecast: Mapping) -> str | None:
     """What the hash in forecast.json says: that it is as it was written, or that it was changed. None without one."""
     if not forecast:
         return None
-    when = f"written {forecast.get('written', 'at an unknown time')}, before the held-out cells were trained"
+    when = f"written {forecast.get('written', 'at an unknown time')}, before the held-out cells' own steps"
     if records.seal(forecast) == forecast.get("sha256"):
         return f"Forecast {when}; its sha256, {forecast['sha256'][:12]}…, matches."
     return f"The sha256 of forecast.json ({when}) does not match: the file was changed after it was written."
