@@ -1,5 +1,6 @@
 """From the records of a sweep to what it says: the forecast of its held-out cells, its laws, its report."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,12 @@ FORECAST_LEVEL = 0.90
 
 
 class Conclusion:
-    """What the records of ``cells`` come to, by the grid's options of a fit (``fit_config``)."""
+    """What the records of ``cells`` come to: one set of laws, or one for each of the grid's groups."""
 
     def __init__(self, cells: Cells, fit_config: FitConfig, manifest: Manifest, console: Console):
-        self._cells, self._fit_config, self._manifest, self._console = cells, fit_config, manifest, console
-        self._results = cells.results
+        self._cells, self._manifest, self._console = cells, manifest, console
+        groups = cells.groups or {"": [row.run_id for row in cells.rows]}
+        self._laws = [Laws(cells, set(run_ids), name, fit_config, console) for name, run_ids in groups.items()]
 
     def forecast(self, held_out: Sequence[Row]) -> bool:
         """Forecasts loss and interval of the held-out cells that are about to train, once and for all; whether they
@@ -37,14 +39,65 @@ class Conclusion:
             )
             return False
         with self._manifest.in_turn():
-            self._add_to_forecast()
+            for laws in self._laws:
+                laws.add_to_forecast()
         return True
 
-    def _add_to_forecast(self) -> None:
-        forecast = folder.Forecast(self._results)
+    def show(self) -> None:
+        """Fits and reports, unless that was done from the same inputs, and prints the laws and what they cost.
+
+        Every cell has a record. Raises ValueError if one of the folder's files cannot be read.
+        """
+        from scaling import fit, precision
+
+        page = self._cells.results / "report.html"
+        is_new = [laws.fit() for laws in self._laws]
+        if any(is_new) or not all(_is_newer(page, laws.path) for laws in self._laws):
+            from scaling import report
+
+            page = report.build(self._cells.results)
+        for laws in self._laws:
+            payload = folder.read_json(laws.path)
+            self._console.print(*([f"\n[bold]{escape(laws.name)}[/]"] if laws.name else []))
+            if "error" in payload:
+                self._console.print(f"no laws: {payload['error']}", markup=False)
+            else:
+                fit.show(self._console, payload)
+        runs = self._cells.recorded()
+        for sentence in precision.sentences(runs):
+            self._console.print(f"[yellow]note[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+        _show_plan_against_actual(self._console, folder.read_json(self._manifest.path), runs)
+        self._console.print(f"report: {page}", markup=False)
+
+
+class Laws:
+    """The laws of those of ``cells`` that are in ``run_ids``, in the results folder or, with a ``name``, in the folder
+    of this name in it."""
+
+    def __init__(self, cells: Cells, run_ids: set[str], name: str, fit_config: FitConfig, console: Console):
+        self.name = name
+        self._cells, self._run_ids, self._fit_config, self._console = cells, run_ids, fit_config, console
+        self._folder = cells.results / name if name else cells.results
+
+    @property
+    def path(self) -> Path:
+        return self._folder / "fit.json"
+
+    @property
+    def _rows(self) -> list[Row]:
+        """Cells that were left out since are in none."""
+        return [row for row in self._cells.rows if row.run_id in self._run_ids]
+
+    def _recorded(self) -> list[records.RunRecord]:
+        return [self._cells.record(row.run_id) for row in self._rows if row.run_id in self._cells.found]
+
+    # ---- the forecast -----------------------------------------------------------------------------------------------
+
+    def add_to_forecast(self) -> None:
+        """Forecasts those of its held-out cells that neither were forecast nor are in. Raises ValueError."""
+        forecast = folder.Forecast(self._folder)
         known = {entry["run_id"] for entry in forecast.entries}
-        rows = self._cells.rows
-        new = [r for r in rows if r.cell.holdout and r.run_id not in known and not self._cells.is_done(r)]
+        new = [r for r in self._rows if r.cell.holdout and r.run_id not in known and not self._cells.is_done(r)]
         if not new:
             return
         from scaling import fit
@@ -56,7 +109,7 @@ class Conclusion:
         except ValueError as e:
             self._console.print(f"no forecast: {e}", markup=False)
             return
-        fitted = [r for r in rows if not r.cell.holdout and self._cells.found.get(r.run_id) == "completed"]
+        fitted = [r for r in self._rows if not r.cell.holdout and self._cells.found.get(r.run_id) == "completed"]
         forecast.add(
             [{**cells[entry["run_id"]], **entry, "level": FORECAST_LEVEL} for entry in predicted],
             [row.run_id for row in fitted],
@@ -71,64 +124,49 @@ class Conclusion:
             "flops": row.plan.flops[self._fit_config.flops],
         }
 
-    def _analysis(self):
-        """The laws of this grid's fitted cells. Raises ValueError when they are too few for any."""
+    def _forecast_against_actual(self) -> list[dict]:
+        forecast = folder.Forecast(self._folder)
+        if not forecast.is_intact:
+            self._console.print(f"{forecast.path}: does not match its own sha256: it was edited", markup=False)
+        trained = [entry for entry in forecast.entries if entry["run_id"] in self._cells.found]
+        return [{**entry, "actual": self._cells.record(entry["run_id"]).loss} for entry in trained]
+
+    # ---- the laws ---------------------------------------------------------------------------------------------------
+
+    def fit(self) -> bool:
+        """Writes fit.json, unless it is there and from the same inputs; whether it did."""
         from scaling import fit
 
-        runs = self._cells.recorded()
-        options = {field: getattr(self._fit_config, field) for field in self._fit_config.__dataclass_fields__}
+        inputs = self._inputs_sha256()
+        if folder.read_json(self.path).get("inputs_sha256") == inputs:
+            return False
+        forecast = self._forecast_against_actual()
+        try:
+            payload = fit.with_truth(self._analysis().to_json(), records.table(self._recorded()))
+        except ValueError as e:
+            payload = {"schema": 1, "error": str(e)}
+        records.write_json(self.path, payload | {"forecast": forecast, "inputs_sha256": inputs})
+        return True
+
+    def _analysis(self):
+        """The laws of the fitted cells. Raises ValueError when they are too few for any."""
+        from scaling import fit
+
+        runs = self._recorded()
+        options = dataclasses.asdict(self._fit_config)
+        del options["by"]
         if options["laws"] is None:
             del options["laws"]
-        return fit.analyse(records.table(runs), records.curves(runs), source=str(self._results), **options)
-
-    def show(self) -> None:
-        """Fits and reports, unless that was done from the same inputs, and prints the laws and what they cost.
-
-        Every cell has a record. Raises ValueError if one of the folder's files cannot be read.
-        """
-        from scaling import fit, precision
-
-        payload, page = folder.read_json(self._results / "fit.json"), self._results / "report.html"
-        if payload.get("inputs_sha256") != self._inputs_sha256() or not _is_newer(page, self._results / "fit.json"):
-            payload, page = self._fit_and_report()
-        self._console.print()
-        if "error" in payload:
-            self._console.print(f"no laws: {payload['error']}", markup=False)
-        else:
-            fit.show(self._console, payload)
-        for sentence in precision.sentences(self._cells.recorded()):
-            self._console.print(f"[yellow]note[/] {escape(sentence)}", highlight=False, soft_wrap=True)
-        _show_plan_against_actual(self._console, folder.read_json(self._manifest.path), self._cells.recorded())
-        self._console.print(f"report: {page}", markup=False)
+        return fit.analyse(records.table(runs), records.curves(runs), source=str(self._folder), **options)
 
     def _inputs_sha256(self) -> str:
         """Of all that laws and report are made from: records, forecast, manifest, options and the code that makes them.
         Equal: nothing to do again."""
         here = Path(__file__).parent
         code = [p for p in here.rglob("*") if p.suffix in (".py", ".html") and p.parent.name in ("scaling", "laws")]
-        paths = [records.path_of(self._results, row.run_id) for row in self._cells.rows] + sorted(code)
-        paths += [self._results / name for name in ("forecast.json", "sweep.json")]
+        paths = [records.path_of(self._cells.results, row.run_id) for row in self._rows] + sorted(code)
+        paths += [self._folder / "forecast.json", self._cells.results / "sweep.json"]
         return folder.digest(paths, repr(self._fit_config))
-
-    def _fit_and_report(self) -> tuple[dict, Path]:
-        """Writes fit.json and the report; returns the one's content and the other's path."""
-        from scaling import fit, report
-
-        forecast = self._forecast_against_actual()
-        try:
-            payload = fit.with_truth(self._analysis().to_json(), records.table(self._cells.recorded()))
-        except ValueError as e:
-            payload = {"schema": 1, "error": str(e)}
-        payload |= {"forecast": forecast, "inputs_sha256": self._inputs_sha256()}
-        records.write_json(self._results / "fit.json", payload)
-        return payload, report.build(self._results)
-
-    def _forecast_against_actual(self) -> list[dict]:
-        forecast = folder.Forecast(self._results)
-        if not forecast.is_intact:
-            self._console.print(f"{forecast.path}: does not match its own sha256: it was edited", markup=False)
-        trained = [entry for entry in forecast.entries if entry["run_id"] in self._cells.found]
-        return [{**entry, "actual": self._cells.record(entry["run_id"]).loss} for entry in trained]
 
 
 def _is_newer(path: Path, than: Path) -> bool:

@@ -104,16 +104,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load(source: Path):
-    """(table, curves) of a results folder or a CSV.
+    """(table, curves) of a results folder, of that of a group in one, or of a CSV.
 
     Raises ValueError saying what SOURCE should be.
     """
     source = storage.folder(source)
-    if source.is_dir():
-        runs = records.load_records(source)
-        if not runs:
-            raise ValueError(f"{source}: no runs/*.json in it: write a results folder or a CSV")
+    runs = [] if source.is_file() else records.load_records(source)
+    if groups := runs and records.manifest(source).get("groups"):
+        raise ValueError(f"{source}: its laws are apart: write one of {', '.join(f'{source}/{g}' for g in groups)}")
+    if runs:
         return records.table(runs), records.curves(runs)
+    if source.is_dir():
+        raise ValueError(f"{source}: no runs/*.json in it: write a results folder or a CSV")
     return read_csv(source), None
 
 
@@ -155,7 +157,7 @@ def _run(arguments: argparse.Namespace) -> None:
         payload["comparison"] = finite(rows)
     if arguments.convention:
         payload["conventions"] = finite(compare.conventions(table, **reading, **objective, **resampling))
-    out = storage.folder(arguments.out) if arguments.out else (source if source.is_dir() else source.parent)
+    out = storage.folder(arguments.out) if arguments.out else (source.parent if source.is_file() else source)
     records.write_json(out / "fit.json", payload)
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else 160, soft_wrap=True)

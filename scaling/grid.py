@@ -20,7 +20,7 @@ A grid file:
     holdout: {budgets: [6e11], cells: [{width: 48}]} # cells kept out of the fit and forecast
     execution: {mesh: {data: 2}}        # ExecutionConfig
     hardware: {name: h100, devices: 8}  # HardwareConfig: what the plan counts time, money and energy on
-    fit: {flops: exact}                 # FitConfig
+    fit: {flops: exact, by: shape}      # FitConfig; by: a law of its own for each value of that axis
 
 Later sections win over earlier ones, value by value: recipe, base, isoflop, axes in the order of the file, seeds. What
 the grid writes wins over what the recipe proposes. Cells are named in ``exclude`` and ``holdout`` by their labels
@@ -63,7 +63,9 @@ DIALS = ("width", "params", "d_model")
 class FitConfig:
     """How the sweep's records are fitted: the same options, and the same defaults, as ``python -m scaling.fit``.
 
-    ``delta`` null takes Huber's δ from the residuals (1.345 × their scale); 1e-3 is the field's habit.
+    ``delta`` null takes Huber's δ from the residuals (1.345 × their scale); 1e-3 is the field's habit. ``by`` names a
+    coordinate of the cells, a label or a path into the run: those that agree in it have laws, a forecast and a report
+    of their own (``Grid.groups``). Other data, or another optimiser, are not points of one law.
     """
 
     num_params: ParamCount = "non_embedding"
@@ -73,6 +75,7 @@ class FitConfig:
     bootstrap: int = 1000
     seed: int = 0
     laws: tuple[str, ...] | None = None  # as --law of scaling.fit; null: its default
+    by: str | None = None
 
     def __post_init__(self):
         if self.delta is not None and not (math.isfinite(self.delta) and self.delta > 0):
@@ -101,6 +104,8 @@ class Grid:
     execution: ExecutionConfig
     fit: FitConfig
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    # run_ids by "<fit.by>=<value>", the folder of their laws in the results; empty where all runs are of one law
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
 
 def load(path: str | Path) -> Grid:
@@ -132,13 +137,15 @@ def expand(raw: Any, *, name: str, text: str = "") -> Grid:
     cells = [_cell(choice) for choice in itertools.product(*choices)]
     cells = _exclude(cells, sections)
     _refuse_duplicates(cells)
+    cells, fit = _hold_out(cells, sections), _settings(FitConfig, sections, "fit")
     return Grid(
         name=name,
         text=text,
-        cells=_hold_out(cells, sections),
+        cells=cells,
         execution=_settings(ExecutionConfig, sections, "execution"),
-        fit=_settings(FitConfig, sections, "fit"),
+        fit=fit,
         hardware=_settings(HardwareConfig, sections, "hardware"),
+        groups=_groups(cells, fit.by) if fit.by is not None else {},
     )
 
 
@@ -317,7 +324,7 @@ def _select(cells: list[Cell], selector: Any, path: str) -> list[bool]:
         key: value if isinstance(value, list) else [value]
         for key, value in schema.nonempty(selector, path, dict).items()
     }
-    found = {key: [_coordinate(cell, key, path) for cell in cells] for key in wanted}
+    found = {key: [_coordinate(cell, key, schema.join(path, key)) for cell in cells] for key in wanted}
     chosen = [all(found[key][i] in values for key, values in wanted.items()) for i in range(len(cells))]
     if not any(chosen):
         have = "; ".join(f"{key} {', '.join(map(shown, list(dict.fromkeys(found[key]))[:12]))}" for key in found)
@@ -325,8 +332,30 @@ def _select(cells: list[Cell], selector: Any, path: str) -> list[bool]:
     return chosen
 
 
-def _coordinate(cell: Cell, key: Any, path: str) -> Any:
-    """A cell's label, or the value at a path into its run; None where a cell has no such label."""
+def _groups(cells: list[Cell], by: str) -> dict[str, list[str]]:
+    """run_ids of the cells that agree in the coordinate ``by``, by the name of their folder. Raises GridError."""
+    groups: dict[str, list[Cell]] = {}
+    values: dict[str, Any] = {}
+    for cell in cells:
+        value = _coordinate(cell, by, f"fit.by: {shown(by)}")
+        if value is None:
+            raise GridError(f"fit.by: {shown(by)}: {_called(cell.labels)} has no value there; write an axis, or a path")
+        name = re.sub(r"[^\w.+-]+", "-", str(value)).strip("-.")
+        other = values.setdefault(name, value)
+        if other != value or not name:
+            raise GridError(
+                f"fit.by: {shown(by)}: {shown(other)} and {shown(value)} would share the folder {by}={name}; write an "
+                "axis whose entries have a label"
+            )
+        groups.setdefault(f"{by}={name}", []).append(cell)
+    for name, members in groups.items():
+        if all(cell.holdout for cell in members):
+            raise GridError(f"holdout: keeps every cell of {name} out, which is fitted by itself; leave some to fit")
+    return {name: [cell.run.run_id for cell in members] for name, members in groups.items()}
+
+
+def _coordinate(cell: Cell, key: Any, where: str) -> Any:
+    """A cell's label, or the value at a path into its run; None at a section of it. Raises GridError."""
     if key in cell.labels:
         return cell.labels[key]
     if key == "recipe":
@@ -336,7 +365,7 @@ def _coordinate(cell: Cell, key: Any, path: str) -> Any:
         if not dataclasses.is_dataclass(node) or name not in {f.name for f in dataclasses.fields(node)}:
             names = [*cell.labels, "width", "recipe"]
             guess = schema.did_you_mean(key, [*names, *schema.paths_of(schema.schema_of(RunConfig))])
-            raise GridError(f"{schema.join(path, key)}: no cell has that; write one of {', '.join(names)}{guess}")
+            raise GridError(f"{where}: no cell has that; write one of {', '.join(names)}{guess}")
         node = getattr(node, name)
     return None if dataclasses.is_dataclass(node) else node
 

@@ -121,9 +121,49 @@ def read(path: Path) -> RunRecord:
 
 
 def load_records(results: Path) -> list[RunRecord]:
-    """All records of a results folder (``<results>/runs/*.json``), in order of run_id, whatever their status."""
-    folder = storage.folder(results) / "runs"
-    return storage.each(read, sorted(folder.glob("*.json")))
+    """All records of a results folder (``<results>/runs/*.json``), in order of run_id, whatever their status; of the
+    folder of a group in it (see ``manifest``), those of the group's runs."""
+    folder = storage.folder(results)
+    run_ids = _groups_around(folder).get(folder.name)
+    if run_ids is None:
+        return storage.each(read, sorted((folder / "runs").glob("*.json")))
+    paths = [path_of(folder.parent, run_id) for run_id in sorted(run_ids)]
+    return storage.each(read, [path for path in paths if path.exists()])
+
+
+def manifest(results: Path) -> dict:
+    """``sweep.json`` of a results folder; empty if there is none.
+
+    Its ``groups`` are run_ids by the name of a folder in it, where the laws of these runs alone are. Of such a folder,
+    the manifest is the sweep's with the group's cells, and without what the whole sweep cost.
+
+    Raises ValueError if it cannot be read.
+    """
+    folder = storage.folder(results)
+    run_ids = _groups_around(folder).get(folder.name)
+    if run_ids is None:
+        return read_json(folder / "sweep.json")
+    whole = manifest(folder.parent)
+    cells = [cell for cell in whole.get("cells") or [] if cell["run_id"] in run_ids]
+    return {**whole, "name": f"{whole.get('name')}, {folder.name}", "cells": cells, "groups": {}, "plan": None,
+            "actual": None}  # fmt: skip
+
+
+def _groups_around(folder: Path) -> dict[str, list[str]]:
+    """The groups of the results folder that this one is in, if it is none itself."""
+    if "=" not in folder.name or (folder / "runs").is_dir():
+        return {}
+    return read_json(folder.parent / "sweep.json").get("groups") or {}
+
+
+def read_json(path: Path) -> dict:
+    """An object that a sweep wrote; empty if there is none. Raises ValueError if it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{path}: not readable as JSON ({e}): delete it and run the sweep again") from None
 
 
 def is_done(results: Path, run_id: str) -> bool:

@@ -8,6 +8,7 @@ was, or why it could not be.
 
 import argparse
 import base64
+import functools
 import json
 import sys
 from collections import defaultdict
@@ -33,42 +34,44 @@ class Results:
     manifest: dict
     forecast: dict
     num_strangers: int = 0  # records of runs that are not in the manifest's grid: kept out
+    groups: tuple["Results", ...] = ()  # those of laws of their own (``fit.by`` of the grid)
 
     @property
     def name(self) -> str:
         return self.manifest.get("name") or (self.runs[0].sweep.get("name") if self.runs else None) or self.folder.name
 
+    @functools.cached_property
+    def table(self):
+        return records.table(self.runs)
+
 
 def read(results_dir: Path) -> Results:
-    """Reads a results folder.
+    """Reads a results folder, or that of a group in one.
 
     Raises ValueError when there is no such folder, it holds no record, or a file in it is not readable.
     """
     folder = storage.folder(results_dir)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder: write a sweep's results folder, as in results/chinchilla")
     runs = records.load_records(folder)
+    if not runs and not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder: write a sweep's results folder, as in results/chinchilla")
     if not runs:
         raise ValueError(f"{folder}/runs: no records: run the sweep first")
-    fit, manifest, forecast = (_read_json(folder / f"{name}.json") for name in ("fit", "sweep", "forecast"))
+    manifest = records.manifest(folder)
+    groups = tuple(manifest.get("groups") or ())
+    fit, forecast = ({} if groups else records.read_json(folder / f"{name}.json") for name in ("fit", "forecast"))
     cells = {cell["run_id"] for cell in manifest.get("cells") or []}
     known = [run for run in runs if run.run_id in cells] or runs
     return Results(
-        folder, known, with_sealed_forecast(fit, forecast, known), manifest, forecast, len(runs) - len(known)
-    )
-
-
-def _read_json(path: Path) -> dict:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{path}: not readable as JSON ({e}): delete it and run the sweep again") from None
+        folder, known, with_sealed_forecast(fit, forecast, known), manifest, forecast, len(runs) - len(known),
+        tuple(read(folder / name) for name in groups if records.load_records(folder / name)),
+    )  # fmt: skip
 
 
 def build(results_dir: Path, out: Path | None = None) -> Path:
     """Writes the report of a results folder, and its figures, and returns the report's path.
+
+    Where groups of the runs have laws of their own, each has its report and figures in its own folder, and this one
+    sets their answers side by side.
 
     Args:
       results_dir: folder with runs/*.json, and fit.json, sweep.json, forecast.json where they exist.
@@ -78,12 +81,16 @@ def build(results_dir: Path, out: Path | None = None) -> Path:
       ValueError: nothing to report on, or a file that cannot be read.
     """
     results = read(results_dir)
-    out = storage.folder(out) if out else results.folder / "report.html"
-    table, curves = records.table(results.runs), records.curves(results.runs)
-    cells = learning_rate_cells(results.runs)
-    saved = figures.write(out.parent / "figures", table, curves, results.fit, cells)
-    html = _render(results, table, cells, saved)
-    storage.write(out, html, synced=False)
+    return _build(results, storage.folder(out) if out else results.folder / "report.html")
+
+
+def _build(results: Results, out: Path) -> Path:
+    for group in results.groups:
+        _build(group, out.parent / group.folder.name / out.name)
+    cells, saved = learning_rate_cells(results.runs), []
+    if not results.groups:
+        saved = figures.write(out.parent / "figures", results.table, records.curves(results.runs), results.fit, cells)
+    storage.write(out, _render(results, cells, saved, out.name), synced=False)
     return out
 
 
@@ -146,9 +153,9 @@ def forecast_seal(forecast: Mapping) -> str | None:
     return f"The sha256 of forecast.json ({when}) does not match: the file was changed after it was written."
 
 
-def headlines(results: Results, table, cells: Sequence[Mapping]) -> list[dict]:
+def headlines(results: Results, cells: Sequence[Mapping]) -> list[dict]:
     """The answer: {value, interval, text (HTML)} for each of the few numbers that a reader came for."""
-    out = []
+    out, table = [], results.table
     if not figures.is_about_rates(cells, table):
         out += [*_exponent_headline(results.fit), *_ratio_headline(results.fit), *_forecast_headline(results.fit)]
         out += _irreducible_headline(results)
@@ -210,12 +217,18 @@ def _forecast_headline(fit: Mapping) -> list[dict]:
     return [_headline(f"{sum(errors) / len(errors):.2g} %", None, text)]
 
 
-def _irreducible_headline(results: Results) -> list[dict]:
+def _irreducible(results: Results) -> list[dict]:
+    """The irreducible loss of each law against the truth, which ``truth.of`` the runs is, if it is known."""
     known = truth.of(results.runs)
-    rows = truth.irreducible(results.fit, known["best_validation_loss"]) if known else []
+    least = known and known["best_validation_loss"]
+    return [{**row, "least": least} for row in truth.irreducible(results.fit, least)] if known else []
+
+
+def _irreducible_headline(results: Results) -> list[dict]:
+    rows = _irreducible(results)
     if not rows:
         return []
-    row, least = rows[0], known["best_validation_loss"]
+    row, least = rows[0], rows[0]["least"]
     text = (
         f"nats per token cannot be learned, by the {row['law']} law; the truth, {least:.3f}, lies "
         f"{'inside' if row['inside'] else 'outside'} the {100 * row['level']:.0f} % interval"
@@ -227,14 +240,14 @@ def _headline(value: str, interval, text: str, write=num) -> dict:
     return {"value": value, "interval": span(interval, write), "text": Markup(text)}
 
 
-def warnings(results: Results, table, cells: Sequence[Mapping]) -> list[str]:
+def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
     """What a reader must know before believing the rest."""
     fit, out = results.fit, []
-    if fit.get("laws") and figures.is_about_rates(cells, table):
+    if fit.get("laws") and figures.is_about_rates(cells, results.table):
         out.append(
             "Most runs are here to find a learning rate, most of them at a worse one: no law through them is meant."
         )
-    if not fit:
+    if not fit and not results.groups:
         out.append("No laws: there is no fit.json in this folder.")
     elif fit.get("error"):
         out.append(f"No laws: {fit['error']}")
@@ -332,14 +345,14 @@ def _environments(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[figures.Saved]) -> str:
+def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.Saved], page: str) -> str:
     """The page. Everything in it is a function of the folder's files: no date, no path of the machine."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("scaling", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters.update(typography.FILTERS, inline_image=_inline_image)
-    fit, rows, known = results.fit, _cell_rows(results), truth.of(results.runs)
+    fit, rows = results.fit, _cell_rows(results)
     return environment.get_template("report.html").render(
         name=results.name,
         command=results.manifest.get("command"),
@@ -352,16 +365,25 @@ def _render(results: Results, table, cells: Sequence[Mapping], saved: Sequence[f
         costs=records.plan_against_actual(results.manifest, results.runs),
         data=next((r.data for r in results.runs if r.data), {}),
         convention=fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"},
-        headlines=headlines(results, table, cells),
-        warnings=warnings(results, table, cells),
+        headlines=headlines(results, cells),
+        warnings=warnings(results, cells),
+        groups=[
+            {
+                "name": group.folder.name,
+                "page": f"{group.folder.name}/{page}",
+                "irreducible": _irreducible(group),
+                "headlines": headlines(group, learning_rate_cells(group.runs)),
+            }
+            for group in results.groups
+        ],
         seal=forecast_seal(results.forecast),
         figures=saved,
         cells=rows,
         troubles=[r for r in rows if r["trouble"]],
         learning_rates=cells,
         fit=fit,
-        truth=known,
-        irreducible=truth.irreducible(fit, known["best_validation_loss"]) if known else [],
+        truth=truth.of(results.runs),
+        irreducible=_irreducible(results),
         exponents=figures.exponent_rows(fit),
         frontier=_spread(fit.get("frontier") or [], 9),
         environment=_environments(results),

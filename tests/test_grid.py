@@ -347,6 +347,12 @@ BAD = {
     f"{ISO}execution: {{mesh: {{run: 0}}}}": "execution.mesh.run: 0: write an integer ≥ 1",
     f"{ISO}fit: {{delta: -1}}": "fit.delta: -1.0: write a positive number",
     f"{ISO}fit: {{loss: hubert}}": "fit.loss: 'hubert' is not one of huber, lad, squared; did you mean 'huber'?",
+    f"{ISO}fit: {{by: siez}}": "fit.by: 'siez': no cell has that; write one of budget_flops, size, width, recipe",
+    f"{ISO}fit: {{by: model}}": "fit.by: 'model': cell budget_flops=3e+11, size=16x2 has no value there; write an axis",
+    f"{ISO}fit: {{by: size}}\nholdout: {{cells: [{{size: 24x2}}]}}": "holdout: keeps every cell of size=24x2 out",
+    f"{ISO}axes: {{data.source: ['text:a/b', 'text:a-b']}}\nfit: {{by: data.source}}": (
+        "fit.by: 'data.source': 'text:a/b' and 'text:a-b' would share the folder data.source=text-a-b; write an axis"
+    ),
     "base: {}\nbase: {}": "line 2, column 1: not valid YAML: 'base' is here twice",
     "base: {a: 1": "line 1, column 12: not valid YAML: expected ',' or '}'",
     "base: !!python/object:os.system {}": "not valid YAML: could not determine a constructor for the tag",

@@ -215,10 +215,10 @@ def test_a_sweep_about_rates_claims_no_exponent(sweep):
     runs = synthetic.learning_rate_records()
     cells = report.learning_rate_cells(runs)
     results = report.Results(sweep[0], runs, fit, {}, {})
-    [rates, completed] = report.headlines(results, records.table(runs), cells)
+    [rates, completed] = report.headlines(results, cells)
     assert rates["value"] == "6 of 6"
     assert completed["value"] == "30 of 30"
-    assert "no law through them is meant" in report.warnings(results, records.table(runs), cells)[0]
+    assert "no law through them is meant" in report.warnings(results, cells)[0]
 
 
 def test_a_best_rate_at_the_edge_is_called_so():

@@ -22,11 +22,12 @@ class Selection:
 
 class Cells:
     """The grid's cost table, ``rows``, with what is known by now: the seconds predicted, who carries whom, and in
-    ``found``, by run_id, the status of the records that are in the results folder."""
+    ``found``, by run_id, the status of the records that are in the results folder. ``groups``: the grid's."""
 
     def __init__(self, grid: Grid, results: Path, hardware: Hardware, timings: plan.TimingCache):
         self.results, self.hardware, self.timings = results, hardware, timings
         self.rows = plan.rows(grid.cells, grid.execution.remat)
+        self.groups = grid.groups
         self.found: dict[str, str] = {}
         self.have_trunks = grid.execution.trunks
 

@@ -6,7 +6,7 @@ defaults: 20 tokens per parameter (the head's matrix counted, Hoffmann et al. 20
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,10 +72,21 @@ class Expected:
         return cls(ratio, allocation["a"], source, counts == "total", **about_data)
 
 
-def check(rows: Sequence[Row], expected: Expected | None = None) -> list[Finding]:
-    """All findings about ``rows``, a whole grid, in the order of ``RULES``."""
+def check(
+    rows: Sequence[Row], expected: Expected | None = None, groups: Collection[Collection[str]] = ()
+) -> list[Finding]:
+    """All findings about ``rows``, a whole grid, in the order of ``RULES``.
+
+    ``groups``: run_ids of those that have laws of their own. What is found of several is said once, of all their cells.
+    """
     expected = expected or Expected()
-    return [finding for rule in RULES for finding in rule(rows, expected)]
+    apart = [[row for row in rows if row.run_id in group] for group in groups] or [rows]
+    cells: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    for rule in RULES:
+        for finding in (finding for group in apart for finding in rule(group, expected)):
+            key = (finding.rule, finding.effect, finding.edit)
+            cells[key] = cells.get(key, ()) + finding.cells
+    return [Finding(rule, ids, effect, edit) for (rule, effect, edit), ids in cells.items()]
 
 
 def _ids(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -294,6 +305,22 @@ def repeated_data(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     return findings
 
 
+def mixed_data(rows: Sequence[Row], expected: Expected) -> list[Finding]:
+    sources = {(data.source, data.tokenizer): data for data in (row.cell.run.data for row in _fitted(rows))}
+    if len(sources) < 2:
+        return []
+    by = "source" if len({source for source, _ in sources}) > 1 else "tokenizer"
+    names = dict.fromkeys(getattr(data, by) for data in sources.values())
+    return [
+        Finding(
+            "several datasets",
+            _ids(rows),
+            f"losses on {' and on '.join(names)} are not points of one law: there will be none",
+            f"fit.by data.{by}, for laws of each",
+        )
+    ]
+
+
 def large_head(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     def head_share(row: Row) -> float:
         head = row.cell.run.model.d_model * row.cell.run.model.vocab_size
@@ -316,12 +343,13 @@ def small_validation(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     findings = []
     for data, tokens in expected.validation_tokens.items():
         error = LOSS_NOISE / math.sqrt(tokens)
-        if error > MAX_STANDARD_ERROR:
+        bad = [row for row in rows if row.cell.run.data == data]
+        if bad and error > MAX_STANDARD_ERROR:
             enough = (LOSS_NOISE / MAX_STANDARD_ERROR) ** 2
             findings.append(
                 Finding(
                     "small validation split",
-                    _ids([row for row in rows if row.cell.run.data == data]),
+                    _ids(bad),
                     f"{tokens:,} validation tokens: a loss has a standard error of about {error:.3f} nats, against "
                     ".0005 to .003 between seeds; runs share it, so E moves by it and the exponents less",
                     f"data.validation_fraction {data.validation_fraction * enough / tokens:.2g}, or more text",
@@ -364,6 +392,7 @@ RULES: tuple[Callable[[Sequence[Row], Expected], list[Finding]], ...] = (
     not_annealed,
     unmatched_cosine,
     repeated_data,
+    mixed_data,
     large_head,
     small_validation,
 )

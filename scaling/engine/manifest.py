@@ -48,6 +48,7 @@ class Manifest:
         }
         self._head = {
             "schema": 1, "name": grid.name, "grid": grid.text, "grid_path": grid_path, "command": command,
+            "groups": grid.groups,
         }  # fmt: skip
 
     def cell_ended(self, record: records.RunRecord) -> None:

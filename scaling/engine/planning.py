@@ -194,7 +194,8 @@ def _warn(session: Session, *, strict: bool) -> list[lint.Finding]:
         for s in ("train", "validation")
     }
     fit = folder.read_json(cells.results / "fit.json")
-    findings = lint.check(cells.rows, lint.Expected.from_fit(fit, device_memory=total, **tokens))
+    expected = lint.Expected.from_fit(fit, device_memory=total, **tokens)
+    findings = lint.check(cells.rows, expected, cells.groups.values())
     for finding in findings:
         session.console.print(f"[yellow]![/] {escape(str(finding))}")
     if findings and strict:

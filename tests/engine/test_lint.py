@@ -36,6 +36,17 @@ def findings(rule, raw, expected=None):
     return rule(rows_of(raw) if isinstance(raw, dict) else raw, expected or Expected())
 
 
+def test_groups_of_laws_of_their_own_are_looked_at_apart():
+    raw = isoflop(axes={"data.source": ["python-stdlib", "text:a"]})
+    together = lint.check(rows_of(raw))
+    assert "several datasets" in {f.rule for f in together}
+    groups = grid.expand({**raw, "fit": {"by": "data.source"}}, name="g").groups
+    apart = lint.check(rows_of(raw), groups=groups.values())
+    assert {f.rule for f in apart} == {f.rule for f in together} - {"several datasets"}
+    [decades] = [f for f in apart if f.rule == "few decades"]  # said once, of the cells of both
+    assert sorted(decades.cells) == sorted(run_id for ids in groups.values() for run_id in ids)
+
+
 def schedule(**values):
     return one({"schedule": values})
 
@@ -51,6 +62,8 @@ GOOD_AND_BAD = [
     (lint.not_annealed, schedule(name="linear"), schedule(name="cosine", final_lr_fraction=0.2), "final_lr_fraction"),
     (lint.not_annealed, schedule(name="wsd"), schedule(name="wsd", cooldown_fraction=0.0), "cooldown"),
     (lint.large_head, one(model={"width": 16}), one(model={"width": 8}), "57%"),
+    (lint.mixed_data, isoflop(), isoflop(axes={"data.source": ["python-stdlib", "text:a"]}), "fit.by data.source"),
+    (lint.mixed_data, isoflop(seeds=[0, 1]), isoflop(axes={"data.tokenizer": ["bytes", "bpe:512"]}), "fit.by data.tok"),
 ]
 
 

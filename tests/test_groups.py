@@ -1,0 +1,111 @@
+"""Laws of their own for groups of a grid's runs (``fit.by``): each group against a sweep of that group alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from scaling import fit, grid, records, report
+from tests import synthetic
+from tests.test_sweep import here, run, trained  # noqa: F401
+
+GRID = """
+recipe: default@1
+isoflop:
+  sizes: [8, 16]
+  budgets: [3e8, 6e8, {{flops: 1.2e9, sizes: [16]}}]
+axes: {{activation: [{activations}]}}
+holdout: {{budgets: [1.2e9]}}
+{fit}
+"""
+RELU, GELU = (f"{{model: {{activation: {name}}}, label: {name}}}" for name in ("relu2", "gelu"))
+BY = "fit: {by: activation}"
+INLINE = ("--executor", "inline")
+
+
+def grouped(folder: Path) -> dict[str, list[records.RunRecord]]:
+    """A results folder with two groups of runs, whose laws have other noise."""
+    names = {"noise=loud": 0.01, "noise=low": 0.001}
+    groups = {}
+    for i, (name, noise) in enumerate(names.items()):
+        runs = synthetic.sweep_records(noise=noise, seed=i)
+        # The same cells in both: told apart by their run_id alone.
+        renamed = [dataclasses.replace(r, run_id=f"{r.run_id[:-1]}{i}") for r in runs]
+        groups[name] = sorted(renamed, key=lambda r: r.run_id)
+    everything = [r for runs in groups.values() for r in runs]
+    synthetic.write(folder, everything)
+    manifest = synthetic.manifest(everything) | {"groups": {n: [r.run_id for r in g] for n, g in groups.items()}}
+    records.write_json(folder / "sweep.json", manifest)
+    return groups
+
+
+def test_a_groups_folder_is_a_results_folder(tmp_path, capsys):
+    for name, runs in grouped(tmp_path / "g").items():
+        alone = synthetic.write(tmp_path / name, runs)
+        together = tmp_path / "g" / name
+        assert records.load_records(together) == records.load_records(alone) == runs
+        for folder in (alone, together):
+            assert fit.main([str(folder), "--bootstrap", "0", "--no-figures"]) == 0
+        one, other = (json.loads((folder / "fit.json").read_text()) for folder in (alone, together))
+        assert one.pop("source") != other.pop("source")
+        assert one == other
+    capsys.readouterr()
+    assert fit.main([str(tmp_path / "g")]) == 2
+    assert f"write one of {tmp_path}/g/noise=loud, {tmp_path}/g/noise=low" in capsys.readouterr().err
+
+
+def test_the_report_of_groups_sets_their_answers_side_by_side(tmp_path):
+    groups = grouped(tmp_path)
+    for name in groups:
+        assert fit.main([str(tmp_path / name), "--bootstrap", "0", "--no-figures"]) == 0
+    page = report.build(tmp_path).read_text()
+    assert "there is no fit.json" not in page
+    for name, runs in groups.items():
+        own = (tmp_path / name / "report.html").read_text()
+        assert f'<a href="{name}/report.html">' in page
+        assert f"{len(runs) - 1} of {len(runs)}" in own  # one diverged
+        assert [r.run_id in own for group in groups.values() for r in group].count(True) == len(runs)
+        assert all(r.run_id in page for r in runs)
+        for headline in report.headlines(report.read(tmp_path / name), []):
+            assert headline["value"] in page
+        assert (tmp_path / name / "figures" / "isoflop.svg").exists()
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_sweep_forecasts_and_fits_each_group_from_its_own_runs(here, capsys):  # noqa: F811
+    for name, activations in {"relu2": RELU, "gelu": GELU}.items():
+        Path("g.yaml").write_text(GRID.format(activations=activations, fit=""))
+        assert run(*INLINE, "--results", name) == 0
+    Path("g.yaml").write_text(GRID.format(activations=f"{RELU}, {GELU}", fit=BY))
+    capsys.readouterr()
+    assert run(*INLINE) == 0
+    out = capsys.readouterr().out
+    assert out.index("activation=relu2") < out.index("activation=gelu")
+    assert out.count("laws of 4 runs") == 2
+    assert "report: results/g/report.html" in out
+    for name in ("relu2", "gelu"):
+        alone, own = Path(name), Path("results/g") / f"activation={name}"
+        for file in ("forecast.json", "fit.json"):
+            drop = ("written", "sha256", "source", "inputs_sha256")
+            one, other = (_without(json.loads((folder / file).read_text()), drop) for folder in (alone, own))
+            assert one == other
+        assert {r.run_id for r in records.load_records(own)} == {r.run_id for r in records.load_records(alone)}
+    assert not Path("results/g/fit.json").exists()
+    before = {p: p.read_bytes() for p in Path("results/g").rglob("*") if p.is_file()}
+    count = len(trained())
+    assert run(*INLINE) == 0
+    assert {p: p.read_bytes() for p in Path("results/g").rglob("*") if p.is_file()} == before
+    assert len(trained()) == count
+
+
+def _without(node, keys):
+    if isinstance(node, list):
+        return [_without(x, keys) for x in node]
+    return {k: _without(v, keys) for k, v in node.items() if k not in keys} if isinstance(node, dict) else node
+
+
+def test_groups_are_named_by_label_or_path(tmp_path):
+    (tmp_path / "g.yaml").write_text(GRID.format(activations=f"{RELU}, {GELU}", fit="fit: {by: model.activation}"))
+    found = grid.load(tmp_path / "g.yaml")
+    assert {k: len(v) for k, v in found.groups.items()} == {"model.activation=relu2": 5, "model.activation=gelu": 5}
+    assert [run_id for ids in found.groups.values() for run_id in ids] != [c.run.run_id for c in found.cells]
+    assert {run_id for ids in found.groups.values() for run_id in ids} == {c.run.run_id for c in found.cells}
