@@ -363,7 +363,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         hardware=results.manifest.get("hardware") or {},
         waiting_share=_waiting_share(results.runs),
         costs=records.plan_against_actual(results.manifest, results.runs),
-        data=next((r.data for r in results.runs if r.data), {}),
+        sources=list(dict.fromkeys(f"{r.data['source']} ({r.data['tokenizer']})" for r in results.runs if r.data)),
         convention=fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"},
         headlines=headlines(results, cells),
         warnings=warnings(results, cells),
