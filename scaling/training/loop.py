@@ -3,9 +3,9 @@
     until all have ended: to the next boundary: dispatch a step, read the metrics of the one before; evaluate, save when
     it is time. At a boundary: riders branch off, members that have ended leave
 
-The host is one step behind the device: reading the metrics of the step just dispatched would stall it. A batch is a
-function of its step, so resuming is restoring the state and a number; nothing else has memory but the host's curve,
-which is saved with the state.
+The host is one step behind the device: reading the metrics of the step just dispatched would stall it. Its batches are
+some steps ahead, made in a thread that lives from boundary to boundary. A batch is a function of its step, so resuming
+is restoring the state and a number; nothing else has memory but the host's curve, which is saved with the state.
 """
 
 import contextlib
@@ -255,28 +255,29 @@ def _train_to_boundary(pack: Pack, on_event) -> None:
                 member.observe(member.step, {name: float(values[k]) for name, values in metrics_K.items()})
             pending = None
 
-    while steps_left and all(m.diverged_at_step is None for m in members.values()):
-        tokens_KBS = pack.batch(in_flight=pending)
-        pack.state, metrics = pack.programs.train(pack.state, tokens_KBS)
-        read()
-        for member in members.values():
-            member.advance()
-        pack.num_steps_done += 1
-        pending = metrics
-        steps_left -= 1
-        if any(m.wants_evaluation for m in members.values()):
+    with pack.batches(steps_left) as batches:
+        while steps_left and all(m.diverged_at_step is None for m in members.values()):
+            tokens_KBS = pack.batch(batches, in_flight=pending)
+            pack.state, metrics = pack.programs.train(pack.state, tokens_KBS)
             read()
-            pack.evaluate_curves(members)
-        now = time.perf_counter()
-        if now - last_progress > _PROGRESS_SECONDS:
-            last_progress = now
-            on_event(_progress(pack, members))
-        what = _agreed(pack, stop_requested.is_set(), pack.wants_save(now))
-        if what == "stop" or (what == "save" and steps_left):
-            read()
-            pack.save(members)
-        if what == "stop":
-            raise Interrupted
+            for member in members.values():
+                member.advance()
+            pack.num_steps_done += 1
+            pending = metrics
+            steps_left -= 1
+            if any(m.wants_evaluation for m in members.values()):
+                read()
+                pack.evaluate_curves(members)
+            now = time.perf_counter()
+            if now - last_progress > _PROGRESS_SECONDS:
+                last_progress = now
+                on_event(_progress(pack, members))
+            what = _agreed(pack, stop_requested.is_set(), pack.wants_save(now))
+            if what == "stop" or (what == "save" and steps_left):
+                read()
+                pack.save(members)
+            if what == "stop":
+                raise Interrupted
     read()
     pack.clock.end_lap()
     pack.clock.charge(list(members.values()))
@@ -334,13 +335,13 @@ def calibrate(
         pack = Pack([Member(Cell(r), accounting.plan(r)) for r in runs], corpus, execution, mesh)
         pack.initialise()
 
-        def one_step():
-            pack.state, metrics = pack.programs.train(pack.state, pack.batch())
-            for member in pack.live.values():
-                member.advance()
-            jax.block_until_ready(metrics)
+        with pack.batches() as batches:
 
-        step_seconds = _median_seconds(one_step, seconds)
+            def one_step():
+                pack.state, metrics = pack.programs.train(pack.state, pack.batch(batches))
+                jax.block_until_ready(metrics)
+
+            step_seconds = _median_seconds(one_step, seconds)
         curve_eval_seconds = _median_seconds(lambda: pack.curve_eval(pack.state["params"]), seconds / 2)
     whole = corpus.validation(None)[1].sum() / pack.curve_eval.num_tokens
     return {

@@ -5,6 +5,8 @@ end; the rest go on.
 """
 
 import copy
+import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +19,16 @@ from scaling.config import ExecutionConfig, program_key
 from scaling.training import data, optim, sharding, step
 from scaling.training.evaluation import Evaluated, Evaluator
 from scaling.training.member import Clock, Member
+from scaling.training.prefetch import Prefetched
 
 # Saving, as a part of training, at most.
 MAX_SAVING_SHARE = 0.05
+
+# Batches made ahead of the step, at most. Of a mapped corpus two would do, and of large ones it is two; but a synthetic
+# source now and then makes a thousand windows at once, for 2 to 7 ms: several steps of a small model.
+AHEAD_STEPS, AHEAD_BYTES = 32, 2**26
+
+BATCH_SPEC = P("run", ("data", "fsdp"))
 
 
 class Pack:
@@ -90,29 +99,46 @@ class Pack:
         values = optim.hyperparams(rider.run.optim, rider.plan)
         return {**row, "hparams": jax.tree.map(put, values, row["hparams"])}
 
-    def batch(self, in_flight: dict[str, jax.Array] | None = None) -> jax.Array:
-        """The next batch of every member, each at its own step; zeros where none is looked at.
+    @property
+    def _batch_shape(self) -> tuple[int, int, int]:
+        return len(self.members), self.run.batch_size, self.run.data.seq_len + 1
 
-        It is made while the device is busy with the step of ``in_flight``, its metrics. It counts as time spent on data
-        only if that step was done before it: then the device had to wait.
+    def batches(self, num_steps: int | None = None) -> Prefetched[sharding.Blocks]:
+        """For ``batch``: the next ``num_steps`` batches of the members that are live now, or batches without end.
+
+        What they are is settled here, by each member's step; so none outlives a boundary, at which members change.
         """
-        run, live = self.run, self.live
-        shape = (len(self.members), run.batch_size, run.data.seq_len + 1)
+        run, shape = self.run, self._batch_shape
+        live = {k: (member.step, member.run.seed) for k, member in self.live.items()}
 
-        def block_of(k: int, rows: slice) -> np.ndarray:
+        def block_of(k: int, rows: slice, i: int) -> np.ndarray:
             if k not in live:
                 return np.zeros((rows.stop - rows.start, shape[2]), np.int32)
-            return self.corpus.batch(live[k].step, run.batch_size, live[k].run.seed, rows)
+            step, seed = live[k]
+            return self.corpus.batch(step + i, run.batch_size, seed, rows)
 
-        def rows_of(index):
-            runs, rows, columns = index
-            return np.stack([block_of(k, rows) for k in range(runs.start, runs.stop)])[:, :, columns]
+        def blocks(i: int) -> sharding.Blocks:
+            def rows_of(index):
+                runs, rows, columns = index
+                return np.stack([block_of(k, rows, i) for k in range(runs.start, runs.stop)])[:, :, columns]
 
+            return sharding.host_blocks(self.mesh, BATCH_SPEC, shape, rows_of)
+
+        batch_bytes = 4 * math.prod(shape) // jax.process_count()
+        depth = min(max(2, AHEAD_BYTES // batch_bytes), AHEAD_STEPS)
+        return Prefetched(map(blocks, itertools.count() if num_steps is None else range(num_steps)), depth)
+
+    def batch(self, batches: Prefetched[sharding.Blocks], in_flight: dict[str, jax.Array] | None = None) -> jax.Array:
+        """The next batch of every member, each at its own step; zeros where none is looked at.
+
+        It is taken while the device is busy with the step of ``in_flight``, its metrics. It counts as time spent on
+        data only if that step was done before it: then the device had to wait.
+        """
         started = time.perf_counter()
-        made = sharding.host_array(self.mesh, P("run", ("data", "fsdp")), shape, rows_of)
+        taken = sharding.from_blocks(self.mesh, BATCH_SPEC, self._batch_shape, next(batches))
         if in_flight is None or all(value.is_ready() for value in in_flight.values()):
             self.clock.seconds["data"] += time.perf_counter() - started
-        return made
+        return taken
 
     def evaluate_curves(self, members: Mapping[int, Member]) -> None:
         """A point of the curve for every one of ``members``, by row, that wants it, and for its riders."""

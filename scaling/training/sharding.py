@@ -125,14 +125,29 @@ def state_shardings(mesh: Mesh, abstract_state, param_axes: dict[str, tuple[str,
     return jax.tree_util.tree_map_with_path(sharding_of, abstract_state)
 
 
+# Of a global array, what one process holds: index (start and end along each axis) → values.
+Blocks = dict[tuple[tuple[int, int], ...], np.ndarray]
+
+
 def host_array(mesh: Mesh, spec: P, shape: tuple[int, ...], rows_of) -> jax.Array:
     """A global array from a host function: ``rows_of(index)`` gives the block at ``index``, a tuple of slices with
-    explicit ends. Each process computes the blocks of its own devices only."""
+    explicit ends. Each process computes the blocks of its own devices only, each of them once."""
+    return from_blocks(mesh, spec, shape, host_blocks(mesh, spec, shape, rows_of))
 
-    def block(index):
-        return np.asarray(rows_of(tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape))))
 
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), block)
+def host_blocks(mesh: Mesh, spec: P, shape: tuple[int, ...], rows_of) -> Blocks:
+    """What ``from_blocks`` makes the array of. It touches no device: it can be made in another thread."""
+    indices = NamedSharding(mesh, spec).addressable_devices_indices_map(shape).values()
+    ends = {_ends(index, shape) for index in indices}
+    return {index: np.asarray(rows_of(tuple(slice(*pair) for pair in index))) for index in ends}
+
+
+def from_blocks(mesh: Mesh, spec: P, shape: tuple[int, ...], blocks: Blocks) -> jax.Array:
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), lambda index: blocks[_ends(index, shape)])
+
+
+def _ends(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(s.indices(n)[:2] for s, n in zip(index, shape))
 
 
 def rows_for(num_members: int, mesh: Mesh) -> int:
