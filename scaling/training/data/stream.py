@@ -15,7 +15,7 @@ SEPARATOR = 0
 BLOCK_WINDOWS = 1024  # made at once: a batch is too few for the vector unit
 STREAM_TOKENS = 2**40  # what ``train_tokens`` says of a stream that never repeats: more than any run reads
 # At least. A loss over them has a standard error of .001 (hierarchy) to .004 nats (markov), by the runs of
-# sweeps/known_entropy_*.yaml; fits are held against what the source itself has on the same windows, so it cancels.
+# sweeps/known_entropy.yaml; fits are held against what the source itself has on the same windows, so it cancels.
 VALIDATION_TOKENS = 2**19
 
 
