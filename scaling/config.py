@@ -333,7 +333,9 @@ class ExecutionConfig(_Strict):
     # Tokens of a device whose logits are there at once, in float32; the backward pass computes them again. null: all
     # of them while that is at most 128 MiB.
     loss_chunk_tokens: int | None = None
-    accumulation_steps: int = 1  # a batch in as many parts, one after another, its gradient the mean of theirs
+    # A batch in as many parts, one after another, its gradient the mean of theirs. null: whole; on a CPU in parts of
+    # about a thousand tokens, which its caches hold better.
+    accumulation_steps: int | None = None
     attention: Literal["auto", "einsum", "block_causal", "cudnn", "splash"] = "auto"
     trunks: bool = True  # runs that differ in horizon alone share their steps up to the first cooldown
     checkpoint_seconds: float = 30.0
@@ -344,9 +346,10 @@ class ExecutionConfig(_Strict):
     wandb: bool = False
 
     def __post_init__(self):
-        _require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size", "accumulation_steps")
-        if self.loss_chunk_tokens is not None:
-            _require_positive(self, "loss_chunk_tokens")
+        _require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size")
+        for name in ("loss_chunk_tokens", "accumulation_steps"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
 
 
 HardwareName = Literal["cpu", "h100", "h200", "a100", "tpu-v5e", "tpu-v5p", "tpu-v6e"]

@@ -74,6 +74,19 @@ def test_chunks_and_parts_change_rounding_only(execution, num_layers):
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, other)
 
 
+@pytest.mark.parametrize(
+    "batch_size, seq_len, num_parts",
+    [(16, 256, 4), (16, 128, 2), (8, 128, 1), (6, 1024, 6), (14, 256, 2), (1, 4096, 1)],
+)
+def test_what_is_split_by_itself(batch_size, seq_len, num_parts):
+    """On a CPU that computes alone, in the most equal parts of 1,024 tokens or more; else as it is written."""
+    run = dataclasses.replace(RUN, batch_size=batch_size, data=dataclasses.replace(RUN.data, seq_len=seq_len))
+    assert step._num_parts(run, None) == num_parts
+    assert step._num_parts(run, 1) == 1
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))):
+        assert step._num_parts(run, None) == 1
+
+
 def test_what_is_chunked_by_itself():
     """16 rows of 128 bytes stay whole; 8 of 2,048 tokens of a vocabulary of 32,000 are 2 GB, in parts of 128 MiB."""
     assert loss._chunk_length(None, rows=16, length=128, vocab_size=256) == 128
