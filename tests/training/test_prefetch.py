@@ -210,6 +210,14 @@ def test_every_batch_is_the_one_of_its_members_steps_whatever_ends_branches_or_r
         assert len(steps) == ends or (member.doomed_at is not None and member.doomed_at <= len(steps) < ends)
 
 
+def test_of_large_batches_two_are_made_ahead(monkeypatch):
+    pack = observed_pack([(12, None, None)] * 3, [0] * 3)
+    shape = (4, 8, 17)  # a row fills the mesh
+    for budget, depth in ((1, 2), (5 * 4 * np.prod(shape), 5), (2**40, 32)):
+        monkeypatch.setattr("scaling.training.pack.AHEAD_BYTES", int(budget))
+        assert pack.batches()._depth == depth
+
+
 def test_each_block_is_made_once_and_they_are_the_array():
     asked = []
     whole = np.arange(2 * 8 * 5, dtype=np.int32).reshape(2, 8, 5)
