@@ -3,6 +3,7 @@
     python -m scaling.bench                               three sizes at sequence 256
     python -m scaling.bench --grid sweeps/chinchilla.yaml the shapes of a grid
     python -m scaling.bench --packs 2 4 8                 what packs of so many runs gain
+    python -m scaling.bench --startup                     how long until a process trains
 
     python -m scaling.bench --data                        tokenising, batches and synthetic sources, one core
     python -m scaling.bench --laws                        the fits
@@ -13,9 +14,11 @@ between runs of this command on one machine mean something; single figures drift
 
 import argparse
 import contextlib
+import dataclasses
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,20 +80,24 @@ def measure(
     rows = []
     with tempfile.TemporaryDirectory() as logs, contextlib.closing(executors.Local(workers, Path(logs))) as executor:
         for run in runs:
-            payload = {
-                "execution": config.to_dict(execution),
-                "cache_dir": str(cache_dir),
-                "seconds": seconds,
-                "run": config.to_dict(run),
-                "num_members": num_members,
-            }
-            answers = executor.run([executors.Task(f"{i}", "calibrate", payload) for i in range(workers)]).values()
-            failed = [answer.reason for answer in answers if answer.value is None]
-            if failed:
-                raise ValueError(f"{run.run_id}: {failed[0]}")
-            timed = [answer.value for answer in answers]
+            timed = _timed(executor, workers, run, execution, cache_dir, seconds=seconds, num_members=num_members)
             rows.append(_row(run, num_members, timed, data.open(run.data, cache_dir)))
     return rows
+
+
+def _timed(
+    executor: executors.Local, workers: int, run: RunConfig, execution: config.ExecutionConfig, cache_dir: Path,
+    **options,
+) -> list[dict]:  # fmt: skip
+    """What ``loop.calibrate`` answers to a run in every worker at once. Raises ValueError with the first reason why one
+    cannot."""
+    payload = {"execution": config.to_dict(execution), "cache_dir": str(cache_dir), "run": config.to_dict(run)}
+    tasks = [executors.Task(f"{i}", "calibrate", payload | options) for i in range(workers)]
+    answers = executor.run(tasks).values()
+    failed = [answer.reason for answer in answers if answer.value is None]
+    if failed:
+        raise ValueError(f"{run.run_id}: {failed[0]}")
+    return [answer.value for answer in answers]
 
 
 def _row(run: RunConfig, num_members: int, timed: list[dict], corpus) -> dict:
@@ -197,6 +204,44 @@ def show(console: Console, rows: Sequence[dict], workers: int) -> None:
     console.print(table)
 
 
+def measure_startup(runs: Sequence[RunConfig], execution: config.ExecutionConfig, *, workers: int) -> list[dict]:
+    """How long until each run's first step is done, the slowest of ``workers`` that do it at once; a row a run.
+
+    ``cold_seconds`` from the start of a process that has to compile, ``warm_seconds`` from the start of one that finds
+    the programs on disk, ``next_seconds`` from one cell to the next of its shape in the same process; the data are
+    prepared before. Raises ValueError with the worker's reason if a run cannot be timed.
+    """
+    from scaling.training import data
+
+    rows = []
+    with tempfile.TemporaryDirectory() as fresh:
+        for data_config in {run.data for run in runs}:
+            data.prepare(data_config, Path(fresh))
+        for run in runs:
+            num_params = accounting.param_counts(run.model)["non_embedding"]
+            row = {"d_model": run.model.d_model, "num_layers": run.model.num_layers, "num_params": num_params}
+            for name in ("cold_seconds", "warm_seconds"):
+                since, following = time.time(), dataclasses.replace(run, seed=run.seed + 1)
+                with contextlib.closing(executors.Local(workers, Path(fresh) / "logs")) as executor:
+                    for key, one in ((name, run), ("next_seconds", following)):
+                        timed = _timed(executor, workers, one, execution, Path(fresh), seconds=0.0, since=since)
+                        row[key] = max(t["first_step_seconds"] for t in timed)
+                        since = time.time()
+            rows.append(row)
+    return rows
+
+
+def show_startup(console: Console, rows: Sequence[dict], workers: int) -> None:
+    title = f"{plan.processor()}, {workers} worker{'s' if workers > 1 else ''}: seconds to the end of the first step"
+    table = Table(title=title, title_justify="left")
+    for heading in ("width×layers", "parameters", "nothing compiled", "compiled before", "next cell of the shape"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        seconds = (f"{row[key]:.2f}" for key in ("cold_seconds", "warm_seconds", "next_seconds"))
+        table.add_row(f"{row['d_model']}×{row['num_layers']}", f"{row['num_params']:,}", *seconds)
+    console.print(table)
+
+
 def measure_packs(
     runs: Sequence[RunConfig], execution: config.ExecutionConfig, sizes: Sequence[int], *, workers: int, **options
 ) -> list[dict]:
@@ -243,6 +288,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="K",
         help="time packs of these sizes, 1 first, in one process and in all",
     )
+    parser.add_argument(
+        "--startup", action="store_true", help="time the way from a process's start to its first step, instead"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes at once (default: one a core on CPU)")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="about how long to time each (2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows and the environment as JSON")
@@ -260,6 +308,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = {"workers": workers, "cache_dir": cache_dir, "seconds": args.seconds}
         if args.packs:
             rows = measure_packs(runs, execution, sorted({1, *args.packs}), **options)
+        elif args.startup:
+            rows = measure_startup(runs, execution, workers=workers)
         else:
             rows = measure(runs, execution, **options)
     except (ValueError, executors.ExecutorError) as e:
@@ -267,12 +317,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.packs:
         show_packs(console, rows)
+    elif args.startup:
+        show_startup(console, rows, workers)
     else:
         show(console, rows, workers)
     cache = plan.TimingCache(cache_dir, args.workers or "auto", execution)
     if args.packs:
         cache.save_packs(rows)
-    elif args.grid:
+    elif args.grid and not args.startup:
         keep_for_plans(runs, rows, cache)
     if args.out:
         payload = {"processor": plan.processor(), "workers": workers, "rows": rows, "environment": records.software()}

@@ -1,6 +1,8 @@
 """The bench: its shapes and its sums, on timings that are given."""
 
 import json
+import time
+from typing import ClassVar
 
 import pytest
 
@@ -14,13 +16,18 @@ class FakeExecutor:
     def __init__(self, workers, log_dir):
         pass
 
+    asked: ClassVar[list] = []
+
     def run(self, tasks):
         from scaling.engine.executors import Answer
+
+        self.asked += [task.payload for task in tasks]
 
         def answer(i):
             return Answer(
                 {
                     "compile_seconds": 1.0 + i,
+                    "first_step_seconds": 3.0 + i,
                     "step_seconds": 0.5 / (i + 1),
                     "curve_eval_seconds": 1.0,
                     "eval_seconds": 2.0,
@@ -89,6 +96,20 @@ def test_the_gain_of_a_pack_is_over_lone_runs_in_one_process(two_workers, tmp_pa
     rows = [(1e4, 1, 10.0), (1e4, 2, 11.0), (1e4, 8, 15.0), (1e6, 1, 2.0), (1e6, 2, 5.0)]
     cache.save_packs([dict(zip(("num_params", "num_members", "tokens_per_s"), row)) | {"workers": 1} for row in rows])
     assert [cache.pack_gain(*asked, 1) for asked in ((2e4, 2), (2e4, 6), (3e5, 8))] == [1.1, 1.5, 2.5]
+
+
+def test_startup_is_that_of_the_slowest_of_fresh_processes(two_workers, capsys, monkeypatch):
+    monkeypatch.setattr("scaling.training.data.prepare", lambda config, cache_dir: None)
+    FakeExecutor.asked.clear()
+    before = time.time()
+    assert bench.main(["--startup", "--workers", "2"]) == 0
+    assert capsys.readouterr().out.count("4.00") == 3 * 3
+    asked = FakeExecutor.asked
+    assert len(asked) == 3 * 2 * 2 * 2  # sizes, processes cold and warm, a cell and the next one, workers
+    assert all(before <= payload["since"] <= time.time() for payload in asked)
+    first, following = asked[0], asked[2]
+    assert following["since"] >= first["since"]
+    assert following["run"] == first["run"] | {"seed": first["run"]["seed"] + 1}
 
 
 def test_a_bad_grid_is_one_line(two_workers, tmp_path, capsys):

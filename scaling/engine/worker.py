@@ -47,8 +47,8 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
     """Does one task in this process and returns its answer, plain JSON.
 
     ``train``: one pack through ``loop.train``, which saves the records itself; answers ``{"run_ids": [...]}``.
-    ``calibrate``: times a pack of ``num_members`` (1) of one shape through ``loop.calibrate``; answers its seconds and
-    memory.
+    ``calibrate``: times one shape through ``loop.calibrate``, with ``seconds`` and, if given, ``num_members`` and
+    ``since``; answers its seconds and memory.
     ``memory``: compiles one shape for ``num_members`` through ``loop.measure_memory``; answers {"memory": its bytes}.
     ``pack_size``: how many of one shape, at most ``most``, fit one program; answers {"members": their number}.
     """
@@ -56,7 +56,8 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
     cache_dir = Path(payload["cache_dir"])
     if command == "calibrate":
         run = config.from_dict(config.RunConfig, payload["run"])
-        return loop.calibrate(run, execution, cache_dir, payload["seconds"], payload.get("num_members", 1))
+        options = {name: payload[name] for name in ("num_members", "since") if name in payload}
+        return loop.calibrate(run, execution, cache_dir, payload["seconds"], **options)
     if command == "memory":
         run = config.from_dict(config.RunConfig, payload["run"])
         return {"memory": loop.measure_memory(run, execution, cache_dir, payload["num_members"])}

@@ -319,14 +319,21 @@ def _progress(pack: Pack, members: Mapping[int, Member]) -> dict:
 
 
 def calibrate(
-    run: RunConfig, execution: ExecutionConfig, cache_dir: Path, seconds: float = 1.0, num_members: int = 1
+    run: RunConfig,
+    execution: ExecutionConfig,
+    cache_dir: Path,
+    seconds: float = 1.0,
+    num_members: int = 1,
+    since: float | None = None,
 ) -> dict[str, Any]:
     """Times this run's compiled step and evaluation here, on its own data, for about ``seconds`` each, or those of a
     pack of ``num_members`` runs that differ in their seeds.
 
-    Returns seconds: ``compile_seconds``, ``step_seconds`` (the median, batch included), ``curve_eval_seconds`` for a
+    Returns seconds: ``compile_seconds``, ``first_step_seconds`` from ``since`` (as of ``time.time()``; by default from
+    here) to the end of the first step, ``step_seconds`` (the median, batch included), ``curve_eval_seconds`` for a
     point of the curve, ``eval_seconds`` for the whole validation split; and ``memory_bytes``, a device's, where known.
     """
+    since = time.time() if since is None else since
     use_compilation_cache(cache_dir)
     corpus = data.open(run.data, cache_dir)
     mesh = sharding.make_mesh(execution.mesh)
@@ -341,11 +348,14 @@ def calibrate(
                 pack.state, metrics = pack.programs.train(pack.state, pack.batch(batches))
                 jax.block_until_ready(metrics)
 
+            one_step()
+            first_step_seconds = time.time() - since
             step_seconds = _median_seconds(one_step, seconds)
         curve_eval_seconds = _median_seconds(lambda: pack.curve_eval(pack.state["params"]), seconds / 2)
     whole = corpus.validation(None)[1].sum() / pack.curve_eval.num_tokens
     return {
         "compile_seconds": pack.clock.seconds["compile"],
+        "first_step_seconds": first_step_seconds,
         "step_seconds": step_seconds,
         "curve_eval_seconds": curve_eval_seconds,
         "eval_seconds": curve_eval_seconds * float(whole),
