@@ -22,8 +22,7 @@ class Conclusion:
 
     def __init__(self, cells: Cells, fit_config: FitConfig, manifest: Manifest, console: Console):
         self._cells, self._manifest, self._console = cells, manifest, console
-        groups = cells.groups or {"": [row.run_id for row in cells.rows]}
-        self._laws = [Laws(cells, set(run_ids), name, fit_config, console) for name, run_ids in groups.items()]
+        self._laws = [Laws(cells, path, fit_config, console) for path in cells.apart()]
 
     def forecast(self, held_out: Sequence[Row]) -> bool:
         """Forecasts loss and interval of the held-out cells that are about to train, once and for all; whether they
@@ -63,21 +62,28 @@ class Conclusion:
                 self._console.print(f"no laws: {payload['error']}", markup=False)
             else:
                 fit.show(self._console, payload)
+        self._show_strangers()
         runs = self._cells.recorded()
         for sentence in precision.sentences(runs):
             self._console.print(f"[yellow]note[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         _show_plan_against_actual(self._console, folder.read_json(self._manifest.path), runs)
         self._console.print(f"report: {page}", markup=False)
 
+    def _show_strangers(self) -> None:
+        """Names the laws that a call with another ``fit.by`` left in the results: nothing here renews them."""
+        folders = [self._cells.results, *self._cells.results.glob("*=*")]
+        others = sorted({path / "fit.json" for path in folders} - {laws.path for laws in self._laws})
+        left = [str(path) for path in others if path.exists()]
+        if left:
+            self._console.print(f"from another fit.by, and old: {', '.join(left)}", markup=False, soft_wrap=True)
+
 
 class Laws:
-    """The laws of those of ``cells`` that are in ``run_ids``, in the results folder or, with a ``name``, in the folder
-    of this name in it."""
+    """The laws in ``path``, the results folder or that of a group: of those of ``cells`` that ``cells.apart`` says."""
 
-    def __init__(self, cells: Cells, run_ids: set[str], name: str, fit_config: FitConfig, console: Console):
-        self.name = name
-        self._cells, self._run_ids, self._fit_config, self._console = cells, run_ids, fit_config, console
-        self._folder = cells.results / name if name else cells.results
+    def __init__(self, cells: Cells, path: Path, fit_config: FitConfig, console: Console):
+        self.name = "" if path == cells.results else path.name
+        self._cells, self._folder, self._fit_config, self._console = cells, path, fit_config, console
 
     @property
     def path(self) -> Path:
@@ -86,7 +92,7 @@ class Laws:
     @property
     def _rows(self) -> list[Row]:
         """Cells that were left out since are in none."""
-        return [row for row in self._cells.rows if row.run_id in self._run_ids]
+        return self._cells.apart()[self._folder]
 
     def _recorded(self) -> list[records.RunRecord]:
         return [self._cells.record(row.run_id) for row in self._rows if row.run_id in self._cells.found]
@@ -107,7 +113,7 @@ class Laws:
         try:
             predicted = fit.forecast(self._analysis(), list(cells.values()), level=FORECAST_LEVEL)
         except ValueError as e:
-            self._console.print(f"no forecast: {e}", markup=False)
+            self._console.print(f"{self.name}{': ' if self.name else ''}no forecast: {e}", markup=False)
             return
         fitted = [r for r in self._rows if not r.cell.holdout and self._cells.found.get(r.run_id) == "completed"]
         forecast.add(
@@ -128,7 +134,8 @@ class Laws:
         forecast = folder.Forecast(self._folder)
         if not forecast.is_intact:
             self._console.print(f"{forecast.path}: does not match its own sha256: it was edited", markup=False)
-        trained = [entry for entry in forecast.entries if entry["run_id"] in self._cells.found]
+        mine = {row.run_id for row in self._rows} & self._cells.found.keys()
+        trained = [entry for entry in forecast.entries if entry["run_id"] in mine]
         return [{**entry, "actual": self._cells.record(entry["run_id"]).loss} for entry in trained]
 
     # ---- the laws ---------------------------------------------------------------------------------------------------

@@ -333,8 +333,8 @@ class ExecutionConfig(_Strict):
     # Tokens of a device whose logits are there at once, in float32; the backward pass computes them again. null: all
     # of them while that is at most 128 MiB.
     loss_chunk_tokens: int | None = None
-    # A batch in as many parts, one after another, its gradient the mean of theirs. null: whole; on a CPU in parts of
-    # about a thousand tokens, which its caches hold better.
+    # A batch in as many parts, one after another, its gradient the mean of theirs. null: whole; where one CPU device
+    # does it all, in parts of a thousand tokens or a little more, which its caches hold better.
     accumulation_steps: int | None = None
     attention: Literal["auto", "einsum", "block_causal", "cudnn", "splash"] = "auto"
     trunks: bool = True  # runs that differ in horizon alone share their steps up to the first cooldown

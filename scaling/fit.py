@@ -61,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         "with intervals and the evidence that each optimum was found. Writes fit.json and figures.",
     )
     parser.add_argument(
-        "source", nargs="?", metavar="SOURCE", help="a results folder, or a CSV (aliases N, D, L, C; # comments)"
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="a results folder, a group's in it (results/g/source=c4), or a CSV (aliases N, D, L, C; # comments)",
     )
     parser.add_argument(
         "--law", nargs="+", action="extend", metavar="NAME",

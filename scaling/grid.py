@@ -339,15 +339,15 @@ def _groups(cells: list[Cell], by: str) -> dict[str, list[str]]:
     for cell in cells:
         value = _coordinate(cell, by, f"fit.by: {shown(by)}")
         if value is None:
-            raise GridError(f"fit.by: {shown(by)}: {_called(cell.labels)} has no value there; write an axis, or a path")
-        name = re.sub(r"[^\w.+-]+", "-", str(value)).strip("-.")
-        other = values.setdefault(name, value)
-        if other != value or not name:
+            raise GridError(f"fit.by: {shown(by)}: {_called(cell.labels)} has no value there; write one of all cells")
+        name = "=".join(re.sub(r"[^\w.+-]+", "-", str(part)).strip("-.") for part in (by, value))
+        other = values.setdefault(name.casefold(), value)  # some file systems take a and A for one
+        if other != value:
             raise GridError(
-                f"fit.by: {shown(by)}: {shown(other)} and {shown(value)} would share the folder {by}={name}; write an "
-                "axis whose entries have a label"
+                f"fit.by: {shown(by)}: {shown(other)} and {shown(value)} would share the folder {name}; write an axis "
+                "whose entries have a label"
             )
-        groups.setdefault(f"{by}={name}", []).append(cell)
+        groups.setdefault(name, []).append(cell)
     for name, members in groups.items():
         if all(cell.holdout for cell in members):
             raise GridError(f"holdout: keeps every cell of {name} out, which is fitted by itself; leave some to fit")

@@ -135,7 +135,7 @@ def manifest(results: Path) -> dict:
     """``sweep.json`` of a results folder; empty if there is none.
 
     Its ``groups`` are run_ids by the name of a folder in it, where the laws of these runs alone are. Of such a folder,
-    the manifest is the sweep's with the group's cells, and without what the whole sweep cost.
+    the manifest is the sweep's with the group's cells, and without what is said of the whole sweep: cost, warnings.
 
     Raises ValueError if it cannot be read.
     """
@@ -146,7 +146,7 @@ def manifest(results: Path) -> dict:
     whole = manifest(folder.parent)
     cells = [cell for cell in whole.get("cells") or [] if cell["run_id"] in run_ids]
     return {**whole, "name": f"{whole.get('name')}, {folder.name}", "cells": cells, "groups": {}, "plan": None,
-            "actual": None}  # fmt: skip
+            "actual": None, "warnings": []}  # fmt: skip
 
 
 def _groups_around(folder: Path) -> dict[str, list[str]]:

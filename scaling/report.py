@@ -12,15 +12,14 @@ import functools
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from scaling import figures, precision, records, storage, truth, typography
-from scaling.axes import engineering
+from scaling import figures, precision, rates, records, storage, truth, typography
 from scaling.typography import fixed, num, scientific, span
 
 
@@ -62,7 +61,7 @@ def read(results_dir: Path) -> Results:
     cells = {cell["run_id"] for cell in manifest.get("cells") or []}
     known = [run for run in runs if run.run_id in cells] or runs
     return Results(
-        folder, known, with_sealed_forecast(fit, forecast, known), manifest, forecast, len(runs) - len(known),
+        folder, known, with_sealed_forecast(fit, forecast, known, cells), manifest, forecast, len(runs) - len(known),
         tuple(read(folder / name) for name in groups if records.load_records(folder / name)),
     )  # fmt: skip
 
@@ -87,60 +86,26 @@ def build(results_dir: Path, out: Path | None = None) -> Path:
 def _build(results: Results, out: Path) -> Path:
     for group in results.groups:
         _build(group, out.parent / group.folder.name / out.name)
-    cells, saved = learning_rate_cells(results.runs), []
+    cells, saved = rates.cells(results.runs), []
     if not results.groups:
         saved = figures.write(out.parent / "figures", results.table, records.curves(results.runs), results.fit, cells)
     storage.write(out, _render(results, cells, saved, out.name), synced=False)
     return out
 
 
-def learning_rate_cells(runs: Sequence[records.RunRecord], fewest: int = 3) -> list[dict]:
-    """Cells, that is runs equal in all but peak_lr and seed, that tried at least ``fewest`` rates.
-
-    Each: name, num_params, num_tokens, batch_tokens, rates, losses (mean over seeds; null where every seed diverged),
-    best (rate or null) and interior: whether a lower and a higher rate were tried. A higher one that diverged counts.
-    """
-    groups = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        if run.status != "failed":
-            optim = {k: v for k, v in run.config["optim"].items() if k != "peak_lr"}
-            key = json.dumps({**run.config, "optim": optim, "seed": None}, sort_keys=True)
-            groups[key][run.config["optim"]["peak_lr"]].append(run)
-    cells = [_learning_rate_cell(by_rate) for by_rate in groups.values() if len(by_rate) >= fewest]
-    cells.sort(key=lambda c: (c["num_params"], c["num_tokens"], c["batch_tokens"]))
-    # Two digits: batches of other sizes round a horizon to other whole steps.
-    names = [engineering(float(f"{c['num_tokens']:.1e}")) for c in cells]
-    if len({(c["num_params"], name) for c, name in zip(cells, names)}) < len(cells):
-        names = [f"{name}, batch {c['batch_tokens']}" for c, name in zip(cells, names)]
-    return [{"name": name, **cell} for name, cell in zip(names, cells)]
-
-
-def _learning_rate_cell(by_rate: Mapping[float, Sequence[records.RunRecord]]) -> dict:
-    rates = sorted(by_rate)
-    known = [[r.loss for r in by_rate[rate] if r.loss is not None] for rate in rates]
-    losses = [sum(seeds) / len(seeds) if seeds else None for seeds in known]
-    best = min((loss, rate) for loss, rate in zip(losses, rates) if loss is not None)[1] if any(known) else None
-    first = by_rate[rates[0]][0]
-    return {
-        "num_params": first.num_params["non_embedding"],
-        "num_tokens": max(r.num_tokens for runs in by_rate.values() for r in runs),  # a diverged run stopped short
-        "batch_tokens": first.batch_tokens,
-        "rates": rates,
-        "losses": losses,
-        "best": best,
-        "interior": best is not None and rates[0] < best < rates[-1],
-    }
-
-
-def with_sealed_forecast(fit: Mapping, forecast: Mapping, runs: Sequence[records.RunRecord]) -> dict:
-    """fit.json with the forecast that was written before the held-out cells' own steps, where there is one.
+def with_sealed_forecast(
+    fit: Mapping, forecast: Mapping, runs: Sequence[records.RunRecord], cells: Collection[str] = ()
+) -> dict:
+    """fit.json with the forecast that was written before the held-out cells' own steps, where there is one; of
+    ``cells`` (run_ids) alone, where they are given.
 
     A fit made afterwards could only repeat it or improve on it: what counts is what was said before.
     """
     if not forecast.get("cells"):
         return dict(fit)
     actual = {r.run_id: r.loss for r in runs}
-    return {**fit, "forecast": [{**cell, "actual": actual.get(cell["run_id"])} for cell in forecast["cells"]]}
+    mine = [cell for cell in forecast["cells"] if not cells or cell["run_id"] in cells]
+    return {**fit, "forecast": [{**cell, "actual": actual.get(cell["run_id"])} for cell in mine]}
 
 
 def forecast_seal(forecast: Mapping) -> str | None:
@@ -262,7 +227,10 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
         out.append(f"{len(waiting)} cells are not run yet: see the table of runs.")
     if results.num_strangers:
         out.append(f"{results.num_strangers} records in this folder belong to no cell of its grid and are not shown.")
-    imprecise = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in precision.sentences(results.runs)]
+    shown = {group.folder.name for group in results.groups}
+    out += [f"{name} has no record yet." for name in results.manifest.get("groups") or {} if name not in shown]
+    said = [] if shown else precision.sentences(results.runs)  # each group says it of its own
+    imprecise = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in said]
     return [*out, *imprecise, *(fit.get("warnings") or []), *(results.manifest.get("warnings") or [])]
 
 
@@ -353,6 +321,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
     )  # fmt: skip
     environment.filters.update(typography.FILTERS, inline_image=_inline_image)
     fit, rows = results.fit, _cell_rows(results)
+    conventions = [one.fit.get("convention") for one in (results, *results.groups)]  # all of one sweep's are the same
     return environment.get_template("report.html").render(
         name=results.name,
         command=results.manifest.get("command"),
@@ -364,18 +333,10 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         waiting_share=_waiting_share(results.runs),
         costs=records.plan_against_actual(results.manifest, results.runs),
         sources=list(dict.fromkeys(f"{r.data['source']} ({r.data['tokenizer']})" for r in results.runs if r.data)),
-        convention=fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"},
+        convention=next(filter(None, conventions), {"num_params": "non_embedding", "flops": "exact"}),
         headlines=headlines(results, cells),
         warnings=warnings(results, cells),
-        groups=[
-            {
-                "name": group.folder.name,
-                "page": f"{group.folder.name}/{page}",
-                "irreducible": _irreducible(group),
-                "headlines": headlines(group, learning_rate_cells(group.runs)),
-            }
-            for group in results.groups
-        ],
+        groups=[_group(group, f"{group.folder.name}/{page}") for group in results.groups],
         seal=forecast_seal(results.forecast),
         figures=saved,
         cells=rows,
@@ -388,6 +349,19 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         frontier=_spread(fit.get("frontier") or [], 9),
         environment=_environments(results),
     )
+
+
+def _group(results: Results, page: str) -> dict:
+    """What the page of the whole sweep says of one of its groups, whose own is ``page``."""
+    cells = rates.cells(results.runs)
+    return {
+        "name": results.folder.name,
+        "page": page,
+        "headlines": headlines(results, cells),
+        "irreducible": _irreducible(results),
+        "warnings": warnings(results, cells),
+        "seal": forecast_seal(results.forecast),
+    }
 
 
 def _inline_image(path: Path) -> str:

@@ -317,7 +317,7 @@ class Sweep:
         if missing:
             self.console.print(
                 f"{missing} of {len(self.cells.rows)} cells have no record yet: laws and report wait for them "
-                f"(python -m scaling.fit {self.results} fits what is there)"
+                f"(python -m scaling.fit {next(iter(self.cells.apart()))} fits what is there)"
             )
             return
         self.session.write_manifest()

@@ -348,8 +348,11 @@ BAD = {
     f"{ISO}fit: {{delta: -1}}": "fit.delta: -1.0: write a positive number",
     f"{ISO}fit: {{loss: hubert}}": "fit.loss: 'hubert' is not one of huber, lad, squared; did you mean 'huber'?",
     f"{ISO}fit: {{by: siez}}": "fit.by: 'siez': no cell has that; write one of budget_flops, size, width, recipe",
-    f"{ISO}fit: {{by: model}}": "fit.by: 'model': cell budget_flops=3e+11, size=16x2 has no value there; write an axis",
+    f"{ISO}fit: {{by: model}}": "fit.by: 'model': cell budget_flops=3e+11, size=16x2 has no value there",
     f"{ISO}fit: {{by: size}}\nholdout: {{cells: [{{size: 24x2}}]}}": "holdout: keeps every cell of size=24x2 out",
+    f"{ISO}axes: {{'a/b': [{{seed: 1, label: A}}, {{seed: 2, label: a}}]}}\nfit: {{by: a/b}}": (
+        "fit.by: 'a/b': 'A' and 'a' would share the folder a-b=a; write an axis"
+    ),
     f"{ISO}axes: {{data.source: ['text:a/b', 'text:a-b']}}\nfit: {{by: data.source}}": (
         "fit.by: 'data.source': 'text:a/b' and 'text:a-b' would share the folder data.source=text-a-b; write an axis"
     ),

@@ -97,6 +97,50 @@ def test_a_sweep_forecasts_and_fits_each_group_from_its_own_runs(here, capsys): 
     assert len(trained()) == count
 
 
+def test_the_page_says_of_each_group_what_its_own_says(tmp_path):
+    groups = grouped(tmp_path)
+    loud, low = groups
+    assert fit.main([str(tmp_path / loud), "--bootstrap", "0", "--no-figures", "--num-params", "total"]) == 0
+    records.write_json(tmp_path / low / "fit.json", {"schema": 1, "error": "3 completed runs: too few"})
+    foreign = {"run_id": groups[loud][0].run_id, "flops": 1e12, "predicted": 2.0, "interval": [1.0, 3.0]}
+    records.write_json(tmp_path / low / "forecast.json", {"schema": 1, "sha256": "edited", "cells": [foreign]})
+    page = report.build(tmp_path).read_text()
+    assert "N counts total parameters" in page
+    assert "No laws: 3 completed runs: too few" in page
+    assert "does not match: the file was changed" in page
+    assert report.read(tmp_path / low).fit["forecast"] == []  # of another group: labels were swapped since
+    manifest = records.manifest(tmp_path)
+    records.write_json(
+        tmp_path / "sweep.json", {**manifest, "groups": {**manifest["groups"], "noise=none": ["0" * 12]}}
+    )
+    assert "noise=none has no record yet." in report.build(tmp_path).read_text()
+
+
+def test_laws_of_another_fit_by_are_named(here, capsys):  # noqa: F811
+    text = GRID.format(activations=f"{RELU}, {GELU}", fit="")
+    Path("g.yaml").write_text(text)
+    assert run(*INLINE) == 0
+    Path("g.yaml").write_text(text + BY)
+    capsys.readouterr()
+    assert run(*INLINE) == 0
+    assert "from another fit.by, and old: results/g/fit.json\n" in capsys.readouterr().out
+    Path("g.yaml").write_text(text)
+    assert run(*INLINE) == 0
+    old = ", ".join(f"results/g/activation={name}/fit.json" for name in ("gelu", "relu2"))
+    assert f"from another fit.by, and old: {old}\n" in capsys.readouterr().out
+
+
+def test_a_forecast_of_another_group_is_not_scored(here):  # noqa: F811
+    """The labels of two groups swapped: run_ids stay, and so do the folders' names."""
+    Path("g.yaml").write_text(GRID.format(activations=f"{RELU}, {GELU}", fit=BY))
+    assert run(*INLINE) == 0
+    swapped = [RELU.replace("label: relu2", "label: gelu"), GELU.replace("label: gelu", "label: relu2")]
+    Path("g.yaml").write_text(GRID.format(activations=", ".join(swapped), fit=BY))
+    assert run(*INLINE) == 0
+    for name in ("relu2", "gelu"):
+        assert json.loads(Path(f"results/g/activation={name}/fit.json").read_text())["forecast"] == []
+
+
 def _without(node, keys):
     if isinstance(node, list):
         return [_without(x, keys) for x in node]

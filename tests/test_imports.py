@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic", "yaml"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 CORE = {"config", "storage", "accounting", "records", "recipes", "shapes", "schema", "layers", "grid"}
-ANALYSIS = {"laws", "axes", "plots", "precision", "truth", "evidence", "figures", "typography", "report", "fit"}
+ANALYSIS = {
+    "laws", "axes", "plots", "precision", "rates", "truth", "evidence", "figures", "typography", "report", "fit",
+}  # fmt: skip
 
 # For each part, the parts it may import. A part is a folder, or a module at the top.
 MAY_IMPORT = {
@@ -38,11 +40,12 @@ MAY_IMPORT = {
     "axes": set(),
     "plots": {"records", "laws", "axes"},
     "precision": {"records", "axes"},
+    "rates": {"records", "axes"},
     "truth": {"records", "axes"},
     "evidence": {"axes"},
     "figures": {"storage", "records", "laws", "plots", "truth", "evidence", "axes"},
     "typography": {"axes"},
-    "report": {"storage", "records", "laws", "plots", "precision", "truth", "figures", "axes", "typography"},
+    "report": {"storage", "records", "laws", "plots", "precision", "rates", "truth", "figures", "axes", "typography"},
     "fit": {"storage", "records"} | ANALYSIS,
     "data": CORE | {"training"},
     "bench": CORE | {"training", "engine", "laws"},

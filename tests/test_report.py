@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from scaling import records, report, typography
+from scaling import rates, records, report, typography
 from scaling.fit import analyse, forecast
 from tests import synthetic
 
@@ -198,7 +198,7 @@ def test_text_from_records_is_text_on_the_page(tmp_path):
 
 def test_learning_rate_cells_find_the_truth(tmp_path):
     runs = synthetic.learning_rate_records()
-    cells = report.learning_rate_cells(runs)
+    cells = rates.cells(runs)
     assert len(cells) == 6
     for cell in cells:
         assert cell["best"] == cell["rates"][2] == pytest.approx(0.01 * (cell["num_params"] / 5e4) ** (-1 / 3))
@@ -213,17 +213,17 @@ def test_learning_rate_cells_find_the_truth(tmp_path):
 def test_a_sweep_about_rates_claims_no_exponent(sweep):
     _, fit, _ = sweep
     runs = synthetic.learning_rate_records()
-    cells = report.learning_rate_cells(runs)
+    cells = rates.cells(runs)
     results = report.Results(sweep[0], runs, fit, {}, {})
-    [rates, completed] = report.headlines(results, cells)
-    assert rates["value"] == "6 of 6"
+    [best, completed] = report.headlines(results, cells)
+    assert best["value"] == "6 of 6"
     assert completed["value"] == "30 of 30"
     assert "no law through them is meant" in report.warnings(results, cells)[0]
 
 
 def test_a_best_rate_at_the_edge_is_called_so():
     runs = synthetic.learning_rate_records(sizes=synthetic.SIZES[:1], tokens=(5e5,), factors=(1, 2, 4))
-    [cell] = report.learning_rate_cells(runs)
+    [cell] = rates.cells(runs)
     assert cell["best"] == cell["rates"][0]
     assert not cell["interior"]
 
@@ -233,14 +233,14 @@ def test_a_higher_rate_that_diverged_counts_as_tried_and_seeds_are_averaged():
     runs[-1] = dataclasses.replace(runs[-1], status="diverged", loss=None, num_tokens=4096)
     other_seed = {**runs[0].config, "seed": 7}
     runs.append(dataclasses.replace(runs[0], run_id="0" * 12, config=other_seed, loss=runs[0].loss + 0.5))
-    [cell] = report.learning_rate_cells(runs)
+    [cell] = rates.cells(runs)
     assert cell["losses"] == [pytest.approx(runs[0].loss + 0.25), runs[1].loss, None]
     assert cell["interior"]
     assert cell["num_tokens"] == runs[0].num_tokens
 
 
 def test_two_rates_are_no_sweep():
-    assert report.learning_rate_cells(synthetic.sweep_records()) == []
+    assert rates.cells(synthetic.sweep_records()) == []
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,12 @@ class Selection:
 
 class Cells:
     """The grid's cost table, ``rows``, with what is known by now: the seconds predicted, who carries whom, and in
-    ``found``, by run_id, the status of the records that are in the results folder. ``groups``: the grid's."""
+    ``found``, by run_id, the status of the records that are in the results folder."""
 
     def __init__(self, grid: Grid, results: Path, hardware: Hardware, timings: plan.TimingCache):
         self.results, self.hardware, self.timings = results, hardware, timings
         self.rows = plan.rows(grid.cells, grid.execution.remat)
-        self.groups = grid.groups
+        self._groups = {name: set(run_ids) for name, run_ids in grid.groups.items()}
         self.found: dict[str, str] = {}
         self.have_trunks = grid.execution.trunks
 
@@ -35,6 +35,13 @@ class Cells:
         """Reads which cells are in; returns a line for each record that cannot be read (see ``folder.statuses``)."""
         self.found, complaints = folder.statuses(self.results, [r.run_id for r in self.rows], set_aside=set_aside)
         return complaints
+
+    def apart(self) -> dict[Path, list[Row]]:
+        """The rows that have laws of their own, by the folder of these laws: all of them in the results folder, or the
+        groups of the grid each in one in it."""
+        if not self._groups:
+            return {self.results: self.rows}
+        return {self.results / n: [r for r in self.rows if r.run_id in ids] for n, ids in self._groups.items()}
 
     def is_done(self, row: Row) -> bool:
         return folder.is_done(self.found, row.run_id)

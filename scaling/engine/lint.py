@@ -6,7 +6,7 @@ defaults: 20 tokens per parameter (the head's matrix counted, Hoffmann et al. 20
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,18 +72,15 @@ class Expected:
         return cls(ratio, allocation["a"], source, counts == "total", **about_data)
 
 
-def check(
-    rows: Sequence[Row], expected: Expected | None = None, groups: Collection[Collection[str]] = ()
-) -> list[Finding]:
-    """All findings about ``rows``, a whole grid, in the order of ``RULES``.
+def check(*groups: tuple[Sequence[Row], Expected]) -> list[Finding]:
+    """All findings about a grid, in the order of ``RULES``.
 
-    ``groups``: run_ids of those that have laws of their own. What is found of several is said once, of all their cells.
+    ``groups``: the rows that one set of laws is fitted to, all or a part of the grid's, and what is expected of them.
+    What is found of several groups is said once, of all their cells.
     """
-    expected = expected or Expected()
-    apart = [[row for row in rows if row.run_id in group] for group in groups] or [rows]
     cells: dict[tuple[str, str, str], tuple[str, ...]] = {}
     for rule in RULES:
-        for finding in (finding for group in apart for finding in rule(group, expected)):
+        for finding in (finding for rows, expected in groups for finding in rule(rows, expected)):
             key = (finding.rule, finding.effect, finding.edit)
             cells[key] = cells.get(key, ()) + finding.cells
     return [Finding(rule, ids, effect, edit) for (rule, effect, edit), ids in cells.items()]

@@ -193,9 +193,11 @@ def _warn(session: Session, *, strict: bool) -> list[lint.Finding]:
         f"{s}_tokens": {data: known[f"{s}_tokens"] for data, known in about.items() if known is not None}
         for s in ("train", "validation")
     }
-    fit = folder.read_json(cells.results / "fit.json")
-    expected = lint.Expected.from_fit(fit, device_memory=total, **tokens)
-    findings = lint.check(cells.rows, expected, cells.groups.values())
+    groups = []
+    for path, rows in cells.apart().items():
+        fit = folder.read_json(path / "fit.json")
+        groups.append((rows, lint.Expected.from_fit(fit, device_memory=total, **tokens)))
+    findings = lint.check(*groups)
     for finding in findings:
         session.console.print(f"[yellow]![/] {escape(str(finding))}")
     if findings and strict:

@@ -38,10 +38,11 @@ def findings(rule, raw, expected=None):
 
 def test_groups_of_laws_of_their_own_are_looked_at_apart():
     raw = isoflop(axes={"data.source": ["python-stdlib", "text:a"]})
-    together = lint.check(rows_of(raw))
+    rows = rows_of(raw)
+    together = lint.check((rows, Expected()))
     assert "several datasets" in {f.rule for f in together}
     groups = grid.expand({**raw, "fit": {"by": "data.source"}}, name="g").groups
-    apart = lint.check(rows_of(raw), groups=groups.values())
+    apart = lint.check(*(([row for row in rows if row.run_id in ids], Expected()) for ids in groups.values()))
     assert {f.rule for f in apart} == {f.rule for f in together} - {"several datasets"}
     [decades] = [f for f in apart if f.rule == "few decades"]  # said once, of the cells of both
     assert sorted(decades.cells) == sorted(run_id for ids in groups.values() for run_id in ids)
@@ -195,7 +196,7 @@ def test_the_grids_of_this_project_raise_what_is_known_of_them():
     found = {}
     for name in ("chinchilla", "smoke", "learning_rate"):
         rows = plan.rows(grid.load(f"{grid.__file__.rpartition('scaling')[0]}sweeps/{name}.yaml").cells)
-        found[name] = [finding.rule for finding in lint.check(rows)]
+        found[name] = [finding.rule for finding in lint.check((rows, Expected()))]
     assert found == {
         "chinchilla": ["few decades"],
         "smoke": ["few steps", "few decades", "large head"],
