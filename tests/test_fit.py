@@ -38,7 +38,7 @@ def test_a_sweep_gives_laws_near_the_truth(payload):
 def test_nothing_is_dropped_in_silence(payload):
     reasons = [row["reason"] for row in payload["excluded"]]
     assert (reasons.count("holdout"), reasons.count("diverged")) == (6, 1)
-    assert "1 diverged runs are not fitted" in payload["warnings"]
+    assert "1 diverged run is not fitted" in payload["warnings"]
 
 
 def test_held_out_cells_are_forecast(payload):

@@ -308,7 +308,8 @@ def analyse(
     if not fits:
         raise ValueError(problems[0] if problems else f"{source}: no law was asked for: write --law chinchilla")
     left_out = Counter(row["reason"] for row in observations.excluded)
-    warnings += [f"{count} {reason} runs are not fitted" for reason, count in sorted(left_out.items())]
+    for reason, count in sorted(left_out.items()):
+        warnings.append(f"{count} {reason} {'run is' if count == 1 else 'runs are'} not fitted")
     found = Analysis(
         observations=observations,
         fits=fits,
