@@ -78,11 +78,11 @@ with jax.set_mesh(mesh):
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
 @pytest.mark.parametrize(
     "num_members, width, batch_size, parts",
-    [(1, 96, 16, 1), (2, 96, 16, 1), (2, 256, 32, 0)],
+    [(1, 96, 32, 1), (2, 96, 16, 1), (2, 256, 32, 0)],
     ids=["one", "two", "two, in the parts that a CPU takes"],
 )
 def test_the_promise_is_within_a_tenth_of_what_is_used(num_members, width, batch_size, parts):
-    """Of 250 MB and more: a process grows by 20 to 40 MB that are no program's, whatever the program needs."""
+    """Of 500 MB and more: a process grows by 20 to 40 MB that are no program's, whatever the program needs."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     numbers = map(str, (num_members, width, batch_size, parts))
     command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), *numbers]
