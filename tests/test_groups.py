@@ -4,7 +4,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from scaling import fit, grid, records, report
+import pytest
+
+from scaling import figures, fit, grid, records, report
 from tests import synthetic
 from tests.test_sweep import here, run, trained  # noqa: F401
 
@@ -53,7 +55,13 @@ def test_a_groups_folder_is_a_results_folder(tmp_path, capsys):
     assert f"write one of {tmp_path}/g/noise=loud, {tmp_path}/g/noise=low" in capsys.readouterr().err
 
 
-def test_the_report_of_groups_sets_their_answers_side_by_side(tmp_path):
+@pytest.fixture
+def one_figure(monkeypatch):
+    """Reports draw one figure beside the curves: the others are drawn in test_report."""
+    monkeypatch.setattr(figures, "FIGURES", (figures._isoflop,))
+
+
+def test_the_report_of_groups_sets_their_answers_side_by_side(tmp_path, one_figure):
     groups = grouped(tmp_path)
     for name in groups:
         assert fit.main([str(tmp_path / name), "--bootstrap", "0", "--no-figures"]) == 0
@@ -97,7 +105,7 @@ def test_a_sweep_forecasts_and_fits_each_group_from_its_own_runs(here, capsys): 
     assert len(trained()) == count
 
 
-def test_the_page_says_of_each_group_what_its_own_says(tmp_path):
+def test_the_page_says_of_each_group_what_its_own_says(tmp_path, one_figure):
     groups = grouped(tmp_path)
     loud, low = groups
     assert fit.main([str(tmp_path / loud), "--bootstrap", "0", "--no-figures", "--num-params", "total"]) == 0
