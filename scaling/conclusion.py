@@ -56,7 +56,7 @@ class Conclusion:
 
             page = report.build(self._cells.results)
         for laws in self._laws:
-            payload = folder.read_json(laws.path)
+            payload = folder.read_or_empty(laws.path)
             self._console.print(*([f"\n[bold]{escape(laws.name)}[/]"] if laws.name else []))
             if "error" in payload:
                 self._console.print(f"no laws: {payload['error']}", markup=False)
@@ -66,7 +66,7 @@ class Conclusion:
         runs = self._cells.recorded()
         for sentence in precision.sentences(runs):
             self._console.print(f"[yellow]note[/] {escape(sentence)}", highlight=False, soft_wrap=True)
-        _show_plan_against_actual(self._console, folder.read_json(self._manifest.path), runs)
+        _show_plan_against_actual(self._console, folder.read_or_empty(self._manifest.path), runs)
         self._console.print(f"report: {page}", markup=False)
 
     def _show_strangers(self) -> None:
@@ -75,7 +75,9 @@ class Conclusion:
         others = sorted({path / "fit.json" for path in folders} - {laws.path for laws in self._laws})
         left = [str(path) for path in others if path.exists()]
         if left:
-            self._console.print(f"from another fit.by, and old: {', '.join(left)}", markup=False, soft_wrap=True)
+            self._console.print(
+                f"from another fit.by, no longer renewed, delete them: {', '.join(left)}", markup=False, soft_wrap=True
+            )
 
 
 class Laws:
@@ -145,7 +147,7 @@ class Laws:
         from scaling import fit
 
         inputs = self._inputs_sha256()
-        if folder.read_json(self.path).get("inputs_sha256") == inputs:
+        if folder.read_or_empty(self.path).get("inputs_sha256") == inputs:
             return False
         forecast = self._forecast_against_actual()
         try:

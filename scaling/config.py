@@ -351,6 +351,11 @@ class ExecutionConfig(_Strict):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
 
+    @property
+    def asked_parts(self) -> int:
+        """Parts of a batch that the grid asks for; 1 where it leaves them open, as everywhere but on one CPU device."""
+        return self.accumulation_steps or 1
+
 
 HardwareName = Literal["cpu", "h100", "h200", "a100", "tpu-v5e", "tpu-v5p", "tpu-v6e"]
 PROFILE_NAMES: tuple[str, ...] = get_args(HardwareName)

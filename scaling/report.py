@@ -373,7 +373,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m scaling.report",
         description="Write report.html and figures from the records and fits of a results folder.",
     )
-    parser.add_argument("results", help="results folder of a sweep, as in results/chinchilla or gs://bucket/chinchilla")
+    parser.add_argument(
+        "results",
+        help="results folder of a sweep, as in results/chinchilla or gs://bucket/chinchilla; or that of a "
+        "group in it, as in results/known_entropy/source=markov",
+    )
     parser.add_argument("--out", help="the HTML file (default: report.html in the folder)")
     args = parser.parse_args(argv)
     try:

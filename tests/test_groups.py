@@ -131,11 +131,11 @@ def test_laws_of_another_fit_by_are_named(here, capsys):  # noqa: F811
     Path("g.yaml").write_text(text + BY)
     capsys.readouterr()
     assert run(*INLINE) == 0
-    assert "from another fit.by, and old: results/g/fit.json\n" in capsys.readouterr().out
+    assert "from another fit.by, no longer renewed, delete them: results/g/fit.json\n" in capsys.readouterr().out
     Path("g.yaml").write_text(text)
     assert run(*INLINE) == 0
     old = ", ".join(f"results/g/activation={name}/fit.json" for name in ("gelu", "relu2"))
-    assert f"from another fit.by, and old: {old}\n" in capsys.readouterr().out
+    assert f"from another fit.by, no longer renewed, delete them: {old}\n" in capsys.readouterr().out
 
 
 def test_a_forecast_of_another_group_is_not_scored(here):  # noqa: F811

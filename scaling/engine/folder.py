@@ -203,7 +203,7 @@ def failed_record(row: plan.Row, sweep_name: str, reason: str) -> records.RunRec
     )
 
 
-def read_json(path: Path) -> dict:
+def read_or_empty(path: Path) -> dict:
     """An object that can be made again, as it was left; empty if there is none or it is damaged."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -114,7 +114,7 @@ def least_bytes(run: RunConfig, mesh: MeshConfig, remat: str, accumulation_steps
 def candidates(run: RunConfig, execution: ExecutionConfig, num_devices: int, chip: Chip) -> list[ExecutionConfig]:
     """Every mesh and remat that divides what it must and could fit, the fastest by the model first; of equals the one
     with less recomputation, then less sharding."""
-    model, steps = run.model, execution.accumulation_steps or 1
+    model, steps = run.model, execution.asked_parts
     found = []
     divisors = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
     for tensor, fsdp in itertools.product(divisors, divisors):
@@ -187,7 +187,7 @@ def _best(console, compiler, run, execution, first: aot.Verdict, chip: Chip | No
     num_tried = 0
     for candidate in candidates(run, execution, first.num_devices, chip) if first.num_devices else ():
         mesh, remat = candidate.mesh, candidate.remat
-        least = least_bytes(run, mesh, remat, execution.accumulation_steps or 1)
+        least = least_bytes(run, mesh, remat, execution.asked_parts)
         if least > 0.9 * refused.get(remat, math.inf):
             continue
         if num_tried == MAX_COMPILES:
@@ -209,7 +209,7 @@ def _add(table: Table, row: plan.Row, execution: ExecutionConfig, verdict: aot.V
     seconds = "–"
     if chip is not None and verdict.mesh:
         sizes = MeshConfig(**verdict.mesh)
-        seconds = f"{step_seconds(run, sizes, execution.remat, chip, execution.accumulation_steps or 1):.2f}"
+        seconds = f"{step_seconds(run, sizes, execution.remat, chip, execution.asked_parts):.2f}"
     table.add_row(
         f"{row.run_id}{' *' if marked else ''}",
         f"{run.batch_size} × {run.data.seq_len}",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scaling import records
 from scaling.engine import costs, plan, trunks
-from scaling.engine.folder import alone, read_json
+from scaling.engine.folder import alone, read_or_empty
 from scaling.engine.hardware import EnergyMeter, Hardware
 from scaling.grid import Grid
 
@@ -80,7 +80,7 @@ class Manifest:
 
     def spent_seconds(self) -> float:
         """Wall time of the calls so far, this one's included."""
-        before = (read_json(self.path).get("actual") or {}).get("wall_seconds") or 0.0
+        before = (read_or_empty(self.path).get("actual") or {}).get("wall_seconds") or 0.0
         return before + time.monotonic() - self._clock
 
     def write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
@@ -88,7 +88,7 @@ class Manifest:
             self._write(table, found, workers)
 
     def _write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
-        before = read_json(self.path)
+        before = read_or_empty(self.path)
         if self._shared:  # what other shards have finished since this one looked
             found = {c["run_id"]: c["status"] for c in before.get("cells", []) if c["status"] != "waiting"} | found
         self._count_training()

@@ -195,7 +195,7 @@ def _warn(session: Session, *, strict: bool) -> list[lint.Finding]:
     }
     groups = []
     for path, rows in cells.apart().items():
-        fit = folder.read_json(path / "fit.json")
+        fit = folder.read_or_empty(path / "fit.json")
         groups.append((rows, lint.Expected.from_fit(fit, device_memory=total, **tokens)))
     findings = lint.check(*groups)
     for finding in findings:

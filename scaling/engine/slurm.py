@@ -66,7 +66,7 @@ def job(order: str) -> None:
     requeue_signal = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
     requeue = signal.signal(requeue_signal, stop)
     signal.signal(signal.SIGTERM, stop)
-    before = folder.read_json(status.sign_path(workdir, order["sign"])).get("ended", {})
+    before = folder.read_or_empty(status.sign_path(workdir, order["sign"])).get("ended", {})
     furthest, about = -1, {"name": order["sign"], "job": _own_id()}
     with status.Board(workdir, "slurm", {task.key: order["run_ids"]}, **about) as board:
 
@@ -198,7 +198,7 @@ class Slurm:
     def settle(self, is_done: Callable[[str], bool]) -> None:
         """Forgets the jobs of earlier calls that have answered and left a record of each of their runs (run_ids)."""
         for job in self.book.jobs():
-            ended = folder.read_json(status.sign_path(self.book.workdir, job.sign)).get("ended")
+            ended = folder.read_or_empty(status.sign_path(self.book.workdir, job.sign)).get("ended")
             if ended and ended["event"] == "done" and all(map(is_done, job.run_ids)):
                 self.book.close(job)
 
@@ -317,7 +317,7 @@ class Slurm:
         """What jobs' signs say that they did not say before, and who of them is over without a word."""
         news = []
         for job in self._jobs:
-            sign = folder.read_json(status.sign_path(self.book.workdir, job.sign))
+            sign = folder.read_or_empty(status.sign_path(self.book.workdir, job.sign))
             if sign and sign["updated"] > job.updated:
                 job.updated = sign["updated"]
                 news += [(job, event) for event in self._read(job, sign)]

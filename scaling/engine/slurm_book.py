@@ -59,7 +59,7 @@ class Book:
         """
         found = []
         for path in sorted(self.folder.glob("*.json")):
-            submission = folder.read_json(path)
+            submission = folder.read_or_empty(path)
             if submission and submission["job_id"] is None:  # killed while it submitted: did Slurm take it?
                 submission["job_id"] = next((i.partition("_")[0] for i in queue([submission["name"]])), None)
                 if submission["job_id"] is not None:
@@ -87,7 +87,7 @@ class Book:
     def close(self, job: Job) -> None:
         """Forgets a job that is over; its log stays."""
         path = self.folder / f"{job.submission}.json"
-        submission = folder.read_json(path)
+        submission = folder.read_or_empty(path)
         submission["over"] = sorted({*submission["over"], job.index})
         if len(submission["over"]) == len(submission["tasks"]):
             path.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ class Book:
             leftover.unlink(missing_ok=True)
 
     def submissions(self) -> list[dict]:
-        return [s for s in map(folder.read_json, sorted(self.folder.glob("*.json"))) if s]
+        return [s for s in map(folder.read_or_empty, sorted(self.folder.glob("*.json"))) if s]
 
     def unfinished(self) -> list[str]:
         """Ids of the jobs that are queued or running. Raises ExecutorError if Slurm cannot be asked."""

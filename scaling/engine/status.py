@@ -117,7 +117,7 @@ def read_signs(workdir: Path) -> list[dict]:
     """All signs of a work folder, each with ``alive``: whether its writer still gives signs, as far as one can tell."""
     signs = []
     for path in sorted(signs_folder(workdir).glob("*.json")):
-        sign = folder.read_json(path)
+        sign = folder.read_or_empty(path)
         if sign:
             signs.append({**sign, "path": path, "alive": _is_alive(sign)})
     return signs
@@ -290,7 +290,7 @@ def _seconds_left(
 
 def _weights(rows: Sequence[plan.Row], results: Path) -> dict[str, float]:
     """By run_id, what one of its own steps weighs."""
-    cells = {cell["run_id"]: cell for cell in folder.read_json(results / "sweep.json").get("cells", [])}
+    cells = {cell["run_id"]: cell for cell in folder.read_or_empty(results / "sweep.json").get("cells", [])}
     if all(cells.get(row.run_id, {}).get("predicted_seconds") for row in rows):
         return {
             run_id: cell["predicted_seconds"] / max(1, cell["num_steps"] - cell.get("branch_step", 0))

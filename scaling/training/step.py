@@ -270,7 +270,7 @@ def lower(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Me
 
 
 def _check_can_run(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> None:
-    sharding.check_divides(key.model, key.batch_size, num_members, mesh, execution.accumulation_steps or 1)
+    sharding.check_divides(key.model, key.batch_size, num_members, mesh, execution.asked_parts)
     if execution.remat == "offload" and sharding.platform() == "cpu":
         raise ValueError("execution.remat is 'offload': a CPU has no other memory to wait in: write full, dots or none")
 
