@@ -25,7 +25,7 @@ from scaling.training import checkpoint
 from scaling.training.distributed import Group
 
 # Stepping time behind a shape's timing. Its compilation, the larger part, is not lost: training reuses the program.
-CALIBRATION_SECONDS = 0.5
+CALIBRATION_SECONDS = 0.3
 
 
 class BadInputError(Exception):
