@@ -22,6 +22,7 @@ holdout: {{budgets: [1.2e9]}}
 RELU, GELU = (f"{{model: {{activation: {name}}}, label: {name}}}" for name in ("relu2", "gelu"))
 BY = "fit: {by: activation}"
 INLINE = ("--executor", "inline")
+QUICK = ("--law", "kaplan_n", "--bootstrap", "0", "--no-figures")
 
 
 def grouped(folder: Path) -> dict[str, list[records.RunRecord]]:
@@ -46,7 +47,7 @@ def test_a_groups_folder_is_a_results_folder(tmp_path, capsys):
         together = tmp_path / "g" / name
         assert records.load_records(together) == records.load_records(alone) == runs
         for folder in (alone, together):
-            assert fit.main([str(folder), "--bootstrap", "0", "--no-figures"]) == 0
+            assert fit.main([str(folder), *QUICK]) == 0
         one, other = (json.loads((folder / "fit.json").read_text()) for folder in (alone, together))
         assert one.pop("source") != other.pop("source")
         assert one == other
@@ -64,7 +65,7 @@ def one_figure(monkeypatch):
 def test_the_report_of_groups_sets_their_answers_side_by_side(tmp_path, one_figure):
     groups = grouped(tmp_path)
     for name in groups:
-        assert fit.main([str(tmp_path / name), "--bootstrap", "0", "--no-figures"]) == 0
+        assert fit.main([str(tmp_path / name), *QUICK]) == 0
     page = report.build(tmp_path).read_text()
     assert "there is no fit.json" not in page
     for name, runs in groups.items():
@@ -108,7 +109,7 @@ def test_a_sweep_forecasts_and_fits_each_group_from_its_own_runs(here, capsys): 
 def test_the_page_says_of_each_group_what_its_own_says(tmp_path, one_figure):
     groups = grouped(tmp_path)
     loud, low = groups
-    assert fit.main([str(tmp_path / loud), "--bootstrap", "0", "--no-figures", "--num-params", "total"]) == 0
+    assert fit.main([str(tmp_path / loud), *QUICK, "--num-params", "total"]) == 0
     records.write_json(tmp_path / low / "fit.json", {"schema": 1, "error": "3 completed runs: too few"})
     foreign = {"run_id": groups[loud][0].run_id, "flops": 1e12, "predicted": 2.0, "interval": [1.0, 3.0]}
     records.write_json(tmp_path / low / "forecast.json", {"schema": 1, "sha256": "edited", "cells": [foreign]})

@@ -257,15 +257,8 @@ holdout: {cells: [{steps: 300}]}
 """
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        pytest.param(["--workers", "2"], marks=pytest.mark.slow),
-        ["--executor", "inline"],
-        pytest.param(["--pack", "2"], marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.slow  # of one branch: tests/training/test_trunks.py
+@pytest.mark.parametrize("argv", [["--workers", "2"], ["--executor", "inline"], ["--pack", "2"]], ids=str)
 def test_branches_leave_the_records_of_lone_runs(here, capsys, argv):
     Path("g.yaml").write_text(HORIZONS + "execution: {trunks: false}\n")
     assert run("--results", "results/h", "--workdir", ".scaling/h", *INLINE) == 0

@@ -378,8 +378,8 @@ def pack_size(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, most:
 
 
 def _median_seconds(function: Callable[[], Any], seconds: float) -> float:
-    """Median time of a call, after two calls to warm up, over at least three and about ``seconds``."""
-    function(), function()
+    """Median time of a call, after one to warm up, over at least three and about ``seconds``."""
+    function()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
         started = time.perf_counter()
