@@ -1,10 +1,13 @@
 """The figures of a sweep, composed: which plots, side by side how, with which caption; saved as SVG and PNG."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from scaling import evidence, plots, storage, truth
@@ -54,16 +57,20 @@ def write(folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Ma
         for d in draw(table, curves, fit, learning_rates):
             _name_convention(d.figure, fit)
             svg, png = folder / f"{d.name}.svg", folder / f"{d.name}.png"
-            _save(d.figure, svg, {"Date": None, "Creator": None})
-            d.figure.set_layout_engine("none")  # laid out once: the PNG is the same picture, in half the time
-            _save(d.figure, png, {"Software": None})
+            # Laid out once and drawn once for each: savefig would draw twice, and lay out each time.
+            png_canvas = FigureCanvasAgg(d.figure)
+            d.figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+            d.figure.get_layout_engine().execute(d.figure)
+            d.figure.set_layout_engine("none")
+            _save(png_canvas.print_png, png, {"Software": None})
+            _save(FigureCanvasSVG(d.figure).print_svg, svg, {"Date": None, "Creator": None})
             saved.append(Saved(d.name, d.title, d.caption, svg, png, d.figure.get_figwidth() > HALF))
     return saved
 
 
-def _save(figure: Figure, path: Path, metadata: Mapping) -> None:
+def _save(print_to: Callable, path: Path, metadata: Mapping) -> None:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix[1:], metadata=metadata)
+    print_to(drawn, metadata=metadata)
     storage.write(path, drawn.getvalue(), synced=False)
 
 

@@ -6,6 +6,7 @@ ends whatever was started. Executors know nothing of training: a task is a comma
 
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from scaling.engine import worker as worker_module
 
 LOOP = "scaling.training.loop"
 MAX_TRIES = 3
+# Tasks at the head of the line among which a worker takes one whose program it holds: the longest are to start first.
+NEAR_THE_HEAD = 3
 
 # Keeps XLA's temporaries mapped between steps: 1.3-1.4× on CPU. Read by glibc when a process starts, so it can only
 # be set for workers; without arena_max=1 there is no gain.
@@ -44,7 +47,7 @@ class Task:
     """One call of ``worker.execute``. ``key`` names it in events and answers.
 
     ``after``: names that another task has to release before this one may start, with a ``branched`` event or by its
-    end; ``releases``: names that this task releases.
+    end; ``releases``: names that this task releases. ``program``: equal for tasks that run the same compiled programs.
     """
 
     key: str
@@ -52,6 +55,7 @@ class Task:
     payload: dict
     after: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()
+    program: str | None = None
 
 
 class Line:
@@ -64,9 +68,12 @@ class Line:
     def __bool__(self) -> bool:
         return bool(self._tasks)
 
-    def next(self) -> Task | None:
-        """The first task that may start, which leaves the line; None if none may."""
-        task = next((task for task in self._tasks if self._held.isdisjoint(task.after)), None)
+    def next(self, programs: Collection[str] = ()) -> Task | None:
+        """The first task that may start, or one near it that runs one of ``programs``, leaves the line; None if none
+        may."""
+        may_start = (task for task in self._tasks if self._held.isdisjoint(task.after))
+        near = list(itertools.islice(may_start, NEAR_THE_HEAD))
+        task = next((task for task in near if task.program in programs), near[0] if near else None)
         if task is not None:
             self._tasks.remove(task)
         return task
@@ -181,6 +188,7 @@ class _Worker:
         self.index, self.command, self.env, self.log = index, command, env, log
         self.inbox, self.pass_fds = inbox, pass_fds
         self.task: Task | None = None
+        self.programs: set[str] = set()  # compiled, or loaded, by the process that runs now
         self.process: subprocess.Popen | None = None
         self.was_ready = False
 
@@ -216,6 +224,8 @@ class _Worker:
     def send(self, task: Task, following: Task | None) -> None:
         """``following``: what it will probably be sent next."""
         self.task = task
+        if task.program is not None:
+            self.programs.add(task.program)
         after = following and following.payload
         line = json.dumps({"key": task.key, "command": task.command, "payload": task.payload, "next": after}) + "\n"
         with suppress(BrokenPipeError, ValueError):  # it died meanwhile, the pipe may be closed: _listen says so
@@ -312,7 +322,7 @@ class Local:
         for worker in self._pool:
             if not waiting:
                 return
-            if worker.task is None and (task := waiting.next()) is not None:
+            if worker.task is None and (task := waiting.next(worker.programs)) is not None:
                 if not worker.running:
                     worker.start()
                 worker.send(task, waiting.after(task) if self._compile_ahead else None)
@@ -327,6 +337,7 @@ class Local:
         if kind == "died":
             reason = _how_it_died(event["returncode"])
             worker.process = None
+            worker.programs.clear()
             if worker.was_ready:
                 event = {"event": "failed", "reason": reason, "final": False, "disk": False}
             else:  # not the task's fault

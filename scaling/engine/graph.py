@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scaling.config import canonical_json, program_key
+from scaling.config import RunConfig, canonical_json, program_key
 from scaling.engine import trunks
 from scaling.engine.plan import Row
 
@@ -85,7 +85,12 @@ class Pack:
 
 def shape_of(row: Row) -> str:
     """Equal for rows that one program can train."""
-    return canonical_json(program_key(row.cell.run))
+    return program_of(row.cell.run)
+
+
+def program_of(run: RunConfig) -> str:
+    """Equal for runs of the same compiled programs."""
+    return canonical_json(program_key(run))
 
 
 def build(rows: Sequence[Row], members: int | Mapping[str, int] = 1, *, carried: Sequence[Row] = ()) -> list[Pack]:

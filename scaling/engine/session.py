@@ -10,6 +10,9 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import importlib
+import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,6 +42,12 @@ def bad_input() -> Iterator[None]:
         yield
     except ValueError as e:
         raise BadInputError(str(e)) from None
+
+
+def _import_conclusion() -> None:
+    """Imports what laws and report are made with: a second that all cores would wait for after the training."""
+    for module in ("scaling.fit", "scaling.report"):
+        importlib.import_module(module)
 
 
 class Session:
@@ -166,8 +175,18 @@ class Session:
             return
         self.console.print(f"timing {len(missing)} shapes on this machine …")
         seconds = {"seconds": CALIBRATION_SECONDS}
-        tasks = [executors.Task(key, "calibrate", self._about_shape(run) | seconds) for key, run in missing.items()]
-        answers = self._executor.run(tasks)
+        tasks = [
+            executors.Task(key, "calibrate", self._about_shape(run) | seconds, program=graph.program_of(run))
+            for key, run in missing.items()
+        ]
+        done = itertools.count(1)
+        with self.console.status("") as shown:  # on a terminal alone
+
+            def on_event(event: dict) -> None:
+                if event["event"] in ("done", "failed"):
+                    shown.update(f"{next(done)} of {len(tasks)} timed")
+
+            answers = self._executor.run(tasks, on_event)
         reasons = {answer.reason for answer in answers.values()}
         if len(reasons) == 1 and None not in reasons:  # all for the same reason: then no cell can train either
             raise BadInputError(f"{self._args.grid}: {reasons.pop()}")
@@ -212,6 +231,7 @@ class Session:
             self.console, list(packs.values()), workers=self.workers,
             done=sum(map(self.cells.is_done, self.cells.rows)), total=len(self.cells.rows),
         )  # fmt: skip
+        waiting, reader = set(packs), threading.Thread(target=_import_conclusion, daemon=True)
         status.clear_stale(self._workdir)
         run_ids = {pack.key: pack.run_ids for pack in packs.values()}
         board = status.Board(self._workdir, self._args.executor, run_ids)  # of this process and its workers
@@ -224,10 +244,15 @@ class Session:
                 pack = packs[event["key"]]
                 for row in pack.rows:
                     display.cell_ended(row, self._settle(row, event.get("reason")))
+                waiting.discard(event["key"])
+                if 0 < len(waiting) < self.workers and reader.ident is None:  # a core has nothing left to do
+                    reader.start()
 
         try:
             with self.manifest.training(), display, board:
                 self._executor.run(self._tasks(order), on_event)
+            if reader.ident is not None:
+                reader.join()  # two threads that import one module may each see half of it
             status.clear_stale(self._workdir)  # of a call killed seconds before this one, which were too young before
         except KeyboardInterrupt:
             if self.slurm is None:
@@ -262,7 +287,8 @@ class Session:
         for pack in order.packs:
             riders = {name: [worker.cell_to_json(r.cell) for r in some] for name, some in pack.riders.items()}
             payload = {"cells": [worker.cell_to_json(row.cell) for row in pack.rows], "riders": riders, **shared}
-            tasks.append(executors.Task(pack.key, "train", payload, pack.after, pack.carried))
+            program = graph.shape_of(pack.rows[0])
+            tasks.append(executors.Task(pack.key, "train", payload, pack.after, pack.carried, program))
         return tasks
 
     def _settle(self, row: Row, reason: str | None) -> records.RunRecord:

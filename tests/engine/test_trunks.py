@@ -173,6 +173,15 @@ def test_families_fall_to_one_machine():
         assert len({row.cell.run.seed for row in dealt}) == 1
 
 
+def test_a_worker_takes_what_it_has_compiled_near_the_head_of_the_line():
+    a, b, c, d, e = (Task(name, "train", {}, program=name) for name in "abcde")
+    line = Line([a, b, c, d, e])
+    assert line.next({"d", "e"}) is a  # those are further back
+    assert line.next({"d", "e"}) is d
+    assert line.next() is b
+    assert [line.next({"e"}), line.next({"e"}), line.next({"e"})] == [e, c, None]
+
+
 def test_a_line_passes_over_what_is_held():
     trunk = Task("t", "train", {}, releases=("a", "b"))
     a, b, other = Task("a", "train", {}, after=("a",)), Task("b", "train", {}, after=("b",)), Task("o", "train", {})

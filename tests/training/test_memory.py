@@ -20,6 +20,7 @@ def run_of(width=8, seq_len=32, batch_size=4):
     return grid.expand({"base": base}, name="x").cells[0].run
 
 
+@pytest.mark.slow
 def test_what_goes_in_is_the_state_and_the_batch():
     run = run_of(batch_size=2 * jax.device_count())
     needs = memory.of_run(run, ExecutionConfig())  # of one device, all of which hold the state
