@@ -357,6 +357,14 @@ class ExecutionConfig(_Strict):
         return self.accumulation_steps or 1
 
 
+def program_execution(execution: ExecutionConfig) -> ExecutionConfig:
+    """``execution`` with everything that the compiled programs do not depend on, what the host alone reads, set to its
+    default."""
+    plain = ExecutionConfig()
+    names = ("trunks", "checkpoint_seconds", "disk_budget_gb", "keep_final_checkpoint", "tensorboard", "wandb")
+    return dataclasses.replace(execution, **{name: getattr(plain, name) for name in names})
+
+
 HardwareName = Literal["cpu", "h100", "h200", "a100", "tpu-v5e", "tpu-v5p", "tpu-v6e"]
 PROFILE_NAMES: tuple[str, ...] = get_args(HardwareName)
 

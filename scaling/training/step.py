@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scaling import accounting
-from scaling.config import ExecutionConfig, RunConfig
+from scaling.config import ExecutionConfig, RunConfig, program_execution
 from scaling.training import loss, optim, sharding
 from scaling.training.models import transformer
 
@@ -283,10 +283,15 @@ def _check_can_run(key: RunConfig, execution: ExecutionConfig, num_members: int,
         raise ValueError("execution.remat is 'offload': a CPU has no other memory to wait in: write full, dots or none")
 
 
-@functools.lru_cache(maxsize=16)
 def programs(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> Programs:
-    """The programs of ``num_members`` runs whose ``config.program_key`` is ``key``, to be compiled.
+    """The programs of ``num_members`` runs whose ``config.program_key`` is ``key``, to be compiled; the same object for
+    the same programs.
 
     Raises ValueError when the mesh does not divide an axis. Call it, and what it returns, under ``jax.set_mesh(mesh)``.
     """
+    return _programs(key, program_execution(execution), num_members, mesh)
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> Programs:
     return Programs(lower(key, execution, num_members, mesh))

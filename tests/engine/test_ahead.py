@@ -57,7 +57,7 @@ def compilations():
 
 def trained(corpus, folder, **options):
     """The records of both packs, and what the main thread compiled for the second."""
-    step.programs.cache_clear()
+    step._programs.cache_clear()
     tasks, begun = packs_of(corpus, folder), []
     with compilations() as found, progress_at_every_step():
 

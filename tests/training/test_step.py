@@ -112,6 +112,18 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_sizes(change, message):
         sharding.check_divides(model, change.get("batch_size", 8), 1, mesh)
 
 
+def test_where_a_run_is_kept_does_not_compile_it_again():
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    kept = ExecutionConfig(disk_budget_gb=1, checkpoint_seconds=9, keep_final_checkpoint=True, trunks=False)
+    with jax.set_mesh(mesh):
+        one, same, other = (
+            step.programs(program_key(RUN), e, 1, mesh)
+            for e in (ExecutionConfig(), kept, ExecutionConfig(eval_batch_size=4))
+        )
+    assert one is same
+    assert one is not other
+
+
 def test_parts_of_a_batch_must_divide_too():
     mesh = sharding.make_mesh(MeshConfig(1, 2, 2, 2))
     with pytest.raises(ValueError, match=r"batch_size is 8.*times accumulation_steps, = 16.*write 16"):
