@@ -225,6 +225,7 @@ def test_a_results_folder_that_cannot_be_is_one_line_and_exit_2(here, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_cells_of_equal_shape_train_as_one_pack(here):
     Path("g.yaml").write_text(GRID + "seeds: [0, 1, 2]\n")
     assert run("--pack", "2") == 0

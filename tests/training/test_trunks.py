@@ -81,6 +81,7 @@ def test_a_trunk_cut_off_anywhere_leaves_the_same(corpus, alone, tmp_path):
     assert_all_equal(corpus, tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_riders_that_cannot_be_carried_are_let_go(corpus, alone, tmp_path):
     """A trunk that began without them, or is past where they branch, does not know their curves."""
     trunk, riders = family(corpus[0])
