@@ -17,6 +17,11 @@ from scaling.grid import FitConfig
 FORECAST_LEVEL = 0.90
 
 
+def get_ready() -> None:
+    """Imports what laws and report are made with: a second that all cores would wait for after the training."""
+    from scaling import fit, report  # noqa: F401
+
+
 class Conclusion:
     """What the records of ``cells`` come to: one set of laws, or one for each of the grid's groups."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scaling import grid, storage
-from scaling.conclusion import Conclusion
+from scaling.conclusion import Conclusion, get_ready
 from scaling.config import ExecutionConfig
 from scaling.engine import (
     executors,
@@ -302,9 +302,9 @@ class Sweep:
                 return
             session.write_manifest()
             fitted, held_out = ([row for row in selection.todo if row.cell.holdout == out] for out in (False, True))
-            session.train(fitted, later=held_out)
+            session.train(fitted, later=held_out, when_idle=get_ready)
             if held_out and self._may_train(held_out):
-                session.train(held_out)
+                session.train(held_out, when_idle=get_ready)
 
     def _may_train(self, held_out: Sequence[plan.Row]) -> bool:
         """Forecasts the held-out cells; whether that was possible yet."""

@@ -22,7 +22,7 @@ holdout: {{budgets: [1.2e9]}}
 RELU, GELU = (f"{{model: {{activation: {name}}}, label: {name}}}" for name in ("relu2", "gelu"))
 BY = "fit: {by: activation}"
 INLINE = ("--executor", "inline")
-QUICK = ("--law", "kaplan_n", "--bootstrap", "0", "--no-figures")
+QUICK = ("--bootstrap", "0", "--no-figures")
 
 
 def grouped(folder: Path) -> dict[str, list[records.RunRecord]]:

@@ -83,20 +83,15 @@ class Pack:
         return rider.first_step - carrier.first_step
 
 
-def shape_of(row: Row) -> str:
-    """Equal for rows that one program can train."""
-    return program_of(row.cell.run)
-
-
-def program_of(run: RunConfig) -> str:
-    """Equal for runs of the same compiled programs."""
+def shape_of(run: RunConfig) -> str:
+    """Equal for runs that one program can train."""
     return canonical_json(program_key(run))
 
 
 def build(rows: Sequence[Row], members: int | Mapping[str, int] = 1, *, carried: Sequence[Row] = ()) -> list[Pack]:
     """Groups rows that one program can train (``config.program_key``; seeds, rates, horizons are free) into packs of at
     most ``members``, the longest pack first. Rows that wait for another to carry them are packed apart from those that
-    do not. ``members`` may also hold a number by ``shape_of`` a row. ``carried``: rows that train later, but are
+    do not. ``members`` may also hold a number by the ``shape_of`` a run. ``carried``: rows that train later, but are
     carried by these already.
     """
     here = {row.run_id for row in rows}
@@ -108,7 +103,7 @@ def build(rows: Sequence[Row], members: int | Mapping[str, int] = 1, *, carried:
             waits.add(row.run_id)
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.cell.holdout, row.run_id in waits, shape_of(row)), []).append(row)
+        groups.setdefault((row.cell.holdout, row.run_id in waits, shape_of(row.cell.run)), []).append(row)
     packs = []
     for (_, waiting, shape), group in groups.items():
         most = members if isinstance(members, int) else members.get(shape, 1)

@@ -139,7 +139,7 @@ def distinct(rows: Sequence[plan.Row]) -> list[plan.Row]:
     """One row of each that compiles to a program of its own: rates, horizons and seeds are arguments of it."""
     first: dict[str, plan.Row] = {}
     for row in rows:
-        first.setdefault(graph.shape_of(row), row)
+        first.setdefault(graph.shape_of(row.cell.run), row)
     return list(first.values())
 
 

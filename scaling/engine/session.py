@@ -10,10 +10,9 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import importlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -42,12 +41,6 @@ def bad_input() -> Iterator[None]:
         yield
     except ValueError as e:
         raise BadInputError(str(e)) from None
-
-
-def _import_conclusion() -> None:
-    """Imports what laws and report are made with: a second that all cores would wait for after the training."""
-    for module in ("scaling.fit", "scaling.report"):
-        importlib.import_module(module)
 
 
 class Session:
@@ -176,7 +169,7 @@ class Session:
         self.console.print(f"timing {len(missing)} shapes on this machine …")
         seconds = {"seconds": CALIBRATION_SECONDS}
         tasks = [
-            executors.Task(key, "calibrate", self._about_shape(run) | seconds, program=graph.program_of(run))
+            executors.Task(key, "calibrate", self._about_shape(run) | seconds, program=graph.shape_of(run))
             for key, run in missing.items()
         ]
         done = itertools.count(1)
@@ -197,11 +190,11 @@ class Session:
         """As many members as a device holds, for every shape that several cells have."""
         if self._args.pack != "auto" or not executors.has_accelerator():
             return
-        shapes = collections.Counter(map(graph.shape_of, rows))
+        shapes = collections.Counter(graph.shape_of(row.cell.run) for row in rows)
         tasks = {
             shape: executors.Task(row.run_id, "pack_size", self._about_shape(row.cell.run) | {"most": shapes[shape]})
             for row in rows
-            if shapes[shape := graph.shape_of(row)] > 1
+            if shapes[shape := graph.shape_of(row.cell.run)] > 1
         }
         if tasks:
             self.console.print(f"compiling {len(tasks)} shapes, to see how many runs of each fit a device …")
@@ -218,10 +211,13 @@ class Session:
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
-    def train(self, rows: Sequence[Row], later: Sequence[Row] = ()) -> None:
+    def train(
+        self, rows: Sequence[Row], later: Sequence[Row] = (), when_idle: Callable[[], None] = lambda: None
+    ) -> None:
         """Trains the rows in packs and prints a line for each that ends; one that cannot be done gets a record too.
 
-        ``later``: rows of a later call of this, carried now as far as their trunks among ``rows`` go.
+        ``later``: rows of a later call of this, carried now as far as their trunks among ``rows`` go. ``when_idle``: is
+        called, in a thread, once a worker has nothing left to do while another has; over when this returns.
         """
         if not rows:
             return
@@ -231,7 +227,7 @@ class Session:
             self.console, list(packs.values()), workers=self.workers,
             done=sum(map(self.cells.is_done, self.cells.rows)), total=len(self.cells.rows),
         )  # fmt: skip
-        waiting, reader = set(packs), threading.Thread(target=_import_conclusion, daemon=True)
+        waiting, beside = set(packs), threading.Thread(target=when_idle, daemon=True)
         status.clear_stale(self._workdir)
         run_ids = {pack.key: pack.run_ids for pack in packs.values()}
         board = status.Board(self._workdir, self._args.executor, run_ids)  # of this process and its workers
@@ -245,14 +241,14 @@ class Session:
                 for row in pack.rows:
                     display.cell_ended(row, self._settle(row, event.get("reason")))
                 waiting.discard(event["key"])
-                if 0 < len(waiting) < self.workers and reader.ident is None:  # a core has nothing left to do
-                    reader.start()
+                if 0 < len(waiting) < self.workers and beside.ident is None:
+                    beside.start()
 
         try:
             with self.manifest.training(), display, board:
                 self._executor.run(self._tasks(order), on_event)
-            if reader.ident is not None:
-                reader.join()  # two threads that import one module may each see half of it
+            if beside.ident is not None:
+                beside.join()
             status.clear_stale(self._workdir)  # of a call killed seconds before this one, which were too young before
         except KeyboardInterrupt:
             if self.slurm is None:
@@ -287,7 +283,7 @@ class Session:
         for pack in order.packs:
             riders = {name: [worker.cell_to_json(r.cell) for r in some] for name, some in pack.riders.items()}
             payload = {"cells": [worker.cell_to_json(row.cell) for row in pack.rows], "riders": riders, **shared}
-            program = graph.shape_of(pack.rows[0])
+            program = graph.shape_of(pack.rows[0].cell.run)
             tasks.append(executors.Task(pack.key, "train", payload, pack.after, pack.carried, program))
         return tasks
 
