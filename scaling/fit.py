@@ -263,6 +263,7 @@ def _truth_table(known: dict):
 def _exponent_table(payload: dict):
     table = _table("\nN* ∝ C^a, D* ∝ C^b", "approach", "a", "interval", "b", "interval")
     isoflop, envelope, law = payload["isoflop"], payload["envelope"], payload["allocation"]
+    fixed = law.get("by_construction", ())
     rows = [
         (f"1 envelope ({envelope.get('num_runs', 0)} runs on it, {envelope.get('source', '')})", envelope),
         (f"2 IsoFLOP, parabola ({isoflop.get('num_bracketed', 0)} minima bracketed)", isoflop),
@@ -271,13 +272,14 @@ def _exponent_table(payload: dict):
     ]
     for name, entry in rows:
         if entry.get("a") is not None:
-            table.add_row(
-                name, _number(entry["a"]), _range(entry.get("a_interval")),
-                _number(entry.get("b")), _range(entry.get("b_interval")),
-            )  # fmt: skip
+            ends = [
+                "by construction" if entry is law and k in fixed else _range(entry.get(f"{k}_interval")) for k in "ab"
+            ]
+            table.add_row(name, _number(entry["a"]), ends[0], _number(entry.get("b")), ends[1])
     if law.get("a_local") is not None:
         name = f"3 parametric, over the fitted range ({law['cost']})"
-        table.add_row(name, _number(law["a_local"]), _range(law["a_local_interval"]), "", "")
+        ends = "by construction" if "a_local" in fixed else _range(law["a_local_interval"])
+        table.add_row(name, _number(law["a_local"]), ends, "", "")
     shift = (isoflop.get("bias") or {}).get("a")
     if shift is not None and isoflop.get("a") is not None:
         table.caption = f"parabolas through these sizes would miss a by {shift:+.4f} without any noise"

@@ -144,7 +144,10 @@ def allocation(
         value = np.array([_quantity(p, quantity) for p in frontier])
         band = [p.get(f"{quantity}_interval") for p in frontier]
         if all(band):
-            ax.fill_between(flops, *np.array(band).T, color="0.87", linewidth=0, label="95 % interval of the law")
+            # An end that is null is one the data do not set: the band then leaves the axes.
+            lower, upper = np.array(band, dtype=float).T
+            lower, upper = np.where(np.isnan(lower), value / 1e3, lower), np.where(np.isnan(upper), value * 1e3, upper)
+            ax.fill_between(flops, lower, upper, color="0.87", linewidth=0, label="95 % interval of the law")
         inside = np.ones_like(flops, dtype=bool)
         if fitted_flops:
             # One part in a thousand: the grid of C ends on the range's ends, up to rounding.
@@ -217,7 +220,8 @@ def surface(ax: Axes, table, predict: Callable, frontier: Sequence[Mapping] = ()
     if many:
         colour_bar(ax, list(shade), "flops")
     title = None if many else "compute $C$ (FLOPs)"
-    ax.legend(title=title, frameon=True, framealpha=0.9, edgecolor="none", loc="lower left")
+    if ax.get_legend_handles_labels()[0]:  # many budgets and no frontier: nothing has a name
+        ax.legend(title=title, frameon=True, framealpha=0.9, edgecolor="none", loc="lower left")
     return ax
 
 
@@ -375,8 +379,9 @@ def exponents(
 ) -> Axes:
     """Estimates of one exponent side by side: (name, value, interval), top to bottom, and published values as lines."""
     for position, (_, value, interval) in enumerate(rows):
-        if interval:
-            ax.plot(interval, [position] * 2, color="black", linewidth=1.4, solid_capstyle="butt")
+        if interval:  # an end that is null is one the data do not set: an exponent of a split lies in 0 to 1
+            ends = [limit if end is None else end for end, limit in zip(interval, (0.0, 1.0))]
+            ax.plot(ends, [position] * 2, color="black", linewidth=1.4, solid_capstyle="butt")
         ax.plot(value, position, "o", color="black", markersize=6)
     known = sorted((references or {}).items(), key=lambda pair: pair[1])
     for i, (name, value) in enumerate(known):

@@ -53,7 +53,10 @@ def equation(text: str) -> str:
 
 
 def span(pair: Sequence[float] | None, write=num) -> str:
-    return Markup("{}&hairsp;–&hairsp;{}").format(*map(write, pair)) if pair else ""
+    """An interval; an end that is null is one the data do not set."""
+    if not pair:
+        return ""
+    return Markup("{}&hairsp;–&hairsp;{}").format(*("unbounded" if end is None else write(end) for end in pair))
 
 
 # What the template calls them.

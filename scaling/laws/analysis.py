@@ -147,51 +147,71 @@ class Analysis:
         return {parameter: values[:SAMPLED_DRAWS] for parameter, values in self.draws[name].params.items()}
 
     def _band(self, quantity) -> tuple[np.ndarray, np.ndarray]:
-        """A derived quantity (m,) of the surface law and its interval (m, 2)."""
+        """A derived quantity (m,) of the surface law and its interval (m, 2), ±inf where the draws run off."""
         fitted, draws = self.fits[self.surface], self.draws.get(self.surface)
         if draws is None:
-            value, lo, hi = uncertainty.delta_interval(fitted, lambda p: np.log(quantity(p)), self.level)
-            # e^±600: without a limit, written so that JSON can hold it.
-            return np.exp(value), np.exp(np.clip(np.stack([lo, hi], axis=-1), -600.0, 600.0))
+            value, lo, hi = uncertainty.delta_interval(fitted, lambda p: _log(quantity(p)), self.level)
+            with np.errstate(over="ignore"):  # no end: what 1e300 would only look like
+                band = np.exp(np.stack([lo, hi], axis=-1))
+            return np.exp(value), np.where(band == 0, -np.inf, band)
         value = np.asarray(quantity({k: np.atleast_1d(v) for k, v in fitted.params.items()}))[0]
-        tail = 0.5 * (1 - self.level)
-        return value, np.moveaxis(np.quantile(quantity(draws.params), [tail, 1 - tail], axis=0), 0, -1)
+        return value, _percentiles(quantity(draws.params), self.level)
 
     def _optimum(self, flops: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """N*, D*, D*/N* and the loss there at each C, with intervals."""
-        form, cost = self.fits[self.surface].form, self.cost
+        """N*, D*, D*/N* and the loss there at each C, with intervals. NaN where the law has no optimum."""
+        form, cost, draws = self.fits[self.surface].form, self.cost, self.draws.get(self.surface)
+        drawn = None if draws is None else allocation.optimal_num_params(form, draws.params, flops, cost)
 
         def num_params(p):
-            return allocation.optimal_num_params(form, p, flops, cost)
+            # One search over the draws serves all four quantities.
+            known = draws is not None and p is draws.params
+            return drawn if known else allocation.optimal_num_params(form, p, flops, cost)
 
         def num_tokens(p):
-            return flops / cost.flops_per_token(num_params(p))
+            return _tokens(flops, cost, num_params(p))
 
         def loss(p):
             n = num_params(p)
-            return form.predict({k: v[:, None] for k, v in p.items()}, num_params=n,
-                                num_tokens=flops / cost.flops_per_token(n))  # fmt: skip
+            with np.errstate(all="ignore"):
+                return form.predict({k: v[:, None] for k, v in p.items()}, num_params=n,
+                                    num_tokens=_tokens(flops, cost, n))  # fmt: skip
 
         def ratio(p):
             n = num_params(p)
-            return flops / cost.flops_per_token(n) / n
+            with np.errstate(all="ignore"):
+                return _tokens(flops, cost, n) / n
 
         quantities = {"num_params": num_params, "num_tokens": num_tokens, "loss": loss, "tokens_per_param": ratio}
-        return {name: self._band(q) for name, q in quantities.items()}
+        bands = {name: self._band(q) for name, q in quantities.items()}
+        known = allocation.found(bands["num_params"][0])
+        return {
+            name: (np.where(known, value, np.nan), self._beyond(name, np.where(known[:, None], band, np.nan), flops))
+            for name, (value, band) in bands.items()
+        }
+
+    def _beyond(self, name: str, band: np.ndarray, flops: np.ndarray) -> np.ndarray:
+        """The bands (m, 2); from the largest compute fitted on, without an end that the profile there does not have."""
+        profiled = self.derived.get(name)
+        if profiled is not None:
+            beyond = flops >= self.observations.columns["flops"].max() * (1 - 1e-9)
+            band[beyond] = np.where(np.isfinite(profiled.interval), band[beyond], profiled.interval)
+        return band
 
     def _frontier(self) -> list[dict]:
-        if self.surface is None:
+        """The optimum from the least compute fitted to beyond the largest known, where the law has one."""
+        if self.surface is None or self.cost.problem:
             return []
         fitted = self.observations.columns["flops"]
         known = [row["flops"] for row in self.observations.excluded if row["reason"] == "holdout" and row["flops"]]
         top = max([fitted.max(), *known]) * FRONTIER_BEYOND
         flops = np.geomspace(fitted.min(), top, FRONTIER_POINTS)
-        found = self._optimum(flops)
+        optimum = self._optimum(flops)
         return [
             {"flops": float(C)}
-            | {name: float(value[i]) for name, (value, _) in found.items()}
-            | {f"{name}_interval": band[i].tolist() for name, (_, band) in found.items()}
+            | {name: float(value[i]) for name, (value, _) in optimum.items()}
+            | {f"{name}_interval": band[i].tolist() for name, (_, band) in optimum.items()}
             for i, C in enumerate(flops)
+            if np.isfinite(optimum["num_params"][0][i])
         ]
 
     def _allocation(self) -> dict:
@@ -199,41 +219,79 @@ class Analysis:
 
         ``a``, ``b`` are asymptotic: those of a cost proportional to N D. ``a_local`` is the mean slope of
         log N*(C) over the fitted range under the records' own cost, which is what an IsoFLOP fit estimates.
+        ``reasons`` says what is not there and why: a cost that cannot be used, a law without an optimum.
         """
         if self.surface is None:
             return {}
         fitted = self.fits[self.surface]
         flops = self.observations.columns["flops"]
-        out = {"law": self.surface, "cost": self.cost.describe(), "cost_max_error": self.cost.max_error}
-        out |= {"fitted_flops": [float(flops.min()), float(flops.max())]}
         ends = np.array([flops.min(), flops.max()])
+        out = {"law": self.surface, "cost": self.cost.describe(), "cost_max_error": self.cost.max_error}
+        out |= {"fitted_flops": ends.tolist(), "by_construction": [], "reasons": list(self._no_allocation())}
         quantities = allocation.quantities(fitted.form, (ends[0], ends[1]), self.cost)
         for name in ("a", "b", "a_local"):
-            if name in quantities:
-                out |= self._exponent(name, quantities[name])
-        at = np.array([p["flops"] for p in self.isoflop.get("budgets", [])])
-        if not len(at):
-            at = np.array([ends[0], math.sqrt(ends[0] * ends[1]), ends[1]])
-        held_out = [row["flops"] for row in self.observations.excluded if row["reason"] == "holdout"]
-        if held_out and max(held_out) > at.max() * 1.1:
-            at = np.append(at, max(held_out))
-        value, band = self._optimum(at)["tokens_per_param"]
+            if name in quantities and not (name == "a_local" and self.cost.problem):
+                out |= self._exponent(name, quantities[name], out["by_construction"])
         out["profiles"] = {
             name: {"value": p.value, "interval": p.interval, "grid": p.grid, "deviance": p.deviance}
             for name, p in self.derived.items()
         }
-        out["tokens_per_param"] = {
-            f"{C:.4g}": {"value": float(v), "interval": i.tolist()} for C, v, i in zip(at, value, band)
-        }
+        out["tokens_per_param"] = {} if self.cost.problem else self._ratios(ends)
         return out
 
-    def _exponent(self, name: str, quantity) -> dict:
-        """An exponent and its interval: the profile's where that is the default and has two ends."""
+    def _no_allocation(self) -> list[str]:
+        """What of the allocation cannot be had, or not everywhere, in words."""
+        form, C = self.fits[self.surface].form, self.observations.columns["flops"]
+        if self.cost.problem:
+            return [f"no allocation: {self.cost.problem}"]
+        at = np.array([C.min(), C.max()])
+        reason = allocation.no_optimum(
+            form, allocation.optimal_num_params(form, self.fits[self.surface].params, at, self.cost), at
+        )
+        if reason or self.surface not in self.draws:
+            return [reason] if reason else []
+        sizes = allocation.optimal_num_params(form, self.draws[self.surface].params, at[1:], self.cost)
+        missing = 1.0 - allocation.found(sizes).mean()
+        if missing == 0:
+            return []
+        return [
+            f"{self.surface}: {missing:.1%} of the draws have no interior optimum at {at[1]:.3g} FLOPs: "
+            "they count as beyond every end"
+        ]
+
+    def _ratios(self, ends: np.ndarray) -> dict:
+        """D*/N* with intervals at the budgets, or across the fitted range, and at the largest compute held out."""
+        at = np.array([p["flops"] for p in self.isoflop.get("budgets", [])])
+        if not len(at):
+            at = np.array([ends[0], math.sqrt(ends[0] * ends[1]), ends[1]])
+        held_out = [row["flops"] for row in self.observations.excluded if row["reason"] == "holdout" and row["flops"]]
+        if held_out and max(held_out) > at.max() * 1.1:
+            at = np.append(at, max(held_out))
+        value, band = self._optimum(at)["tokens_per_param"]
+        return {
+            f"{C:.4g}": {"value": float(v), "interval": i.tolist()}
+            for C, v, i in zip(at, value, band)
+            if np.isfinite(v)
+        }
+
+    def _exponent(self, name: str, quantity, by_construction: list[str]) -> dict:
+        """An exponent and its interval: the profile's where that is the default, and no end where that has none.
+
+        An exponent that no parameter moves has no interval: its name is added to ``by_construction``.
+        """
         value, band = self._band(lambda p: quantity(p)[:, None])
-        band, found = band[0].tolist(), self.derived.get(name)
-        by_profile = found is not None and self._by_profile(self.surface) and np.isfinite(found.interval).all()
-        out = {name: float(value[0]), f"{name}_interval": found.interval if by_profile else band}
-        return out | ({f"{name}_bootstrap_interval": band} if self.surface in self.draws else {})
+        if not np.isfinite(value[0]):
+            return {}
+        if not np.any(np.abs(uncertainty.gradient(self.fits[self.surface], quantity)) > 1e-9):
+            by_construction.append(name)
+            return {name: float(value[0]), f"{name}_interval": None}
+        band, profiled = band[0], self.derived.get(name)
+        shown = band
+        if profiled is not None:
+            use = profiled.interval if self._by_profile(self.surface) else band
+            shown = np.where(np.isfinite(profiled.interval), use, profiled.interval)
+        out = {name: float(value[0]), f"{name}_interval": shown.tolist()}
+        return out | ({f"{name}_bootstrap_interval": band.tolist()} if self.surface in self.draws else {})
 
     def _combination(self) -> dict:
         """The forms behind a forecast, their weights, and how each forecast as the fitted range grew."""
@@ -346,11 +404,18 @@ def _with_evidence(found: Analysis) -> Analysis:
         for name, p in entries.items()
         if not np.isfinite(p.interval).all()
     ]
-    if isoflop and found.surface is not None:
+    if isoflop and found.surface is not None and not found.cost.problem:
         surface = found.fits[found.surface]
         groups = approaches.profiles(found.observations)
         isoflop["bias"] = bias.profile_bias(surface.form, surface.params, groups, found.cost)
     found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles, derived=derived)
+    if found.surface is not None:
+        warnings += found._no_allocation()
+        if found.cost.max_error > allocation.SAID_ERROR and not found.cost.problem:
+            warnings.append(
+                f"{found.cost.describe()} misses the C of a row by {found.cost.max_error:.0%}: the allocation is that "
+                "of this cost, not of every row's"
+            )
     return dataclasses.replace(found, warnings=tuple(warnings + _disagreements(found)))
 
 
@@ -359,8 +424,11 @@ def _derived(found: Analysis) -> dict[str, Profile]:
     fitted, C = found.fits[found.surface], found.observations.columns["flops"]
     if allocation.exponents(fitted.form, fitted.params) is None:
         return {}  # an optimum found by search, thousands of times over
+    asked = allocation.quantities(fitted.form, (C.min(), C.max()), found.cost)
+    if found.cost.problem:
+        asked = {name: asked[name] for name in ("a", "b")}
     out = {}
-    for name, quantity in allocation.quantities(fitted.form, (C.min(), C.max()), found.cost).items():
+    for name, quantity in asked.items():
         walk = profile if name in ("a", "b", "a_local") else positive_profile
         out[name] = walk(fitted, quantity, found.level)
     return out
@@ -371,8 +439,9 @@ def _disagreements(found: Analysis) -> list[str]:
     law = found._allocation()
     if law.get("a_local") is None:
         return []
-    lo, hi = law["a_local_interval"]
-    parametric = f"the parametric law's over the fitted range, {law['a_local']:.3f} ({lo:.3f} to {hi:.3f})"
+    lo, hi = law["a_local_interval"] or (law["a_local"],) * 2
+    ends = "by construction" if law["a_local_interval"] is None else f"{_end(lo)} to {_end(hi)}"
+    parametric = f"the parametric law's over the fitted range, {law['a_local']:.3f} ({ends})"
     out = []
     for name, entry in (("IsoFLOP", found.isoflop), ("the envelope", found.envelope)):
         a = entry.get("a")
@@ -383,6 +452,10 @@ def _disagreements(found: Analysis) -> list[str]:
             note = f" ({entry['note']})" if "note" in entry else ""
             out.append(f"approaches disagree: a by {name} is {a:.3f}{note}, {parametric}")
     return out
+
+
+def _end(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "unbounded"
 
 
 def _doubts(fitted: Fit, draws: Draws | None) -> list[str]:
@@ -399,6 +472,30 @@ def _doubts(fitted: Fit, draws: Draws | None) -> list[str]:
                 f"{name}: {parameter} is weakly identified: {share:.0%} of the bootstrap replicates hold it at a bound"
             )
     return doubts
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(x)
+
+
+def _tokens(flops: np.ndarray, cost: Cost, num_params: np.ndarray) -> np.ndarray:
+    """D that C buys at N: none at infinite N, without end at none."""
+    with np.errstate(divide="ignore"):
+        return flops / cost.flops_per_token(num_params)
+
+
+def _percentiles(draws: np.ndarray, level: float) -> np.ndarray:
+    """Equal-tailed percentiles (m, 2) of draws (B, m), some of which may be 0 or infinite: beyond every end."""
+    tail = [0.5 * (1 - level), 1 - 0.5 * (1 - level)]
+    with np.errstate(invalid="ignore"):
+        ends = np.quantile(draws, tail, axis=0)
+    odd = ~np.isfinite(draws).all(axis=0) | (draws == 0).any(axis=0)
+    for i in np.flatnonzero(odd):  # no interpolating between a number and what is beyond all numbers
+        known = draws[~np.isnan(draws[:, i]), i]
+        ends[:, i] = np.quantile(known, tail, method="nearest") if len(known) else np.nan
+    lower, upper = ends
+    return np.stack([np.where(lower == 0, -np.inf, lower), upper], axis=-1)
 
 
 def finite(value):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from scaling.laws.allocation import Cost, optimal_num_params
+from scaling.laws.allocation import Cost, found, optimal_num_params
 from scaling.laws.approaches import Profile, parabola_minimum
 from scaling.laws.form import Form
 
@@ -48,7 +48,8 @@ def profile_bias(form: Form, params: Mapping[str, float], profiles: Sequence[Pro
       {"num_params": relative error of N* per profile, "a": error of the exponent through the vertices (None below two)}
     """
     flops = np.array([p.flops for p in profiles])
-    best = np.log(optimal_num_params(form, params, flops, cost))
+    best = optimal_num_params(form, params, flops, cost)
+    best = np.log(np.where(found(best), best, np.nan))
     vertices = []
     for p in profiles:
         loss = form.predict(params, num_params=p.num_params, num_tokens=p.num_tokens)

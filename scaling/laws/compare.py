@@ -170,7 +170,9 @@ def _moved(observations: Observations, fitted: Fit, bootstrap: int, seed: int) -
         return allocation.optimal_num_params(fitted.form, p, ends, cost)
 
     def slope(p):
-        return np.diff(np.log(optimum(p)), axis=-1)[..., 0] / np.log(ends[1] / ends[0])
+        n = optimum(p)
+        known = np.where(allocation.found(n), n, np.nan)
+        return np.diff(np.log(known), axis=-1)[..., 0] / np.log(ends[1] / ends[0])
 
     n = optimum(fitted.params)[1]
     out = {

@@ -1,9 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from scaling.laws import allocation, forms
-from scaling.laws.allocation import Cost, cost_of, optimal_num_params
+from scaling.laws.allocation import Cost, cost_of, no_optimum, optimal_num_params
 from tests.laws import data
+from tests.laws.test_catalogue import TRUTH
 
 FLOPS = np.array([1e18, 1e21, 1e24])
 
@@ -13,8 +16,7 @@ def test_closed_form_is_a_minimum_and_agrees_with_the_numeric_one():
     closed = optimal_num_params(form, data.HOFFMANN, FLOPS, Cost())
     np.testing.assert_allclose(closed, [data.optimum(C) for C in FLOPS], rtol=1e-12)
     params = {k: np.array([[v]]) for k, v in data.HOFFMANN.items()}
-    log = np.log(np.sqrt(FLOPS))
-    numeric = np.exp(allocation._minimum(form, params, FLOPS, Cost(), log - 18, log + 18))[0]
+    numeric = np.exp(allocation._minimum(form, params, FLOPS, Cost()))[0]
     np.testing.assert_allclose(numeric, closed, rtol=1e-6)
 
 
@@ -56,3 +58,119 @@ def test_elasticity_is_the_slope():
     cost, n, h = Cost(1, 3e5, 0.5), np.geomspace(1e4, 1e7, 5), 1e-6
     slope = np.log(cost.flops_per_token(n * np.exp(h)) / cost.flops_per_token(n * np.exp(-h))) / (2 * h)
     np.testing.assert_allclose(cost.elasticity(n), slope, rtol=1e-8)
+
+
+# Every form of N and D, at the values its paper gives it.
+SURFACES = {n: p for n, p in TRUTH.items() if set(forms.FORMS[n].columns) == {"num_params", "num_tokens"}}
+SURFACES = {n: p for n, p in SURFACES.items() if forms.FORMS[n].target == "loss"}
+# What one unit of N, of D and of C is in new ones: billions, trillions, PF-days, and units that nobody has.
+UNITS = [(1e9, 1e9, 1.0), (1e6, 1e12, 8.64e19), (1.0, 1.0, 8.64e19), (1e-9, 1e9, 1e-30), (1e30, 1e30, 1e30)]
+
+
+def in_units(form, n_unit, d_unit):
+    """The same law of sizes and tokens counted in other units."""
+
+    def function(num_params, num_tokens, **params):
+        return form.function(num_params * n_unit, num_tokens * d_unit, **params)
+
+    return dataclasses.replace(form, name="other_units", function=function, powers=None)
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_optimum_moves_with_the_units(name):
+    """Under C = 6 N D and with a head; in closed form where there is one, against the search where not."""
+    form, params = forms.FORMS[name], SURFACES[name]
+    flops = np.array([1e17, 1e20, 1e23])
+    for cost in (Cost(tokens_per_param=(1.0, 300.0)), Cost(1, 3e7, 0.6, tokens_per_param=(1.0, 300.0)), Cost()):
+        best = optimal_num_params(form, params, flops, cost)
+        for n_unit, d_unit, c_unit in UNITS:
+            low, high = cost.tokens_per_param or (1.0, 1.0)
+            scaled = dataclasses.replace(
+                cost,
+                scale=cost.scale / n_unit,
+                factor=n_unit * d_unit / c_unit,
+                tokens_per_param=(low * n_unit / d_unit, high * n_unit / d_unit),
+            )
+            moved = optimal_num_params(in_units(form, n_unit, d_unit), params, flops / c_unit, scaled)
+            if name == "product" and cost.sign:
+                continue  # its search finds where the head's share alone turns, which the form itself refuses
+            np.testing.assert_allclose(moved * n_unit, best, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1e9, 1e-9])
+def test_closed_form_moves_with_the_units(unit):
+    """N, D in other units are amplitudes in others: A N^-α is the same number."""
+    p = data.HOFFMANN
+    moved = p | {"A": p["A"] * unit ** -p["alpha"], "B": p["B"] * unit ** -p["beta"]}
+    for C in (1e-40, 1.0, 1e20, 1e60):  # nothing clips it
+        found = optimal_num_params(forms.FORMS["chinchilla"], moved, np.array([C / unit**2]), Cost())
+        np.testing.assert_allclose(found * unit, [data.optimum(C)], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_optimum_is_the_lowest_of_a_fine_grid_near_the_rows(name):
+    """Brute force between one and ten thousand tokens per parameter."""
+    for cost in (Cost(tokens_per_param=(1.0, 1e4)), Cost(1, 3e7, 0.6, tokens_per_param=(1.0, 1e4))):
+        for C in (1e18, 1e20, 1e22):
+            n = np.sqrt(C / 6) * np.geomspace(1e-3, 1e2, 20_001)
+            ratio = C / cost.flops_per_token(n) / n
+            n = n[(ratio > 1.0) & (ratio < 1e4)]
+            loss = forms.FORMS[name].predict(SURFACES[name], num_params=n, num_tokens=C / cost.flops_per_token(n))
+            i = loss.argmin()
+            best = optimal_num_params(forms.FORMS[name], SURFACES[name], np.array([C]), cost)[0]
+            if name == "product":
+                assert best in (0.0, np.inf)
+            else:
+                assert 0 < i < len(n) - 1
+                assert best == pytest.approx(n[i], rel=1e-3)
+
+
+def test_farseer_far_from_its_rows_is_not_an_optimum():
+    """At 17 tokens the form is lower than anywhere: the first search's answer was its bracket's end."""
+    form, params = forms.FORMS["farseer"], TRUTH["farseer"]
+    assert form.predict(params, num_params=1e18, num_tokens=17.0) < 0.2
+    best = optimal_num_params(form, params, np.array([1e20]), Cost())[0]
+    assert best == pytest.approx(2.413e8, rel=1e-3)  # a grid of 20,001 sizes: above
+
+
+def test_no_optimum_says_where_the_loss_falls():
+    form = forms.FORMS["product"]
+    for (a, b), size, words in (((0.3, 0.2), np.inf, "more parameters"), ((0.2, 0.3), 0.0, "fewer parameters")):
+        best = optimal_num_params(form, {"K": 1.0, "a": a, "b": b}, FLOPS, Cost())
+        assert (best == size).all()
+        assert words in no_optimum(form, best, FLOPS)
+        # The same by search, under a law that does not say what it is.
+        plain = dataclasses.replace(form, name="mine", powers=None)
+        assert (optimal_num_params(plain, {"K": 1.0, "a": a, "b": b}, FLOPS, Cost()) == size).all()
+    assert no_optimum(form, np.array([1e9, 1e10, 1e11]), FLOPS) is None
+
+
+def test_joint_law_in_closed_form_is_its_minimum_by_search():
+    form, params = forms.FORMS["kaplan_joint"], TRUTH["kaplan_joint"]
+    plain = dataclasses.replace(form, name="mine", function=lambda n, d, **p: form.function(n, d, **p))
+    searched = optimal_num_params(plain, params, FLOPS, Cost())
+    np.testing.assert_allclose(optimal_num_params(form, params, FLOPS, Cost()), searched, rtol=1e-6)
+    a, b = allocation.exponents(form, params)
+    assert a == pytest.approx(np.polyfit(np.log(FLOPS), np.log(searched), 1)[0], rel=1e-6)
+    assert a + b == 1
+
+
+def test_a_law_with_a_parameter_held_has_its_closed_form():
+    form = forms.FORMS["chinchilla"].fix(E=1.69, alpha=0.34)
+    free = {k: v for k, v in data.HOFFMANN.items() if k in form.parameters}
+    np.testing.assert_allclose(
+        optimal_num_params(form, free, FLOPS, Cost()), [data.optimum(C) for C in FLOPS], rtol=1e-12
+    )
+    assert allocation.exponents(form, free)[0] == pytest.approx(0.28 / 0.62)
+
+
+def test_a_cost_in_other_units_is_not_used():
+    n, d = np.geomspace(1e7, 1e9, 12), np.geomspace(1e9, 1e10, 12)
+    assert "1.2e-20" in cost_of(n, d, 6 * n * d / 8.64e19).problem
+    assert cost_of(n, d, 6 * n * d * (1 + (3e7 / n) ** 0.6)).problem is None
+    shuffled = cost_of(n, d, np.random.default_rng(0).permutation(6 * n * d))
+    assert "no function of N times D" in shuffled.problem
+    one_off = 6 * n * d
+    one_off[3] *= 1.3
+    assert cost_of(n, d, one_off).max_error > 0.1
+    assert cost_of(n, d, one_off).problem is None

@@ -1,0 +1,75 @@
+"""What the command answers where there is no answer: no optimum, no end, no compute in FLOPs."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from scaling.fit import analyse, main
+from tests.laws import data
+
+
+def fitted_json(tmp_path, table, *options):
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    assert main([str(tmp_path / "runs.csv"), "--no-figures", "--bootstrap", "60", "--one-law", *options]) == 0
+    return json.loads((tmp_path / "fit.json").read_text())
+
+
+def test_compute_in_another_unit_leaves_the_exponents_and_no_allocation(tmp_path, capsys):
+    table = data.scattered(30, noise=0.003)
+    usual = fitted_json(tmp_path, table, "--law", "chinchilla")["allocation"]
+    days = table.assign(flops=6 * table["num_params"] * table["num_tokens"] / 8.64e19)  # PF-days
+    capsys.readouterr()
+    found = fitted_json(tmp_path, days, "--law", "chinchilla")
+    assert found["allocation"]["a"] == usual["a"]
+    assert found["allocation"]["a_interval"] == usual["a_interval"]
+    assert found["allocation"]["tokens_per_param"] == {} == found["isoflop"].get("bias", {})
+    assert found["frontier"] == []
+    assert "a_local" not in found["allocation"]
+    out = capsys.readouterr().out
+    assert "C/(6ND) is 1.2e-20" in out
+    assert "Tokens per parameter" not in out
+    assert "fitted range" not in out
+
+
+@pytest.mark.parametrize("law", ["chinchilla", "chinchilla_tied", pytest.param("kaplan_joint", marks=pytest.mark.slow)])
+def test_other_units_of_size_and_tokens_change_no_answer(law):
+    """N in millions and D in billions, C in 1e15 FLOPs: ratios and exponents are the same fit's."""
+    table = data.scattered(30, noise=0.003)
+    table = table.assign(flops=6 * table["num_params"] * table["num_tokens"] * (1 + (2e7 / table["num_params"]) ** 0.7))
+    moved = table.assign(num_params=table["num_params"] / 1e6, num_tokens=table["num_tokens"] / 1e9)
+    moved = moved.assign(flops=moved["flops"] / 1e15)
+    usual = analyse(table, laws=(law,), bootstrap=40, combined=False).to_json()["allocation"]
+    other = analyse(moved, laws=(law,), bootstrap=40, combined=False).to_json()["allocation"]
+    for key in ("a", "b", "a_local"):
+        assert other[key] == pytest.approx(usual[key], rel=1e-5)
+    for (C, u), (scaled, o) in zip(usual["tokens_per_param"].items(), other["tokens_per_param"].items()):
+        assert float(scaled) * 1e15 == pytest.approx(float(C), rel=1e-3)
+        assert o["value"] * 1e3 == pytest.approx(u["value"], rel=1e-4)
+        assert np.array(o["interval"]) * 1e3 == pytest.approx(np.array(u["interval"]), rel=1e-3)
+
+
+def test_equal_exponents_are_by_construction_and_product_has_no_optimum(tmp_path, capsys):
+    table = data.scattered(30, noise=0.003)
+    tied = fitted_json(tmp_path, table, "--law", "chinchilla_tied")["allocation"]
+    assert (tied["a"], tied["a_interval"], tied["by_construction"]) == (0.5, None, ["a", "b", "a_local"])
+    assert "by construction" in capsys.readouterr().out
+    product = fitted_json(tmp_path, table, "--law", "product")
+    assert product["frontier"] == []
+    assert product["allocation"]["tokens_per_param"] == {}
+    assert not {"a", "a_local"} & set(product["allocation"])
+    assert "product has no interior optimum" in capsys.readouterr().out
+
+
+def test_draws_without_an_optimum_are_counted_and_open_the_interval():
+    """A third of the draws of this law fall towards more parameters for ever: its upper end is not a percentile."""
+    found = analyse(data.scattered(30, noise=0.003), laws=("chinchilla",), bootstrap=60, combined=False)
+    draws = found.draws["chinchilla"]
+    params = dict(draws.params) | {"B": np.where(np.arange(60) % 3 == 0, 0.0, draws.params["B"])}
+    broken = dataclasses.replace(found, draws={"chinchilla": dataclasses.replace(draws, params=params)}, derived={})
+    allocation = broken.to_json()["allocation"]
+    assert "33.3% of the draws have no interior optimum" in allocation["reasons"][0]
+    for entry in allocation["tokens_per_param"].values():
+        assert entry["interval"][0] is None
+        assert entry["interval"][1] > entry["value"]
