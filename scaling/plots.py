@@ -97,7 +97,7 @@ def _handles_if(*pairs) -> list[Line2D]:
 
 
 def isoflop(ax: Axes, budgets: Sequence[Mapping]) -> Axes:
-    """Loss against parameters at equal compute: runs, the parabola through them in log N, its minimum.
+    """Loss against parameters at equal compute: runs, the parabola in log N over the sizes it takes, its minimum.
 
     ``budgets``: fit.json's isoflop.budgets. A minimum that the runs do not bracket is null there and not drawn.
     """
@@ -108,7 +108,8 @@ def isoflop(ax: Axes, budgets: Sequence[Mapping]) -> Axes:
         num_params = np.asarray(budget["num_params"], dtype=np.float64)
         ax.plot(num_params, budget["loss"], marker[budget["flops"]], color=colour, label=scientific(budget["flops"]))
         if budget.get("quadratic"):
-            x = np.linspace(np.log(num_params.min() / 1.15), np.log(num_params.max() * 1.15), 200)
+            inside = num_params[budget["in_window"]] if budget.get("in_window") else num_params
+            x = np.linspace(np.log(inside.min() / 1.15), np.log(inside.max() * 1.15), 200)
             ax.plot(np.exp(x), np.polynomial.polynomial.polyval(x, budget["quadratic"]), color=colour, linewidth=1.1)
         minimum = budget.get("minimum") or {}
         if minimum.get("num_params"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.laws import allocation, approaches, bias, forms, uncertainty
+from scaling.laws import allocation, approaches, bias, budgets, forms, uncertainty
 from scaling.laws.allocation import Cost
 from scaling.laws.combine import MEMBERS, Combination, combine
 from scaling.laws.estimate import Fit, fit
@@ -394,6 +394,7 @@ def _members(found: Analysis) -> tuple[str, ...]:
 def _with_evidence(found: Analysis) -> Analysis:
     """Adds the laws' profiles, the bias of approach 2 on this grid, and disagreements in words."""
     profiles, warnings, isoflop = {}, list(found.warnings), dict(found.isoflop)
+    warnings += isoflop["notes"] if isoflop else budgets.grouped(found.observations)[1]
     for law, fitted in found.fits.items():
         if fitted.num_observations <= MAX_PROFILED_ROWS and not fitted.at_bound:
             profiles[law] = {name: profile(fitted, name, found.level) for name in fitted.params}

@@ -5,13 +5,14 @@ then off by an amount that the grid alone decides. A constant offset moves the i
 or width drifts with compute moves the exponent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from scaling.laws.allocation import Cost, found, optimal_num_params
-from scaling.laws.approaches import Profile, parabola_minimum
+from scaling.laws.budgets import Profile
 from scaling.laws.form import Form
+from scaling.laws.isoflop import windowed_minimum
 
 
 def parabola_shift(alpha: float, beta: float, x: np.ndarray) -> float:
@@ -38,11 +39,15 @@ def parabola_shift(alpha: float, beta: float, x: np.ndarray) -> float:
     return float(-c1 / (2 * c2))
 
 
-def profile_bias(form: Form, params: Mapping[str, float], profiles: Sequence[Profile], cost: Cost) -> dict:
+def profile_bias(
+    form: Form, params: Mapping[str, float], profiles: Sequence[Profile], cost: Cost,
+    minimum: Callable = windowed_minimum,
+) -> dict:  # fmt: skip
     """The bias of approach 2 on these profiles, were the law exactly ``form`` with ``params``.
 
     The law is evaluated without noise at the very runs of each profile; the parabola's vertex is set against the
-    law's own optimum.
+    law's own optimum. ``minimum`` is the rule that finds the vertex: the fit's own, within its window, or
+    ``isoflop.parabola_minimum``, which takes every size (the figures that are published are of that).
 
     Returns:
       {"num_params": relative error of N* per profile, "a": error of the exponent through the vertices (None below two)}
@@ -53,7 +58,7 @@ def profile_bias(form: Form, params: Mapping[str, float], profiles: Sequence[Pro
     vertices = []
     for p in profiles:
         loss = form.predict(params, num_params=p.num_params, num_tokens=p.num_tokens)
-        vertices.append(float(parabola_minimum(np.log(p.num_params), loss)[1]))
+        vertices.append(float(minimum(np.log(p.num_params), loss, p.row_weight)[1]))
     shift = np.array(vertices) - best
     known = np.isfinite(shift)
     slope = float(np.polyfit(np.log(flops[known]), shift[known], 1)[0]) if known.sum() >= 2 else None

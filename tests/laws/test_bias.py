@@ -18,8 +18,9 @@ def test_published_bias_of_approach_two(width, error):
 def test_closed_form_is_what_the_fit_does(width):
     observations = from_table(data.isoflop(sizes=15, width=width))
     profiles = approaches.profiles(observations)
+    whole = approaches.parabola_minimum
     shift = bias.parabola_shift(0.34, 0.28, np.linspace(-1, 1, 15) * np.log(width))
-    found = bias.profile_bias(forms.FORMS["chinchilla"], data.HOFFMANN, profiles, Cost())
+    found = bias.profile_bias(forms.FORMS["chinchilla"], data.HOFFMANN, profiles, Cost(), whole)
     np.testing.assert_allclose(found["num_params"], np.expm1(shift), rtol=1e-8)
     assert found["a"] == pytest.approx(0.0, abs=1e-9)
 
@@ -34,9 +35,11 @@ def test_a_grid_that_drifts_biases_the_exponent():
     drifted["num_tokens"] = drifted["flops"] / (6 * drifted["num_params"])
     drifted["loss"] = data.chinchilla(drifted["num_params"], drifted["num_tokens"])
     observations = from_table(drifted)
-    found = bias.profile_bias(forms.FORMS["chinchilla"], data.HOFFMANN, approaches.profiles(observations), Cost())
+    law, profiles = (forms.FORMS["chinchilla"], data.HOFFMANN), approaches.profiles(observations)
+    found = bias.profile_bias(*law, profiles, Cost())
     fitted = approaches.isoflop(observations, num_bootstrap=0)
-    assert abs(found["a"]) > 0.001
+    whole = bias.profile_bias(*law, profiles, Cost(), approaches.parabola_minimum)
+    assert abs(whole["a"]) > 0.001 > 4 * abs(found["a"]) > 0
     assert fitted["a"] - 0.28 / 0.62 == pytest.approx(found["a"], abs=1e-9)
 
 
