@@ -73,7 +73,8 @@ class ModelConfig(_Strict):
     logit_softcap: float | None = None
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
-    # "mup": width-μP for Adam-like optimisers (Yang et al. 2022, table 8), relative to base_d_model.
+    # "mup": width-μP for Adam-like optimisers (Yang et al. 2022, table 8), relative to base_d_model. Hidden matrices
+    # learn, and decay, at 1/m of the rate, m = d_model / base_d_model.
     parameterization: Literal["standard", "mup"] = "standard"
     base_d_model: int | None = None
     base_head_dim: int | None = None

@@ -139,7 +139,7 @@ def _describe(args: argparse.Namespace, configs: list[DataConfig], cache_dir: Pa
             leakage = None if args.no_leakage else data.leakage(folder)
             _show(part, _rows(part, one, folder, leakage), leakage)
             part |= {"folder": str(folder), "leakage": leakage}
-        if len(parts) > 1 and not args.no_leakage:
+        if len(parts) > 1 and not args.no_leakage and all(part["leakage"]["near_duplicates"] for part in parts):
             folders = [folder for *_, folder in data.folders_of(data_config, cache_dir)]
             described["leakage_across"] = data.leakage_across(folders)
             _show_across(described["leakage_across"])
@@ -162,7 +162,7 @@ def _show(told: dict, rows: Sequence[tuple[str, str]], leakage: dict | None = No
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
     console.print(f"[bold]{told['source']}[/]")
     console.print(table)
-    for pair in leakage["near_duplicates"]["examples"] if leakage else []:
+    for pair in leakage["near_duplicates"]["examples"] if leakage and leakage["near_duplicates"] else []:
         console.print(f"  {pair['jaccard']:.2f}: {pair['train']!r} / {pair['validation']!r}", markup=False)
     console.print()
 
@@ -197,13 +197,20 @@ def _rows(told: dict, data_config: DataConfig, folder: Path, leakage: dict | Non
     if told["num_lossy_validation_documents"]:
         rows.append(("not decoded to themselves", f"{told['num_lossy_validation_documents']:,} validation documents"))
     if leakage:
-        near = leakage["near_duplicates"]
-        rows += [
-            ("in train and validation", f"{leakage['exact_duplicates']} equal documents"),
-            (f"near, Jaccard ≥ {near['jaccard']}", f"{near['train_documents']:,} train documents, of "
-             f"{near['validation_documents']:,} in validation ({100 * near['share_of_validation_documents']:.1f} %)"),
-        ]  # fmt: skip
+        rows.append(("in train and validation", f"{leakage['exact_duplicates']} equal documents"))
+        rows.append(_near_row(leakage))
     return [*rows, ("fingerprint", told["fingerprint"]), ("folder", str(folder))]
+
+
+def _near_row(leakage: dict) -> tuple[str, str]:
+    near = leakage["near_duplicates"]
+    if near is None:
+        return "near", "not looked for: that takes the package rensa: pip install 'scaling[dedup]'"
+    return (
+        f"near, Jaccard ≥ {near['jaccard']}",
+        f"{near['train_documents']:,} train documents, of {near['validation_documents']:,} in validation "
+        f"({100 * near['share_of_validation_documents']:.1f} %)",
+    )
 
 
 def _synthetic_rows(told: dict) -> list[tuple[str, str]]:

@@ -43,6 +43,23 @@ def test_prepare_then_describe(folder, capsys):
     assert told["fingerprint"] in out
 
 
+def test_describe_without_the_package_for_near_duplicates_says_what_it_did_not_do(folder, capsys, monkeypatch):
+    source = "3 * text:texts + 1 * text:more"
+    (folder / "more").mkdir()
+    for i in range(60):
+        (folder / "more" / f"{i}.txt").write_text(f"another {i} " * 9)
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    assert data.main(["prepare", source]) == 0
+    assert data.main(["describe", source, "--out", "told.json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not looked for: that takes the package rensa") == 2
+    assert out.count("0 equal documents") == 2
+    [told] = json.loads((folder / "told.json").read_text())
+    assert [part["leakage"]["near_duplicates"] for part in told["sources"]] == [None, None]
+    assert data.main(["prepare", source, "--near-duplicates", "drop"]) == 2
+    assert "write data.near_duplicates: keep" in capsys.readouterr().err
+
+
 def test_a_synthetic_source_is_described_by_its_entropy(folder, capsys):
     assert data.main(["prepare", "synthetic:markov?symbols=5&order=1"]) == 0
     assert not list(folder.glob("**/*.bin"))

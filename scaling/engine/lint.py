@@ -24,6 +24,7 @@ MAX_BIAS = 0.01  # of the exponent, by the drift of the sizes
 # over 517K). All runs share it, so it moves E and hardly the differences: hence the generous bound.
 LOSS_NOISE = 5.4
 MAX_STANDARD_ERROR = 0.01
+MAX_VALIDATION = 0.5  # of the documents: a split that trains on less than it holds out is not what anybody wants
 
 # Exponents of loss against N and D for the expected bend of an IsoFLOP curve (Hoffmann et al. 2022, unrounded).
 ALPHA, BETA = 0.339, 0.285
@@ -343,16 +344,41 @@ def small_validation(rows: Sequence[Row], expected: Expected) -> list[Finding]:
         bad = [row for row in rows if row.cell.run.data == data]
         if bad and error > MAX_STANDARD_ERROR:
             enough = (LOSS_NOISE / MAX_STANDARD_ERROR) ** 2
+            fraction = data.validation_fraction * enough / tokens
+            larger = f"data.validation_fraction {fraction:.2g}, or " if fraction <= MAX_VALIDATION else ""
             findings.append(
                 Finding(
                     "small validation split",
                     _ids(bad),
                     f"{tokens:,} validation tokens: a loss has a standard error of about {error:.3f} nats, against "
                     ".0005 to .003 between seeds; runs share it, so E moves by it and the exponents less",
-                    f"data.validation_fraction {data.validation_fraction * enough / tokens:.2g}, or more text",
+                    larger + f"more text: {enough:,.0f} tokens of validation would do",
                 )
             )
     return findings
+
+
+def mup_decay(rows: Sequence[Row], expected: Expected) -> list[Finding]:
+    """Cells under μP whose hidden matrices decay more slowly the wider they are."""
+
+    def width(row: Row) -> float:
+        model = row.cell.run.model
+        return model.d_model / model.base_d_model if model.base_d_model else 1.0
+
+    bad = [row for row in rows if row.cell.run.optim.weight_decay > 0 and width(row) != 1.0]
+    if not bad:
+        return []
+    widest = max(map(width, bad))
+    return [
+        Finding(
+            "decay under μP",
+            _ids(bad),
+            "μP divides the rate of hidden matrices by m = d_model / base_d_model, and with it their decay, rate × "
+            f"weight_decay / m a step, m up to {widest:.3g} here: wide models are decayed less than narrow ones, and "
+            "the best weight_decay moves with width (Wang & Aitchison 2024)",
+            "optim.weight_decay times m in each cell for one decay at all widths, or 0",
+        )
+    ]
 
 
 def too_large(rows: Sequence[Row], expected: Expected) -> list[Finding]:
@@ -391,5 +417,6 @@ RULES: tuple[Callable[[Sequence[Row], Expected], list[Finding]], ...] = (
     repeated_data,
     mixed_data,
     large_head,
+    mup_decay,
     small_validation,
 )

@@ -98,7 +98,11 @@ def _only(dims):
 
 
 def rate_multipliers(model: ModelConfig, specs: dict[str, ParamSpec]) -> dict[str, float]:
-    """μP: hidden matrices learn at peak_lr / m (Yang et al. 2022, table 8, Adam); 1 elsewhere."""
+    """μP: hidden matrices learn at peak_lr / m (Yang et al. 2022, table 8, Adam); 1 elsewhere.
+
+    Decay goes with the rate (see ``update``): rate · λ / m a step, m = d_model / base_d_model, so wide
+    models decay less.
+    """
     m = width_multiplier(model)
     return {name: 1.0 / m if spec.hidden_matrix else 1.0 for name, spec in specs.items()}
 

@@ -1,6 +1,7 @@
 """Each rule on a grid that breaks it and on one that does not; the drift's bias against a fit of the whole law."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -181,6 +182,29 @@ def test_data_that_repeats_or_validates_too_little_is_said_where_it_is_known():
     assert lint.small_validation(rows, Expected(validation_tokens={data: 517_000})) == []
     (finding,) = lint.small_validation(rows, Expected(validation_tokens={data: 50_000}))
     assert f"{lint.LOSS_NOISE / 50_000**0.5:.3f} nats" in finding.effect
+    # What is advised can be written: the fraction named is one that a grid takes and that suffices, or none is named.
+    advised = float(re.search(r"validation_fraction ([\d.]+)", finding.edit)[1])
+    enough = dataclasses.replace(data, validation_fraction=advised)
+    got = round(50_000 * advised / data.validation_fraction)
+    assert (
+        lint.small_validation(
+            rows_of(one(horizon={"tokens": 1e6}, data={"validation_fraction": advised})),
+            Expected(validation_tokens={enough: got + 5_000}),
+        )
+        == []
+    )
+    (finding,) = lint.small_validation(rows, Expected(validation_tokens={data: 9_000}))
+    assert "validation_fraction" not in finding.edit
+    assert "291,600 tokens" in finding.edit
+
+
+def test_decay_under_mup_is_said():
+    mup = {"width": 32, "parameterization": "mup", "base_d_model": 16, "base_head_dim": 16}
+    (finding,) = findings(lint.mup_decay, one(model=mup, optim={"weight_decay": 0.1, "peak_lr": 0.01}))
+    assert "m up to 2 here" in finding.effect
+    assert findings(lint.mup_decay, one(model=mup, optim={"weight_decay": 0.0, "peak_lr": 0.01})) == []
+    assert findings(lint.mup_decay, one(model={**mup, "width": 16}, optim={"weight_decay": 0.1, "peak_lr": 0.01})) == []
+    assert findings(lint.mup_decay, one(optim={"weight_decay": 0.1, "peak_lr": 0.01})) == []
 
 
 def test_what_cannot_fit_its_devices_is_said():

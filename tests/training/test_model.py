@@ -75,6 +75,20 @@ def test_attention_is_the_definition(name, length, heads, kv_heads):
     assert_allclose(out, naive_attention(q, k, v, 0.3), rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["einsum", "block_causal", "cudnn", pytest.param("splash", marks=pytest.mark.slow)])
+def test_bfloat16_logits_are_not_rounded_to_bfloat16(name):
+    """Logits near 100, where a bfloat16 is good to .25: their weights would be off by a quarter."""
+    rng = np.random.default_rng(0)
+    q, k, v = jnp.asarray(rng.normal(size=(3, 1, 128, 2, 128)), jnp.bfloat16)
+    k = k + 4 * q  # the diagonal at 4 · 128 / 5, others around it
+    function = attention.IMPLEMENTATIONS[name]
+    if name == "cudnn":  # what it falls back to on CPU; the kernel itself keeps float32
+        function = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
+    out = np.asarray(function(q, k, v, scale=0.125), np.float64)
+    exact = naive_attention(*(np.asarray(x, np.float64) for x in (q, k, v)), 0.125)
+    assert np.abs(out - exact).max() < 0.02 * np.abs(exact).max()
+
+
 @pytest.mark.slow
 def test_splash_attention_and_its_gradient_are_the_reference():
     rng = np.random.default_rng(0)

@@ -22,6 +22,11 @@ _WORDS = 5
 _NUM_PERM, _NUM_BANDS, _SEED = 128, 32, 1
 _EXAMPLES = 5
 
+
+class Missing(ValueError):
+    """The package that finds near duplicates is not installed."""
+
+
 Decode = Callable[[np.ndarray], str]
 
 
@@ -65,7 +70,7 @@ class Near:
 def near(train: Split, validation: Split, progress: Callable[[str], None] = lambda line: None) -> Near:
     """Compares every document of ``train`` with all of ``validation``, which are tokenised alike.
 
-    Memory is that of validation's signatures, about 2 kB a document. Raises ValueError if rensa is not installed.
+    Memory is that of validation's signatures, about 2 kB a document. Raises Missing if rensa is not installed.
     """
     rensa = _import_rensa()
     progress("near duplicates: signatures of validation")
@@ -93,30 +98,37 @@ def near(train: Split, validation: Split, progress: Callable[[str], None] = lamb
 
 def leakage(folder: Path, progress: Callable[[str], None] = lambda line: None) -> dict:
     """What of a prepared corpus is both in train and in validation: ``exact_duplicates`` by hash, which the split rule
-    makes impossible, and ``near_duplicates``; and what preparation removed.
+    makes impossible, and ``near_duplicates``; and what preparation removed. Without the package rensa
+    ``near_duplicates`` is None and ``not_looked_for`` says why.
 
-    Raises ValueError if rensa or the tokenizer is missing.
+    Raises ValueError if the tokenizer is missing.
     """
     manifest, splits = shards.read_manifest(folder), splits_of(folder)
     indexes = {
         name: np.concatenate([shards.index_of(folder, line) for line in split.lines]) for name, split in splits.items()
     }
     hashes = {s: set(zip(i["hash"].tolist(), i["more_hash"].tolist())) for s, i in indexes.items()}
-    found = near(splits["train"], splits["validation"], progress)
-    return {
+    told = {
         "exact_duplicates": len(hashes["train"] & hashes["validation"]),
+        "near_duplicates": None,
+        "removed": {
+            "duplicates": manifest["num_duplicates_removed"],
+            "near_duplicates_from_train": manifest["num_near_duplicates_removed"],
+            "empty": manifest["num_empty_removed"],
+        },
+    }
+    try:
+        found = near(splits["train"], splits["validation"], progress)
+    except Missing as e:
+        return told | {"not_looked_for": str(e)}
+    return told | {
         "near_duplicates": {
             "jaccard": JACCARD,
             "train_documents": found.num_train,
             "validation_documents": found.num_validation,
             "share_of_validation_documents": found.num_validation / len(indexes["validation"]),
             "examples": found.examples,
-        },
-        "removed": {
-            "duplicates": manifest["num_duplicates_removed"],
-            "near_duplicates_from_train": manifest["num_near_duplicates_removed"],
-            "empty": manifest["num_empty_removed"],
-        },
+        }
     }
 
 
@@ -125,7 +137,7 @@ def leakage_across(folders: Sequence[Path], progress: Callable[[str], None] = la
     a row an ordered pair, ``train``, ``validation`` (the sources), ``train_documents``, ``validation_documents``,
     ``examples``. Equal documents are of one split, whichever source they stand in.
 
-    Raises ValueError as ``leakage``.
+    Raises Missing if rensa is not installed, ValueError if the tokenizer is missing.
     """
     sources = {folder: shards.read_manifest(folder)["source"] for folder in folders}
     splits = {folder: splits_of(folder) for folder in folders}
@@ -148,8 +160,9 @@ def _import_rensa():
     try:
         import rensa
     except ImportError:
-        raise ValueError(
-            "near duplicates: that takes the package rensa: pip install 'scaling[dedup]', or write keep"
+        raise Missing(
+            "near duplicates: that takes the package rensa: pip install 'scaling[dedup]', or write "
+            "data.near_duplicates: keep"
         ) from None
     return rensa
 
