@@ -77,16 +77,16 @@ def test_attention_is_the_definition(name, length, heads, kv_heads):
 
 @pytest.mark.parametrize("name", ["einsum", "block_causal", "cudnn", pytest.param("splash", marks=pytest.mark.slow)])
 def test_bfloat16_logits_are_not_rounded_to_bfloat16(name):
-    """Logits near 100, where a bfloat16 is good to .25: their weights would be off by a quarter."""
+    """Logits of 64 give or take one, where a bfloat16 is good to .25: their weights would be off by up to a quarter."""
     rng = np.random.default_rng(0)
-    q, k, v = jnp.asarray(rng.normal(size=(3, 1, 128, 2, 128)), jnp.bfloat16)
-    k = k + 4 * q  # the diagonal at 4 · 128 / 5, others around it
+    q, k = jnp.asarray(2 + 0.3 * rng.normal(size=(2, 1, 128, 2, 128)), jnp.bfloat16)
+    v = jnp.asarray(rng.normal(size=(1, 128, 2, 128)), jnp.bfloat16)
     function = attention.IMPLEMENTATIONS[name]
     if name == "cudnn":  # what it falls back to on CPU; the kernel itself keeps float32
         function = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
     out = np.asarray(function(q, k, v, scale=0.125), np.float64)
     exact = naive_attention(*(np.asarray(x, np.float64) for x in (q, k, v)), 0.125)
-    assert np.abs(out - exact).max() < 0.02 * np.abs(exact).max()
+    assert np.abs(out - exact).max() < 0.01 * np.abs(exact).max()  # .07 with bfloat16 logits
 
 
 @pytest.mark.slow
