@@ -9,10 +9,13 @@ SOURCE is a results folder (``runs/*.json``) or a CSV with columns num_params,nu
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from scaling import records, storage
-from scaling.laws import compare, forms
+from scaling.laws import approaches, compare, forms, uncertainty
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast
 from scaling.laws.estimate import Fit
 from scaling.laws.estimate import fit as _fit
@@ -27,17 +30,37 @@ def fit_law(
     *,
     num_params: str = "non_embedding",
     flops: str = "exact",
+    holdout_flops: float | None = None,
+    bootstrap: int = 0,
     source: str = "table",
     **options,
 ) -> Fit:
-    """Fits one law to a pandas table; ``options`` are those of ``laws.estimate.fit`` (loss, delta, tau, log).
+    """Fits one law to a pandas table: the rows that the command fits it to, with the same result.
 
-    >>> fitted = scaling.fit_law(table, "chinchilla")
-    >>> fitted.params["alpha"], fitted.converged
+    Args:
+      num_params, flops: the conventions to fit under, where the table carries several.
+      holdout_flops: leave out rows with more compute, beside those the table marks.
+      bootstrap: resamples, in the fit's ``draws``; 0 makes none.
+      options: those of ``laws.estimate.fit`` (loss, delta, tau, log), and ``seed`` of the resamples.
+
+    Raises:
+      ValueError: the table cannot be read as observations, or does not identify the law; says what would mend it.
+
+    >>> fitted = scaling.fit_law(table, "chinchilla", bootstrap=1000)
+    >>> fitted.params["alpha"], fitted.converged, uncertainty.interval(fitted.draws.params["alpha"])
     """
+    if bootstrap < 0:
+        raise ValueError(f"bootstrap is {bootstrap}: write 0 or more")
     law = forms.get(law)
-    observations = from_table(table, num_params=num_params, flops=flops, source=source, target=law.target)
-    return _fit(observations, law, **options)
+    reading = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops}
+    observations = from_table(table, **reading, source=source, target=law.target)
+    seed = options.pop("seed", 0)
+    rows, _ = approaches.select(observations, law)
+    fitted = _fit(observations.take(rows), law, **options)
+    if not bootstrap:
+        return fitted
+    clusters = fitted.observations.run if len(np.unique(observations.run)) < len(observations) else None
+    return replace(fitted, draws=uncertainty.bootstrap(fitted, bootstrap, seed=seed, clusters=clusters))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,3 +73,56 @@ def test_draws_without_an_optimum_are_counted_and_open_the_interval():
     for entry in allocation["tokens_per_param"].values():
         assert entry["interval"][0] is None
         assert entry["interval"][1] > entry["value"]
+
+
+def open_ends(found):
+    """(interval shown, profile's interval) of every parameter and derived quantity of fit.json."""
+    payload = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    law, split = payload["laws"]["chinchilla"], payload["allocation"]
+    pairs = [(law["intervals"][k], ends) for k, ends in law["profile_intervals"].items()]
+    pairs += [(split[f"{k}_interval"], split["profiles"][k]["interval"]) for k in ("a", "b", "a_local")]
+    top = max(split["tokens_per_param"].items(), key=lambda pair: float(pair[0]))[1]
+    return [*pairs, (top["interval"], split["profiles"]["tokens_per_param"]["interval"])]
+
+
+def methods(found):
+    """The same analysis with intervals by profile, by resampled runs and by the delta method."""
+    return found, dataclasses.replace(found, resampled="run"), dataclasses.replace(found, draws={})
+
+
+def test_an_end_that_the_profile_lacks_is_in_no_interval():
+    """Each profile in turn loses an end; whatever the method, so does what is shown, and nothing else."""
+    found = analyse(data.scattered(30, noise=0.003), laws=("chinchilla",), bootstrap=60, combined=False)
+    for made in methods(found):
+        assert not any(None in shown for shown, _ in open_ends(made))
+    lower = {k: dataclasses.replace(p, lower=-np.inf) for k, p in found.profiles["chinchilla"].items()}
+    upper = {k: dataclasses.replace(p, upper=np.inf) for k, p in found.derived.items()}
+    for made in methods(dataclasses.replace(found, profiles={"chinchilla": lower}, derived=upper)):
+        for shown, ends in open_ends(made):
+            assert [end is None for end in shown] == [end is None for end in ends]
+            assert None in shown
+
+
+@pytest.mark.slow
+def test_real_profiles_without_an_end_leave_none():
+    """Noise of 10 % on fourteen runs: percentiles of α lie in .1 to 3, which is where the refits may go."""
+    found = analyse(data.scattered(14, noise=0.1, seed=2), laws=("chinchilla",), bootstrap=60, combined=False)
+    for made in methods(found):
+        pairs = open_ends(made)
+        assert sum(None in ends for _, ends in pairs) >= 4
+        for shown, ends in pairs:
+            assert [end is None for end in shown] == [end is None for end in ends]
+
+
+def test_a_parameter_held_by_a_bound_has_no_width_to_show():
+    """Held at 3, an exponent has a standard error of zero, which is no interval; E ≥ 0 is a limit of its own."""
+    table = data.scattered(30, params=data.HOFFMANN | {"E": 0.0, "B": 1e3}, noise=0.003)
+    found = analyse(table, laws=("chinchilla",), bootstrap=0, combined=False)
+    fitted = found.fits["chinchilla"]
+    held = dataclasses.replace(fitted, at_bound=("E", "alpha"), theta=np.where(
+        [n == "alpha" for n in fitted.coordinates.names], fitted.problem.upper, np.where(
+            [n == "E" for n in fitted.coordinates.names], 0.0, fitted.theta)))  # fmt: skip
+    found = dataclasses.replace(found, fits={"chinchilla": held}, profiles={}, derived={})
+    shown = found.to_json()["laws"]["chinchilla"]["intervals"]
+    assert shown["E"][1] is None
+    assert shown["alpha"] == [None, None]

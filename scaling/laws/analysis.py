@@ -15,7 +15,7 @@ from scaling.laws.combine import MEMBERS, Combination, combine
 from scaling.laws.estimate import Fit, fit
 from scaling.laws.forecasting import forecast
 from scaling.laws.observations import Observations, from_table
-from scaling.laws.profile import Profile, cut, positive_profile, profile
+from scaling.laws.profile import Profile, cut, positive_profile, profile, without_end
 from scaling.laws.uncertainty import Draws
 
 if TYPE_CHECKING:
@@ -125,12 +125,16 @@ class Analysis:
             _, lo, hi = uncertainty.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)
             intervals[parameter] = [float(lo), float(hi)]
         if draws is None:
-            return errors, intervals, "delta"
+            return errors, self._without_end(name, intervals), "delta"
         if fitted.num_observations >= MIN_RESAMPLED_ROWS or not profiles:
             errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
         if self._by_profile(name):
             return errors, {k: profiles[k].interval for k in fitted.params}, "profile"
-        return errors, self._resampled(name), f"bootstrap by {self.resampled}"
+        return errors, self._without_end(name, self._resampled(name)), f"bootstrap by {self.resampled}"
+
+    def _without_end(self, name: str, intervals: dict) -> dict:
+        profiles = self.profiles.get(name, {})
+        return {k: without_end(self.fits[name], k, ends, profiles) for k, ends in intervals.items()}
 
     def _by_profile(self, name: str) -> bool:
         """Whether a law's intervals are its profile's: they hold what they promise on 20 to 60 runs, the bootstrap's

@@ -5,14 +5,19 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import nnls
 
 from scaling.laws.forms import Form, get
+from scaling.laws.identify import check_apart, check_identifiable
 from scaling.laws.model import Coordinates, Model, Scaled
 from scaling.laws.observations import Observations
 from scaling.laws.solver import Objective, Problem, Solution, solve
+
+if TYPE_CHECKING:
+    from scaling.laws.uncertainty import Draws
 
 # Starts within this relative distance of the best objective are at the optimum.
 SAME_OBJECTIVE = 1e-6
@@ -36,6 +41,7 @@ class Fit:
       condition_number: of the objective's Hessian in centred coordinates, scaled to a unit diagonal.
       starts_at_optimum: of ``num_starts``, how many reached the best objective.
       at_bound: parameters that the data push against a bound of their domain.
+      draws: resamples of the fit, where they were asked for with it (``scaling.fit_law``).
       residuals: log predicted - log observed (levels with ``log=False``), over ``noise_at`` of the row, (n,).
     """
 
@@ -56,6 +62,7 @@ class Fit:
     problem: Problem = field(repr=False)
     solution: Solution = field(repr=False)
     spread: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = field(default=None, repr=False)
+    draws: "Draws | None" = field(default=None, repr=False)
 
     def noise_at(self, **columns) -> np.ndarray | float:
         """Standard deviation of a residual at new rows relative to the fitted rows' (1 without a variance function)."""
@@ -132,7 +139,9 @@ def fit(
     if loss == "lad":
         starts, chosen = _towards_lad(problem, starts, observations.weight, scale)
     problem = replace(problem, objective=Objective(loss, chosen, tau))
-    return _result(problem, multi_start(problem, starts, observations.weight), observations, spread)
+    found = _result(problem, multi_start(problem, starts, observations.weight), observations, spread)
+    check_apart(observations, form, found.params)
+    return found
 
 
 def _spread(variance, observations: Observations):
@@ -256,50 +265,6 @@ def _conditioning(solution: Solution, best: int) -> tuple[float, bool]:
             if eigenvalues[0] > 1e-14:
                 return float(eigenvalues[-1] / eigenvalues[0]), True
     return float("inf"), False
-
-
-def check_identifiable(observations: Observations, form: Form) -> None:
-    """Raises ValueError when these data cannot determine the form, saying what would."""
-    source, n, P = observations.source, len(observations), len(form.parameters)
-    missing = [c for c in form.columns if c not in observations.columns]
-    if missing:
-        raise ValueError(f"{source}: {form.name} needs column {', '.join(missing)}, which has no positive numbers here")
-    if n < P + 1:
-        raise ValueError(f"{source}: {form.name} has {P} parameters and {n} observations: {P + 1} or more are needed")
-    # One corpus will do, and no repetition too: unique_tokens is no axis that runs must spread along.
-    bases = [c for c in form.columns if c != "unique_tokens" and (observations.columns[c] > 0).all()]
-    for column in bases:
-        x = observations.columns[column]
-        levels = len(np.unique(np.round(np.log(x), 3)))
-        needed = 3 if _own_exponent(form, column) else 2
-        if levels < needed:
-            what = "one value" if levels == 1 else f"{levels} values"
-            raise ValueError(
-                f"{source}: {column} takes {what} only: the exponent of {column} in {form.name} cannot be known; "
-                f"add runs with {needed} or more different values of {column}"
-            )
-    varied = [c for c in bases if np.ptp(np.log(observations.columns[c])) > 0]
-    logs = np.stack([np.log(observations.columns[c]) for c in varied])
-    if len(logs) > 1:
-        spread = np.linalg.svd(logs - logs.mean(axis=1, keepdims=True), compute_uv=False)
-        if spread[-1] < 1e-3 * spread[0]:
-            raise ValueError(
-                f"{source}: {' and '.join(varied)} move together in every row (one is a power of the other): "
-                f"{form.name} cannot tell their effects apart; add runs off that line"
-            )
-
-
-def _own_exponent(form: Form, column: str) -> bool:
-    """Whether a sum of powers with an offset has an exponent that only this column tells: three values then."""
-    if form.powers is None or form.powers.offset is None:
-        return False
-    used: dict[str, set[str]] = {}
-    for _, exponents in form.powers.terms:
-        for c, e in exponents.items():
-            if isinstance(e, str):
-                used.setdefault(c, set()).add(e.removeprefix("-"))
-    others = set().union(*(names for c, names in used.items() if c != column))
-    return bool(used.get(column, set()) - others)
 
 
 def start_grid(model: Model, observations: Observations) -> np.ndarray:

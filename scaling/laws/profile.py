@@ -177,6 +177,27 @@ def positive_profile(fit: Fit, quantity: Quantity, level: float = 0.95) -> Profi
         return replace(found, **ends, grid=np.exp(found.grid))
 
 
+def without_end(fit: Fit, name: str, interval: list[float], profiles: Mapping[str, Profile]) -> list[float]:
+    """An interval of a parameter by another method, without the ends that its profile does not have.
+
+    Resamples of a flat direction stop where the refit happens to stop, and percentiles of that look like a limit. A
+    parameter held by a bound that is no part of its domain has no end on that side either.
+    """
+    lower, upper = interval
+    if name in profiles:
+        found = profiles[name]
+        return [lower if np.isfinite(found.lower) else found.lower, upper if np.isfinite(found.upper) else found.upper]
+    if name not in fit.at_bound:
+        return [lower, upper]
+    j = fit.coordinates.names.index(name)
+    declared = fit.form.parameters[name]
+    open_below = not (declared.kind == "plain" and declared.lower == 0.0)  # E >= 0 is a limit of its own
+    held_below = fit.theta[j] <= fit.problem.lower[j]
+    if lower == upper:  # held throughout: nothing was seen of the other side
+        return [-np.inf if open_below or not held_below else lower, np.inf]
+    return [-np.inf if held_below and open_below else lower, upper if held_below else np.inf]
+
+
 def cut(fit: Fit, level: float = 0.95) -> float:
     """The deviance at which an interval of this level ends: the quantile of F(1, n - P)."""
     return float(stats.t.ppf(0.5 + 0.5 * level, max(fit.degrees_of_freedom, 1)) ** 2)

@@ -14,6 +14,9 @@ import numpy as np
 TARGET_COSINE = 1e-10
 CONVERGED_COSINE = 1e-6
 EXACT_RESIDUAL = 1e-12
+# Of losses without noise but for their last digit the residuals themselves are rounding, and so is their angle. A
+# gradient that would move the law by less than this (RMS over the rows, in log loss) is zero: no loss has such digits.
+ROUNDING_MOVE = 1e-11
 
 
 @dataclass(frozen=True)
@@ -178,12 +181,18 @@ def solve(problem: Problem, start: np.ndarray, weights: np.ndarray, max_iteratio
         theta=final.theta,
         objective=final.objective,
         cosine=final.cosine,
-        converged=final.cosine <= CONVERGED_COSINE,
+        converged=(final.cosine <= CONVERGED_COSINE) | (_move(final, weights) <= ROUNDING_MOVE),
         at_bound=problem.held(final),
         hessian=final.hessian,
         gauss=final.gauss,
         iterations=max(p[1] for p in parts),
     )
+
+
+def _move(lanes: _Lanes, weights: np.ndarray) -> np.ndarray:
+    """How far, RMS over the rows, the gradient would still move the law along one parameter, (B,)."""
+    with np.errstate(invalid="ignore"):
+        return lanes.cosine * np.sqrt(lanes.spread / weights.sum(axis=1))
 
 
 def _solve_chunk(problem: Problem, start: np.ndarray, weights: np.ndarray, max_iterations: int):
