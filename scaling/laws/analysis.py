@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.laws import allocation, approaches, bias, budgets, forms, uncertainty
+from scaling.laws import allocation, approaches, bias, budgets, diagnosis, forms, uncertainty
 from scaling.laws.allocation import Cost
 from scaling.laws.combine import MEMBERS, Combination, combine
 from scaling.laws.estimate import Fit, fit
@@ -31,6 +31,8 @@ MAX_PROFILED_ROWS = 2000
 SAMPLED_DRAWS = 200
 # Resampled with replacement, fewer rows than this leave too few different ones: the profile stands in.
 MIN_RESAMPLED_ROWS = 12
+# What is drawn as one, by kind of noise, where the kind's own name does not say it.
+UNITS = {"independent": "observation", "uneven": "observation"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Analysis:
     derived: dict[str, Profile] = field(default_factory=dict)  # of the surface law, at the largest compute fitted
     resampled: str = "observation"
     combination: Combination | None = None
+    noise: dict[str, diagnosis.Noise] = field(default_factory=dict)  # law → what its residuals say
 
     @property
     def surface(self) -> str | None:
@@ -92,6 +95,7 @@ class Analysis:
             "intervals": intervals,
             "level": self.level,
             "interval_method": method,
+            "noise": self.noise[name].to_json() if name in self.noise else None,
             "draws": self._sample(name),
             "bootstrap_intervals": self._resampled(name) if draws is not None else {},
             "profile_intervals": {k: p.interval for k, p in profiles.items()},
@@ -130,7 +134,8 @@ class Analysis:
             errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
         if self._by_profile(name):
             return errors, {k: profiles[k].interval for k in fitted.params}, "profile"
-        return errors, self._without_end(name, self._resampled(name)), f"bootstrap by {self.resampled}"
+        kind = self.noise[name].kind if name in self.noise else "independent"
+        return errors, self._without_end(name, self._resampled(name)), f"bootstrap by {UNITS.get(kind, kind)}"
 
     def _without_end(self, name: str, intervals: dict) -> dict:
         profiles = self.profiles.get(name, {})
@@ -138,8 +143,10 @@ class Analysis:
 
     def _by_profile(self, name: str) -> bool:
         """Whether a law's intervals are its profile's: they hold what they promise on 20 to 60 runs, the bootstrap's
-        hold a little more (tests/laws/test_simulation.py). Rows of one run share noise that a profile does not know."""
-        return bool(self.profiles.get(name)) and self.resampled == "observation" and name in self.draws
+        hold a little more (tests/laws/test_simulation.py). A profile knows nothing of errors that rows share, or that
+        grow with the loss: there the wild bootstrap's are taken (``diagnosis``)."""
+        plain = name not in self.noise or self.noise[name].groups is None
+        return bool(self.profiles.get(name)) and plain and name in self.draws
 
     def _resampled(self, name: str) -> dict:
         return {k: uncertainty.interval(v, self.level) for k, v in self.draws[name].params.items()}
@@ -347,9 +354,10 @@ def analyse(
     """
     observations = from_table(table, num_params=num_params, flops=flops, holdout_flops=holdout_flops, source=source)
     columns = observations.columns
-    clustered = len(np.unique(observations.run)) < len(observations)
+    clusters, said = diagnosis.run_clusters(observations)
     objective = {"loss": loss, "delta": delta, "tau": tau}
-    fits, draws, selections, warnings, problems = {}, {}, {}, list(observations.warnings), []
+    fits, draws, noise, selections, problems = {}, {}, {}, {}, []
+    warnings = [*observations.warnings, *([said] if said else [])]
     for form in map(forms.get, laws):
         if form.target != "loss":
             raise ValueError(
@@ -364,8 +372,11 @@ def analyse(
             problems.append(str(e))
             continue
         if bootstrap:
-            clusters = chosen.run if clustered else None
-            draws[form.name] = uncertainty.bootstrap(fits[form.name], bootstrap, seed=seed, clusters=clusters)
+            told = diagnosis.diagnose(fits[form.name], None if clusters is None else clusters[rows])
+            noise[form.name] = told
+            draws[form.name] = _draws(fits[form.name], told, bootstrap, seed)
+            if told.groups is not None:
+                warnings.append(f"{form.name}: {told.reason}: intervals are a wild bootstrap's, {told.unit}")
         warnings += _doubts(fits[form.name], draws.get(form.name))
     if not fits:
         raise ValueError(problems[0] if problems else f"{source}: no law was asked for: write --law chinchilla")
@@ -382,11 +393,19 @@ def analyse(
         warnings=tuple(dict.fromkeys(problems + warnings)),
         seed=seed,
         selections=selections,
-        resampled="run" if clustered else "observation",
+        resampled="run" if clusters is not None else "observation",
+        noise=noise,
     )
     if combined and found.surface is not None:
         found = dataclasses.replace(found, combination=combine(observations, _members(found), fits, **objective))
     return _with_evidence(found)
+
+
+def _draws(fitted: Fit, noise: diagnosis.Noise, num: int, seed: int) -> Draws:
+    """Laws as the noise lets them move: rows resampled and refitted, or groups' errors drawn as one."""
+    if noise.groups is None:
+        return uncertainty.bootstrap(fitted, num, seed=seed)
+    return uncertainty.wild(fitted, noise.groups, num, seed=seed)
 
 
 def _members(found: Analysis) -> tuple[str, ...]:

@@ -98,6 +98,9 @@ def fit(
 ) -> Fit:
     """Fits a law by minimising Σ w ρ(log predicted - log observed) from many starts.
 
+    A row's weight is its relative precision, w ∝ 1/σ² of its log loss, not a count of runs: weights are divided by
+    their mean here, and nowhere else, so 100 w is the same fit with the same intervals as w.
+
     Args:
       form: a form, its name or its import path.
       loss: ``huber``, ``lad``, ``squared`` or ``asymmetric`` (see ``solver.Objective``).
@@ -113,6 +116,7 @@ def fit(
     """
     form = get(form)
     check_identifiable(observations, form)
+    observations = replace(observations, weight=observations.weight / observations.weight.mean())
     coordinates = Coordinates(form, {c: observations.columns[c] for c in form.columns}, observations.loss)
     model = Model(coordinates, observations.columns, log)
     target = np.log(observations.loss) if log else observations.loss

@@ -31,12 +31,13 @@ class Observations:
     Attributes:
       columns: num_params, num_tokens, flops and every other all-positive numeric column of the table, each (n,).
       loss: nats per token, (n,).
-      weight: relative weight in the objective, (n,).
-      run: label of the run a row comes from, (n,): rows of one run are one cluster.
+      weight: relative precision, proportional to 1/σ² of a row's log loss, (n,): its unit means nothing.
+      run: label of the run a row comes from, (n,): rows of one run may be one cluster (``diagnosis.run_clusters``).
       budget: label of the compute budget a row belongs to, (n,); NaN where it has none.
       convention: which parameter count and FLOP rule the columns are in.
       excluded: rows that are not fitted: {"run", "reason", and num_params, num_tokens, flops, loss where known}.
       warnings: what a reader must know before believing a fit.
+      run_column: what the table called ``run``; None where rows were numbered.
     """
 
     columns: dict[str, np.ndarray]
@@ -48,6 +49,7 @@ class Observations:
     convention: dict = field(default_factory=dict)
     excluded: list[dict] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
+    run_column: str | None = None
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -102,7 +104,8 @@ def from_table(
       ValueError: a column is missing, a value is not a positive number, a chosen convention is not there, or the
         column ``data`` names several datasets.
     """
-    table = _canonical(table, source)
+    given, table = table.columns, _canonical(table, source)
+    run_column = str(given[list(table.columns).index("run")]) if "run" in table else None
     if target != "loss":
         if target not in table:
             raise ValueError(f"{source}: column {target} is missing (there is {', '.join(map(str, table.columns))})")
@@ -137,7 +140,16 @@ def from_table(
     if "_loss" in columns:
         columns["loss"] = columns.pop("_loss")
     everything = Observations(
-        columns, loss, weight, label, budget, source, convention, excluded, _duplicates(table[kept], label[kept])
+        columns,
+        loss,
+        weight,
+        label,
+        budget,
+        source,
+        convention,
+        excluded,
+        _duplicates(table[kept], label[kept]),
+        run_column,
     )
     return everything.take(kept)
 

@@ -1,0 +1,157 @@
+"""What rows share: labels that are runs and labels that are not, what weights mean, and what the residuals say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scaling.laws import diagnosis, uncertainty
+from scaling.laws.analysis import analyse
+from scaling.laws.estimate import fit
+from scaling.laws.observations import from_table
+from tests.laws import data
+
+OPTIONS = {"laws": ("chinchilla",), "combined": False, "bootstrap": 60}
+
+
+def grid(sizes=5, horizons=5, noise=0.003, seed=0) -> pd.DataFrame:
+    """Every size at every horizon."""
+    rng = np.random.default_rng(seed)
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(2e7, 2e9, sizes), np.geomspace(4e8, 4e10, horizons)))
+    loss = data.chinchilla(n, d) * np.exp(noise * rng.normal(size=n.size))
+    return pd.DataFrame({"num_params": n, "num_tokens": d, "loss": loss})
+
+
+def same(one, other, where=""):
+    """Asserts that two JSON values are one, numbers to seven digits."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for i, pair in enumerate(zip(one, other)):
+            same(*pair, f"{where}[{i}]")
+    elif isinstance(one, float) and "objective" not in where and "cosine" not in where:
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-9), where
+    elif not isinstance(one, float):
+        assert one == other, where
+
+
+@pytest.mark.parametrize("bootstrap", [0, 40])
+def test_the_unit_of_weights_moves_nothing(bootstrap):
+    """w → 100 w: delta method, profiles, bootstrap, prediction intervals, allocation, approach 2."""
+    table = data.isoflop(budgets=(1e18, 1e19, 1e20, 1e21), sizes=6, noise=0.003)
+    table["weight"] = np.random.default_rng(1).uniform(0.5, 2.0, len(table))
+    options = OPTIONS | {"bootstrap": bootstrap, "holdout_flops": 3e20}
+    one = analyse(table, **options).to_json()
+    assert one["forecast"]
+    assert one["isoflop"]["a_interval"] or not bootstrap
+    same(one, analyse(table.assign(weight=100 * table["weight"]), **options).to_json())
+
+
+def test_a_weight_is_a_precision():
+    """Weighted least squares in closed form: s² (XᵀWX)⁻¹ with s² = Σ w r² / (n - P)."""
+    rng = np.random.default_rng(5)
+    n = np.geomspace(1e6, 1e9, 25)
+    w = rng.uniform(0.1, 10.0, n.size)
+    loss = 20 * n**-0.1 * np.exp(0.01 * rng.normal(size=n.size) / np.sqrt(w))
+    fitted = fit(from_table(pd.DataFrame({"N": n, "D": 20 * n, "loss": loss, "weight": w})), "kaplan_n", loss="squared")
+    X = np.stack([np.ones(n.size), np.log(n)], axis=1)
+    inverse = np.linalg.inv(X.T @ (w[:, None] * X))
+    beta = inverse @ X.T @ (w * np.log(loss))
+    s2 = (w * (np.log(loss) - X @ beta) ** 2).sum() / (n.size - 2)
+    value, lower, upper = uncertainty.delta_interval(fitted, lambda p: np.log(fitted.form.predict(
+        {k: v[:, None] for k, v in p.items()}, num_params=np.array([1e6, 1e9]))), 0.9)  # fmt: skip
+    ends = np.stack([np.ones(2), np.log([1e6, 1e9])], axis=1)
+    half = 1.7138715 * np.sqrt(s2 * np.einsum("ip,pq,iq->i", ends, inverse, ends))  # Student's t, 23 degrees
+    np.testing.assert_allclose(value, ends @ beta, rtol=1e-8)
+    np.testing.assert_allclose((upper - lower) / 2, half, rtol=1e-6)
+
+
+LABELS = {
+    "project": lambda t: ["gpt"] * len(t),
+    "size": lambda t: [f"{n / 1e6:.0f}M" for n in t["num_params"]],
+    "repeat": lambda t: [i % 3 for i in range(len(t))],
+}
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("column", ["name", "run", "run_name"])
+def test_a_label_that_is_no_run_moves_nothing(label, column):
+    """The same table without the column is the oracle; the column and its count are named."""
+    table = grid()
+    labelled = analyse(table.assign(**{column: LABELS[label](table)}), **OPTIONS)
+    bare = analyse(table, **OPTIONS)
+    assert labelled.to_json()["laws"] == bare.to_json()["laws"]
+    assert labelled.to_json()["allocation"] == bare.to_json()["allocation"]
+    count = {"project": 1, "size": 5, "repeat": 3}[label]
+    assert [w for w in labelled.warnings if w.startswith(f"column {column} has {count} value")]
+
+
+def test_ten_runs_make_clusters_with_t_of_nine_degrees():
+    table = grid(10, 4)
+    labels = [f"{n:.4g}" for n in table["num_params"]]
+    few = table[table["num_params"] < table["num_params"].max() * 0.999]
+    for rows, clusters in ((table, 10), (few, 9)):
+        found = analyse(rows.assign(run=[labels[i] for i in rows.index]), **OPTIONS)
+        law = found.to_json()["laws"]["chinchilla"]
+        said = " ".join(found.warnings)
+        assert f"{clusters} values in {len(rows)} rows" in said
+        assert (law["interval_method"] == "bootstrap by run") == (clusters >= 10), said
+        if clusters >= 10:
+            assert law["noise"]["num_clusters"] == 10
+
+
+def test_wild_draws_are_the_jackknife_of_clusters_and_students_t():
+    """Of a linear fit: deletion of each cluster, refitted by lstsq, gives the covariance; G - 1 degrees the tails."""
+    rng = np.random.default_rng(2)
+    n = np.geomspace(1e6, 1e9, 24)
+    groups = np.repeat(np.arange(6), 4)
+    loss = 20 * n**-0.1 * np.exp(0.01 * rng.normal(size=6)[groups] + 0.002 * rng.normal(size=24))
+    fitted = fit(from_table(pd.DataFrame({"N": n, "D": 20 * n, "loss": loss})), "kaplan_n", loss="squared")
+    X = np.stack([np.ones(24), np.log(n)], axis=1)
+    whole = np.linalg.lstsq(X, np.log(loss), rcond=None)[0][1]
+    left = [np.linalg.lstsq(X[groups != g], np.log(loss)[groups != g], rcond=None)[0][1] for g in range(6)]
+    error = np.sqrt(5 / 6 * np.sum((np.array(left) - whole) ** 2))
+    draws = uncertainty.wild(fitted, groups, 200_000, seed=1)
+    slope = np.log(
+        fitted.form.predict({k: v[:, None] for k, v in draws.params.items()}, num_params=np.array([1.0, np.e]))
+    )
+    ends = np.quantile(slope[:, 1] - slope[:, 0], [0.05, 0.95])
+    np.testing.assert_allclose(ends, whole + np.array([-1, 1]) * 2.0150484 * error, atol=0.03 * error)
+
+
+def shared(table, labels, scale, seed):
+    """The table's losses with an error for each label added."""
+    codes = np.unique(labels, return_inverse=True)[1]
+    errors = np.random.default_rng(seed).normal(size=codes.max() + 1)
+    return table.assign(loss=table["loss"] * np.exp(scale * errors[codes]))
+
+
+def test_residuals_name_what_they_share():
+    plain = grid(8, 8, noise=0.002)
+    cases = {
+        "independent": plain,
+        "num_params": shared(plain, plain["num_params"], 0.006, 1),
+        "cell": shared(pd.concat([plain] * 3, ignore_index=True), np.tile(np.arange(64), 3), 0.006, 2),
+    }
+    cases["cell"]["loss"] *= np.exp(0.001 * np.random.default_rng(3).normal(size=192))
+    level = plain["loss"] / plain["loss"].mean()
+    cases["uneven"] = plain.assign(loss=data.chinchilla(plain["num_params"], plain["num_tokens"]) * np.exp(
+        0.003 * level**4 * np.random.default_rng(4).normal(size=64)))  # fmt: skip
+    budgets = data.isoflop(budgets=np.geomspace(1e18, 1e21, 8), sizes=8, noise=0.002)
+    cases["budget"] = shared(budgets, budgets["flops"], 0.006, 5)
+    for kind, table in cases.items():
+        found = diagnosis.diagnose(fit(from_table(table), "chinchilla"))
+        assert found.kind == kind, (kind, found)
+
+
+def test_the_terminal_page_and_json_say_which_and_why():
+    table = shared(grid(8, 6, noise=0.001), np.repeat(np.arange(8), 6), 0.0, 0)
+    table = shared(table, table["num_params"], 0.006, 1)
+    found = analyse(table, **OPTIONS)
+    law = found.to_json()["laws"]["chinchilla"]
+    assert law["interval_method"] == "bootstrap by num_params"
+    assert law["noise"]["kind"] == "num_params"
+    assert law["noise"]["num_clusters"] == 8
+    assert any("residuals of one num_params go together" in w and "8 clusters" in w for w in found.warnings)
