@@ -15,7 +15,7 @@ from scaling.laws.observations import Observations
 # Below this many clusters their sums say too little of how they scatter (Cameron, Gelbach & Miller 2008, §III: with
 # ten and fewer even corrected intervals are off); rows are taken instead, and that is said.
 MIN_CLUSTERS = 10
-# A test's level: of tables with plain noise, one in twenty is given the wider interval by each test. Stricter, it misses
+# A test's level: each gives one in twenty tables with plain noise the wider interval. Stricter, it misses
 # a third of the errors that five sizes share, and the profile's interval then holds 60 % in place of 90 %.
 SIGNIFICANCE = 0.05
 NUM_NULL = 999
