@@ -5,15 +5,17 @@ convention, is a field.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scaling import storage
+from scaling.config import RunConfig, from_dict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +31,8 @@ CURVE_COLUMNS = (
 @dataclass(frozen=True)
 class RunRecord:
     """One run. Every field but ``environment`` and ``timing`` is a function of ``config`` and the data alone."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid", "allow_inf_nan": False}
 
     run_id: str
     status: Status
@@ -109,15 +113,50 @@ def save(results: Path, record: RunRecord) -> Path:
 def read(path: Path) -> RunRecord:
     """Reads one record.
 
-    Raises ValueError, with the file's name and what to do, if it is truncated or of another schema.
+    Raises ValueError, in one line with the file's name and what to do, if it is no whole record of this schema, or not
+    of the run that its name and its config say.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("schema") != SCHEMA:
-            raise ValueError(f"schema {raw.get('schema')!r}, this version reads {SCHEMA}")
-        return RunRecord(**raw)
-    except (ValueError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path}: not a readable run record ({e}): delete it and run the sweep again") from None
+        return _checked(path.read_text(encoding="utf-8"), path.stem)
+    except (ValueError, RecursionError) as e:
+        why = " ".join(str(e).split())
+        raise ValueError(f"{path}: not a readable run record ({why}): delete it and run the sweep again") from None
+
+
+def _checked(text: str, run_id: str) -> RunRecord:
+    """The record of ``run_id`` in its JSON. Raises ValueError saying what is wrong with it."""
+    raw = json.loads(text)
+    if not isinstance(raw, dict):
+        raise ValueError(f"it holds {type(raw).__name__}, not an object")
+    if raw.get("schema") != SCHEMA:
+        raise ValueError(f"schema {raw.get('schema')!r}, this version reads {SCHEMA}")
+    try:
+        _adapter().validate_json(text, strict=True)
+        record = RunRecord(**raw)  # not pydantic's copy, whose FLOPs are rounded to floats
+    except ValueError as e:  # pydantic's: its own text has a line for each of what may be hundreds
+        first = e.errors()[0] if hasattr(e, "errors") else {"loc": (), "msg": str(e)}
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")) from None
+    try:
+        of_config = from_dict(RunConfig, record.config).run_id
+    except (TypeError, ValueError, AttributeError, KeyError) as e:
+        raise ValueError(f"config is not a run's: {e}") from None
+    for what, found in (("its file", run_id), ("its config", of_config)):
+        if found != record.run_id:
+            raise ValueError(f"run_id is {record.run_id!r}, by {what} {found!r}: it was edited or renamed")
+    if record.status == "completed" and not (record.loss is not None and record.loss > 0):
+        raise ValueError(f"loss is {record.loss!r} of a completed run")
+    if missing := {"non_embedding", "total"} - record.num_params.keys():
+        raise ValueError(f"num_params lacks {', '.join(sorted(missing))}")
+    if len({len(column) for column in record.curve.values()}) > 1:
+        raise ValueError("the columns of curve are not equally long")
+    return record
+
+
+@functools.cache
+def _adapter():
+    import pydantic
+
+    return pydantic.TypeAdapter(RunRecord)
 
 
 def load_records(results: Path) -> list[RunRecord]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from scaling import accounting, records
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, to_dict
+from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, from_dict, to_dict
 
 LAW = {"E": 0.70, "A": 11.0, "alpha": 0.29, "B": 800.0, "beta": 0.54}
 SIZES = ((16, 2), (24, 2), (32, 2), (48, 2), (48, 3), (64, 3))  # width, layers
@@ -46,6 +46,12 @@ def run_config(
         peak_lr = 0.01 * (num_params / 5e4) ** (-1 / 3)
     optim = OptimConfig(peak_lr=peak_lr, warmup_tokens=num_params)
     return RunConfig(model=model, optim=optim, horizon=Horizon(flops=flops, tokens=tokens), batch_size=16, seed=seed)
+
+
+def with_seed(record: records.RunRecord, seed: int) -> records.RunRecord:
+    """The record of the same run, had it had another seed and come out the same."""
+    run = dataclasses.replace(from_dict(RunConfig, record.config), seed=seed)
+    return dataclasses.replace(record, run_id=run.run_id, config=to_dict(run))
 
 
 def record(run: RunConfig, *, loss: float | None, holdout=False, labels=None, rng, status="completed"):

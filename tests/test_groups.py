@@ -1,6 +1,5 @@
 """Laws of their own for groups of a grid's runs (``fit.by``): each group against a sweep of that group alone."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -31,8 +30,8 @@ def grouped(folder: Path) -> dict[str, list[records.RunRecord]]:
     groups = {}
     for i, (name, noise) in enumerate(names.items()):
         runs = synthetic.sweep_records(noise=noise, seed=i)
-        # The same cells in both: told apart by their run_id alone.
-        renamed = [dataclasses.replace(r, run_id=f"{r.run_id[:-1]}{i}") for r in runs]
+        # The same cells in both: told apart by their seed alone.
+        renamed = [synthetic.with_seed(r, i) for r in runs]
         groups[name] = sorted(renamed, key=lambda r: r.run_id)
     everything = [r for runs in groups.values() for r in runs]
     synthetic.write(folder, everything)

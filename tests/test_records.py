@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scaling import accounting, records
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, to_dict
@@ -98,6 +100,78 @@ def test_a_damaged_record_is_named_with_what_to_do(tmp_path, damage):
         records.load_records(tmp_path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def edits(raw: dict) -> dict[str, dict]:
+    """What an editor, a merge or a tracker's export makes of a record."""
+    config = raw["config"]
+    return {
+        "loss in words": raw | {"loss": "1.5"},
+        "no loss": raw | {"loss": None},
+        "negative loss": raw | {"loss": -1.5},
+        "status of a tracker": raw | {"status": "finished"},
+        "null": dict.fromkeys(raw) | {"schema": records.SCHEMA},
+        "nested": {"schema": records.SCHEMA, "run": raw},
+        "config edited": raw | {"config": config | {"batch_size": 32}},
+        "config in part": raw | {"config": {"model": config["model"]}},
+        "config null": raw | {"config": None},
+        "model a list": raw | {"config": config | {"model": [1]}},
+        "another run's id": raw | {"run_id": "0" * 12},
+        "counts missing": raw | {"num_params": {}},
+        "counts a list": raw | {"num_params": [1, 2]},
+        "curve uneven": raw | {"curve": raw["curve"] | {"loss": [1.0]}},
+        "sweep null": raw | {"sweep": None},
+    }
+
+
+def test_an_edited_record_is_refused_in_one_line(tmp_path):
+    path = records.save(tmp_path, record())
+    for what, edited in edits(json.loads(path.read_text())).items():
+        path.write_text(json.dumps(edited))
+        with pytest.raises(ValueError, match="not a readable run record") as caught:
+            records.read(path)
+        assert "\n" not in str(caught.value), what
+        assert len(str(caught.value)) < 500 + len(str(path)), what
+
+
+def test_a_record_under_another_name_is_refused(tmp_path):
+    path = records.save(tmp_path, record())
+    copy = path.with_name("0123456789ab.json")
+    path.rename(copy)
+    with pytest.raises(ValueError, match="by its file '0123456789ab': it was edited or renamed"):
+        records.load(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_record_is_read_as_written_or_refused_in_one_line(tmp_path, data):
+    """One value anywhere in a record replaced by anything: no other exception, and what is read can be tabled."""
+    path = records.save(tmp_path, record())
+    raw = json.loads(path.read_text())
+    where = raw
+    keys = data.draw(st.sampled_from(sorted(raw)))
+    while isinstance(where[keys], dict) and where[keys] and data.draw(st.booleans()):
+        where = where[keys]
+        keys = data.draw(st.sampled_from(sorted(where)))
+    where[keys] = data.draw(JSON)
+    path.write_text(json.dumps(raw))
+    refusal = ""
+    try:
+        read = records.load_records(tmp_path)
+    except ValueError as e:
+        refusal = str(e)
+    else:
+        assert len(records.table(read)) == 1
+        records.curves(read)
+    assert not refusal or refusal.startswith(f"{path}: not a readable run record (")
+    assert len(refusal.splitlines()) <= 1
 
 
 def test_done_is_completed_or_diverged_but_not_failed(tmp_path):
