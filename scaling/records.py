@@ -145,8 +145,10 @@ def _checked(text: str, run_id: str) -> RunRecord:
             raise ValueError(f"run_id is {record.run_id!r}, by {what} {found!r}: it was edited or renamed")
     if record.status == "completed" and not (record.loss is not None and record.loss > 0):
         raise ValueError(f"loss is {record.loss!r} of a completed run")
-    if missing := {"non_embedding", "total"} - record.num_params.keys():
-        raise ValueError(f"num_params lacks {', '.join(sorted(missing))}")
+    needed = {"num_params": {"non_embedding", "total"}, "curve": {"step", "num_tokens", "loss"}}
+    for name, keys in needed.items():
+        if missing := keys - getattr(record, name).keys():
+            raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
     if len({len(column) for column in record.curve.values()}) > 1:
         raise ValueError("the columns of curve are not equally long")
     return record

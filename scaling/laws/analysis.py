@@ -12,11 +12,10 @@ import numpy as np
 from scaling.laws import allocation, approaches, bias, budgets, diagnosis, forms, uncertainty
 from scaling.laws.allocation import Cost
 from scaling.laws.combine import MEMBERS, Combination, combine
-from scaling.laws.estimate import Fit, fit
+from scaling.laws.estimate import Draws, Fit, fit
 from scaling.laws.forecasting import forecast
 from scaling.laws.observations import Observations, from_table
 from scaling.laws.profile import Profile, cut, positive_profile, profile, without_end
-from scaling.laws.uncertainty import Draws
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,6 +26,27 @@ FINALISTS = 8
 
 
 @dataclass(frozen=True)
+class Draws:
+    """Parameters refitted to resampled observations.
+
+    Attributes:
+      params: by name, each (B,): every replicate, those at a bound too.
+      theta: (B, P), in the fit's coordinates.
+      converged: share of replicates whose gradient is zero.
+      at_bound: share of replicates with the parameter at a bound, by name.
+    """
+
+    params: dict[str, np.ndarray]
+    theta: np.ndarray = field(repr=False)
+    converged: float
+    at_bound: dict[str, float]
+    kind: str = "bootstrap"
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fitted law and its evidence.
 

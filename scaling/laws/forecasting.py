@@ -8,9 +8,8 @@ import numpy as np
 
 from scaling.laws import uncertainty
 from scaling.laws.combine import Combination
-from scaling.laws.estimate import Fit
+from scaling.laws.estimate import Draws, Fit
 from scaling.laws.observations import Observations
-from scaling.laws.uncertainty import Draws
 
 
 class Fitted(Protocol):

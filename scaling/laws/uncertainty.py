@@ -1,34 +1,12 @@
 """How far the data let a fitted law move: bootstrap draws, the delta method, prediction intervals."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
 
-from scaling.laws.estimate import Fit
+from scaling.laws.estimate import Draws, Fit
 from scaling.laws.solver import Solution, solve
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Parameters refitted to resampled observations.
-
-    Attributes:
-      params: by name, each (B,): every replicate, those at a bound too.
-      theta: (B, P), in the fit's coordinates.
-      converged: share of replicates whose gradient is zero.
-      at_bound: share of replicates with the parameter at a bound, by name.
-    """
-
-    params: dict[str, np.ndarray]
-    theta: np.ndarray = field(repr=False)
-    converged: float
-    at_bound: dict[str, float]
-    kind: str = "bootstrap"
-
-    def __len__(self) -> int:
-        return len(self.theta)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> list[float]:
