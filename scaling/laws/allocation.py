@@ -17,6 +17,8 @@ SAID_ERROR, ABSURD_ERROR = 0.10, 0.50
 ITERATIONS = 80
 # A search goes this many decades to either side of where the data lie, in steps of a tenth.
 DECADES, STEP = 12.0, 0.1
+# An optimum whose tokens per parameter are this many times outside the rows' is said to be extrapolated.
+FAR = 10.0
 # A dip in the loss that is shallower than this, relative to it, is rounding.
 ROUNDING = 1e-13
 
@@ -168,6 +170,21 @@ def no_optimum(form: Form, num_params: np.ndarray, flops: np.ndarray) -> str | N
     C = np.asarray(flops)[missing]
     where = "" if missing.all() else f" from {C.min():.3g} to {C.max():.3g} FLOPs"
     return f"{form.name} has no interior optimum{where}: at equal compute {why}"
+
+
+def far_from_rows(form: Form, num_params: np.ndarray, flops: np.ndarray, cost: Cost) -> str | None:
+    """Where an optimum's tokens per parameter are more than ten times outside the rows' own, in words; else None."""
+    if cost.tokens_per_param is None:
+        return None
+    low, high = cost.tokens_per_param
+    for n, C in zip(num_params, flops):
+        ratio = C / cost.flops_per_token(n) / n
+        if not low / FAR <= ratio <= high * FAR:
+            return (
+                f"{form.name}: the optimum at {C:.3g} FLOPs has {ratio:.3g} tokens per parameter, the rows {low:.3g} "
+                f"to {high:.3g}: it is extrapolated"
+            )
+    return None
 
 
 def _original(form: Form) -> tuple[Form, dict[str, float]]:

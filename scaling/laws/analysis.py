@@ -255,9 +255,8 @@ class Analysis:
         if self.cost.problem:
             return [f"no allocation: {self.cost.problem}"]
         at = np.array([C.min(), C.max()])
-        reason = allocation.no_optimum(
-            form, allocation.optimal_num_params(form, self.fits[self.surface].params, at, self.cost), at
-        )
+        sizes = allocation.optimal_num_params(form, self.fits[self.surface].params, at, self.cost)
+        reason = allocation.no_optimum(form, sizes, at) or allocation.far_from_rows(form, sizes, at, self.cost)
         if reason or self.surface not in self.draws:
             return [reason] if reason else []
         sizes = allocation.optimal_num_params(form, self.draws[self.surface].params, at[1:], self.cost)

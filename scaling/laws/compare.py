@@ -178,13 +178,19 @@ def _moved(observations: Observations, fitted: Fit, bootstrap: int, seed: int) -
     out = {
         "params": fitted.params,
         "converged": fitted.converged,
-        "a_local": float(slope(fitted.params)),
-        "tokens_per_param": float(ends[1] / cost.flops_per_token(n) / n),
+        "a_local": None,
+        "tokens_per_param": None,
         "cost": cost.describe(),
     }
+    known = cost.problem is None and bool(allocation.found(optimum(fitted.params)).all())
+    if known:
+        out |= {
+            "a_local": float(slope(fitted.params)),
+            "tokens_per_param": float(ends[1] / cost.flops_per_token(n) / n),
+        }
     exponents = allocation.exponents(fitted.form, fitted.params)
     out["a"] = None if exponents is None else float(exponents[0])
-    if bootstrap:
+    if bootstrap and known:
         draws = uncertainty.bootstrap(fitted, bootstrap, seed=seed)
         out["a_local_interval"] = uncertainty.interval(slope(draws.params))
     return out

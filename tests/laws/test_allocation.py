@@ -174,3 +174,12 @@ def test_a_cost_in_other_units_is_not_used():
     one_off[3] *= 1.3
     assert cost_of(n, d, one_off).max_error > 0.1
     assert cost_of(n, d, one_off).problem is None
+
+
+def test_an_optimum_far_from_the_rows_is_said():
+    form, cost = forms.FORMS["chinchilla"], Cost(tokens_per_param=(5.0, 40.0))
+    near = np.sqrt(FLOPS / 6 / 20)
+    assert allocation.far_from_rows(form, near, FLOPS, cost) is None
+    assert "has 0.02 tokens per parameter, the rows 5 to 40" in allocation.far_from_rows(
+        form, near * np.sqrt(1e3), FLOPS, cost
+    )
