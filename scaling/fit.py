@@ -207,7 +207,8 @@ def show(console, payload: dict) -> None:
         console.print(_law_table(name, entry))
     if payload.get("truth", {}).get("irreducible"):
         console.print(_truth_table(payload["truth"]))
-    console.print(_exponent_table(payload))
+    if (exponents := _exponent_table(payload)).row_count:
+        console.print(exponents)
     if payload["allocation"].get("tokens_per_param"):
         console.print(_ratio_table(payload["allocation"]))
     if payload.get("combination"):

@@ -14,6 +14,7 @@ from scaling.laws.allocation import Cost
 from scaling.laws.combine import MEMBERS, Combination, combine
 from scaling.laws.estimate import Draws, Fit, fit
 from scaling.laws.forecasting import forecast
+from scaling.laws.identify import on_a_ray
 from scaling.laws.observations import Observations, from_table
 from scaling.laws.profile import Profile, cut, positive_profile, profile, without_end
 
@@ -387,7 +388,7 @@ def analyse(
         draws=draws,
         cost=allocation.cost_of(columns["num_params"], columns["num_tokens"], columns["flops"]),
         isoflop=approaches.isoflop(observations, num_bootstrap=bootstrap, seed=seed) or {},
-        envelope=approaches.envelope(observations, curves, flops=flops) or {},
+        envelope=_envelope(observations, curves, flops),
         warnings=tuple(dict.fromkeys(problems + warnings)),
         seed=seed,
         selections=selections,
@@ -404,6 +405,15 @@ def _draws(fitted: Fit, noise: diagnosis.Noise, num: int, seed: int) -> Draws:
     if noise.groups is None:
         return uncertainty.bootstrap(fitted, num, seed=seed)
     return uncertainty.wild(fitted, noise.groups, num, seed=seed)
+
+
+def _envelope(observations: Observations, curves, flops: str) -> dict:
+    """Approach 1; without an exponent where final points lie on a ray, which would be the design's own."""
+    found = approaches.envelope(observations, curves, flops=flops) or {}
+    if found.get("source") == "final points" and on_a_ray(observations):
+        note = "every run's tokens follow from its size: N against C along them is the design's, not the best"
+        found |= {"a": None, "b": None, "note": note}
+    return found
 
 
 def _members(found: Analysis) -> tuple[str, ...]:

@@ -78,6 +78,14 @@ def check_apart(observations: Observations, form: Form, params: dict[str, float]
         )
 
 
+def on_a_ray(observations: Observations) -> bool:
+    """Whether runs chose their tokens by their size (or all one of them), within ``NEAR_LINE``: then N against C along
+    them is the design's own power law, whatever their losses."""
+    logs = np.log([observations.columns[c] for c in ("num_params", "num_tokens")])
+    off = np.linalg.svd(logs - logs.mean(axis=1, keepdims=True), compute_uv=False)[-1]
+    return bool(off / np.sqrt(len(observations)) <= NEAR_LINE)
+
+
 def _bases(observations: Observations, form: Form) -> list[str]:
     """Columns that a form takes powers of. One corpus will do, and no repetition too: ``unique_tokens`` is no axis
     that runs must spread along."""

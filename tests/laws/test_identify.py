@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 import scaling
+from scaling.fit import analyse
 from scaling.laws import uncertainty
 from scaling.laws.estimate import fit
 from scaling.laws.observations import from_table
@@ -77,10 +78,19 @@ def test_one_law_alone_is_the_one_among_several(law):
     """Same name, same rows, same numbers: from Python and by the command's analysis."""
     table = data.isoflop(noise=0.003)
     top = 1.1e19
-    made = scaling.fit.analyse(table, laws=(law,), bootstrap=50, holdout_flops=top, combined=False)
+    made = analyse(table, laws=(law,), bootstrap=50, holdout_flops=top, combined=False)
     alone = scaling.fit_law(table, law, holdout_flops=top, bootstrap=50)
     assert alone.num_observations == made.fits[law].num_observations
     assert alone.params == made.fits[law].params
     for name, values in alone.draws.params.items():
         np.testing.assert_array_equal(values, made.draws[law].params[name])
     assert scaling.fit_law(table, law).draws is None
+
+
+def test_on_a_ray_the_envelope_has_no_exponent():
+    """The grid's own C^.5 was printed for it."""
+    made = analyse(ray(0.01, 0.003), laws=("kaplan_n",), bootstrap=0)
+    assert made.envelope["a"] is None
+    assert "the design's" in made.envelope["note"]
+    free = analyse(data.scattered(30, noise=0.003), laws=("kaplan_n",), bootstrap=0)
+    assert 0.2 < free.envelope["a"] < 0.8
