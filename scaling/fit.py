@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from scaling import records, storage
-from scaling.laws import approaches, compare, forms, uncertainty
-from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast
+from scaling.laws import approaches, compare, diagnosis, forms
+from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast, resample
 from scaling.laws.estimate import Fit
 from scaling.laws.estimate import fit as _fit
 from scaling.laws.observations import from_table, read_csv
@@ -59,8 +57,9 @@ def fit_law(
     fitted = _fit(observations.take(rows), law, **options)
     if not bootstrap:
         return fitted
-    clusters = fitted.observations.run if len(np.unique(observations.run)) < len(observations) else None
-    return replace(fitted, draws=uncertainty.bootstrap(fitted, bootstrap, seed=seed, clusters=clusters))
+    clusters, _ = diagnosis.run_clusters(observations)
+    noise = diagnosis.diagnose(fitted, None if clusters is None else clusters[rows])
+    return replace(fitted, draws=resample(fitted, noise, bootstrap, seed))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -373,7 +373,7 @@ def analyse(
         if bootstrap:
             told = diagnosis.diagnose(fits[form.name], None if clusters is None else clusters[rows])
             noise[form.name] = told
-            draws[form.name] = _draws(fits[form.name], told, bootstrap, seed)
+            draws[form.name] = resample(fits[form.name], told, bootstrap, seed)
             if told.groups is not None:
                 warnings.append(f"{form.name}: {told.reason}: intervals are a wild bootstrap's, {told.unit}")
         warnings += _doubts(fits[form.name], draws.get(form.name))
@@ -400,7 +400,7 @@ def analyse(
     return _with_evidence(found)
 
 
-def _draws(fitted: Fit, noise: diagnosis.Noise, num: int, seed: int) -> Draws:
+def resample(fitted: Fit, noise: diagnosis.Noise, num: int, seed: int) -> Draws:
     """Laws as the noise lets them move: rows resampled and refitted, or groups' errors drawn as one."""
     if noise.groups is None:
         return uncertainty.bootstrap(fitted, num, seed=seed)

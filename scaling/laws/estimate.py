@@ -58,7 +58,7 @@ class Fit:
       condition_number: of the objective's Hessian in centred coordinates, scaled to a unit diagonal.
       starts_at_optimum: of ``num_starts``, how many reached the best objective.
       at_bound: parameters that the data push against a bound of their domain.
-      draws: resamples of the fit, ``uncertainty.Draws``, where they were asked for with it (``scaling.fit_law``).
+      draws: resamples of the fit, ``Draws``, where they were asked for with it (``scaling.fit_law``).
       residuals: log predicted - log observed (levels with ``log=False``), over ``noise_at`` of the row, (n,).
     """
 
@@ -79,7 +79,7 @@ class Fit:
     problem: Problem = field(repr=False)
     solution: Solution = field(repr=False)
     spread: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = field(default=None, repr=False)
-    draws: object = field(default=None, repr=False)
+    draws: "Draws | None" = field(default=None, repr=False)
 
     def noise_at(self, **columns) -> np.ndarray | float:
         """Standard deviation of a residual at new rows relative to the fitted rows' (1 without a variance function)."""
