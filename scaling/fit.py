@@ -2,8 +2,10 @@
 
     python -m scaling.fit SOURCE [--law NAME …] [--loss huber|lad|squared] [--out DIR]
 
-SOURCE is a results folder (``runs/*.json``) or a CSV with columns num_params,num_tokens,loss. From Python the same is
-``analyse(table)`` and ``forecast(analysis, cells)``, or ``scaling.fit_law(table, "chinchilla")`` for one law.
+SOURCE is a results folder (``runs/*.json``) or a CSV with columns num_params,num_tokens,loss
+(any delimiter and decimal mark, JSON and JSON lines, and names that trackers write: what was mapped is said). From
+Python the same is ``analyse(table)`` and ``forecast(analysis, cells)``, or ``scaling.fit_law(table, "chinchilla")`` for
+one law.
 """
 
 import argparse
@@ -51,7 +53,7 @@ def fit_law(
         raise ValueError(f"bootstrap is {bootstrap}: write 0 or more")
     law = forms.get(law)
     reading = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops}
-    observations = from_table(table, **reading, source=source, target=law.target)
+    observations = from_table(table, **reading, source=source, target=law.target, columns=law.columns)
     seed = options.pop("seed", 0)
     rows, _ = approaches.select(observations, law)
     fitted = _fit(observations.take(rows), law, **options)
@@ -86,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         "source",
         nargs="?",
         metavar="SOURCE",
-        help="a results folder, a group's in it (results/g/source=c4), or a CSV (aliases N, D, L, C; # comments)",
+        help="a results folder, a group's in it (results/g/source=c4), or a CSV, JSON or JSON lines "
+        "(aliases N, D, L, C and what trackers write, such as val_loss; # comments)",
     )
     parser.add_argument(
         "--law", nargs="+", action="extend", metavar="NAME",
@@ -202,6 +205,10 @@ def show(console, payload: dict) -> None:
         f"C is {payload['convention']['flops']}",
         highlight=False,
     )
+    for note in payload.get(
+        "notes", ()
+    ):  # what was read under another name or looks like another unit, before any number
+        console.print("note", note, style=None, markup=False, highlight=False)
     for name, entry in payload["laws"].items():
         console.print(_law_table(name, entry))
     if payload.get("truth", {}).get("irreducible"):
@@ -219,6 +226,8 @@ def show(console, payload: dict) -> None:
     if payload.get("conventions"):
         console.print(_convention_table(payload["conventions"]))
     for warning in payload["warnings"]:
+        if warning in payload.get("notes", ()):
+            continue
         console.print(f"[yellow]note[/] {warning}", highlight=False)
 
 

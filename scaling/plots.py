@@ -31,7 +31,7 @@ from scaling.axes import (
 )
 from scaling.axes import STYLE as STYLE
 from scaling.axes import style as style
-from scaling.laws.observations import ALIASES
+from scaling.laws.columns import choose
 
 # More budgets or sizes than this are told apart by a colour bar: a legend would cover the data.
 MAX_KEYS = 6
@@ -43,8 +43,7 @@ def observations(table, convention: Mapping[str, str]):
     Records carry every count (``num_params_total``, ``flops_6ND`` …). A CSV has one, under any of its aliases; where it
     has no FLOPs they are 6 N D, as in the fit.
     """
-    letters = {old: new for old, new in ALIASES.items() if new in LABELS and old in table and new not in table}
-    table = table.rename(columns=letters)
+    table = table.rename(columns={old: new for old, (new, _) in choose(table)[0].items() if new in LABELS})
     for name in ("num_params", "flops"):
         counted = f"{name}_{convention.get(name)}"
         if counted in table:

@@ -79,6 +79,7 @@ class Analysis:
             "combination": self._combination(),
             "forecast": self._forecast(held_out),
             "excluded": self.observations.excluded,
+            "notes": list(self.observations.warnings),
             "warnings": list(self.warnings),
         }
         return finite(payload)
@@ -351,7 +352,8 @@ def analyse(
     Raises:
       ValueError: the table cannot be read as observations, or identifies none of the laws; says what would mend it.
     """
-    observations = from_table(table, num_params=num_params, flops=flops, holdout_flops=holdout_flops, source=source)
+    reading = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops, "source": source}
+    observations = from_table(table, **reading, columns=[c for law in laws for c in forms.get(law).columns])
     columns = observations.columns
     clusters, said = diagnosis.run_clusters(observations)
     objective = {"loss": loss, "delta": delta, "tau": tau}

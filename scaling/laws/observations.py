@@ -1,27 +1,28 @@
 """Tables → checked observations: what a law is fitted to, and what was left out and why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scaling.laws import tables, units
+from scaling.laws.columns import NAMES, canonical, choose, words_of
+from scaling.laws.tables import NOTES, listed
+
 if TYPE_CHECKING:
     import pandas as pd
 
 CORE = ("num_params", "num_tokens", "flops", "loss", "weight", "unique_tokens")
-ALIASES = {
-    "N": "num_params",
-    "params": "num_params",
-    "D": "num_tokens",
-    "tokens": "num_tokens",
-    "L": "loss",
-    "C": "flops",
-    "U": "unique_tokens",
-    "name": "run",
-    "run_name": "run",
-    "run_id": "run",
-}
+# Columns of one training recipe: runs of one size, horizon and data that differ in them alone are tries, not cells.
+RECIPE = {
+    "lr", "learning_rate", "peak_lr", "max_lr", "peak_learning_rate", "batch", "batch_size", "gbsz", "bsz", "bs",
+    "global_batch_size", "global_bs", "batch_tokens", "train_batch_size", "wd", "weight_decay", "warmup", "momentum",
+    "warmup_steps", "beta1", "beta2", "beta_1", "beta_2", "adam_beta1", "adam_beta2", "eps", "adam_eps", "optimizer",
+}  # fmt: skip
+DATA = {"unique_tokens", "data", "dataset", "dataset_name", "corpus", "group", "subset", "tokenizer"}
+SAME_HORIZON = 1.01  # steps of another batch size end at nearly the same token
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,13 @@ class Observations:
 
 
 def read_csv(path: Path) -> "pd.DataFrame":
-    """A CSV with columns num_params, num_tokens, loss (aliases N, D, L), optionally flops (C), run, weight.
+    """Reads a CSV, JSON or JSON lines as a table with num_params, num_tokens, loss, optionally flops, run, weight.
 
-    Lines that start with ``#`` are comments; extra columns are kept.
+    Names that trackers write stand for these (``columns``), any delimiter and decimal mark will do (``tables``); what
+    was mapped is in ``attrs["notes"]``. Lines that begin with ``#`` are comments; extra columns are kept.
     Raises ValueError on an unreadable file.
     """
-    import pandas as pd
-
-    try:
-        return pd.read_csv(path, comment="#", skipinitialspace=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file: write a results folder or a CSV") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        why = str(e).strip()
-        raise ValueError(f"{path}: not a readable CSV ({why}): write a header line and comma-separated rows") from None
+    return canonical(tables.read(path), source=str(path))
 
 
 def from_table(
@@ -88,6 +82,7 @@ def from_table(
     holdout_flops: float | None = None,
     source: str = "table",
     target: str = "loss",
+    columns: Sequence[str] = (),
 ) -> Observations:
     """Checks a table and keeps what can be fitted.
 
@@ -99,18 +94,29 @@ def from_table(
       source: what messages call the table.
       target: the column that is fitted, where a law is of something else than the loss (an error, a batch size); the
         table then needs that column and the law's own, and ``loss`` is a column like any other.
+      columns: what the laws are of: runs that differ in another setting of their recipe (``lr``, ``batch`` …) at one
+        size and horizon are tries of one cell, and the best is fitted.
 
     Raises:
       ValueError: a column is missing, a value is not a positive number, a chosen convention is not there, or the
         column ``data`` names several datasets.
     """
-    given, table = table.columns, _canonical(table, source)
-    run_column = str(given[list(table.columns).index("run")]) if "run" in table else None
+    table, ambiguous = _named(table, source)
+    run_column = table.attrs[NAMES].get("run", "run") if "run" in table else None
     if target != "loss":
         if target not in table:
-            raise ValueError(f"{source}: column {target} is missing (there is {', '.join(map(str, table.columns))})")
+            raise ValueError(f"{source}: column {target} is missing (there is {listed(table.columns)})")
         table = table.assign(_loss=table.get("loss", np.nan), loss=table[target])
+    needed = {"num_params", "num_tokens", "flops"} | ({"loss"} if target == "loss" else set())
+    for name in sorted(needed & set(ambiguous)):
+        raise ValueError(
+            f"{source}: columns {listed(ambiguous[name])} could each be {name} and differ: rename the one to fit "
+            f"to {name}" + (", and the others to what they are" if name in table else "")
+        )
+    notes = list(table.attrs[NOTES])
     table, convention = _convention(table, num_params, flops, source, need_size=target == "loss")
+    if convention.get("num_tokens"):
+        notes.append("there is no num_tokens: D = C / (6 N)")
     # Counts above 2^63 arrive as objects: FLOPs of a large run do.
     table = table.assign(**{c: _numbers(table, c, source) for c in CORE if c in table})
     label = table["run"].astype(str).to_numpy() if "run" in table else np.array([f"row {i}" for i in range(len(table))])
@@ -123,34 +129,31 @@ def from_table(
         reason[(reason == "") & table["holdout"].fillna(False).astype(bool).to_numpy()] = "holdout"
     if holdout_flops is not None:
         reason[(reason == "") & (_numbers(table, "flops", source) > holdout_flops)] = "holdout"
+    if target == "loss":
+        table = _cells(table, reason == "", notes, columns)
     if "cell" in table and "setting" in table:
         reason[_untuned(table, loss, reason == "")] = "untuned"
     kept = reason == ""
     _require_one_dataset(table[kept], source)
     _check_positive(table[kept], label[kept], source)
+    if kept.any() and convention["num_params"] == "as given" and "num_params" in table and "num_tokens" in table:
+        fitted = [table.loc[kept, c].to_numpy(dtype=np.float64) for c in ("num_params", "num_tokens", "flops")]
+        units.check(*fitted[:2], source)
+        if said := units.cost_note(*fitted):
+            notes.insert(0, said)
     weight = _numbers(table, "weight", source) if "weight" in table else np.ones(len(table))
     budget = _numbers(table, "budget_flops", source) if "budget_flops" in table else np.full(len(table), np.nan)
     excluded = [{"run": label[i], "reason": reason[i], **_cell(table, loss, i)} for i in np.flatnonzero(~kept)]
-    columns = {
+    measured = {
         name: x
         for name in table.columns
         if (x := _numeric(table[name])) is not None and np.isfinite(x[kept]).all() and (x[kept] > 0).all()
     }
-    columns.pop(target, None)
-    if "_loss" in columns:
-        columns["loss"] = columns.pop("_loss")
-    everything = Observations(
-        columns,
-        loss,
-        weight,
-        label,
-        budget,
-        source,
-        convention,
-        excluded,
-        _duplicates(table[kept], label[kept]),
-        run_column,
-    )
+    measured.pop(target, None)
+    if "_loss" in measured:
+        measured["loss"] = measured.pop("_loss")
+    warnings = (*notes, *_duplicates(table[kept], label[kept]))
+    everything = Observations(measured, loss, weight, label, budget, source, convention, excluded, warnings, run_column)
     return everything.take(kept)
 
 
@@ -175,13 +178,46 @@ def _untuned(table, loss: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     return candidates & np.array(beaten, dtype=bool)
 
 
-def _canonical(table, source):
+def _named(table, source):
+    """The table under this project's names, and the columns that could each be one of them."""
     if len(table) == 0:
         raise ValueError(f"{source}: no rows: nothing to fit")
-    renames = {c: ALIASES[c.strip()] for c in table.columns if c.strip() in ALIASES and ALIASES[c.strip()] not in table}
-    # Several aliases of one name (run_id and run_name): the first in the table wins, the others keep their own name.
-    first = {new: old for old, new in reversed(renames.items())}
-    return table.rename(columns={old: new for new, old in first.items()})
+    ambiguous = choose(table)[1]
+    return canonical(table, source), ambiguous
+
+
+def _cells(table, fitted: np.ndarray, notes: list[str], used: Sequence[str]):
+    """The table with ``cell`` and ``setting`` where runs of one size and horizon differ in their recipe alone.
+
+    ``used``: columns that a law is of, which are no recipe.
+    """
+    recipe = [c for c in table.columns if words_of(str(c).rpartition(".")[2]) in RECIPE and c not in used]
+    recipe = [c for c in recipe if table.loc[fitted, c].nunique() > 1]
+    if "cell" in table or not recipe or not {"num_params", "num_tokens"} <= set(table.columns):
+        return table
+    by = [table[c].astype(str) for c in table.columns if words_of(c) in DATA]
+    horizon = table.groupby(["num_params"])["num_tokens"].transform(_steps)
+    cell = table.groupby([table["num_params"], horizon, *by], sort=False).ngroup()
+    setting = table.groupby(recipe, sort=False, dropna=False).ngroup()
+    tries = setting[fitted].groupby(cell[fitted]).nunique()
+    if tries.max() < 2:
+        return table
+    notes.append(
+        f"{(tries > 1).sum()} of {len(tries)} sizes and horizons were run with up to {tries.max()} settings of "
+        f"{listed(recipe)}: the best of each (by mean loss) is fitted, the others are left out as untuned"
+    )
+    return table.assign(cell=cell, setting=setting)
+
+
+def _steps(values):
+    """Values nearer to one another than SAME_HORIZON as one."""
+    order = np.argsort(values.to_numpy(), kind="stable")
+    ranked = values.to_numpy(dtype=np.float64)[order]
+    with np.errstate(all="ignore"):
+        group = np.concatenate([[0], np.cumsum(ranked[1:] / ranked[:-1] > SAME_HORIZON)])
+    out = np.empty(len(ranked), dtype=int)
+    out[order] = group
+    return out
 
 
 def _convention(table, num_params, flops, source, need_size=True):
@@ -189,20 +225,28 @@ def _convention(table, num_params, flops, source, need_size=True):
     count, rule = f"num_params_{num_params}", f"flops_{flops}"
     counts = [c.removeprefix("num_params_") for c in table.columns if c.startswith("num_params_")]
     rules = [c.removeprefix("flops_") for c in table.columns if c.startswith("flops_") and c != "flops_per_s"]
+    derived = "num_tokens" not in table and {"num_params", "flops"} <= set(table.columns)
+    if derived and need_size:
+        with np.errstate(all="ignore"):  # a size of zero is refused later, with its row
+            tokens = _numbers(table, "flops", source) / (6.0 * _numbers(table, "num_params", source))
+        table = table.assign(num_tokens=tokens)
     sized = "num_tokens" in table and ("num_params" in table or counts)
     if "loss" not in table or (need_size and not sized):
         missing = [c for c in ("num_params", "num_tokens", "loss") if c not in table]
         raise ValueError(
-            f"{source}: column {', '.join(missing)} is missing (there is {', '.join(map(str, table.columns))}): "
-            "write columns num_params,num_tokens,loss (or N,D,loss)"
+            f"{source}: column {', '.join(missing)} is missing (there is {listed(table.columns)}): write columns "
+            f"num_params,num_tokens,loss (or N,D,loss){_hint(table, missing)}"
         )
     convention = {"num_params": "as given", "flops": "as given" if "flops" in table else "6ND"}
-    if counts:
+    if derived and need_size:
+        convention["num_tokens"] = "C/6N"
+    # A table with one count of its own may carry others beside it: they are asked for by name.
+    if counts and (count in table or "num_params" not in table or num_params != "non_embedding"):
         if count not in table:
             raise ValueError(f"{source}: num_params is {num_params!r}: write one of {', '.join(counts)}")
         table = table.assign(num_params=table[count])
         convention["num_params"] = num_params
-    if rules:
+    if rules and (rule in table or "flops" not in table or flops != "exact"):
         if rule not in table:
             raise ValueError(f"{source}: flops is {flops!r}: write one of {', '.join(rules)}")
         table = table.assign(flops=table[rule])
@@ -215,6 +259,15 @@ def _convention(table, num_params, flops, source, need_size=True):
             ratio = _numbers(table, "num_tokens", source) / _numbers(table, "num_params", source)
         table = table.assign(tokens_per_param=ratio)  # of the count that was chosen
     return table, convention
+
+
+def _hint(table, missing: list[str]) -> str:
+    """What a column that is there could be renamed to."""
+    other = {"bpb", "bpc", "bits", "ppl", "perplexity", "nll", "loss"}
+    near = [c for c in table.columns if set(words_of(c).split("_")) & other]
+    if missing == ["loss"] and near:
+        return f"; if it is in {listed(near)}, rename that to loss (a perplexity: write its logarithm)"
+    return ": rename those that hold them"
 
 
 def _numeric(series):
