@@ -7,6 +7,7 @@
 
     python -m scaling.bench --data                        tokenising, batches and synthetic sources, one core
     python -m scaling.bench --laws                        the fits
+    python -m scaling.bench --coverage 400                what intervals hold, by kind of noise and design
 
 Every worker times the same compiled step at the same time, as in a sweep: the sum is what the machine does. Ratios
 between runs of this command on one machine mean something; single figures drift with its other load.
@@ -149,6 +150,22 @@ def show_laws(console: Console) -> None:
     console.print(f"bootstrap replicates converged: {100 * measured['bootstrap_converged']:.1f} %", markup=False)
 
 
+def show_coverage(console: Console, num_draws: int, out: Path | None) -> None:
+    """Prints a line a kind of noise and design, each when it is done: coverage of nominal 90 % intervals."""
+    from scaling.laws import coverage
+
+    def line(row: dict) -> None:
+        shares = ", ".join(
+            f"{label} {100 * row['chosen'][k]['coverage']:.1f} % (profile {100 * row['profile'][k]['coverage']:.1f} %)"
+            for k, label in (("a", "a"), ("num_params", "N*"))
+        )
+        console.print(f"{row['noise']}, {row['design']}, {row['num_runs']} runs: {shares}", markup=False)
+
+    rows = coverage.study(num_draws, line)
+    if out:
+        records.write_json(out, {"num_draws": num_draws, "rows": rows, "environment": records.software()})
+
+
 def show_data(console: Console, out: Path | None) -> int:
     """The speed of preparing text and of cutting batches, by tokenizer, and of generating the sources whose entropy is
     known; exit code 2 without a tokenizer's library."""
@@ -277,6 +294,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--grid", metavar="FILE", help="time this grid's shapes, for its plan (default: three sizes)")
     parser.add_argument("--laws", action="store_true", help="time the fits of scaling.laws instead")
     parser.add_argument(
+        "--coverage", type=int, metavar="DRAWS",
+        help="print how often nominal 90 %% intervals hold the truth, of so many draws a kind of noise and design",
+    )  # fmt: skip
+    parser.add_argument(
         "--data",
         action="store_true",
         help="time tokenising, cutting batches and generating synthetic sources, on one core, instead",
@@ -298,6 +319,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache_dir = storage.cache_dir()
     workers = args.workers or executors.auto_workers(len(executors.available_cores()))
     console = progress.console(sys.stdout)
+    if args.coverage is not None:
+        if args.coverage < 1:
+            print(f"error: --coverage is {args.coverage}: write 1 or more draws", file=sys.stderr)
+            return 2
+        show_coverage(console, args.coverage, args.out)
+        return 0
     if args.laws:
         show_laws(console)
         return 0

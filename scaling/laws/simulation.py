@@ -5,16 +5,23 @@ how wide they would be.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from scaling.laws import allocation, uncertainty
+from scaling.laws import allocation, diagnosis, uncertainty
 from scaling.laws.estimate import Fit, fit
 from scaling.laws.form import Form
 from scaling.laws.observations import Observations
 from scaling.laws.profile import profile
 
 METHODS = ("bootstrap", "profile", "delta")
+CHOSEN = "chosen"  # the profile or the wild bootstrap, as the residuals' tests choose for a user
+# Noise that exists beside the Gaussian: growing with the loss; one error, .8 of the variance, for all rows of a size,
+# of a budget, or of three seeds of a run that each are a row.
+NOISES = ("gaussian", "loss", "sizes", "seeds", "budgets")
+SHARED = 0.8
+GROWTH = 4.0  # σ ∝ L⁴: sixteen times as noisy where the loss is twice as large
 Quantity = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
@@ -36,16 +43,50 @@ def quantities(form: Form, truth: Mapping[str, float], flops: float) -> dict[str
 
 
 def synthetic(
-    design: Observations, form: Form, truth: Mapping[str, float], noise: float, rng, outliers: float = 0.0
+    design: Observations,
+    form: Form,
+    truth: Mapping[str, float],
+    noise: float,
+    rng,
+    outliers: float = 0.0,
+    kind: str = "gaussian",
 ) -> Observations:
-    """The design's runs with losses from a known law and Gaussian noise of the log, some of it ten times as wide.
+    """Draws the design's losses from a known law with noise of the log, of root mean square ``noise``.
 
-    ``outliers`` is the share of runs whose noise is ten times wider.
+    Args:
+      outliers: share of runs whose noise is ten times wider (Gaussian noise only).
+      kind: one of ``NOISES``; ``seeds`` has three rows for each of the design's.
+
+    Raises ValueError for another kind.
     """
+    if kind not in NOISES:
+        raise ValueError(f"noise is {kind!r}: write one of {', '.join(NOISES)}")
+    if kind != "gaussian":
+        return _structured(design, form, truth, noise, rng, kind)
     exact = form.predict(truth, **{c: design.columns[c] for c in form.columns})
     scale = np.where(rng.random(len(design)) < outliers, 10 * noise, noise)
     loss = exact * np.exp(scale * rng.normal(size=len(design)))
     return Observations(design.columns, loss, design.weight, design.run, design.budget, design.source)
+
+
+def _structured(design, form, truth, noise, rng, kind) -> Observations:
+    """Losses whose errors are of unequal scale, or shared by groups of rows."""
+    rows = design.take(np.repeat(np.arange(len(design)), 3)) if kind == "seeds" else design
+    if kind == "seeds":
+        rows = replace(rows, run=np.array([f"row {i}" for i in range(len(rows))]))
+    exact = form.predict(truth, **{c: rows.columns[c] for c in form.columns})
+    own = rng.normal(size=len(rows))
+    if kind == "loss":
+        scale = (exact / exact.mean()) ** GROWTH
+        error = scale / np.sqrt(np.mean(scale**2)) * own
+    else:
+        label = np.arange(len(rows)) // 3
+        if kind != "seeds":
+            x = np.log(rows.columns["num_params" if kind == "sizes" else "flops"])
+            label = np.unique(np.round(x, 6), return_inverse=True)[1]
+        common = rng.normal(size=label.max() + 1)[label]
+        error = np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * own
+    return replace(rows, loss=exact * np.exp(noise * error))
 
 
 def _near(truth: Mapping[str, float]) -> list[dict[str, float]]:
@@ -65,6 +106,7 @@ def coverage(
     num_bootstrap: int = 400,
     methods: Sequence[str] = METHODS,
     seed: int = 0,
+    kind: str = "gaussian",
     **options,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """How often intervals hold the truth on data drawn from a known law.
@@ -72,6 +114,7 @@ def coverage(
     Args:
       design: whose columns say where the runs are; its losses are not used.
       noise: standard deviation of log loss.
+      kind: of the noise, one of ``NOISES``.
       flops: where N* and the loss are asked for.
       options: of ``fit`` (loss, delta).
 
@@ -83,7 +126,8 @@ def coverage(
     true = {k: float(q({n: np.array([v]) for n, v in truth.items()})[0]) for k, q in asked.items()}
     found = {(m, k): [] for m in methods for k in asked}
     for draw in range(num_draws):
-        fitted = fit(synthetic(design, form, truth, noise, rng), form, starts=_near(truth), **options)
+        # From the form's own starts, as a user's fit: near the truth a worse optimum would never be met.
+        fitted = fit(synthetic(design, form, truth, noise, rng, kind=kind), form, **options)
         for method in methods:
             for k, ends in _intervals(fitted, method, asked, level, num_bootstrap, seed + draw).items():
                 found[method, k].append(ends)
@@ -96,6 +140,12 @@ def coverage(
 
 
 def _intervals(fitted: Fit, method, asked, level, num_bootstrap, seed) -> dict[str, tuple[float, float]]:
+    if method == CHOSEN:
+        found = diagnosis.diagnose(fitted)
+        if found.groups is None:
+            return _intervals(fitted, "profile", asked, level, num_bootstrap, seed)
+        draws = uncertainty.wild(fitted, found.groups, num_bootstrap, seed=seed)
+        return {k: tuple(uncertainty.interval(q(draws.params), level)) for k, q in asked.items()}
     if method == "bootstrap":
         draws = uncertainty.bootstrap(fitted, num_bootstrap, seed=seed)
         return {k: tuple(uncertainty.interval(q(draws.params), level)) for k, q in asked.items()}
@@ -103,7 +153,7 @@ def _intervals(fitted: Fit, method, asked, level, num_bootstrap, seed) -> dict[s
         return {k: tuple(profile(fitted, q, level).interval) for k, q in asked.items()}
     if method == "delta":
         return {k: tuple(map(float, uncertainty.delta_interval(fitted, q, level)[1:])) for k, q in asked.items()}
-    raise ValueError(f"method is {method!r}: write one of {', '.join(METHODS)}")
+    raise ValueError(f"method is {method!r}: write one of {', '.join((*METHODS, CHOSEN))}")
 
 
 def scatter(

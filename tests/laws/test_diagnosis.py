@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.laws import diagnosis, uncertainty
+from scaling.laws import coverage, diagnosis, forms, simulation, uncertainty
 from scaling.laws.analysis import analyse
 from scaling.laws.estimate import fit
 from scaling.laws.observations import from_table
@@ -155,3 +155,36 @@ def test_the_terminal_page_and_json_say_which_and_why():
     assert law["noise"]["kind"] == "num_params"
     assert law["noise"]["num_clusters"] == 8
     assert any("residuals of one num_params go together" in w and "8 clusters" in w for w in found.warnings)
+
+
+def test_drawn_errors_are_shared_as_named():
+    """The law divided out, errors of one group correlate by .8, and their scale grows as L⁴."""
+    design, form = coverage.designs()["5 budgets × 8 sizes"], forms.FORMS["chinchilla"]
+    rng = np.random.default_rng(0)
+    for kind in simulation.NOISES:
+        drawn = [simulation.synthetic(design, form, data.HOFFMANN, 0.01, rng, kind=kind) for _ in range(1500)]
+        columns = {c: drawn[0].columns[c] for c in form.columns}
+        exact = form.predict(data.HOFFMANN, **columns)
+        errors = np.log(np.stack([d.loss for d in drawn]) / exact)
+        assert np.mean(errors**2) == pytest.approx(1e-4, rel=0.03)
+        correlation = np.corrcoef(errors.T)
+        keys = {"sizes": columns["num_params"], "budgets": np.round(np.log(drawn[0].columns["flops"]), 6),
+                "seeds": np.arange(len(exact)) // 3}.get(kind, np.arange(len(exact)))  # fmt: skip
+        expected = np.where(keys[:, None] == keys, 0.8, 0.0)
+        np.fill_diagonal(expected, 1.0)
+        np.testing.assert_allclose(correlation, expected, atol=0.13)
+        growth = np.polyfit(np.log(exact), np.log(errors.std(axis=0)), 1)[0]
+        assert growth == pytest.approx(4.0 if kind == "loss" else 0.0, abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["loss", "sizes", "seeds"])
+def test_coverage_under_noise_that_exists(kind):
+    """Nominal 90 %, of a and N*, chosen by the residuals: 85 % or more less the scatter of 60 draws (4.6 %)."""
+    design = coverage.designs()["8 sizes × 5 horizons"]
+    found = simulation.coverage(
+        design, forms.FORMS["chinchilla"], data.HOFFMANN, noise=coverage.NOISE, kind=kind, num_draws=60,
+        flops=10 * design.columns["flops"].max(), methods=(simulation.CHOSEN,),
+    )  # fmt: skip
+    for quantity in ("a", "num_params"):
+        assert found[simulation.CHOSEN][quantity]["coverage"] >= 0.80, (kind, quantity)
