@@ -376,6 +376,8 @@ def analyse(
             told = diagnosis.diagnose(fits[form.name], None if clusters is None else clusters[rows])
             noise[form.name] = told
             draws[form.name] = resample(fits[form.name], told, bootstrap, seed)
+            if told.doubtful:
+                warnings.append(f"{form.name}: {told.reason}")
             if told.groups is not None:
                 warnings.append(f"{form.name}: {told.reason}: intervals are a wild bootstrap's, {told.unit}")
         warnings += _doubts(fits[form.name], draws.get(form.name))

@@ -18,6 +18,7 @@ MIN_CLUSTERS = 10
 # A test's level: each gives one in twenty tables with plain noise the wider interval. Stricter, it misses
 # a third of the errors that five sizes share, and the profile's interval then holds 60 % in place of 90 %.
 SIGNIFICANCE = 0.05
+DOUBTFUL = 0.25  # a p value up to which a share of more than half between groups is told, though not acted on
 NUM_NULL = 999
 MAX_TESTED_ROWS = 20_000
 
@@ -38,6 +39,7 @@ class Noise:
     groups: np.ndarray | None = field(default=None, repr=False)
     reason: str = "no test of the residuals speaks against independent rows of one scale"
     p_values: dict[str, float] = field(default_factory=dict)
+    doubtful: bool = False  # rows count as independent, but half the residuals' squares lie between groups
 
     @property
     def unit(self) -> str:
@@ -111,7 +113,18 @@ def diagnose(fit: Fit, clusters: np.ndarray | None = None, *, seed: int = 0) -> 
     if uneven <= SIGNIFICANCE:
         reason = f"the residuals' scale changes with the loss (p {uneven:.2g})"
         return Noise("uneven", np.arange(len(e)), reason, p_values)
+    for kind in ("num_params", "budget"):
+        if kind in groups and p_values[kind] < DOUBTFUL and (part := between(e, groups[kind])) > 0.5:
+            reason = f"{part:.0%} of the residuals' squares lie between values of {kind} (p {p_values[kind]:.2g})"
+            return Noise(reason=f"{reason}: too little to show a shared error, which would widen the interval",
+                         p_values=p_values, doubtful=True)  # fmt: skip
     return Noise(p_values=p_values)
+
+
+def between(e: np.ndarray, groups: np.ndarray) -> float:
+    """The share of residuals' sum of squares that is their groups' means'."""
+    mean = np.bincount(groups, e) / np.bincount(groups)
+    return float(((mean[groups] - e.mean()) ** 2).sum() / max(((e - e.mean()) ** 2).sum(), 1e-300))
 
 
 def groupings(observations: Observations) -> dict[str, np.ndarray]:
