@@ -1,6 +1,6 @@
 """The command that fits: records or a CSV → laws, intervals, figures.
 
-    python -m scaling.fit SOURCE [--law NAME …] [--loss huber|lad|squared] [--out DIR]
+    python -m scaling.fit SOURCE [--law NAME …] [--loss huber|lad|squared|tukey] [--out DIR]
 
 SOURCE is a results folder (``runs/*.json``) or a CSV with columns num_params,num_tokens,loss
 (any delimiter and decimal mark, JSON and JSON lines, and names that trackers write: what was mapped is said). From
@@ -96,9 +96,16 @@ def _parser() -> argparse.ArgumentParser:
         help=f"laws to fit (default: {' '.join(DEFAULT_LAWS)}), apart by blanks or commas; any of "
         f"{', '.join(forms.FORMS)}, package.module:function, or all: every law the columns allow, ranked",
     )  # fmt: skip
-    parser.add_argument("--loss", default="huber", help="huber (default), lad, squared or asymmetric, on log loss")
+    parser.add_argument(
+        "--loss", default="huber", help="huber (default), lad, squared, asymmetric or tukey, on log "
+        "loss; tukey (the bisquare) gives no weight to runs that are far off",
+    )  # fmt: skip
     parser.add_argument("--tau", type=float, help="quantile of --loss asymmetric (.5: as Huber's)")
-    parser.add_argument("--delta", type=float, help="Huber's δ (default: 1.345 × the residuals' scale; 1e-3 is usual)")
+    parser.add_argument(
+        "--delta",
+        type=float,
+        help="Huber's δ (default: 1.345 × the residuals' scale, 4.685 × for tukey; 1e-3 is usual)",
+    )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--holdout-flops", type=float, metavar="C", help="leave out, and forecast, runs above C FLOPs")
@@ -259,7 +266,9 @@ def _law_table(name: str, entry: dict):
         if entry["converged"]
         else f"NOT CONVERGED: {'; '.join(entry['reasons'])}"
     )
-    loss = entry["loss"]["name"] + (f" δ {entry['loss']['delta']:.3g}" if entry["loss"]["name"] == "huber" else "")
+    loss = entry["loss"]["name"] + (
+        f" δ {entry['loss']['delta']:.3g}" if entry["loss"]["name"] in ("huber", "tukey") else ""
+    )
     title = (
         f"\n{name}: {entry['equation']}\n[not bold]{entry['num_observations']} runs ({entry['selection']}); {loss}; "
         f"objective {entry['objective']:.8g}; residual RMS {100 * entry['residual_rmse']:.2g} %; {evidence}"

@@ -70,7 +70,7 @@ class FitConfig:
 
     num_params: ParamCount = "non_embedding"
     flops: FlopRule = "exact"
-    loss: Literal["huber", "lad", "squared"] = "huber"
+    loss: Literal["huber", "lad", "squared", "tukey"] = "huber"
     delta: float | None = None
     bootstrap: int = 1000
     seed: int = 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.laws import allocation, approaches, bias, budgets, diagnosis, forms, uncertainty
+from scaling.laws import allocation, approaches, bias, budgets, diagnosis, forms, influence, uncertainty
 from scaling.laws.allocation import Cost
 from scaling.laws.combine import MEMBERS, Combination, combine
 from scaling.laws.estimate import Draws, Fit, fit
@@ -54,6 +54,7 @@ class Analysis:
     resampled: str = "observation"
     combination: Combination | None = None
     noise: dict[str, diagnosis.Noise] = field(default_factory=dict)  # law → what its residuals say
+    residuals: dict[str, influence.Residuals] = field(default_factory=dict)
 
     @property
     def surface(self) -> str | None:
@@ -117,6 +118,7 @@ class Analysis:
             "bootstrap_converged": draws.converged if draws is not None else None,
             "bootstrap_at_bound": draws.at_bound if draws is not None else None,
             "residual_rmse": fitted.residual_rmse,
+            "residual_tests": self.residuals[name].to_json() if name in self.residuals else None,
         }
 
     def _uncertainty(self, name: str) -> tuple[dict, dict, str]:
@@ -434,6 +436,8 @@ def _with_evidence(found: Analysis) -> Analysis:
         if fitted.num_observations <= MAX_PROFILED_ROWS and not fitted.at_bound:
             profiles[law] = {name: profile(fitted, name, found.level) for name in fitted.params}
     derived = _derived(found) if found.surface in profiles else {}
+    residuals = {law: influence.residuals(fitted) for law, fitted in found.fits.items()}
+    warnings += [line for law, tests in residuals.items() for line in tests.describe(law)]
     warnings += [
         f"{law}: {p.describe(name)}: weakly identified"
         for law, entries in profiles.items()
@@ -444,7 +448,7 @@ def _with_evidence(found: Analysis) -> Analysis:
         surface = found.fits[found.surface]
         groups = approaches.profiles(found.observations)
         isoflop["bias"] = bias.profile_bias(surface.form, surface.params, groups, found.cost)
-    found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles, derived=derived)
+    found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles, derived=derived, residuals=residuals)
     if found.surface is not None:
         warnings += found._no_allocation()
         if found.cost.max_error > allocation.SAID_ERROR and not found.cost.problem:

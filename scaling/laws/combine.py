@@ -82,7 +82,7 @@ def rolling(observations: Observations, form: "str | Form", whole: Fit | None = 
     if whole is not None:
         starts = _around(whole)
         # One objective throughout: a δ of each part's own would compare forms under different ones.
-        options = options | ({"delta": whole.loss.delta} if whole.loss.name in ("huber", "asymmetric") else {})
+        options = options | ({"delta": whole.loss.delta} if whole.loss.name in ("huber", "asymmetric", "tukey") else {})
     found = []
     for cut in np.unique([flops[flops <= c * BEYOND].max() for c in np.quantile(flops, SHARES, method="lower")]):
         below, above = flops <= cut * (1 + 1e-9), flops > cut * BEYOND

@@ -63,7 +63,7 @@ def laws(
         return rows
     best = min(fits.values(), key=lambda f: np.median(np.abs(f.residuals)) / max(f.degrees_of_freedom, 1) ** 0.5)
     chosen = best.loss.delta
-    if delta is None and loss == "huber":
+    if delta is None and loss in ("huber", "tukey"):
         fits = {name: fit(observations, f.form, **objective | {"delta": chosen}) for name, f in fits.items()}
     best = min(fits.values(), key=lambda f: f.objective)
     scale = deviance_scale(best)

@@ -13,12 +13,15 @@ from scaling.laws.forms import Form, get
 from scaling.laws.identify import check_apart, check_identifiable
 from scaling.laws.model import Coordinates, Model, Scaled
 from scaling.laws.observations import Observations
+from scaling.laws.redescending import trimmed_starts
 from scaling.laws.solver import Objective, Problem, Solution, solve
 
 # Starts within this relative distance of the best objective are at the optimum.
 SAME_OBJECTIVE = 1e-6
 # Huber's δ in units of the residuals' scale: 95 % efficient under Gaussian noise (Huber 1964).
 EFFICIENT_DELTA = 1.345
+# The bisquare's, at the same efficiency (Holland and Welsch 1977).
+TUKEY_DELTA = 4.685
 MAX_STARTS = 64
 ROUGH_ITERATIONS = 60
 SMOOTH_DELTA = 0.1
@@ -124,8 +127,9 @@ def fit(
 
     Args:
       form: a form, its name or its import path.
-      loss: ``huber``, ``lad``, ``squared`` or ``asymmetric`` (see ``solver.Objective``).
-      delta: Huber's δ in log loss; None takes 1.345 × the residuals' scale (MAD).
+      loss: ``huber``, ``lad``, ``squared``, ``tukey``, ``asymmetric``. ``tukey`` redescends: runs
+        further off than δ do not count; it starts from Huber's optimum and from fits to half of the rows.
+      delta: Huber's δ in log loss; None takes 1.345 × the residuals' scale (MAD), 4.685 × for ``tukey``.
       tau: of ``asymmetric`` only: the quantile, .5 is symmetric.
       log: residuals of log loss (levels otherwise).
       variance: columns → relative variance of each row's residual, where noise is not the same everywhere; residuals
@@ -159,6 +163,12 @@ def fit(
     chosen = EFFICIENT_DELTA * scale if delta is None else delta
     if loss == "lad":
         starts, chosen = _towards_lad(problem, starts, observations.weight, scale)
+    if loss == "tukey":
+        huber = replace(problem, objective=Objective("huber", chosen))
+        near = multi_start(huber, starts, observations.weight)
+        optimum = near.theta[np.argmin(near.objective)]
+        starts, scale = trimmed_starts(huber, optimum, observations.weight)
+        chosen = TUKEY_DELTA * scale if delta is None else delta
     problem = replace(problem, objective=Objective(loss, chosen, tau))
     found = _result(problem, multi_start(problem, starts, observations.weight), observations, spread)
     check_apart(observations, form, found.params)

@@ -23,7 +23,7 @@ MAX_MOVES = 20
 INTERPOLATION_POINTS = 512
 # Of the other budgets' degrees of freedom, what a budget's variance may borrow: at .3 and noise that differs 30-fold a
 # nominal 95 % held 87 to 95 %, at 0 and equal noise 95 to 99.
-MAX_PRIOR = 0.1
+MAX_PRIOR = 0.05
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Objective:
     - ``huber``: ρ = r²/2 within δ, δ(|r| - δ/2) beyond (Hoffmann et al. 2022 with δ = 1e-3)
     - ``squared``: r²/2
     - ``lad``: |r|, reached through Huber objectives with δ falling to ``SMOOTHING`` times the residuals' scale
+    - ``tukey``: c²/6 (1 - (1 - (r/c)²)³) within c = δ, c²/6 beyond: runs far off have no pull (Beaton and Tukey 1974)
     - ``asymmetric``: Huber times 2τ where the law lies below the observation and 2(1 - τ) where above
     """
 
@@ -33,7 +34,7 @@ class Objective:
     delta: float = 1e-3
     tau: float = 0.5
 
-    NAMES = ("huber", "lad", "squared", "asymmetric")
+    NAMES = ("huber", "lad", "squared", "tukey", "asymmetric")
 
     def __post_init__(self):
         if self.name not in self.NAMES:
@@ -59,6 +60,10 @@ class Objective:
         if self.name == "squared":
             one = np.ones_like(r)
             return 0.5 * r * r, r, one, one
+        if self.name == "tukey":
+            inside = np.maximum(1 - (r / self.delta) ** 2, 0.0)
+            curvature = inside * np.where(inside > 0, 5 * inside - 4, 0.0)
+            return self.delta**2 / 6 * (1 - inside**3), r * inside**2, curvature, inside**2
         magnitude, side = np.abs(r), self.side(r)
         clipped = np.minimum(magnitude, self.delta)
         inside = (magnitude <= self.delta) * side
