@@ -31,16 +31,20 @@ class Conclusion:
 
     def forecast(self, held_out: Sequence[Row]) -> bool:
         """Forecasts loss and interval of the held-out cells that are about to train, once and for all; whether they
-        may train now, which they may not before all fitted cells are in.
+        may train now, which they may not before all fitted cells are in: one that failed is not, one that diverged is.
 
         Raises ValueError if forecast.json was edited or is damaged.
         """
-        missing = [row for row in self._cells.without_record() if not row.cell.holdout]
-        if missing:
+        found = self._cells.found
+        fitted = [found.get(row.run_id) for row in self._cells.rows if not row.cell.holdout]
+        missing, failed = fitted.count(None), fitted.count("failed")
+        if missing or failed:
+            how_many = [f"{missing} of those are not in yet"] * bool(missing) + [f"{failed} failed"] * bool(failed)
+            mend = "; or take those that fail again out of the grid" if failed else ""
             self._console.print(
                 f"{len(held_out)} held-out cells wait: they are forecast first, from all fitted cells, and "
-                f"{len(missing)} of those are not in yet; give this command again when they are"
-            )
+                f"{' and '.join(how_many)}; give this command again when they are{mend}", soft_wrap=True
+            )  # fmt: skip
             return False
         with self._manifest.in_turn():
             for laws in self._laws:
@@ -64,7 +68,7 @@ class Conclusion:
             payload = folder.read_or_empty(laws.path)
             self._console.print(*([f"\n[bold]{escape(laws.name)}[/]"] if laws.name else []))
             if "error" in payload:
-                self._console.print(f"no laws: {payload['error']}", markup=False)
+                self._console.print(f"no laws: {payload['error']}", markup=False, soft_wrap=True)
             else:
                 fit.show(self._console, payload)
         self._show_strangers()
@@ -120,7 +124,7 @@ class Laws:
         try:
             predicted = fit.forecast(self._analysis(), list(cells.values()), level=FORECAST_LEVEL)
         except ValueError as e:
-            self._console.print(f"{self.name}{': ' if self.name else ''}no forecast: {e}", markup=False)
+            self._console.print(f"{self.name}{': ' if self.name else ''}no forecast: {e}", markup=False, soft_wrap=True)
             return
         fitted = [r for r in self._rows if not r.cell.holdout and self._cells.found.get(r.run_id) == "completed"]
         forecast.add(

@@ -45,6 +45,7 @@ def folder(name: PurePath | str) -> Path:
         raise ValueError(f"{text}: a folder in a bucket has two slashes: write {lost[1]}://{lost[2]}")
     if not is_remote(text):
         return Path(name)
+    require_literal(text)
     # tf.io.gfile is what etils would take if TensorFlow happened to be installed: one way to a bucket is enough.
     os.environ.setdefault("EPATH_USE_TF", "false")
     import fsspec
@@ -63,6 +64,16 @@ def folder(name: PurePath | str) -> Path:
         # A listing that is kept shows a process nothing of what others, its own workers among them, write meanwhile.
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     return path
+
+
+def require_literal(folder: PurePath | str) -> None:
+    """Raises ValueError where a folder's own name would be taken for a pattern: etils, and Orbax with it, lists a
+    folder by ``glob`` on its whole path, so that one with a [z] in it is written and never found again."""
+    found = re.search(r"[*?\[\]]", os.fspath(folder))
+    if found:
+        raise ValueError(
+            f"{folder}: {found[0]} in a path is read as a pattern: write a folder without *, ?, [ and ]"
+        )
 
 
 def cache_dir() -> Path:

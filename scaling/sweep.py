@@ -181,6 +181,14 @@ def _require_laws(path: str, names: Sequence[str]) -> None:
             raise ValueError(f"{path}: fit.laws[{i}]: {e}") from None
 
 
+def _check_workdir(workdir: Path) -> None:
+    """Raises ValueError, in one line, for a work folder whose checkpoints could never be read."""
+    try:
+        storage.require_literal(workdir if storage.is_remote(workdir) else workdir.absolute())
+    except ValueError as e:
+        raise ValueError(f"--workdir {e}") from None
+
+
 def _check_buckets(args: argparse.Namespace, execution: ExecutionConfig) -> None:
     """Raises ValueError, in one line, for what a folder in a bucket cannot do."""
     results, workdir = (folder and storage.is_remote(folder) for folder in (args.results, args.workdir))
@@ -213,6 +221,7 @@ class Sweep:
             hardware = planning.hardware_of(args, self.grid.hardware, has_accelerator=executors.has_accelerator())
             self.results = args.results or Path("results") / self.grid.name
             self.workdir = args.workdir or Path(".scaling") / self.grid.name
+            _check_workdir(self.workdir)
             cache_dir = storage.cache_dir()
             timings = plan.TimingCache(cache_dir, args.workers, self.grid.execution)
             self.cells = Cells(self.grid, self.results, hardware, timings)

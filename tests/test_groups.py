@@ -1,5 +1,6 @@
 """Laws of their own for groups of a grid's runs (``fit.by``): each group against a sweep of that group alone."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -103,6 +104,21 @@ def test_a_sweep_forecasts_and_fits_each_group_from_its_own_runs(here, capsys): 
     assert run(*INLINE) == 0
     assert {p: p.read_bytes() for p in Path("results/g").rglob("*") if p.is_file()} == before
     assert len(trained()) == count
+
+
+def test_a_group_of_which_all_diverged_leaves_the_others_their_page(tmp_path, capsys, one_figure):
+    loud, low = groups = grouped(tmp_path)
+    for one in groups[low]:
+        records.save(tmp_path, dataclasses.replace(one, status="diverged", loss=None))
+    assert fit.main([str(tmp_path / loud), *QUICK]) == 0
+    assert fit.main([str(tmp_path / low), *QUICK]) == 2
+    said = capsys.readouterr().err
+    count = len(groups[low])
+    assert f"nothing to fit: of {count} runs none is completed and fitted ({count} diverged)" in said
+    records.write_json(tmp_path / low / "fit.json", {"schema": 1, "error": said.strip()})
+    page = report.build(tmp_path).read_text()
+    assert "nothing to fit" in page
+    assert f'<a href="{loud}/report.html">' in page
 
 
 def test_the_page_says_of_each_group_what_its_own_says(tmp_path, one_figure):

@@ -160,6 +160,36 @@ def test_failed_and_diverged_cells_are_data_and_exit_3(here, capsys):
     assert len(trained()) == begun + 3
 
 
+HELD_OUT_GRID = """
+recipe: default@1
+isoflop: {{sizes: [8, 16, 24], budgets: [3e8, 6e8, {{flops: 1.2e9, sizes: [16]}}]}}
+axes: {{bad: [{{seed: 1, label: {}}}]}}
+holdout: {{budgets: [1.2e9]}}
+"""
+
+
+def test_no_forecast_is_sealed_while_a_fitted_cell_has_failed(here, capsys):
+    Path("g.yaml").write_text(HELD_OUT_GRID.format("refuses"))
+    assert run(*INLINE) == 3
+    out = capsys.readouterr().out
+    assert "1 held-out cells wait: they are forecast first, from all fitted cells, and 6 failed" in out
+    assert not Path("results/g/forecast.json").exists()
+    held_out = [cell.run.run_id for cell in grid.load("g.yaml").cells if cell.holdout]
+    assert not {r.run_id for r in science()} & set(held_out)
+
+
+def test_nothing_to_fit_is_a_result(here, capsys):
+    """Every fitted cell diverged: held-out cells train all the same, and the page is there."""
+    Path("g.yaml").write_text(HELD_OUT_GRID.format("diverges"))
+    assert run(*INLINE) == 3
+    out = capsys.readouterr().out
+    assert "no forecast: 0 completed runs" in out
+    assert "no laws: 0 completed runs" in out
+    assert len(science()) == 7
+    assert json.loads(Path("results/g/fit.json").read_text())["error"].startswith("0 completed runs")
+    assert Path("results/g/report.html").exists()
+
+
 def test_a_truncated_record_is_said_and_redone(here, capsys):
     assert run(*INLINE) == 0
     before = science()

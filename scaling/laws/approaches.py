@@ -128,7 +128,7 @@ def frontier(observations: Observations, column: str, tolerance: float = 0.02) -
             rows.pop()
         if not rows or observations.loss[i] < observations.loss[rows[-1]]:
             rows.append(int(i))
-    return np.array(rows)
+    return np.array(rows, dtype=np.int64)
 
 
 def select(observations: Observations, form: Form) -> tuple[np.ndarray, str]:

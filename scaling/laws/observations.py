@@ -1,5 +1,6 @@
 """Tables → checked observations: what a law is fitted to, and what was left out and why."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,9 +135,12 @@ def from_table(
     if "cell" in table and "setting" in table:
         reason[_untuned(table, loss, reason == "")] = "untuned"
     kept = reason == ""
+    if not kept.any():
+        counts = ", ".join(f"{count} {why}" for why, count in sorted(Counter(reason).items()))
+        raise ValueError(f"{source}: nothing to fit: of {len(table)} runs none is completed and fitted ({counts})")
     _require_one_dataset(table[kept], source)
     _check_positive(table[kept], label[kept], source)
-    if kept.any() and convention["num_params"] == "as given" and "num_params" in table and "num_tokens" in table:
+    if convention["num_params"] == "as given" and "num_params" in table and "num_tokens" in table:
         fitted = [table.loc[kept, c].to_numpy(dtype=np.float64) for c in ("num_params", "num_tokens", "flops")]
         units.check(*fitted[:2], source)
         if said := units.cost_note(*fitted):

@@ -44,7 +44,8 @@ class Checkpoints:
     """The newest checkpoints of one run under ``folder``, as many as ``budget_bytes`` holds, three at most.
 
     Saving is asynchronous; a save that was cut off is never restored. Raises ValueError when not even two checkpoints
-    of ``checkpoint_bytes`` (the one being written and the one it replaces) fit the budget.
+    of ``checkpoint_bytes`` (the one being written and the one it replaces) fit the budget, or when the folder's name
+    would be read as a pattern.
     """
 
     def __init__(self, folder: Path, checkpoint_bytes: int, budget_bytes: float):
@@ -54,6 +55,7 @@ class Checkpoints:
                 f"{checkpoint_bytes / 1e9:.3g} GB and two must fit while one replaces the other: write at least "
                 f"{2.1 * checkpoint_bytes / 1e9:.3g} for each worker"
             )
+        storage.require_literal(folder)
         import orbax.checkpoint as ocp
         from etils import epath
 
