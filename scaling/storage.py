@@ -71,9 +71,7 @@ def require_literal(folder: PurePath | str) -> None:
     folder by ``glob`` on its whole path, so that one with a [z] in it is written and never found again."""
     found = re.search(r"[*?\[\]]", os.fspath(folder))
     if found:
-        raise ValueError(
-            f"{folder}: {found[0]} in a path is read as a pattern: write a folder without *, ?, [ and ]"
-        )
+        raise ValueError(f"{folder}: {found[0]} in a path is read as a pattern: write a folder without *, ?, [ and ]")
 
 
 def cache_dir() -> Path:

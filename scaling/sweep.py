@@ -181,12 +181,21 @@ def _require_laws(path: str, names: Sequence[str]) -> None:
             raise ValueError(f"{path}: fit.laws[{i}]: {e}") from None
 
 
-def _check_workdir(workdir: Path) -> None:
-    """Raises ValueError, in one line, for a work folder whose checkpoints could never be read."""
+def _check_workdir(workdir: Path, grid_path: str, name: str, cache_dir: Path) -> None:
+    """Raises ValueError, in one line, for a work folder whose checkpoints could never be read, or that is another's."""
+    if name in ("", ".", ".."):
+        raise ValueError(f"{grid_path}: its folders would be called {name!r}: give the file another name")
+    here = workdir if storage.is_remote(workdir) else workdir.absolute()
     try:
-        storage.require_literal(workdir if storage.is_remote(workdir) else workdir.absolute())
+        storage.require_literal(here)
     except ValueError as e:
         raise ValueError(f"--workdir {e}") from None
+    cache = cache_dir.absolute()
+    if here == cache or cache in here.parents or here in cache.parents:
+        raise ValueError(
+            f"--workdir {workdir}: checkpoints would lie among prepared data, which are in {cache_dir}: write another "
+            "--workdir, or give the grid's file another name"
+        )
 
 
 def _check_buckets(args: argparse.Namespace, execution: ExecutionConfig) -> None:
@@ -221,8 +230,8 @@ class Sweep:
             hardware = planning.hardware_of(args, self.grid.hardware, has_accelerator=executors.has_accelerator())
             self.results = args.results or Path("results") / self.grid.name
             self.workdir = args.workdir or Path(".scaling") / self.grid.name
-            _check_workdir(self.workdir)
             cache_dir = storage.cache_dir()
+            _check_workdir(self.workdir, args.grid, self.grid.name, cache_dir)
             timings = plan.TimingCache(cache_dir, args.workers, self.grid.execution)
             self.cells = Cells(self.grid, self.results, hardware, timings)
         kept = manifest.Manifest(
@@ -251,6 +260,8 @@ class Sweep:
         with self._held() as lock_fds:
             selection = self._look()
             if not self.args.plan:
+                with bad_input():
+                    folder.claim(self.workdir, self.results)
                 self.session.tidy(selection.mine)
             self._plan_and_train(selection, lock_fds)
             if self.args.plan:

@@ -37,7 +37,7 @@ def progress_event(row, step, loss=2.5):
 def save(row, results, state, seconds=None, **changes):
     record = folder.failed_record(row, "s", changes.pop("reason", "")).__dict__
     timing = {"seconds": seconds} if seconds else {}
-    records.save(results, records.RunRecord(**{**record, "status": state, "timing": timing, **changes}))
+    records.save(results, records.RunRecord(**{**record, "status": state, "timing": timing, "loss": 2.5, **changes}))
 
 
 def shown(capsys, rows, tmp_path, **options):

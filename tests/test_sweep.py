@@ -178,6 +178,42 @@ def test_no_forecast_is_sealed_while_a_fitted_cell_has_failed(here, capsys):
     assert not {r.run_id for r in science()} & set(held_out)
 
 
+def test_a_work_folder_with_anothers_checkpoints_is_refused(here, capsys):
+    assert run(*INLINE, "--results", "a") == 0
+    assert run(*INLINE, "--results", "b") == 0  # nothing of a's is left there
+    kept = Path(".scaling/g/checkpoints/0123456789ab/7")
+    kept.mkdir(parents=True)
+    capsys.readouterr()
+    assert run(*INLINE, "--results", "a") == 2
+    said = capsys.readouterr().err
+    assert f".scaling/g holds checkpoints of the sweep with its results in {Path('b').absolute()}" in said
+    assert run(*INLINE, "--results", "a", "--workdir", "other") == 0
+    assert run(*INLINE, "--results", "b") == 0
+    assert kept.is_dir()
+
+
+@pytest.mark.parametrize("name,said", [("data", "checkpoints would lie among prepared data"), ("..", "called '..'")])
+def test_no_grid_is_called_what_another_folder_is(here, capsys, name, said):
+    Path(f"{name}.yaml").write_text(GRID)
+    assert sweep.main(["--grid", f"{name}.yaml", *INLINE], loop="fake_loop") == 2
+    assert said in capsys.readouterr().err
+    assert not trained()
+
+
+def test_a_work_folder_that_would_be_read_as_a_pattern_is_refused(here, capsys):
+    assert run(*INLINE, "--workdir", "w[z]") == 2
+    assert "[ in a path is read as a pattern: write a folder without" in capsys.readouterr().err
+    assert not trained()
+
+
+def test_a_final_checkpoint_that_is_asked_for_too_late_is_said(here, capsys):
+    assert run(*INLINE) == 0
+    Path("g.yaml").write_text(GRID + "execution: {keep_final_checkpoint: true}\n")
+    capsys.readouterr()
+    assert run(*INLINE) == 0
+    assert "5 runs that are done have no final checkpoint" in capsys.readouterr().out
+
+
 def test_nothing_to_fit_is_a_result(here, capsys):
     """Every fitted cell diverged: held-out cells train all the same, and the page is there."""
     Path("g.yaml").write_text(HELD_OUT_GRID.format("diverges"))

@@ -282,8 +282,8 @@ class Local:
     def run(self, tasks: Sequence[Task], on_event: Callable[[dict], None] = ignore) -> dict[str, Answer]:
         """Hands out ``tasks`` in order, each to the next free worker, and returns when all are answered.
 
-        ``on_event`` is called in this thread with ``start``, ``progress``, ``retry``, ``done`` and ``failed`` events,
-        and with a ``tick`` when there is nothing to say.
+        ``on_event`` is called in this thread with ``start``, ``progress``, ``said``, ``retry``, ``done`` and ``failed``
+        events, and with a ``tick`` when there is nothing to say.
 
         Raises ExecutorError if workers cannot be started.
         """
@@ -304,6 +304,8 @@ class Local:
                 attempts[task.key].furthest = max(attempts[task.key].furthest, event["step"])
             elif event["event"] == "branched":
                 waiting.release(event["run_id"])
+            elif event["event"] == "said":
+                pass  # to be shown, nothing to be done
             elif event["event"] == "done":
                 answers[task.key] = Answer(event.pop("answer"))
             elif event["event"] == "failed" and (

@@ -144,6 +144,24 @@ def held_by(folder: Path, holder: dict) -> str:
     )
 
 
+def claim(workdir: Path, results: Path) -> None:
+    """Writes into a work folder whose checkpoints it holds: those of the runs of ``results``.
+
+    Raises ValueError while it holds checkpoints of another results folder's runs: one sweep would go on from, and
+    delete, what the other has trained.
+    """
+    path, mine = workdir / "results.json", str(results if storage.is_remote(results) else results.absolute())
+    theirs = read_or_empty(path).get("results", mine)
+    checkpoints = workdir / "checkpoints"
+    if theirs != mine and checkpoints.is_dir() and any(path.is_dir() for path in checkpoints.iterdir()):
+        raise ValueError(
+            f"{workdir} holds checkpoints of the sweep with its results in {theirs}: write another --workdir, or, if "
+            f"nobody wants them any more, delete {checkpoints}"
+        )
+    if not path.exists() or theirs != mine:
+        records.write_json(path, {"schema": 1, "results": mine})
+
+
 def statuses(results: Path, run_ids: Sequence[str], *, set_aside: bool) -> tuple[dict[str, str], list[str]]:
     """Status by run_id of the records that are there, and a line for each that cannot be read.
 

@@ -160,6 +160,8 @@ class Progress:
         elif kind == "progress":
             first = self._at.get(key) or {"first_step": event["step"]}
             self._at[key] = {**event, "first_step": min(first["first_step"], event["step"])}
+        elif kind == "said":
+            self._console.print(event["text"], markup=False, highlight=False, soft_wrap=True)
         elif kind in ("done", "failed", "retry"):
             self._ended(event)
         self._redraw(kind)

@@ -106,6 +106,20 @@ class Session:
         if not (self._grid.execution.keep_final_checkpoint or slurm_book.Book(self._workdir).submissions()):
             # With jobs under way, they do it themselves.
             storage.each(storage.remove_tree, (checkpoint.folder_of(self._workdir, run_id) for run_id in done))
+        elif self._grid.execution.keep_final_checkpoint:
+            self._say_what_is_not_kept(rows)
+
+    def _say_what_is_not_kept(self, rows: Sequence[Row]) -> None:
+        """Names the completed runs whose final checkpoint is asked for and is not there: nothing trains them again."""
+        done = [row for row in rows if self.cells.found.get(row.run_id) == "completed"]
+        gone = [row.run_id for row in done if checkpoint.newest_step(self._workdir, row.run_id) < row.plan.num_steps]
+        if gone:
+            names = f"{', '.join(gone[:3])}{', …' if len(gone) > 3 else ''}"
+            self.say(
+                f"execution.keep_final_checkpoint is true, and {len(gone)} runs that are done have no final checkpoint "
+                f"({names}): they were trained without it; to train one again, move its record out of "
+                f"{self.cells.results / 'runs'}"
+            )
 
     # ---- before training --------------------------------------------------------------------------------------------
 

@@ -71,6 +71,8 @@ def job(order: str) -> None:
     with status.Board(workdir, "slurm", {task.key: order["run_ids"]}, **about) as board:
 
         def on_event(event: dict) -> None:
+            if event["event"] == "said":  # into the job's log
+                print(event["text"], flush=True)
             nonlocal furthest
             furthest = max(furthest, event.get("step", furthest))
             board.on_event({**event, "key": task.key})

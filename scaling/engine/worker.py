@@ -139,6 +139,8 @@ def _serve(loop: ModuleType, answers: TextIO) -> None:
     signal.signal(signal.SIGTERM, lambda *_: loop.stop_requested.set() if busy.is_set() else sys.exit(0))
 
     def say(event: dict) -> None:
+        if event["event"] == "said":  # the log keeps it too
+            print(event["text"], file=sys.stderr, flush=True)
         answers.write(json.dumps(event) + "\n")
         answers.flush()
 

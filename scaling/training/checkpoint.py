@@ -4,8 +4,9 @@ They are the run's own, in a folder of its name, wherever and in whatever pack i
 after an interruption, and a run that branches off another is one that goes on from a checkpoint.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from scaling import records, storage
 
 # In a bucket, where nothing can be renamed, Orbax writes a checkpoint where it stays, and this in it when it is whole.
 _WHOLE = "commit_success.txt"
+
+# Of what a checkpoint holds. One without a version is of the first; one of another version is set aside, not guessed
+# at.
+VERSION = 1
 
 
 def folder_of(workdir: Path, run_id: str) -> Path:
@@ -62,6 +67,7 @@ class Checkpoints:
         # Orbax logs a dozen lines a save at INFO, and warns about options that it sets itself.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._open = True
+        self.complaints: list[str] = []  # of checkpoints that could not be read
         self.folder = epath.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
@@ -73,30 +79,46 @@ class Checkpoints:
         )
 
     def save(self, step: int, state, host: dict[str, Any]) -> None:
-        """Starts saving ``state`` and the JSON-able ``host`` as of ``step``."""
+        """Starts saving ``state`` and the JSON-able ``host`` as of ``step``. Raises OSError if it, or what was being
+        saved before it, cannot be written."""
         import orbax.checkpoint as ocp
 
         if step in self._manager.all_steps():
             return
+        host = {"version": VERSION, **host}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
-        self._manager.save(step, args=items, force=True)
+        with self._writing():
+            self._manager.save(step, args=items, force=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """TensorStore calls a full bucket, a lost connection and a missing permission ValueErrors: they are the
+        storage's, to be tried again, and nothing that a person wrote."""
+        try:
+            yield
+        except ValueError as e:
+            raise OSError(f"{self.folder}: a checkpoint cannot be written: {storage.first_line(e)}") from e
 
     def restore(self, abstract_state_for: Callable[[dict], Any]) -> tuple[Any, dict] | None:
         """(state, host) of the newest checkpoint that can be read, sharded as ``abstract_state_for(host)`` says; None
         if there is none. One that cannot be read, or whose ``host`` lacks a key that ``abstract_state_for`` reads, is
-        said and set aside, and the one before it tried; whatever else ``abstract_state_for`` raises is not the
-        checkpoint's fault and passes through."""
+        set aside, as ``complaints`` says, and the one before it tried; whatever else ``abstract_state_for`` raises is
+        not the checkpoint's fault and passes through."""
         import orbax.checkpoint as ocp
 
         for step in sorted(self._manager.all_steps(), reverse=True):
             host = self._try(step, {"host": ocp.args.JsonRestore()})
             if host is None:
                 continue
-            host = host["host"]
+            host = dict(host["host"])
+            version = host.pop("version", 1)
+            if version != VERSION:
+                self._set_aside(step, f"version {version}, this code reads {VERSION}")
+                continue
             try:
                 wanted = abstract_state_for(host)
             except KeyError as e:  # another version wrote it
-                self._set_aside(step, e)
+                self._set_aside(step, type(e).__name__)
                 continue
             state = self._try(step, {"state": ocp.args.StandardRestore(wanted)})
             if state is not None:
@@ -110,28 +132,30 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
-            self._set_aside(step, e)
+            self._set_aside(step, type(e).__name__)
             return None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _set_aside(self, step: int, why: str) -> None:
         aside = f"unreadable-{step}"
-        print(f"{self.folder / str(step)}: unreadable checkpoint ({type(error).__name__}), set aside as {aside}")
+        self.complaints.append(f"{self.folder / str(step)}: unreadable checkpoint ({why}), set aside as {aside}")
         storage.set_aside(self.folder / str(step), aside)
         self._manager.reload()
 
     def keep_newest(self) -> None:
-        """Closes, and leaves only the newest checkpoint on disk."""
-        self._manager.wait_until_finished()
+        """Closes, and leaves only the newest checkpoint on disk, whole. Raises OSError if it cannot be written."""
+        with self._writing():
+            self._manager.wait_until_finished()
         for step in sorted(self._manager.all_steps())[:-1]:
             self._manager.delete(step)
         self.close()
 
     def close(self) -> None:
-        """Waits for saves under way; closed twice is closed once."""
+        """Waits for saves under way; closed twice is closed once. Raises OSError if one could not be written."""
         if self._open:
             self._open = False
-            self._manager.wait_until_finished()
-            self._manager.close()
+            with self._writing():
+                self._manager.wait_until_finished()
+                self._manager.close()
 
     def delete(self) -> None:
         """Closes, and removes all of this run's checkpoints."""

@@ -66,7 +66,8 @@ def train(
     where they branch off. Checkpoints are under ``workdir``; prepared data and compiled programs under ``cache_dir``.
     ``on_event`` is called with {"event": "progress", "run_ids", "step", "num_steps", "loss"} about twice a second, of
     the member with the most steps left, and with {"event": "branched", "run_id"} for every rider as soon as there is
-    nothing more to wait for: its checkpoint, or that it will not be carried.
+    nothing more to wait for: its checkpoint, or that it will not be carried; and with {"event": "said", "run_id",
+    "text"} for a checkpoint that could not be read.
 
     Raises ValueError on a config that the data or the mesh cannot serve; RuntimeError when a checkpoint was made from
     other data; Interrupted after ``stop_requested`` is set.
@@ -163,9 +164,14 @@ def _start(pack: Pack, call: _Call, on_event) -> None:
             return pack.abstract_row
 
         found = member.checkpoints.restore(abstract_row_for)
+        complaints = list(member.checkpoints.complaints)
         if found is not None:
             restored[k], host = found
             member.restore(host["member"])
+        elif complaints:
+            complaints.append(f"{member.run.run_id}: no checkpoint of it can be read: it begins again at step 0")
+        for text in complaints:
+            on_event({"event": "said", "run_id": member.run.run_id, "text": text})
         for run_id in set(waiting) - {r.member.run.run_id for r in member.riders}:
             on_event({"event": "branched", "run_id": run_id})
     if len(restored) < len(pack.members):
@@ -223,11 +229,12 @@ def _leave(pack: Pack, call: _Call, finished: list) -> None:
         pack.clock.charge(list(ended.values()))
     for k, member in ended.items():
         record = outcome.record(pack, member, evaluated.get(k), num_eval_tokens, call.sweep_name)
-        finished.append(_save_record(call, record))
-        if call.execution.keep_final_checkpoint:
+        keep = call.execution.keep_final_checkpoint
+        if keep:  # whole before the record is there: nobody trains a run again that has one
             member.checkpoints.save(member.step, pack.row(k), pack.host_state(member))
             member.checkpoints.keep_newest()
-        else:
+        finished.append(_save_record(call, record))
+        if not keep:
             member.checkpoints.delete()
         member.checkpoints, pack.members[k] = None, None
 

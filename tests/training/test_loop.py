@@ -213,17 +213,88 @@ def two_checkpoints(folder):
     return checkpoints, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), abstract)
 
 
-def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_it_restored(tmp_path, capsys):
+def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_it_restored(tmp_path):
     checkpoints, abstract = two_checkpoints(tmp_path)
     (tmp_path / "2" / "host" / "metadata").write_text('{"curve": [1.')
     state, host = checkpoints.restore(lambda host: abstract)
     assert host["step"] == 1
     assert (np.asarray(state["w"]) == np.arange(8.0)).all()
-    assert "2: unreadable checkpoint" in capsys.readouterr().out
+    assert "2: unreadable checkpoint" in checkpoints.complaints[0]
     assert (tmp_path / "unreadable-2").exists()
     checkpoints.save(2, {"w": jax.numpy.ones(8)}, {"step": 2})  # and its place is free again
     assert checkpoints.restore(lambda host: abstract)[1] == {"step": 2}
     checkpoints.close()
+
+
+def test_a_checkpoint_of_another_version_is_set_aside_and_one_of_none_read(tmp_path, monkeypatch):
+    checkpoints, abstract = two_checkpoints(tmp_path)
+    metadata = tmp_path / "1" / "host" / "metadata"
+    without = {k: v for k, v in json.loads(metadata.read_text()).items() if k != "version"}
+    metadata.write_text(json.dumps(without))  # as before there were versions
+    newer = tmp_path / "2" / "host" / "metadata"
+    newer.write_text(json.dumps(json.loads(newer.read_text()) | {"version": 7}))
+    assert checkpoints.restore(lambda host: abstract)[1] == without
+    assert checkpoints.complaints == [f"{tmp_path / '2'}: unreadable checkpoint (version 7, this code reads 1), "
+                                      "set aside as unreadable-2"]  # fmt: skip
+    checkpoints.close()
+
+
+def test_what_the_storage_cannot_write_is_no_bad_input(tmp_path, monkeypatch):
+    """TensorStore's own errors are ValueErrors: they must be tried again, as a full disk's are."""
+    from scaling.engine import worker
+
+    checkpoints, _ = two_checkpoints(tmp_path)
+
+    def refuse(*args, **kw):
+        raise ValueError("UNAVAILABLE: Error writing to remote: 503\nsource locations: …")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", refuse)
+        with pytest.raises(OSError, match="a checkpoint cannot be written: ValueError: UNAVAILABLE") as caught:
+            checkpoints.save(3, {"w": jax.numpy.ones(8)}, {})
+    assert not worker.failure(caught.value)["final"]
+    checkpoints.close()
+
+
+def test_a_folder_that_would_be_read_as_a_pattern_is_refused(corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"\[ in a path is read as a pattern: write a folder without"):
+        train([cell(corpus[0], steps=1)], corpus, tmp_path / "run[z]")
+
+
+@pytest.mark.parametrize("moment", ["record", "after"])
+def test_a_final_checkpoint_is_whole_before_the_record(undisturbed, corpus, tmp_path, monkeypatch, moment):
+    """Killed between the two, or just after: the next call makes good what is missing."""
+    kept = dataclasses.replace(EXECUTION, keep_final_checkpoint=True)
+    save = records.save
+
+    def killed(*args):
+        if moment == "after":
+            save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train([cell(corpus[0])], corpus, tmp_path, kept)
+    final = tmp_path / "work" / "checkpoints" / undisturbed.run_id / "24"
+    assert final.exists()
+    again = train([cell(corpus[0])], corpus, tmp_path, kept)
+    assert [essence(r) for r in again] == ([essence(undisturbed)] if moment == "record" else [])
+    assert essence(records.read(records.path_of(tmp_path / "results", undisturbed.run_id))) == essence(undisturbed)
+    assert final.exists()
+
+
+def test_a_run_that_is_set_back_says_so(corpus, tmp_path):
+    assert train_and_stop_at(3, [cell(corpus[0])], corpus, tmp_path) is None
+    [folder] = (tmp_path / "work" / "checkpoints").iterdir()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+    events = []
+    train([cell(corpus[0])], corpus, tmp_path, on_event=events.append)
+    said = [event["text"] for event in events if event["event"] == "said"]
+    assert "unreadable checkpoint" in said[0]
+    assert said[-1] == f"{folder.name}: no checkpoint of it can be read: it begins again at step 0"
 
 
 def test_a_config_that_does_not_fit_costs_no_checkpoint(tmp_path):
