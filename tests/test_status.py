@@ -125,7 +125,7 @@ def a_family(results, workdir, at):
     rows = plan.rows(cells)
     record = folder.failed_record(rows[0], "s", "").__dict__
     timing = {"seconds": 10.0, "branched_from": rows[3].run_id, "branch_step": 80}
-    records.save(results, records.RunRecord(**{**record, "status": "completed", "timing": timing}))
+    records.save(results, records.RunRecord(**{**record, "status": "completed", "timing": timing, "loss": 2.5}))
     for row in rows[1:3]:
         branch = row.plan.num_steps * 4 // 5
         if branch <= at:
