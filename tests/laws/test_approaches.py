@@ -178,7 +178,13 @@ def _coverage(num_budgets, sizes, scales, num_draws, num_bootstrap=300):
     return held / found
 
 
-def test_two_budgets_of_four_sizes_hold_what_they_promise():
+@pytest.fixture
+def parabola_alone(monkeypatch):
+    """The interpolant's draws take nine tenths of the time and are not asked about."""
+    monkeypatch.setattr(isoflop, "interpolated_minimum", lambda x, y: (np.full(y.shape[1:], x[1]), y[1]))
+
+
+def test_two_budgets_of_four_sizes_hold_what_they_promise(parabola_alone):
     """72 to 84 % of these held, when residuals were pooled and resampled: 150 draws tell that from 95 %."""
     assert 0.90 <= _coverage(2, 4, [0.002, 0.002], 150, 200) <= 1.0
 
@@ -186,7 +192,7 @@ def test_two_budgets_of_four_sizes_hold_what_they_promise():
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", [1, 30])
 @pytest.mark.parametrize("num_budgets, sizes", [(2, 5), (3, 4), (5, 7)])
-def test_coverage_of_the_exponent(num_budgets, sizes, ratio):
+def test_coverage_of_the_exponent(num_budgets, sizes, ratio, parabola_alone):
     scales = 0.001 * np.geomspace(ratio**-0.5, ratio**0.5, num_budgets)
     assert 0.91 <= _coverage(num_budgets, sizes, scales, 1000) <= 0.98
 
