@@ -148,7 +148,8 @@ class Inline:
 
 @contextmanager
 def stopping_politely(loop: ModuleType) -> Iterator[None]:
-    """While it lasts, the first SIGINT or SIGTERM asks ``loop`` to stop and the second interrupts."""
+    """While it lasts, the first SIGINT, SIGTERM or SIGHUP asks ``loop`` to stop and the second interrupts; one that is
+    ignored, as nohup's hang-up, stays so."""
     previous = {}
 
     def ask(signum, frame):
@@ -156,8 +157,9 @@ def stopping_politely(loop: ModuleType) -> Iterator[None]:
         signal.signal(signum, previous[signum])
 
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            previous[signum] = signal.signal(signum, ask)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                previous[signum] = signal.signal(signum, ask)
         yield
     finally:
         for signum, handler in previous.items():

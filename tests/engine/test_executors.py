@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,21 @@ def _wait(condition, seconds=10.0):
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_training_in_this_process_is_asked_to_stop_before_it_is_interrupted(signum):
+    asked = types.SimpleNamespace(stop_requested=threading.Event())
+    before = signal.getsignal(signum)
+    try:
+        signal.signal(signum, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt), executors.stopping_politely(asked):
+            signal.raise_signal(signum)
+            assert asked.stop_requested.is_set()
+            signal.raise_signal(signum)  # a second time: at once
+        signal.signal(signum, signal.SIG_IGN)
+        with executors.stopping_politely(asked):
+            signal.raise_signal(signum)
+            assert not asked.stop_requested.is_set()
+    finally:
+        signal.signal(signum, before)
