@@ -96,8 +96,11 @@ def _on_this_host(args: argparse.Namespace, arguments: Sequence[str], console: C
     code = INTERRUPTED
     try:
         code = Sweep(args, arguments, console, loop, group).run()
-    except (BadInputError, folder.HeldError):
+    except (BadInputError, folder.HeldError, executors.ExecutorError):
         code = BAD_INPUT
+        raise
+    except storage.errors():  # as in ``main``: a launcher that requeues on 130 would do so for ever
+        code = INCOMPLETE
         raise
     finally:
         group.publish({"stop": code})

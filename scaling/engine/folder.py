@@ -147,12 +147,14 @@ def held_by(folder: Path, holder: dict) -> str:
 def claim(workdir: Path, results: Path) -> None:
     """Writes into a work folder whose checkpoints it holds: those of the runs of ``results``.
 
-    Raises ValueError while it holds checkpoints of another results folder's runs: one sweep would go on from, and
-    delete, what the other has trained.
+    Raises ValueError while it holds checkpoints of another results folder's runs, HeldError while that sweep runs: one
+    would go on from, and delete, what the other has trained.
     """
     path, mine = workdir / "results.json", str(results if storage.is_remote(results) else results.absolute())
     theirs = read_or_empty(path).get("results", mine)
     checkpoints = workdir / "checkpoints"
+    if theirs != mine and (at_work := holder(storage.folder(theirs))) is not None:
+        raise HeldError(f"{workdir} is the work folder of another sweep that runs: {held_by(Path(theirs), at_work)}")
     if theirs != mine and checkpoints.is_dir() and any(path.is_dir() for path in checkpoints.iterdir()):
         raise ValueError(
             f"{workdir} holds checkpoints of the sweep with its results in {theirs}: write another --workdir, or, if "

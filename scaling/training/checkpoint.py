@@ -19,6 +19,11 @@ _WHOLE = "commit_success.txt"
 # at.
 VERSION = 1
 
+# What TensorStore's ValueErrors say where it is the storage that failed and not what lies in it (absl's status codes).
+_UNREACHABLE = (
+    "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "ABORTED",
+)  # fmt: skip
+
 
 def folder_of(workdir: Path, run_id: str) -> Path:
     """Where a run's checkpoints are: ``<workdir>/checkpoints/<run_id>/<step>``."""
@@ -126,12 +131,14 @@ class Checkpoints:
         return None
 
     def _try(self, step: int, items: dict) -> Any:
-        """The restored items, or None after setting the checkpoint aside."""
+        """The restored items, or None after setting the checkpoint aside. Raises OSError while the storage is away."""
         import orbax.checkpoint as ocp
 
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
+            if any(word in str(e) for word in _UNREACHABLE):  # the checkpoint may be whole: it is tried again
+                raise OSError(f"{self.folder / str(step)}: cannot be read now: {storage.first_line(e)}") from e
             self._set_aside(step, type(e).__name__)
             return None
 

@@ -229,3 +229,19 @@ def test_a_forecast_once_written_never_changes_and_shows_edits(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="restore it from git, or delete it"):
         folder.Forecast(tmp_path)
+
+
+def test_a_work_folder_belongs_to_one_results_folder_at_a_time(tmp_path):
+    """Before either has a checkpoint too: the first that claimed it is at work."""
+    work, a, b = (tmp_path / name for name in ("work", "a", "b"))
+    lock = folder.Lock(a)
+    folder.claim(work, a)
+    with pytest.raises(folder.HeldError, match=r"the work folder of another sweep that runs: .* is held by"):
+        folder.claim(work, b)
+    folder.claim(work, a)
+    lock.release()
+    folder.claim(work, b)
+    (work / "checkpoints" / "0123456789ab").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds checkpoints of the sweep with its results in"):
+        folder.claim(work, a)
+    folder.claim(work, b)

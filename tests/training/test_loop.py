@@ -256,6 +256,21 @@ def test_what_the_storage_cannot_write_is_no_bad_input(tmp_path, monkeypatch):
     checkpoints.close()
 
 
+def test_a_checkpoint_that_cannot_be_reached_is_not_set_aside(tmp_path, monkeypatch):
+    checkpoints, abstract = two_checkpoints(tmp_path)
+
+    def away(*args, **kw):
+        raise ValueError("UNAVAILABLE: Error reading from remote: 503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "restore", away)
+        with pytest.raises(OSError, match="cannot be read now: ValueError: UNAVAILABLE"):
+            checkpoints.restore(lambda host: abstract)
+    assert checkpoints.restore(lambda host: abstract)[1]["step"] == 2
+    assert checkpoints.complaints == []
+    checkpoints.close()
+
+
 def test_a_folder_that_would_be_read_as_a_pattern_is_refused(corpus, tmp_path):
     with pytest.raises(ValueError, match=r"\[ in a path is read as a pattern: write a folder without"):
         train([cell(corpus[0], steps=1)], corpus, tmp_path / "run[z]")

@@ -336,3 +336,12 @@ def test_standard_library_corpus(tmp_path, capfd):
     everything = b"".join(corpus.arrays[split].tobytes() for split in data.SPLITS)
     assert everything.count(b"\0" + Path(dataclasses.__file__).read_bytes()) == 1
     assert not [p for p in sources.stdlib_files() if {"test", "tests", "site-packages"} & set(p.parts)]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path):
+    from scaling.training.sources import text
+
+    for name in ("a.txt", "[ab].txt"):
+        (tmp_path / name).write_text(name)
+    assert text.text_files(f"text:{tmp_path}/[ab].txt") == [tmp_path / "[ab].txt"]
+    assert text.text_files(f"text:{tmp_path}/[a].txt") == [tmp_path / "a.txt"]

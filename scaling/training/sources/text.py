@@ -37,6 +37,8 @@ def text_files(source: str) -> list[Path]:
     where = os.path.expanduser(source.removeprefix("text:"))
     if os.path.isdir(where):
         found = [p for p in Path(where).rglob("*") if not _is_hidden(p.relative_to(where))]
+    elif os.path.exists(where):  # a file called so, and no pattern, whatever is in its name
+        found = [Path(where)]
     else:
         found = [Path(p) for p in glob.glob(where, recursive=True)]
     found = sorted((p for p in found if p.is_file()), key=lambda p: p.as_posix())
