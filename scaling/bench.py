@@ -26,9 +26,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, config, grid, records, storage
+from scaling import accounting, config, grid, records, storage, terminal
 from scaling.config import DataConfig, Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.engine import executors, plan, progress
+from scaling.engine import executors, plan
 
 # (width, layers) at about 50K, 300K and 1M non-embedding parameters, heads of 32: the sizes of the published
 # comparison with other single-machine trainers, at sequence 256, byte vocabulary, 16 sequences a batch.
@@ -146,8 +146,8 @@ def show_laws(console: Console) -> None:
     for name, key, asked in rows:
         table.add_row(name, f"{measured[key]:.3f}", asked)
     console.print(table)
-    console.print(f"noise-free recovery: relative error {measured['relative_error']:.1e} (asked: 1e-10)", markup=False)
-    console.print(f"bootstrap replicates converged: {100 * measured['bootstrap_converged']:.1f} %", markup=False)
+    console.print(f"noise-free recovery: relative error {measured['relative_error']:.1e} (asked: 1e-10)")
+    console.print(f"bootstrap replicates converged: {100 * measured['bootstrap_converged']:.1f} %")
 
 
 def show_coverage(console: Console, num_draws: int, out: Path | None) -> None:
@@ -159,7 +159,7 @@ def show_coverage(console: Console, num_draws: int, out: Path | None) -> None:
             f"{label} {100 * row['chosen'][k]['coverage']:.1f} % (profile {100 * row['profile'][k]['coverage']:.1f} %)"
             for k, label in (("a", "a"), ("num_params", "N*"))
         )
-        console.print(f"{row['noise']}, {row['design']}, {row['num_runs']} runs: {shares}", markup=False)
+        console.print(f"{row['noise']}, {row['design']}, {row['num_runs']} runs: {shares}")
 
     rows = coverage.study(num_draws, line)
     if out:
@@ -318,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     cache_dir = storage.cache_dir()
     workers = args.workers or executors.auto_workers(len(executors.available_cores()))
-    console = progress.console(sys.stdout)
+    console = terminal.console(sys.stdout)
     if args.coverage is not None:
         if args.coverage < 1:
             print(f"error: --coverage is {args.coverage}: write 1 or more draws", file=sys.stderr)
@@ -356,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         payload = {"processor": plan.processor(), "workers": workers, "rows": rows, "environment": records.software()}
         records.write_json(args.out, payload)
-        console.print(f"written: {args.out}", markup=False)
+        console.print(f"written: {args.out}")
     return 0
 
 

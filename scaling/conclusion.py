@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from scaling import records, storage
 from scaling.engine import folder, progress
@@ -13,6 +12,7 @@ from scaling.engine.cells import Cells
 from scaling.engine.manifest import Manifest
 from scaling.engine.plan import Row
 from scaling.grid import FitConfig
+from scaling.terminal import text
 
 FORECAST_LEVEL = 0.90
 
@@ -66,17 +66,17 @@ class Conclusion:
             page = report.build(self._cells.results)
         for laws in self._laws:
             payload = folder.read_or_empty(laws.path)
-            self._console.print(*([f"\n[bold]{escape(laws.name)}[/]"] if laws.name else []))
+            self._console.print(*([text(("\n" + laws.name, "bold"))] if laws.name else []))
             if "error" in payload:
-                self._console.print(f"no laws: {payload['error']}", markup=False, soft_wrap=True)
+                self._console.print(f"no laws: {payload['error']}", soft_wrap=True)
             else:
                 fit.show(self._console, payload)
         self._show_strangers()
         runs = self._cells.recorded()
         for sentence in precision.sentences(runs):
-            self._console.print(f"[yellow]note[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+            self._console.print(text(("note", "yellow"), f" {sentence}"), soft_wrap=True)
         _show_plan_against_actual(self._console, folder.read_or_empty(self._manifest.path), runs)
-        self._console.print(f"report: {page}", markup=False)
+        self._console.print(f"report: {page}")
 
     def _show_strangers(self) -> None:
         """Names the laws that a call with another ``fit.by`` left in the results: nothing here renews them."""
@@ -85,7 +85,7 @@ class Conclusion:
         left = [str(path) for path in others if path.exists()]
         if left:
             self._console.print(
-                f"from another fit.by, no longer renewed, delete them: {', '.join(left)}", markup=False, soft_wrap=True
+                f"from another fit.by, no longer renewed, delete them: {', '.join(left)}", soft_wrap=True
             )
 
 
@@ -124,7 +124,7 @@ class Laws:
         try:
             predicted = fit.forecast(self._analysis(), list(cells.values()), level=FORECAST_LEVEL)
         except ValueError as e:
-            self._console.print(f"{self.name}{': ' if self.name else ''}no forecast: {e}", markup=False, soft_wrap=True)
+            self._console.print(f"{self.name}{': ' if self.name else ''}no forecast: {e}", soft_wrap=True)
             return
         fitted = [r for r in self._rows if not r.cell.holdout and self._cells.found.get(r.run_id) == "completed"]
         forecast.add(
@@ -144,7 +144,7 @@ class Laws:
     def _forecast_against_actual(self) -> list[dict]:
         forecast = folder.Forecast(self._folder)
         if not forecast.is_intact:
-            self._console.print(f"{forecast.path}: does not match its own sha256: it was edited", markup=False)
+            self._console.print(f"{forecast.path}: does not match its own sha256: it was edited")
         mine = {row.run_id for row in self._rows} & self._cells.found.keys()
         trained = [entry for entry in forecast.entries if entry["run_id"] in mine]
         return [{**entry, "actual": self._cells.record(entry["run_id"]).loss} for entry in trained]

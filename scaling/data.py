@@ -153,17 +153,18 @@ def _describe(args: argparse.Namespace, configs: list[DataConfig], cache_dir: Pa
 
 
 def _show(told: dict, rows: Sequence[tuple[str, str]], leakage: dict | None = None) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from scaling import terminal
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in rows:
         table.add_row(name, value)
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
-    console.print(f"[bold]{told['source']}[/]")
+    console = terminal.console(sys.stdout, width=200, fold=False)
+    console.print(terminal.text((told["source"], "bold")))
     console.print(table)
     for pair in leakage["near_duplicates"]["examples"] if leakage and leakage["near_duplicates"] else []:
-        console.print(f"  {pair['jaccard']:.2f}: {pair['train']!r} / {pair['validation']!r}", markup=False)
+        console.print(f"  {pair['jaccard']:.2f}: {pair['train']!r} / {pair['validation']!r}")
     console.print()
 
 

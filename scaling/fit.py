@@ -169,7 +169,7 @@ def with_truth(payload: dict, table) -> dict:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
+    from scaling import terminal
 
     if arguments.bootstrap < 0:
         raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
@@ -194,28 +194,27 @@ def _run(arguments: argparse.Namespace) -> None:
         payload["conventions"] = finite(compare.conventions(table, **reading, **objective, **resampling))
     out = storage.folder(arguments.out) if arguments.out else (source.parent if source.is_file() else source)
     records.write_json(out / "fit.json", payload)
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 160, soft_wrap=True)
-    show(console, payload)
-    console.print(f"\nwritten: {out / 'fit.json'}", highlight=False)
+    show(terminal.console(sys.stdout, width=160, fold=False), payload)
+    print(f"\nwritten: {out / 'fit.json'}")
     if not arguments.no_figures:
         from scaling import figures
 
         saved = figures.write(out / "figures", table, curves, payload)
-        console.print(f"written: {len(saved)} figures in {out / 'figures'}", highlight=False)
+        print(f"written: {len(saved)} figures in {out / 'figures'}")
 
 
 def show(console, payload: dict) -> None:
     """Prints fit.json as tables: laws, the three approaches side by side, the forecast, warnings."""
+    from scaling import terminal
+
     console.print(
         f"{payload['source']}: {payload['num_observations']} runs fitted; N is {payload['convention']['num_params']}, "
         f"C is {payload['convention']['flops']}",
-        highlight=False,
+        soft_wrap=True,
     )
-    for note in payload.get(
-        "notes", ()
-    ):  # what was read under another name or looks like another unit, before any number
-        console.print("note", note, style=None, markup=False, highlight=False)
+    notes = payload.get("notes", ())
+    for note in notes:  # what was read under another name or looks like another unit, before any number
+        console.print(f"note {note}", soft_wrap=True)
     for name, entry in payload["laws"].items():
         console.print(_law_table(name, entry))
     if payload.get("truth", {}).get("irreducible"):
@@ -233,15 +232,18 @@ def show(console, payload: dict) -> None:
     if payload.get("conventions"):
         console.print(_convention_table(payload["conventions"]))
     for warning in payload["warnings"]:
-        if warning in payload.get("notes", ()):
-            continue
-        console.print(f"[yellow]note[/] {warning}", highlight=False)
+        if warning not in notes:
+            console.print(terminal.text(("note", "yellow"), f" {warning}"), soft_wrap=True)
 
 
 def _table(title: str, *columns: str):
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    from scaling import terminal
+
+    headline, _, below = title.strip("\n").partition("\n")  # a Text's own styles are those of the title
+    heading = terminal.text("\n", (headline, "bold"), f"\n{below}" if below else "")
+    table = Table(title=heading, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     return table
@@ -270,7 +272,7 @@ def _law_table(name: str, entry: dict):
         f" δ {entry['loss']['delta']:.3g}" if entry["loss"]["name"] in ("huber", "tukey") else ""
     )
     title = (
-        f"\n{name}: {entry['equation']}\n[not bold]{entry['num_observations']} runs ({entry['selection']}); {loss}; "
+        f"\n{name}: {entry['equation']}\n{entry['num_observations']} runs ({entry['selection']}); {loss}; "
         f"objective {entry['objective']:.8g}; residual RMS {100 * entry['residual_rmse']:.2g} %; {evidence}"
     )
     # Resampling and the profile see different things in a weakly identified law: show both where both are known.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import grid, storage
+from scaling import grid, storage, terminal
 from scaling.conclusion import Conclusion, get_ready
 from scaling.config import ExecutionConfig
 from scaling.engine import (
@@ -31,7 +31,6 @@ from scaling.engine import (
     manifest,
     plan,
     planning,
-    progress,
     slurm,
     slurm_book,
     slurm_options,
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in ASCII is better than none
-    console = progress.console(sys.stdout)
+    console = terminal.console(sys.stdout)
     # A signal that is ignored stays so: nohup's hang-up.
     wanted = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
     previous = {s: signal.signal(s, _interrupt) for s in wanted}
@@ -301,7 +300,7 @@ class Sweep:
     def _look(self) -> Selection:
         """Finds what is to do; damaged records are set aside (``--plan`` writes nothing and counts them out)."""
         for line in self.cells.look(set_aside=not self.args.plan):
-            self.console.print(line, markup=False)
+            self.console.print(line)
         with bad_input():
             return self.cells.select(self.args.only, self.args.shard)
 

@@ -27,6 +27,7 @@ ANALYSIS = {
 MAY_IMPORT = {
     "config": set(),
     "storage": set(),
+    "terminal": set(),
     "accounting": {"config"},
     "records": {"config", "storage", "accounting"},
     "recipes": {"config", "accounting"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "layers": {"config", "recipes", "schema"},
     "grid": CORE,
     "training": {"config", "storage", "accounting", "records", "grid", "training"},
-    "engine": CORE | {"training", "engine"},
+    "engine": CORE | {"training", "engine", "terminal"},
     "laws": {"records", "laws"},
     "axes": set(),
     "plots": {"records", "laws", "axes"},
@@ -46,11 +47,11 @@ MAY_IMPORT = {
     "figures": {"storage", "records", "laws", "plots", "truth", "evidence", "axes"},
     "typography": {"axes"},
     "report": {"storage", "records", "laws", "plots", "precision", "rates", "truth", "figures", "axes", "typography"},
-    "fit": {"storage", "records"} | ANALYSIS,
-    "data": CORE | {"training"},
-    "bench": CORE | {"training", "engine", "laws"},
-    "conclusion": {"storage", "records", "grid", "engine", "fit", "precision", "report"},
-    "sweep": {"config", "storage", "grid", "training", "engine", "laws", "conclusion"},
+    "fit": {"storage", "records", "terminal"} | ANALYSIS,
+    "data": CORE | {"training", "terminal"},
+    "bench": CORE | {"training", "engine", "laws", "terminal"},
+    "conclusion": {"storage", "records", "grid", "engine", "fit", "precision", "report", "terminal"},
+    "sweep": {"config", "storage", "grid", "training", "engine", "laws", "conclusion", "terminal"},
 }
 
 

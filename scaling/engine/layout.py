@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from scaling import accounting
 from scaling.config import ExecutionConfig, MeshConfig, RunConfig
 from scaling.engine import aot, graph, hardware, plan
+from scaling.terminal import text
 
 # Share of the peak that large products alone reach on a TPU; equal for all candidates, so it orders none of them.
 PRODUCT_EFFICIENCY = 0.7
@@ -172,7 +172,7 @@ def show(
                 reasons.append(f"{row.run_id}: {entry['count']} {op}, {entry['sent_bytes'] / 2**30:.2f} GiB a step")
     console.print(table)
     for reason in reasons:
-        console.print(reason, markup=False, soft_wrap=True)
+        console.print(reason, soft_wrap=True)
     return all_fit
 
 
@@ -197,7 +197,7 @@ def _best(console, compiler, run, execution, first: aot.Verdict, chip: Chip | No
         verdict = compiler.ask(run, candidate)
         if verdict.fits:
             return candidate, verdict
-        console.print(f"    {escape(verdict.reason)}")
+        console.print(f"    {verdict.reason}")
         if "out of memory" in verdict.reason:
             refused[remat] = least
     return execution, first
@@ -215,7 +215,7 @@ def _add(table: Table, row: plan.Row, execution: ExecutionConfig, verdict: aot.V
         f"{run.batch_size} × {run.data.seq_len}",
         ",".join(str(mesh[axis]) for axis in ("run", "data", "fsdp", "tensor")),
         execution.remat,
-        "yes" if verdict.fits else "[red]no[/]",
+        "yes" if verdict.fits else text(("no", "red")),
         *(gib.get(name, "–") for name in ("argument", "temp", "peak")),
         f"{verdict.moved_bytes / 2**30:.2f}" if verdict.fits else "–",
         seconds,

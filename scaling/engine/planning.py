@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from scaling import records
 from scaling.config import PROFILE_NAMES, HardwareConfig
 from scaling.engine import costs, folder, lint, plan, progress, trunks
@@ -18,6 +16,7 @@ from scaling.engine.cells import Selection
 from scaling.engine.costs import Bill, Budget
 from scaling.engine.hardware import Cost, Hardware
 from scaling.engine.session import Session, bad_input
+from scaling.terminal import text
 
 # Option → field of HardwareConfig.
 _HARDWARE_OPTIONS = {
@@ -199,7 +198,7 @@ def _warn(session: Session, *, strict: bool) -> list[lint.Finding]:
         groups.append((rows, lint.Expected.from_fit(fit, device_memory=total, **tokens)))
     findings = lint.check(*groups)
     for finding in findings:
-        session.console.print(f"[yellow]![/] {escape(str(finding))}")
+        session.console.print(text(("!", "yellow"), f" {finding}"))
     if findings and strict:
         raise ValueError(f"--strict: {len(findings)} warning{'s' if len(findings) > 1 else ''} about this grid, above")
     session.manifest.warnings = [finding.text for finding in findings]

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -17,16 +16,11 @@ from rich.text import Text
 from scaling.engine import plan, timetable
 from scaling.engine.graph import Pack
 from scaling.records import RunRecord
+from scaling.terminal import text
 
 REDRAW_SECONDS = 0.5
 PLAIN_SECONDS = 60.0
 HIDDEN_LABELS = ("budget_flops", "size", "width", "params")  # the plan's own columns show them
-
-
-def console(stream) -> Console:
-    """A console for ``stream``; where it is no terminal lines are not folded to a guessed width."""
-    terminal = stream.isatty()
-    return Console(file=stream, width=None if terminal else 140, highlight=False, soft_wrap=not terminal)
 
 
 def compact(value: float) -> str:
@@ -66,14 +60,14 @@ def _labels(row: plan.Row) -> str:
     shown = {k: v for k, v in row.cell.labels.items() if k not in HIDDEN_LABELS}
     if row.cell.run.seed:
         shown.setdefault("seed", row.cell.run.seed)
-    return escape(" ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()))
+    return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
 
 
 def plan_table(rows: Sequence[plan.Row], found: dict[str, str], title: str, share: Callable | None = None) -> Table:
     """The plan: a row per cell and a last one with the totals. ``share``: a row → its ``hardware.Cost``; money and
     energy are shown where they are known."""
     bills = [share(row) for row in rows] if share else []
-    table = Table(title=escape(title), title_justify="left", show_footer=True, box=None, padding=(0, 2, 0, 0))
+    table = Table(title=title, title_justify="left", show_footer=True, box=None, padding=(0, 2, 0, 0))
     total_flops = sum(r.plan.flops["exact"] for r in rows)
     known = [r.seconds for r in rows if r.seconds is not None]
     footer_seconds = duration(sum(known)) if len(known) == len(rows) else "–"
@@ -161,7 +155,7 @@ class Progress:
             first = self._at.get(key) or {"first_step": event["step"]}
             self._at[key] = {**event, "first_step": min(first["first_step"], event["step"])}
         elif kind == "said":
-            self._console.print(event["text"], markup=False, highlight=False, soft_wrap=True)
+            self._console.print(event["text"], soft_wrap=True)
         elif kind in ("done", "failed", "retry"):
             self._ended(event)
         self._redraw(kind)
@@ -170,9 +164,8 @@ class Progress:
         key = event["key"]
         self._running.pop(event["worker"], None)
         if event["event"] == "retry":
-            self._console.print(
-                f"[yellow]·[/] {key}  {escape(event['reason'])}; goes on from its last checkpoint", soft_wrap=True
-            )
+            said = f" {key}  {event['reason']}; goes on from its last checkpoint"
+            self._console.print(text(("·", "yellow"), said), soft_wrap=True)
             return
         pack = self._waiting.pop(key)
         if event["event"] == "done" and pack.cost[0] and key in self._at:
@@ -192,11 +185,13 @@ class Progress:
         took = f"{duration(seconds)} (predicted {duration(row.seconds)})"
         if record.status == "completed":
             error = f" ± {record.loss_standard_error:.4f}" if record.loss_standard_error is not None else ""
-            line = f"[green]✓[/] {head}  {counts}  loss [bold]{record.loss:.4f}[/]{error}  {took}"
+            loss = (f"{record.loss:.4f}", "bold")
+            line = text(("✓", "green"), f" {head}  {counts}  loss ", loss, f"{error}  {took}")
         elif record.status == "diverged":
-            line = f"[red]✗[/] {head}  {counts}  [red]diverged[/] at step {record.diverged_at_step}  {took}"
+            ending = f" at step {record.diverged_at_step}  {took}"
+            line = text(("✗", "red"), f" {head}  {counts}  ", ("diverged", "red"), ending)
         else:
-            line = f"[red]✗[/] {head}  [red]failed[/]: {escape(record.environment['failure'])}"
+            line = text(("✗", "red"), f" {head}  ", ("failed", "red"), f": {record.environment['failure']}")
         self._console.print(line, soft_wrap=True)
 
     def seconds_left(self) -> float | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import config, records, storage
+from scaling import config, records, storage, terminal
 from scaling.engine import disk, executors, folder, graph, hosts, plan, progress, slurm, slurm_book, status, worker
 from scaling.engine.cells import Cells
 from scaling.engine.manifest import Manifest
@@ -67,7 +67,7 @@ class Session:
             self.slurm = slurm.of(args, arguments, workdir, grid.name, loop)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     # ---- what a plan asks -------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class Session:
 
             def on_event(event: dict) -> None:
                 if event["event"] in ("done", "failed"):
-                    shown.update(f"{next(done)} of {len(tasks)} timed")
+                    shown.update(terminal.text(f"{next(done)} of {len(tasks)} timed"))
 
             answers = self._executor.run(tasks, on_event)
         reasons = {answer.reason for answer in answers.values()}

@@ -17,11 +17,12 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from scaling import records, storage
 from scaling.engine import folder, plan, progress, trunks
+from scaling.terminal import text
 from scaling.training import checkpoint
 
 WRITE_SECONDS = 3.0
@@ -153,7 +154,7 @@ def show(
     whether cells carry each other."""
     found, complaints = folder.statuses(results, [row.run_id for row in rows], set_aside=False)
     for line in complaints:
-        console.print(line.replace(": set aside, the run is done again", ": the next call does it again"), markup=False)
+        console.print(line.replace(": set aside, the run is done again", ": the next call does it again"))
     signs = [sign for sign in read_signs(workdir) if "ended" not in sign]
     running = {run_id: (sign, pack) for sign in signs for pack in sign["packs"] for run_id in pack["run_ids"]}
     running = {run_id: at for run_id, at in running.items() if not folder.is_done(found, run_id)}
@@ -170,30 +171,30 @@ def show(
         if row.run_id in live:
             table.add_row(*name, *_running_line(*live[row.run_id]))
         elif status is not None:
-            table.add_row(*name, f"[red]{status}[/]", *_ending(results, row.run_id))
+            table.add_row(*name, text((status, "red")), *_ending(results, row.run_id))
         else:
             table.add_row(*name, *_waiting_line(row.run_id, now, running, queued or {}, workdir))
     console.print(_counts(rows, found, live, _seconds_left(rows, now, found, results, live)), soft_wrap=True)
     if table.row_count:
         console.print(table)
     for line in [*_holder(results, signs), *_logs(workdir)]:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
-def _counts(rows: Sequence[plan.Row], found: Mapping[str, str], live: Mapping, left: float | None) -> str:
+def _counts(rows: Sequence[plan.Row], found: Mapping[str, str], live: Mapping, left: float | None) -> Text:
     counts = {status: sum(found.get(r.run_id) == status for r in rows) for status in ("completed", "diverged")}
     counts["failed"] = sum(found.get(r.run_id) == "failed" and r.run_id not in live for r in rows)
     counts["running"] = len(live)
     counts["waiting"] = len(rows) - sum(counts.values())
-    parts = [f"{counts[k]} {k}" for k in ("completed", "running", "waiting")]
-    parts += [f"[red]{counts[k]} {k}[/]" for k in ("diverged", "failed") if counts[k]]
-    line = f"[bold]{len(rows)} cells[/]: {', '.join(parts)}"
-    return f"{line}; about {progress.duration(left)} left" if left else line
+    parts = [text(f"{counts[k]} {k}") for k in ("completed", "running", "waiting")]
+    parts += [text((f"{counts[k]} {k}", "red")) for k in ("diverged", "failed") if counts[k]]
+    ending = f"; about {progress.duration(left)} left" if left else ""
+    return text((f"{len(rows)} cells", "bold"), ": ", text(", ").join(parts), ending)
 
 
-def _running_line(sign: dict, pack: dict) -> tuple[str, str, str]:
+def _running_line(sign: dict, pack: dict) -> tuple[Text, str, str]:
     now = time.time()
-    state = "[green]running[/]"
+    state = text(("running", "green"))
     if "step" in pack:
         step = f"step {pack['step']:,} of {pack['num_steps']:,}"
         loss = "" if pack["loss"] is None else f"loss {pack['loss']:.4f}  "
@@ -204,23 +205,20 @@ def _running_line(sign: dict, pack: dict) -> tuple[str, str, str]:
     silence = now - sign["updated"]
     if silence > STALE_SECONDS / 2:
         said += f", no sign of life for {progress.duration(silence)}"
-    return state, step, f"{said}  {escape(sign['host'])}, {place}"
+    return state, step, f"{said}  {sign['host']}, {place}"
 
 
 def _waiting_line(
     run_id: str, now: Mapping[str, plan.Row], running: Mapping, queued: Mapping[str, str], workdir: Path
-) -> tuple[str, str, str]:
+) -> tuple[str | Text, str, str]:
     saved = checkpoint.newest_step(workdir, run_id)
     at = f"saved at step {saved:,}" if saved else ""
     if run_id in running:  # its writer is gone
         sign, _ = running[run_id]
         silence = progress.duration(time.time() - sign["updated"])
-        return (
-            "[yellow]stale[/]",
-            at,
-            f"no sign from {escape(sign['host'])} for {silence}: the next call goes on with it",
-        )
-    said = [escape(queued[run_id])] if run_id in queued else []
+        said = f"no sign from {sign['host']} for {silence}: the next call goes on with it"
+        return text(("stale", "yellow")), at, said
+    said = [queued[run_id]] if run_id in queued else []
     row = now[run_id]
     carrier = next((c for c in reversed(row.carriers) if c in now), None)
     if carrier is not None:
@@ -232,7 +230,7 @@ def _ending(results: Path, run_id: str) -> tuple[str, str]:
     record = records.read(records.path_of(results, run_id))
     if record.status == "diverged":
         return f"at step {record.diverged_at_step:,}", ""
-    return "", escape(record.environment.get("failure", ""))
+    return "", record.environment.get("failure", "")
 
 
 def _holder(results: Path, signs: Iterable[dict]) -> list[str]:
