@@ -346,7 +346,7 @@ BAD = {
     f"{ISO}execution: {{mesh: {{dta: 2}}}}": "execution.mesh.dta: unknown key; did you mean 'data'?",
     f"{ISO}execution: {{mesh: {{run: 0}}}}": "execution.mesh.run: 0: write an integer ≥ 1",
     f"{ISO}fit: {{delta: -1}}": "fit.delta: -1.0: write a positive number",
-    f"{ISO}fit: {{loss: hubert}}": "fit.loss: 'hubert' is not one of huber, lad, squared; did you mean 'huber'?",
+    f"{ISO}fit: {{loss: hubert}}": "fit.loss: 'hubert' is not one of huber, lad, squared, tukey; did you mean 'huber'?",
     f"{ISO}fit: {{by: siez}}": "fit.by: 'siez': no cell has that; write one of budget_flops, size, width, recipe",
     f"{ISO}fit: {{by: model}}": "fit.by: 'model': cell budget_flops=3e+11, size=16x2 has no value there",
     f"{ISO}fit: {{by: size}}\nholdout: {{cells: [{{size: 24x2}}]}}": "holdout: keeps every cell of size=24x2 out",
