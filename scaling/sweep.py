@@ -255,7 +255,7 @@ class Sweep:
             return DONE
         if self.args.print_launch:
             with bad_input():
-                print(launch.text_of(self.args.print_launch, self.args, self.grid.name), end="")
+                print(launch.text_of(self.args.print_launch, _parser(), self.args, self.grid.name), end="")
             return DONE
         if self.args.topology:
             return self._compile_elsewhere()

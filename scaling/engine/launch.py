@@ -8,6 +8,7 @@ checkpoint: so results and work folder must outlive the machine.
 import argparse
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 TARGETS = ("tpu", "gke", "slurm")
@@ -16,6 +17,22 @@ GPUS_PER_NODE = 8
 CHIPS_PER_HOST = 4  # of the multi-host machine types named below
 # Coordinator and TPU runtime of JAX's processes on a slice.
 _PORTS = (8471, 8080)
+# Options of the sweep that its command in a launch file has not, and why. All others that were given it has.
+WRITTEN_ANEW = ("grid", "executor", "distributed", "results", "workdir")
+NOT_CARRIED = {
+    "help": "it is no run",
+    "print_launch": "it is what prints the file",
+    "topology": "it names the slice that the file asks for",
+    "suggest": "it compiles and trains nothing",
+    "plan": "it trains nothing",
+    "status": "it trains nothing",
+    "json": "a plan is written where it is asked for",
+}
+REFUSED = {
+    "shard": "all hosts of a slice train one share: leave it out",
+    "slurm": "it is of --executor slurm: write what the job needs into the file",
+    "detach": "it is of --executor slurm: leave it out",
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +60,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"(default {GPUS_PER_NODE})")  # fmt: skip
 
 
-def text_of(target: str, args: argparse.Namespace, name: str) -> str:
-    """The launch file of ``target`` for the command's ``args`` and a grid called ``name``. Raises ValueError."""
+def text_of(target: str, parser: argparse.ArgumentParser, args: argparse.Namespace, name: str) -> str:
+    """Writes the launch file of ``target`` for ``args``, which ``parser`` read, and a grid called ``name``. Raises
+    ValueError for options that cannot be in it."""
+    for option in parser._actions:
+        if option.dest in REFUSED and getattr(args, option.dest) != option.default:
+            raise ValueError(f"{option.option_strings[-1]} with --print-launch: {REFUSED[option.dest]}")
+    carried = carried_options(parser, args)
     if target == "slurm":
-        return _slurm(args, name)
+        return _slurm(args, carried, name)
     generation, shape = _slice(args.topology or DEFAULT_TOPOLOGY)
-    return (_tpu if target == "tpu" else _gke)(args, name, generation, shape)
+    return (_tpu if target == "tpu" else _gke)(args, carried, name, generation, shape)
+
+
+def carried_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
+    """Returns the words of every option that was given and that the started command is to have: all that ``parser``
+    knows but those named above."""
+    left_out = {*WRITTEN_ANEW, *NOT_CARRIED, *REFUSED}
+    words = []
+    for option in parser._actions:
+        value = getattr(args, option.dest, option.default)
+        if option.dest in left_out or value == option.default:
+            continue
+        flag = option.option_strings[-1]
+        if option.nargs == 0:
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [flag, *map(str, value)]
+        else:  # one word where a value of its own would be taken for an option
+            words += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+    return words
 
 
 def _slice(topology: str) -> tuple[Generation, str]:
@@ -65,20 +106,23 @@ def _chips(shape: str) -> int:
     return math.prod(int(size) for size in shape.split("x"))
 
 
-def _command(args: argparse.Namespace, name: str, results: str, workdir: str) -> str:
+def _command(args: argparse.Namespace, carried: Sequence[str], results: str, workdir: str) -> str:
+    """The command as bash reads it. ``results`` and ``workdir``, where none were given, are bash's own words."""
     words = ["python", "-m", "scaling.sweep", "--grid", args.grid, "--executor", "inline", "--distributed", "auto"]
-    words += [word for run_id in args.only for word in ("--only", run_id)]
-    if args.pack != "auto":
-        words += ["--pack", str(args.pack)]
-    folders = f'--results "{args.results or results}" --workdir "{args.workdir or workdir}"'
-    return f"{shlex.join(words)} {folders}"
+    results = shlex.quote(str(args.results)) if args.results else results
+    workdir = shlex.quote(str(args.workdir)) if args.workdir else workdir
+    return f"{shlex.join([*words, *carried])} --results {results} --workdir {workdir}"
 
 
-def _tpu(args, name: str, generation: Generation, shape: str) -> str:
+def _tpu(args, carried: Sequence[str], name: str, generation: Generation, shape: str) -> str:
     accelerator = generation.accelerator_type.format(n=_chips(shape) * generation.cores_per_chip)
     slug = _slug(name)
     # A file system that all hosts mount: records and checkpoints of a preempted slice are there for the next.
-    command = _command(args, name, f"$SHARED/results/{name}", f"$SHARED/work/{name}")
+    quoted = shlex.quote(name)
+    command = _command(args, carried, f'"$SHARED"/results/{quoted}', f'"$SHARED"/work/{quoted}')
+    # Two shells read it: this one puts SHARED in, that of the hosts gets the rest as it was given.
+    run = f'cd scaling && export SCALING_CACHE="$SHARED"/data && . .venv/bin/activate &&\n    {command}'
+    run = '"export SHARED=$SHARED; "' + shlex.quote(run)
     return f"""\
 # A TPU slice of {_chips(shape)} chips. Fill in the first four lines; the rest is to be copied as it is.
 export PROJECT=my-project ZONE=us-west4-a
@@ -96,19 +140,17 @@ gcloud compute tpus tpu-vm ssh {slug} --project="$PROJECT" --zone="$ZONE" --work
     python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu]'"
 
 # The run. After a preemption: create the slice again, install, and give this command again; it goes on.
-gcloud compute tpus tpu-vm ssh {slug} --project="$PROJECT" --zone="$ZONE" --worker=all --command="
-    cd scaling && export SCALING_CACHE=$SHARED/data && . .venv/bin/activate &&
-    {command.replace('"', "'")}"
+gcloud compute tpus tpu-vm ssh {slug} --project="$PROJECT" --zone="$ZONE" --worker=all --command={run}
 
 gcloud compute tpus tpu-vm delete {slug} --project="$PROJECT" --zone="$ZONE" --quiet
 """
 
 
-def _gke(args, name: str, generation: Generation, shape: str) -> str:
+def _gke(args, carried: Sequence[str], name: str, generation: Generation, shape: str) -> str:
     import yaml
 
     hosts = max(1, _chips(shape) // CHIPS_PER_HOST)
-    command = _command(args, name, f"/shared/results/{name}", f"/shared/work/{name}")
+    command = _command(args, carried, shlex.quote(f"/shared/results/{name}"), shlex.quote(f"/shared/work/{name}"))
     container = {
         "name": "sweep",
         "image": "IMAGE",
@@ -150,12 +192,12 @@ def _gke(args, name: str, generation: Generation, shape: str) -> str:
 {yaml.safe_dump(manifest, sort_keys=False, width=1000)}"""
 
 
-def _slurm(args, name: str) -> str:
+def _slurm(args, carried: Sequence[str], name: str) -> str:
     gpus = args.devices or GPUS_PER_NODE
     per_node = min(gpus, GPUS_PER_NODE)
     if gpus % per_node:
         raise ValueError(f"--devices {gpus}: write a multiple of {GPUS_PER_NODE}, whole nodes of that many GPUs")
-    command = _command(args, name, f"results/{name}", f".scaling/{name}")
+    command = _command(args, carried, shlex.quote(f"results/{name}"), shlex.quote(f".scaling/{name}"))
     # One process a GPU: that is how JAX reads Slurm's environment.
     return f"""\
 #!/bin/bash

@@ -10,6 +10,8 @@ from scaling import sweep
 from scaling.engine import launch
 from tests.engine import slurm_cluster
 
+GRID = "recipe: default@1\nbase: {model: {width: 8}, horizon: {tokens: 3000}}\naxes: {seed: [0, 1]}\n"
+
 # Fields and types of jobset.x-k8s.io/v1alpha2 and, from its template on, of batch/v1 Job and core/v1 Pod, as far as a
 # manifest of ours has use for them; a mapping stands for an object with no other fields, a list for a list of such.
 NAMES = {str: str}
@@ -143,7 +145,86 @@ def test_what_the_sweep_was_told_is_passed_on(capsys):
     text = printed(capsys, "slurm", "--devices", "16", "--pack", "2", "--results", "out/x", "--workdir", "/scratch/x")
     assert "#SBATCH --nodes=2\n" in text
     assert "#SBATCH --ntasks-per-node=8\n" in text  # a process each GPU, as JAX reads Slurm
-    assert '--distributed auto --pack 2 --results "out/x" --workdir "/scratch/x"' in text
+    assert "--distributed auto --pack 2 --devices 16 --results out/x --workdir /scratch/x" in text
+
+
+def words_of(target: str, text: str, tmp_path) -> list[str]:
+    """The words that the sweep is started with, by real shells: ``python`` and what surrounds it stand in for."""
+    stand_in = tmp_path / "bin"
+    stand_in.mkdir(exist_ok=True)
+    for name in ("python", "srun", "gcloud"):
+        (stand_in / name).write_text(SAYS[name])
+        (stand_in / name).chmod(0o755)
+    if target == "gke":
+        script = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        script = script["containers"][0]["command"][2]
+    else:
+        script = text.replace("srun --kill-on-bad-exit=1 .venv/bin/", "srun ")
+    (tmp_path / "scaling" / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "scaling" / ".venv" / "bin" / "activate").write_text("")
+    environment = {"PATH": f"{stand_in}:/usr/bin:/bin", "SLURM_JOB_ID": "1", "SAID": str(tmp_path / "said")}
+    subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, check=True, capture_output=True)
+    return (tmp_path / "said").read_text().split("\0")[:-1]
+
+
+SAYS = {
+    "python": """#!/bin/bash
+printf '%s\\0' "$@" > "$SAID"
+""",
+    "srun": """#!/bin/bash
+exec "$@"
+""",
+    "gcloud": """#!/bin/bash
+for word in "$@"; do
+    case "$word" in --command=*python\\ -m*) exec bash -c "${word#--command=}" ;; esac
+done
+""",
+}
+
+
+@pytest.mark.parametrize("target", launch.TARGETS)
+def test_every_word_arrives_as_it_was_written(tmp_path, monkeypatch, capsys, target):
+    grid = tmp_path / "it's a $grid: `x` #1.yaml"
+    grid.write_text(GRID)
+    results, workdir = 'out of "x" & it\'s; $HOME', "work `id` \\ 'x'"
+    monkeypatch.chdir(tmp_path)
+    given = ["--results", results, "--workdir", workdir, "--budget-hours", "7", "--drop", "--strict", "--workers", "3"]
+    assert sweep.main(["--grid", str(grid), "--print-launch", target, *given]) == 0
+    words = words_of(target, capsys.readouterr().out, tmp_path)
+    assert words[:2] == ["-m", "scaling.sweep"]
+    args = sweep._parser().parse_args(words[2:])
+    assert args.grid == str(grid)
+    assert (str(args.results), str(args.workdir)) == (results, workdir)
+    assert (args.budget_hours, args.drop, args.strict, args.workers) == (7.0, True, True, 3)
+    assert (args.executor, args.distributed) == ("inline", "auto")
+    # Folders by the grid's name, where none are given.
+    assert sweep.main(["--grid", str(grid), "--print-launch", target]) == 0
+    args = sweep._parser().parse_args(words_of(target, capsys.readouterr().out, tmp_path)[2:])
+    shared = {"tpu": "/mnt/shared/results", "gke": "/shared/results", "slurm": "results"}[target]
+    assert str(args.results) == f"{shared}/{grid.stem}"
+
+
+VALUES = {"only": ["--only", "ab", "cd"], "pack": ["--pack", "2"], "workers": ["--workers", "2"],
+          "disk_budget": ["--disk-budget", "3"], "hardware": ["--hardware", "h100"], "drop": ["--drop"],
+          "strict": ["--strict"], "devices": ["--devices", "8"], "mfu": ["--mfu", "0.5"]}  # fmt: skip
+
+
+def test_each_option_is_carried_or_is_said_not_to_be():
+    parser = sweep._parser()
+    known = [option.dest for option in parser._actions]
+    apart = {*launch.WRITTEN_ANEW, *launch.NOT_CARRIED, *launch.REFUSED}
+    assert apart <= set(known)
+    for dest in set(known) - apart:
+        flag = f"--{dest.replace('_', '-')}"
+        given = VALUES.get(dest, [flag, "2"])
+        args = parser.parse_args(["--grid", "g.yaml", *given])
+        words = launch.carried_options(parser, args)
+        assert vars(parser.parse_args(["--grid", "g.yaml", *words])) == vars(args)
+        assert words[0] == flag
+    for given in (["--shard", "1/2"], ["--slurm", "time=3"], ["--detach"]):
+        args = parser.parse_args(["--grid", "g.yaml", *given])
+        with pytest.raises(ValueError, match=f"{given[0]} with --print-launch"):
+            launch.text_of("slurm", parser, args, "g")
 
 
 def test_what_cannot_be_is_refused(capsys):
