@@ -600,3 +600,23 @@ def test_the_pod_study_is_planned_without_data_or_device(tmp_path, monkeypatch, 
     assert float(total[2].replace(",", "")) == pytest.approx(hours * 64 * 3.99, rel=0.03)
     assert float(total[3]) == pytest.approx(hours * 64 * 0.7, rel=0.03)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "asks", [["--plan", "--hardware", "h100", "--mfu", "0.3"], ["--status"], ["--print-launch", "tpu"]]
+)
+def test_what_trains_nothing_imports_no_law_of_the_users_and_says_so(here, capsys, monkeypatch, asks):
+    monkeypatch.syspath_prepend(str(here))
+    Path("my_law.py").write_text("open('imported', 'w').close()\nraise ImportError('not here')\n")
+    Path("g.yaml").write_text(GRID + "fit: {laws: [chinchilla, 'my_law:law']}\n")
+    assert run(*asks) == 0
+    assert not Path("imported").exists()
+    said = "g.yaml: fit.laws: my_law:law is not imported by --plan, and so not checked"
+    assert (said in capsys.readouterr().out) == (asks[0] == "--plan")
+    # What trains does import it, before anything is spent; a name that is no import path is refused by a plan too.
+    assert run(*INLINE) == 2
+    assert Path("imported").exists()
+    assert "g.yaml: fit.laws[1]: law 'my_law:law' cannot be imported" in capsys.readouterr().err
+    Path("g.yaml").write_text(GRID + "fit: {laws: [chinchila]}\n")
+    assert run(*asks) == 2
+    assert "fit.laws[0]: law 'chinchila' is not known" in capsys.readouterr().err
