@@ -214,16 +214,19 @@ class Horizon(_Strict):
 
 @dataclass(frozen=True)
 class EvalConfig(_Strict):
-    """Validation. The final loss is over the whole validation split, always. The ``num_points`` log-spaced points of
-    the curve are over its first ``curve_tokens`` tokens (null: the whole split)."""
+    """Validation. The final loss is over the validation split's first ``final_tokens`` tokens (null: the whole split),
+    the ``num_points`` log-spaced points of the curve over its first ``curve_tokens`` (null: the whole split). The split
+    is in a fixed shuffled order: its first tokens are a fair sample, the same for every run."""
 
     num_points: int = 20
     curve_tokens: int | None = 16_384
+    final_tokens: int | None = _since(2, None)
 
     def __post_init__(self):
         _require(self.num_points >= 0, "num_points", self.num_points, "a number ≥ 0")
-        if self.curve_tokens is not None:
-            _require_positive(self, "curve_tokens")
+        for name in ("curve_tokens", "final_tokens"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,11 @@ class RunConfig(_Strict):
     def __post_init__(self):
         _require_positive(self, "batch_size")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "an integer in [0, 2^31)")
+        if self.data.source.startswith("synthetic:"):  # whose own loss is known of the whole of its split alone
+            _require(
+                self.eval.final_tokens is None, "eval.final_tokens", self.eval.final_tokens,
+                f"null: {self.data.source} validates on half a million tokens, over which its own loss is known",
+            )  # fmt: skip
         if self.model.parameterization == "mup":
             adam_like = ("adamw", "adam", "lion")  # whose update does not scale with the gradient: μP's table 8
             _require(

@@ -42,7 +42,10 @@ def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
     """(source, tokens, standard error) of each split that the run was validated on."""
     parts = run.data.get("sources")
     if parts:
-        return [(part["source"], part["validation_tokens"], part.get("standard_error")) for part in parts]
+        return [
+            (part["source"], part.get("num_eval_tokens", part["validation_tokens"]), part.get("standard_error"))
+            for part in parts
+        ]
     return [(run.data.get("source") or "the data", run.num_eval_tokens, run.loss_standard_error)]
 
 

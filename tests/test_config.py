@@ -76,6 +76,11 @@ def test_a_field_added_later_moves_no_id_until_it_is_used():
     assert config.from_dict(After, json.loads(config.canonical_json(After()))) == After()
 
 
+def test_a_field_for_a_part_of_validation_leaves_earlier_ids():
+    assert '"final_tokens"' not in config.canonical_json(EvalConfig())
+    assert '"final_tokens":100' in config.canonical_json(EvalConfig(final_tokens=100))
+
+
 def test_the_published_ids_stand():
     """Records under results/ were made under these ids: a config that is read back hashes to its own."""
     paths = sorted((pathlib.Path(__file__).parents[1] / "results").glob("*/runs/*.json"))
@@ -130,6 +135,12 @@ def test_configs_are_frozen():
         (Horizon, {"tokens": 1.0, "steps": 1}, "horizon is ['tokens', 'steps']: write exactly one"),
         (Horizon, {"flops": -1.0}, "flops is -1.0: write a positive number"),
         (EvalConfig, {"num_points": -1}, "num_points is -1: write a number ≥ 0"),
+        (EvalConfig, {"final_tokens": 0}, "final_tokens is 0: write a positive number"),
+        (
+            RunConfig,
+            RUN | {"data": {"source": "synthetic:markov"}, "eval": {"final_tokens": 5}},
+            "eval.final_tokens is 5: write null: synthetic:markov validates on half a million tokens",
+        ),
         (DivergenceConfig, {"patience_steps": 0}, "patience_steps is 0: write a positive number"),
         (RunConfig, RUN | {"batch_size": 0}, "batch_size is 0: write a positive number"),
         (RunConfig, RUN | {"seed": 2**31}, "seed is 2147483648: write an integer in [0, 2^31)"),

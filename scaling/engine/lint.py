@@ -339,13 +339,18 @@ def large_head(rows: Sequence[Row], expected: Expected) -> list[Finding]:
 
 def small_validation(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     findings = []
-    for data, tokens in expected.validation_tokens.items():
+    for data, whole in expected.validation_tokens.items():
+        mine = [row for row in rows if row.cell.run.data == data]
+        used = [min(whole, row.cell.run.eval.final_tokens or whole) for row in mine]
+        tokens = min(used, default=whole)
         error = LOSS_NOISE / math.sqrt(tokens)
-        bad = [row for row in rows if row.cell.run.data == data]
-        if bad and error > MAX_STANDARD_ERROR:
+        bad = [row for row, n in zip(mine, used) if LOSS_NOISE / math.sqrt(n) > MAX_STANDARD_ERROR]
+        if bad:
             enough = (LOSS_NOISE / MAX_STANDARD_ERROR) ** 2
             fraction = data.validation_fraction * enough / tokens
             larger = f"data.validation_fraction {fraction:.2g}, or " if fraction <= MAX_VALIDATION else ""
+            if whole >= enough:  # the split suffices; what is taken of it does not
+                larger = f"eval.final_tokens {math.ceil(enough)} or null, or "
             findings.append(
                 Finding(
                     "small validation split",

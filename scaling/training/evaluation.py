@@ -52,12 +52,13 @@ def evaluated(sums_W: np.ndarray, tokens_W: np.ndarray, shares: list[tuple[str, 
 
 
 class Evaluator:
-    """Validation windows on the host, in batches of the program's size."""
+    """Validation windows, made in batches of the program's size as they are wanted: a split of billions of tokens takes
+    no more memory than a small one, but for 4 bytes a window."""
 
     def __init__(self, corpus: data.Corpus, num_tokens: int | None, programs: step.Programs):
-        self.windows_WS, self.weights_WT = corpus.validation(num_tokens)
+        self.corpus, self._asked = corpus, num_tokens
         self.shares = corpus.validation_shares(num_tokens)
-        self.tokens_W = self.weights_WT.sum(axis=1)
+        self.tokens_W = corpus.validation_counts(num_tokens)
         self.programs = programs
 
     def by(self, programs: step.Programs) -> "Evaluator":
@@ -68,17 +69,17 @@ class Evaluator:
 
     @property
     def num_tokens(self) -> int:
-        return int(self.tokens_W.sum())
+        return int(self.tokens_W.sum(dtype=np.float64))
 
     def __call__(self, params) -> list[Evaluated]:
         """What each member's loss is."""
         rows = self.programs.eval_rows
-        W, S = self.windows_WS.shape
+        W, S = len(self.tokens_W), self.corpus.seq_len + 1
         spec, mesh = P(("data", "fsdp")), self.programs.mesh
         sums, under_way = [], None
         for start in range(0, W, rows):
-            windows = _padded(self.windows_WS[start : start + rows], rows)
-            weights = _padded(self.weights_WT[start : start + rows].astype(np.float32), rows)
+            made = self.corpus.validation_windows(start, min(start + rows, W), self._asked)
+            windows, weights = (_padded(part, rows) for part in made)
             tokens = sharding.host_array(mesh, spec, (rows, S), lambda index, w=windows: w[index])
             mask = sharding.host_array(mesh, spec, (rows, S - 1), lambda index, w=weights: w[index])
             # One ahead of what is read: hundreds at once hold all windows in memory, and on several virtual CPU devices

@@ -338,7 +338,7 @@ def calibrate(
 
     Returns seconds: ``compile_seconds``, ``first_step_seconds`` from ``since`` (as of ``time.time()``; by default from
     here) to the end of the first step, ``step_seconds`` (the median, batch included), ``curve_eval_seconds`` for a
-    point of the curve, ``eval_seconds`` for the whole validation split; and ``memory_bytes``, a device's, where known.
+    point of the curve, ``eval_seconds`` for the final loss; and ``memory_bytes``, a device's, where known.
     """
     since = time.time() if since is None else since
     use_compilation_cache(cache_dir)
@@ -359,7 +359,7 @@ def calibrate(
             first_step_seconds = time.time() - since
             step_seconds = _median_seconds(one_step, seconds)
         curve_eval_seconds = _median_seconds(lambda: pack.curve_eval(pack.state["params"]), seconds / 2)
-    whole = corpus.validation(None)[1].sum() / pack.curve_eval.num_tokens
+    whole = corpus.validation_counts(run.eval.final_tokens).sum(dtype=float) / pack.curve_eval.num_tokens
     return {
         "compile_seconds": pack.clock.seconds["compile"],
         "first_step_seconds": first_step_seconds,

@@ -29,6 +29,9 @@ def record(
     for source in described.get("sources", ()):  # of a mixture: how each fared and how often it was read
         mine = {} if diverged else evaluated.by_source[source["source"]]
         source |= {name: finite(value) for name, value in mine.items()}
+        if run.eval.final_tokens is not None and mine:  # else all of its split
+            tokens = corpus.validation_tokens_by_source(run.eval.final_tokens)
+            source["num_eval_tokens"] = tokens[source["source"]]
         source["epochs"] = source["weight"] * num_tokens / source["train_tokens"]
     return records.RunRecord(
         run_id=run.run_id,

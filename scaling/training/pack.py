@@ -149,8 +149,8 @@ class Pack:
                     member.add_point(member.step, result.loss, result.standard_error, self.curve_eval.num_tokens)
 
     def evaluate_all(self, rows: Sequence[int]) -> tuple[dict[int, Evaluated], int]:
-        """The loss of the members of ``rows`` over the whole validation split, and its tokens."""
-        evaluator = Evaluator(self.corpus, None, self.programs)
+        """The loss of the members of ``rows`` over what the config takes of the validation split, and its tokens."""
+        evaluator = Evaluator(self.corpus, self.run.eval.final_tokens, self.programs)
         return self._evaluate(evaluator, rows), evaluator.num_tokens
 
     def _evaluate(self, evaluator: Evaluator, rows: Sequence[int]) -> dict[int, Evaluated]:

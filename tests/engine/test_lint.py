@@ -180,6 +180,12 @@ def test_data_that_repeats_or_validates_too_little_is_said_where_it_is_known():
     assert "2.5 epochs" in finding.effect
     assert lint.repeated_data(rows, Expected(train_tokens={DataConfig(source="text:x"): 10})) == []
     assert lint.small_validation(rows, Expected(validation_tokens={data: 517_000})) == []
+    part = rows_of(one(horizon={"tokens": 1e6}, eval={"final_tokens": 50_000}))
+    (finding,) = lint.small_validation(part, Expected(validation_tokens={data: 517_000}))
+    assert finding.effect.startswith("50,000 validation tokens")
+    advised = int(re.search(r"eval.final_tokens (\d+)", finding.edit)[1])
+    mended = rows_of(one(horizon={"tokens": 1e6}, eval={"final_tokens": advised}))
+    assert lint.small_validation(mended, Expected(validation_tokens={data: 517_000})) == []
     (finding,) = lint.small_validation(rows, Expected(validation_tokens={data: 50_000}))
     assert f"{lint.LOSS_NOISE / 50_000**0.5:.3f} nats" in finding.effect
     # What is advised can be written: the fraction named is one that a grid takes and that suffices, or none is named.

@@ -312,6 +312,33 @@ def test_part_of_validation_is_a_prefix_of_whole_windows_of_all_of_it():
         corpus.validation(0)
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    num_tokens=st.integers(2, 400),
+    seq_len=st.integers(1, 20),
+    rows=st.integers(1, 9),
+    asked=st.none() | st.integers(1, 500),
+)
+def test_validation_in_pieces_is_validation_at_once(num_tokens, seq_len, rows, asked):
+    """The windows against a plain loop over the tokens, in whatever pieces they are made; counts without making any."""
+    corpus = corpus_of_range(seq_len + 1, num_tokens, seq_len)
+    counts = corpus.validation_counts(asked)
+    starts = range(0, len(counts), rows)
+    pieces = [corpus.validation_windows(i, min(i + rows, len(counts)), asked) for i in starts]
+    seen = []
+    for (x_WS, weights_WT), i in zip(pieces, starts):
+        for w, (window, weights) in enumerate(zip(x_WS, weights_WT)):
+            first = int(window[0])  # the corpus counts up from 0: a token is its place
+            inside = min(seq_len, num_tokens - 1 - first)
+            assert window[: inside + 1].tolist() == list(range(first, first + inside + 1))
+            assert weights.tolist() == [1.0] * inside + [0.0] * (seq_len - inside)
+            assert counts[i + w] == inside
+            seen.append(first)
+    wanted = min(-(-(num_tokens - 1) // seq_len), -(-(asked or num_tokens) // seq_len))
+    assert len(set(seen)) == len(seen) == wanted
+    assert all(first % seq_len == 0 for first in seen)
+
+
 def test_corpus_that_does_not_suit_the_model(tmp_path, config, corpus):
     says = r"^data.seq_len is 9999: the train split of .* has \d+ tokens, a window takes 10000"
     with pytest.raises(ValueError, match=says):

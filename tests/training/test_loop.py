@@ -16,6 +16,7 @@ import pytest
 from scaling import accounting, records
 from scaling.config import DataConfig, ExecutionConfig, to_dict
 from scaling.training import data, evaluation
+from scaling.training.data import corpus as data_corpus
 from scaling.training.member import Member
 from scaling.training.models import transformer
 from scaling.training.pack import Pack
@@ -58,6 +59,37 @@ def test_the_final_loss_is_the_mean_over_every_validation_token(corpus, tmp_path
     nll = -np.take_along_axis(log_probs, windows[:, 1:, None], axis=-1)[..., 0]
     assert record.num_eval_tokens == weights.sum() == data.open(*corpus).validation_tokens - 1
     assert record.loss == pytest.approx((nll * weights).sum() / weights.sum(), rel=1e-5)
+
+
+def test_a_part_of_validation_is_a_mean_over_its_first_windows(corpus, tmp_path):
+    """Two runs that differ in ``final_tokens`` alone train alike; the loss of the part is within the whole's noise."""
+    whole, part = cell(corpus[0], steps=3), cell(corpus[0], steps=3)
+    asked = 10 * corpus[0].seq_len
+    run = dataclasses.replace(part.run, eval=dataclasses.replace(part.run.eval, final_tokens=asked))
+    part = dataclasses.replace(part, run=run)
+    assert whole.run.run_id != part.run.run_id
+    (first,), (second,) = (train([one], corpus, tmp_path / name) for one, name in ((whole, "a"), (part, "b")))
+    assert first.curve == second.curve
+    assert second.num_eval_tokens == asked < first.num_eval_tokens
+    assert second.loss != first.loss
+    assert abs(second.loss - first.loss) < 5 * second.loss_standard_error
+
+
+def test_evaluation_holds_no_more_than_a_batch_of_windows(corpus, tmp_path, monkeypatch):
+    """Of a split of any size: no call makes more rows than the program takes, nor all of them at once."""
+    sizes, made = [], data_corpus.Corpus.validation_windows
+
+    def counted(self, start, stop, num_tokens=None):
+        sizes.append(stop - start)
+        return made(self, start, stop, num_tokens)
+
+    monkeypatch.setattr(data_corpus.Corpus, "validation_windows", counted)
+    monkeypatch.setattr(data_corpus.Corpus, "validation", None)
+    record = train([cell(corpus[0], steps=3)], corpus, tmp_path)[0]
+    windows = len(data.open(*corpus).validation_counts())
+    assert record.status == "completed"
+    assert max(sizes) < windows
+    assert sum(sizes) >= windows
 
 
 def test_interrupted_anywhere_the_record_is_the_same_to_the_bit(undisturbed, corpus, tmp_path):

@@ -221,17 +221,32 @@ class Corpus:
         Without ``num_tokens``: the whole split; every token after the first is predicted exactly once. With it: the
         first ceil(num_tokens / T) windows. They come in one fixed shuffled order, so that such a part is a fair sample
         of the split and lies inside every larger one.
+
+        All of it at once takes 8 bytes a token: ``validation_windows`` makes some of them at a time.
         """
-        if num_tokens is not None and num_tokens < 1:
-            raise ValueError(f"num_tokens is {num_tokens}: write a number ≥ 1")
+        return self.validation_windows(0, len(self.validation_counts(num_tokens)))
+
+    def validation_counts(self, num_tokens: int | None = None) -> np.ndarray:
+        """How many targets each window of ``validation(num_tokens)`` has: float32 [W], without making any."""
+        window_W = self._validation_order(0, _validation_size(num_tokens, self.num_validation_windows, self.seq_len))
+        left_W = self.validation_tokens - 1 - window_W * self.seq_len
+        return np.minimum(left_W, self.seq_len).astype(np.float32)
+
+    @property
+    def num_validation_windows(self) -> int:
+        return math.ceil((self.validation_tokens - 1) / self.seq_len)
+
+    def _validation_order(self, start: int, stop: int) -> np.ndarray:
+        places = np.arange(start, stop, dtype=np.uint64)
+        return permute(places, self.num_validation_windows, "validation").astype(np.int64)
+
+    def validation_windows(self, start: int, stop: int, num_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Makes windows ``start`` to ``stop`` of ``validation(num_tokens)``, and the weights of their targets."""
         tokens, T = self.arrays["validation"], self.seq_len
-        num_windows = math.ceil((len(tokens) - 1) / T)
-        take = num_windows if num_tokens is None else min(num_windows, math.ceil(num_tokens / T))
-        window_W = permute(np.arange(take, dtype=np.uint64), num_windows, "validation").astype(np.int64)
         # The last window may be short: it is read further left, moved into place and padded.
-        start_W = window_W * T
+        start_W = self._validation_order(start, stop) * T
         shift_W = np.maximum(start_W + T + 1 - len(tokens), 0)
-        x_WS = np.full((take, T + 1), self.separator_id, np.int32)
+        x_WS = np.full((len(start_W), T + 1), self.separator_id, np.int32)
         inside_WS = np.arange(T + 1) < (T + 1 - shift_W)[:, None]
         whole_W = shift_W == 0
         if whole_W.any():
@@ -244,6 +259,13 @@ class Corpus:
     def validation_shares(self, num_tokens: int | None = None) -> list[tuple[str, float, slice]]:
         """(source, weight in the loss, its windows among those of ``validation``)."""
         return [(self.manifest["source"], 1.0, slice(None))]
+
+
+def _validation_size(num_tokens: int | None, num_windows: int, seq_len: int) -> int:
+    """Windows of ``validation(num_tokens)``. Raises ValueError for fewer than one token."""
+    if num_tokens is not None and num_tokens < 1:
+        raise ValueError(f"num_tokens is {num_tokens}: write a number ≥ 1")
+    return num_windows if num_tokens is None else min(num_windows, math.ceil(num_tokens / seq_len))
 
 
 # Places of an epoch that are permuted together: sixteen at a time, NumPy's calls took longer than their arithmetic.
@@ -346,7 +368,20 @@ class Mixture:
 
     def validation(self, num_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As ``Corpus.validation``, source after source; of ``num_tokens`` each gives its weight's share."""
-        parts = [c.validation(n) for c, n in zip(self.corpora, self._tokens_each(num_tokens))]
+        return self.validation_windows(0, len(self.validation_counts(num_tokens)), num_tokens)
+
+    def validation_counts(self, num_tokens: int | None = None) -> np.ndarray:
+        """As ``Corpus.validation_counts``."""
+        each = zip(self.corpora, self._tokens_each(num_tokens))
+        return np.concatenate([corpus.validation_counts(n) for corpus, n in each])
+
+    def validation_windows(self, start: int, stop: int, num_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As ``Corpus.validation_windows``."""
+        parts = []
+        for corpus, (_, _, here) in zip(self.corpora, self.validation_shares(num_tokens)):
+            low, high = max(start, here.start), min(stop, here.stop)
+            if low < high:
+                parts.append(corpus.validation_windows(low - here.start, high - here.start))
         x, weights = zip(*parts)
         return np.concatenate(x), np.concatenate(weights)
 
@@ -354,11 +389,16 @@ class Mixture:
         """As ``Corpus.validation_shares``."""
         shares, start = [], 0
         for weight, corpus, n in zip(self.weights, self.corpora, self._tokens_each(num_tokens)):
-            windows = math.ceil((corpus.validation_tokens - 1) / self.seq_len)
-            stop = start + (windows if n is None else min(windows, math.ceil(n / self.seq_len)))
+            stop = start + _validation_size(n, corpus.num_validation_windows, self.seq_len)
             shares.append((corpus.manifest["source"], weight, slice(start, stop)))
             start = stop
         return shares
+
+    def validation_tokens_by_source(self, num_tokens: int | None = None) -> dict[str, int]:
+        """How many targets each source has in ``validation(num_tokens)``."""
+        counts = self.validation_counts(num_tokens)
+        shares = self.validation_shares(num_tokens)
+        return {source: int(counts[here].sum(dtype=np.float64)) for source, _, here in shares}
 
     def _tokens_each(self, num_tokens: int | None) -> list[int | None]:
         if num_tokens is None:

@@ -129,11 +129,19 @@ class Stream:
 
         The first ceil(num_tokens / T) of a stream of their own; without ``num_tokens``, ``validation_tokens`` of it.
         """
+        return self.validation_windows(0, len(self.validation_counts(num_tokens)))
+
+    def validation_counts(self, num_tokens: int | None = None) -> np.ndarray:
+        """As ``Corpus.validation_counts``."""
         if num_tokens is not None and num_tokens < 1:
             raise ValueError(f"num_tokens is {num_tokens}: write a number ≥ 1")
         num_windows = math.ceil(min(num_tokens or math.inf, self.validation_tokens) / self.seq_len)
-        x_WS = self._windows("validation", np.arange(num_windows, dtype=np.uint64))
-        return x_WS, np.ones((num_windows, self.seq_len), np.float32)
+        return np.full(num_windows, self.seq_len, np.float32)
+
+    def validation_windows(self, start: int, stop: int, num_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As ``Corpus.validation_windows``."""
+        x_WS = self._windows("validation", np.arange(start, stop, dtype=np.uint64))
+        return x_WS, np.ones((stop - start, self.seq_len), np.float32)
 
     def validation_shares(self, num_tokens: int | None = None) -> list[tuple[str, float, slice]]:
         """As ``Corpus.validation_shares``."""
