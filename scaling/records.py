@@ -145,6 +145,8 @@ def _checked(text: str, run_id: str) -> RunRecord:
             raise ValueError(f"run_id is {record.run_id!r}, by {what} {found!r}: it was edited or renamed")
     if record.status == "completed" and not (record.loss is not None and record.loss > 0):
         raise ValueError(f"loss is {record.loss!r} of a completed run")
+    if not isinstance(record.sweep.get("labels", {}), dict):
+        raise ValueError(f"sweep.labels is {record.sweep['labels']!r}, not an object")
     needed = {"num_params": {"non_embedding", "total"}, "curve": {"step", "num_tokens", "loss"}}
     for name, keys in needed.items():
         if missing := keys - getattr(record, name).keys():

@@ -121,6 +121,7 @@ def edits(raw: dict) -> dict[str, dict]:
         "counts a list": raw | {"num_params": [1, 2]},
         "curve uneven": raw | {"curve": raw["curve"] | {"loss": [1.0]}},
         "sweep null": raw | {"sweep": None},
+        "labels null": raw | {"sweep": raw["sweep"] | {"labels": None}},
     }
 
 
