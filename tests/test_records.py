@@ -150,7 +150,9 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_record_is_read_as_written_or_refused_in_one_line(tmp_path, data):
     """One value anywhere in a record replaced by anything: no other exception, and what is read can be tabled."""
