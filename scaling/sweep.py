@@ -278,6 +278,8 @@ class Sweep:
             self._plan_and_train(selection, lock_fds)
             if self.args.plan:
                 return DONE
+            if not self.args.shard:  # others may be between two checkpoints
+                folder.give_up(self.workdir)
             self._conclude()
             return self._exit_code(selection)
 

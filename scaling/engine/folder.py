@@ -152,16 +152,26 @@ def claim(workdir: Path, results: Path) -> None:
     """
     path, mine = workdir / "results.json", str(results if storage.is_remote(results) else results.absolute())
     theirs = read_or_empty(path).get("results", mine)
-    checkpoints = workdir / "checkpoints"
     if theirs != mine and (at_work := holder(storage.folder(theirs))) is not None:
         raise HeldError(f"{workdir} is the work folder of another sweep that runs: {held_by(Path(theirs), at_work)}")
-    if theirs != mine and checkpoints.is_dir() and any(path.is_dir() for path in checkpoints.iterdir()):
+    if theirs != mine and _has_checkpoints(workdir):
         raise ValueError(
             f"{workdir} holds checkpoints of the sweep with its results in {theirs}: write another --workdir, or, if "
-            f"nobody wants them any more, delete {checkpoints}"
+            f"nobody wants them any more, delete {workdir / 'checkpoints'}"
         )
     if not path.exists() or theirs != mine:
         records.write_json(path, {"schema": 1, "results": mine})
+
+
+def give_up(workdir: Path) -> None:
+    """Takes the claim out of a work folder at the end of a call, unless there are checkpoints for it to guard."""
+    if not _has_checkpoints(workdir):
+        (workdir / "results.json").unlink(missing_ok=True)
+
+
+def _has_checkpoints(workdir: Path) -> bool:
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(path.is_dir() for path in checkpoints.iterdir())
 
 
 def statuses(results: Path, run_ids: Sequence[str], *, set_aside: bool) -> tuple[dict[str, str], list[str]]:

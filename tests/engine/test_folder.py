@@ -245,3 +245,9 @@ def test_a_work_folder_belongs_to_one_results_folder_at_a_time(tmp_path):
     with pytest.raises(ValueError, match="holds checkpoints of the sweep with its results in"):
         folder.claim(work, a)
     folder.claim(work, b)
+    folder.give_up(work)  # not while it holds checkpoints
+    assert (work / "results.json").exists()
+    (work / "checkpoints" / "0123456789ab").rmdir()
+    folder.give_up(work)
+    assert not (work / "results.json").exists()
+    folder.claim(work, a)
