@@ -392,9 +392,8 @@ def _power_laws(done, fit) -> Drawing | None:
     axes = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     excluded = {row.get("run") for row in fit.get("excluded") or []}
     candidates = done[~done["label"].isin(excluded)]
-    given = from_table(
-        candidates[["label", "num_params", "num_tokens", "flops", "loss"]].rename(columns={"label": "run"})
-    )
+    columns = candidates[["label", "num_params", "num_tokens", "flops", "loss"]].rename(columns={"label": "run"})
+    given = from_table(columns, units_known=True)
     for ax, (quantity, law) in zip(axes, found.items()):
         rows, _ = select(given, forms.FORMS[law])
         predict = predictor(fit, law)

@@ -118,6 +118,15 @@ def write(path: Path, content: str | bytes, *, synced: bool = True) -> None:
         raise
 
 
+def remove_halves(folder: Path) -> None:
+    """Removes from a folder on a disk what writers that were killed left of files: see ``write``. For whoever holds the
+    folder alone; in a bucket there are none."""
+    if not is_remote(folder) and folder.is_dir():
+        for path in folder.iterdir():
+            if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+                path.unlink(missing_ok=True)
+
+
 def set_aside(path: Path, name: str) -> Path:
     """Gives a file or a folder another name beside it, in place of what has that name."""
     aside = path.with_name(name)

@@ -272,6 +272,8 @@ class Sweep:
         with self._held() as lock_fds:
             selection = self._look()
             if not self.args.plan:
+                if not self.args.shard:
+                    storage.each(storage.remove_halves, [self.results, self.results / "runs"])
                 with bad_input():
                     folder.claim(self.workdir, self.results)
                 self.session.tidy(selection.mine)

@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from scaling import records, sweep
+from scaling import records, sweep, terminal
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
 from scaling.engine import folder, plan, progress, status
 from scaling.grid import Cell
@@ -41,7 +40,7 @@ def save(row, results, state, seconds=None, **changes):
 
 
 def shown(capsys, rows, tmp_path, **options):
-    status.show(Console(width=200), rows, tmp_path / "results", tmp_path / "work", **options)
+    status.show(terminal.console(sys.stdout, width=200), rows, tmp_path / "results", tmp_path / "work", **options)
     return capsys.readouterr().out
 
 

@@ -178,6 +178,17 @@ def test_no_forecast_is_sealed_while_a_fitted_cell_has_failed(here, capsys):
     assert not {r.run_id for r in science()} & set(held_out)
 
 
+def test_what_a_killed_writer_left_is_removed(here):
+    assert run(*INLINE) == 0
+    halves = [Path("results/g/.sweep.json.31321.tmp"), Path("results/g/runs/.0123456789ab.json.7.tmp")]
+    for path in halves:
+        path.write_text('{"sch')
+    assert run(*INLINE, "--plan") == 0
+    assert all(path.exists() for path in halves)
+    assert run(*INLINE) == 0
+    assert not any(path.exists() for path in halves)
+
+
 def test_a_work_folder_with_anothers_checkpoints_is_refused(here, capsys):
     assert run(*INLINE, "--results", "a") == 0
     kept = Path(".scaling/g/checkpoints/0123456789ab/7")

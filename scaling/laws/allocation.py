@@ -178,7 +178,8 @@ def far_from_rows(form: Form, num_params: np.ndarray, flops: np.ndarray, cost: C
         return None
     low, high = cost.tokens_per_param
     for n, C in zip(num_params, flops):
-        ratio = C / cost.flops_per_token(n) / n
+        with np.errstate(over="ignore", divide="ignore"):  # an optimum of next to no parameters: infinitely far
+            ratio = C / cost.flops_per_token(n) / n
         if not low / FAR <= ratio <= high * FAR:
             return (
                 f"{form.name}: the optimum at {C:.3g} FLOPs has {ratio:.3g} tokens per parameter, the rows {low:.3g} "

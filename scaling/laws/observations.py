@@ -84,6 +84,7 @@ def from_table(
     source: str = "table",
     target: str = "loss",
     columns: Sequence[str] = (),
+    units_known: bool = False,
 ) -> Observations:
     """Checks a table and keeps what can be fitted.
 
@@ -97,6 +98,7 @@ def from_table(
         table then needs that column and the law's own, and ``loss`` is a column like any other.
       columns: what the laws are of: runs that differ in another setting of their recipe (``lr``, ``batch`` …) at one
         size and horizon are tries of one cell, and the best is fitted.
+      units_known: sizes are in ones, however small: they were counted here, or checked before.
 
     Raises:
       ValueError: a column is missing, a value is not a positive number, a chosen convention is not there, or the
@@ -140,7 +142,7 @@ def from_table(
         raise ValueError(f"{source}: nothing to fit: of {len(table)} runs none is completed and fitted ({counts})")
     _require_one_dataset(table[kept], source)
     _check_positive(table[kept], label[kept], source)
-    if convention["num_params"] == "as given" and "num_params" in table and "num_tokens" in table:
+    if not units_known and convention["num_params"] == "as given" and {"num_params", "num_tokens"} <= set(table):
         fitted = [table.loc[kept, c].to_numpy(dtype=np.float64) for c in ("num_params", "num_tokens", "flops")]
         units.check(*fitted[:2], source)
         if said := units.cost_note(*fitted):

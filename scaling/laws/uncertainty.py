@@ -169,7 +169,8 @@ def gradient(fit: Fit, quantity: Callable[[Mapping[str, np.ndarray]], np.ndarray
     P = len(fit.theta)
     shifted = np.concatenate([fit.theta + step * np.eye(P), fit.theta - step * np.eye(P)])
     values = np.asarray(quantity(fit.coordinates.decode(shifted)))
-    return (values[:P] - values[P:]) / (2 * step)
+    with np.errstate(invalid="ignore"):  # inf - inf, where there is no such quantity on either side: NaN, no slope
+        return (values[:P] - values[P:]) / (2 * step)
 
 
 def delta_interval(
