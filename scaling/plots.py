@@ -313,12 +313,13 @@ def residuals(ax: Axes, table, predicted, quantity: str = "num_tokens", *, key: 
     budget = table["flops"].map(_two_digits)
     shade, marker = colours(budget), markers(table["num_params"])
     many = len(marker) > len(MARKERS)
-    for size, rows in table.groupby("num_params"):
-        edge = [matplotlib.colors.to_hex(shade[c]) for c in budget[rows.index]]
-        face = np.where(held[rows.index], "white", edge)
+    edges = budget.map({c: matplotlib.colors.to_hex(colour) for c, colour in shade.items()})
+    # One call a marker, not a size: each call looks at all that is drawn already, minutes for thousands of sizes.
+    for shape, rows in table.groupby(table["num_params"].map(lambda n: "o" if many else marker[n])):
+        edge = edges[rows.index]
         ax.scatter(
-            rows[quantity], rows["residual"], s=28, marker="o" if many else marker[size],
-            facecolors=face, edgecolors=edge, linewidths=0.9, zorder=3,
+            rows[quantity], rows["residual"], s=28, marker=shape,
+            facecolors=np.where(held[rows.index], "white", edge), edgecolors=edge, linewidths=0.9, zorder=3,
         )  # fmt: skip
     log_axis(ax.xaxis, quantity)
     ax.set_ylabel("residual (% of the predicted loss)")

@@ -141,6 +141,19 @@ def test_residuals_of_the_truth_are_the_noise(ax, runs):
     assert np.allclose(sorted(drawn), sorted(expected))
 
 
+def test_residuals_of_many_sizes_are_drawn_at_once(ax):
+    """A call a size is quadratic: minutes at ten thousand sizes."""
+    n = np.geomspace(1e7, 1e10, 400)
+    loss = synthetic.law(n, 20 * n)
+    table = pd.DataFrame({"num_params": n, "num_tokens": 20 * n, "flops": 120 * n**2, "loss": loss * 1.01})
+    plots.residuals(ax, table.assign(holdout=n > 5e9), loss)
+    assert len(ax.collections) == 1
+    drawn = ax.collections[0]
+    assert len(drawn.get_offsets()) == 400
+    white = (drawn.get_facecolors()[:, :3] == 1).all(axis=1)
+    assert white.tolist() == (n > 5e9).tolist()
+
+
 def repeated_table():
     rows = [(1e4, u, u * e, e, 2 + 1e3 / u / e) for u in (1e5, 1e6) for e in (1, 4, 16)]
     columns = ("num_params", "unique_tokens", "num_tokens", "epochs", "loss")

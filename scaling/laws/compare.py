@@ -68,6 +68,10 @@ def laws(
     best = min(fits.values(), key=lambda f: f.objective)
     scale = deviance_scale(best)
     for fitted in fits.values():
+        grown = growth(observations, fitted.form, **objective)
+        last = observations.columns["flops"].max() / DECADE if "flops" in observations.columns else None
+        # The last of the growing ranges ends where ``held_out`` does: one fit serves both.
+        whole = grown[-1] if grown and np.isclose(grown[-1]["fitted_up_to"], last, rtol=1e-9) else None
         rows.append(
             {
                 "law": fitted.form.name,
@@ -77,8 +81,8 @@ def laws(
                 "reasons": list(fitted.reasons),
                 "residual_rmse": fitted.residual_rmse,
                 "aicc": _aicc(fitted, scale),
-                "held_out": held_out(observations, fitted.form, **objective),
-                "growth": growth(observations, fitted.form, **objective),
+                "held_out": whole or held_out(observations, fitted.form, **objective),
+                "growth": grown,
             }
         )
     known = [r["aicc"] for r in rows if r["aicc"] is not None]

@@ -1,31 +1,32 @@
 """Fitting a form to observations, and the evidence that the optimum was found."""
 
-import copy
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.optimize import nnls
 
 from scaling.laws.forms import Form, get
 from scaling.laws.identify import check_apart, check_identifiable
 from scaling.laws.model import Coordinates, Model, Scaled
 from scaling.laws.observations import Observations
 from scaling.laws.redescending import trimmed_starts
-from scaling.laws.solver import Objective, Problem, Solution, solve
+from scaling.laws.solver import Objective, Problem, Solution
+from scaling.laws.starts import (
+    EFFICIENT_DELTA,
+    MANY_ROWS,
+    multi_start,
+    residual_scale,
+    sampled_starts,
+    smooth_start,
+    spread_out,
+    start_grid,
+    towards_lad,
+)
 
 # Starts within this relative distance of the best objective are at the optimum.
 SAME_OBJECTIVE = 1e-6
-# Huber's δ in units of the residuals' scale: 95 % efficient under Gaussian noise (Huber 1964).
-EFFICIENT_DELTA = 1.345
 # The bisquare's, at the same efficiency (Holland and Welsch 1977).
 TUKEY_DELTA = 4.685
-MAX_STARTS = 64
-ROUGH_ITERATIONS = 60
-SMOOTH_DELTA = 0.1
-FINALISTS = 8
 
 
 @dataclass(frozen=True)
@@ -148,29 +149,32 @@ def fit(
     spread = _spread(variance, observations)
     if spread is not None:
         model, target = Scaled(model, 1.0 / spread(observations.columns)), target / spread(observations.columns)
-    if starts is None:
+    problem = Problem(model, target, Objective("huber"), coordinates.lower, coordinates.upper)
+    member = None
+    if starts is not None:
+        starts = np.stack([coordinates.encode(s) for s in starts])
+    elif len(observations) <= MANY_ROWS:
         starts = start_grid(model, observations)
     else:
-        starts = np.stack([coordinates.encode(s) for s in starts])
-    problem = Problem(model, target, Objective("huber"), coordinates.lower, coordinates.upper)
-    # Far from the optimum a small δ is all kinks: come near it on a smooth objective first.
-    if form.powers is not None:
-        starts = solve(
-            replace(problem, objective=Objective("huber", SMOOTH_DELTA)), starts, observations.weight, 25
-        ).theta
+        starts, member = sampled_starts(problem, observations)
+    if member is None:
+        starts = smooth_start(problem, starts, observations.weight)
     if delta is None or loss == "lad":
-        starts, scale = _residual_scale(problem, starts, observations.weight)
+        near, scale = residual_scale(problem, starts, observations.weight)
+        starts = near if member is None else starts
     chosen = EFFICIENT_DELTA * scale if delta is None else delta
     if loss == "lad":
-        starts, chosen = _towards_lad(problem, starts, observations.weight, scale)
+        starts, chosen = towards_lad(problem, starts, observations.weight, scale)
     if loss == "tukey":
         huber = replace(problem, objective=Objective("huber", chosen))
         near = multi_start(huber, starts, observations.weight)
         optimum = near.theta[np.argmin(near.objective)]
         starts, scale = trimmed_starts(huber, optimum, observations.weight)
+        member = None
         chosen = TUKEY_DELTA * scale if delta is None else delta
     problem = replace(problem, objective=Objective(loss, chosen, tau))
-    found = _result(problem, multi_start(problem, starts, observations.weight), observations, spread)
+    solution = multi_start(problem, starts, observations.weight)
+    found = _result(problem, solution if member is None else spread_out(solution, member), observations, spread)
     check_apart(observations, form, found.params)
     return found
 
@@ -184,52 +188,6 @@ def _spread(variance, observations: Observations):
         raise ValueError(f"{observations.source}: variance is not a positive number on every row: write one that is")
     mean = np.exp(np.mean(np.log(known)))
     return lambda columns: np.sqrt(np.asarray(variance(columns), dtype=np.float64) / mean)
-
-
-def multi_start(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> Solution:
-    """Solves from every start. Where second derivatives are costly, all starts come near an optimum without them, and
-    the best are finished with them."""
-    if problem.model.form.powers is not None or len(starts) <= FINALISTS:
-        return solve(problem, starts, weights)
-    rough = copy.copy(problem.model)
-    rough.exact = False
-    near = solve(replace(problem, model=rough), starts, weights, ROUGH_ITERATIONS)
-    best = np.argsort(near.objective)[:FINALISTS]
-    final = solve(problem, near.theta[best], weights)
-    fields = {name: getattr(near, name).copy() for name in Solution.__dataclass_fields__ if name != "iterations"}
-    for name, values in fields.items():
-        values[best] = getattr(final, name)
-    return Solution(**fields, iterations=near.iterations + final.iterations)
-
-
-def _residual_scale(problem: Problem, starts, weights) -> tuple[np.ndarray, float]:
-    """(θ near the optima, MAD of the residuals of a nearly-LAD fit as a Gaussian's σ)."""
-    scale, n, P = 0.01, len(problem.target), starts.shape[1]
-    best = starts
-    for _ in range(3):
-        staged = replace(problem, objective=Objective("huber", max(0.3 * scale, 1e-9)))
-        solution = multi_start(staged, best, weights) if best is starts else solve(staged, best, weights, 60)
-        if best is starts:
-            starts = solution.theta
-        best = solution.theta[np.argmin(solution.objective)][None]
-        residual = np.abs(problem.model.value(best)[0] - problem.target)
-        # P residuals of an L1 fit are zero by construction: leave them out of the median.
-        residual = np.sort(residual)[min(P, n - 2) :]
-        scale = max(float(np.median(residual)) / 0.6744897501960817, 1e-9)
-    return starts, scale
-
-
-# LAD: δ falls to this share of the residuals' scale, where the Huber optimum is the LAD vertex to seven digits.
-LAD_SMOOTHING = 1e-7
-
-
-def _towards_lad(problem: Problem, starts, weights, scale) -> tuple[np.ndarray, float]:
-    """Huber problems with falling δ, each begun at the last one's optimum: (θ, the last δ)."""
-    delta = scale
-    while delta > LAD_SMOOTHING * scale:
-        starts = solve(replace(problem, objective=Objective("huber", delta)), starts, weights, 100).theta
-        delta /= 4
-    return starts, delta
 
 
 def _result(problem: Problem, solution: Solution, observations: Observations, spread=None) -> Fit:
@@ -296,64 +254,3 @@ def _conditioning(solution: Solution, best: int) -> tuple[float, bool]:
             if eigenvalues[0] > 1e-14:
                 return float(eigenvalues[-1] / eigenvalues[0]), True
     return float("inf"), False
-
-
-def start_grid(model: Model, observations: Observations) -> np.ndarray:
-    """Starts θ (B, P): a grid over the nonlinear parameters, linear least squares for the others.
-
-    Given the nonlinear parameters the loss is Σ_k c_k basis_k, so the linear ones solve a non-negative least-squares
-    problem (variable projection), weighted 1/loss to stand for residuals of the log.
-    """
-    form, coordinates = model.form, model.coordinates
-    nonlinear = [name for name, p in form.parameters.items() if not p.linear]
-    linear = [name for name, p in form.parameters.items() if p.linear]
-    grid = _grid([coordinates.starts[name] for name in nonlinear])
-    columns = [observations.columns[c] for c in form.columns]
-    starts = []
-    for values in grid:
-        params = coordinates.natural_starts(dict(zip(nonlinear, values)))
-        if linear:
-            params |= _project(form, columns, params, linear, observations, coordinates)
-        starts.append(coordinates.encode(params))
-    return np.array(starts)
-
-
-def _grid(starts: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """The product of the parameters' starts; above ``MAX_STARTS``, a fixed sample of it."""
-    size = math.prod(len(s) or 1 for s in starts)
-    if size <= MAX_STARTS:
-        return list(itertools.product(*[s or (1.0,) for s in starts]))
-    rng = np.random.default_rng(0)
-    picks = [rng.permutation(np.arange(MAX_STARTS) % len(s)) for s in starts]
-    return [tuple(s[i] for s, i in zip(starts, row)) for row in zip(*picks)]
-
-
-def _project(form, columns, params, linear, observations, coordinates) -> dict[str, float]:
-    zero = {name: np.float64(0.0) for name in linear}
-    # Basis functions at the data's scale: A = A0 is one median loss at the centre.
-    unit = {name: _unit(form, name, params, coordinates) for name in linear}
-    with np.errstate(all="ignore"):
-        base = form.function(*columns, **params, **zero)
-        basis = [form.function(*columns, **params, **(zero | {name: unit[name]})) - base for name in linear]
-    weight = np.sqrt(observations.weight) / observations.loss
-    matrix = np.stack([np.broadcast_to(b, weight.shape) for b in basis], axis=1) * weight[:, None]
-    target = (observations.loss - base) * weight
-    if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
-        return {name: value / len(linear) for name, value in unit.items()}
-    coefficients, _ = nnls(matrix, target)
-    # A term least squares removed starts small instead: at zero its exponent has no gradient.
-    return {name: max(c, 1e-2) * unit[name] for name, c in zip(linear, coefficients)}
-
-
-def _unit(form, name, params, coordinates) -> float:
-    p = form.parameters[name]
-    if p.kind != "amplitude":
-        return float(np.exp(coordinates.log_scale))
-    exponents = sum(_exponent(e, params) * coordinates.centre[c] for e, c in p.of)
-    return float(np.exp(coordinates.log_scale + exponents))
-
-
-def _exponent(reference: str | float, params: Mapping[str, float]) -> float:
-    if not isinstance(reference, str):
-        return reference
-    return -params[reference[1:]] if reference.startswith("-") else params[reference]

@@ -140,7 +140,7 @@ class Form:
             function=functools.partial(self.function, **known),
             parameters={name: resolved(p) for name, p in self.parameters.items() if name not in known},
             powers=None,
-            gradient=None,
+            gradient=None if self.gradient is None else functools.partial(self.gradient, **known),
         )
 
     def __call__(self, params: Mapping[str, float], **columns) -> np.ndarray:

@@ -123,8 +123,24 @@ def chinchilla_tied(num_params, num_tokens, *, E, A, B, alpha):
     return E + A * num_params**-alpha + B * num_tokens**-alpha
 
 
+def _kaplan_joint_gradient(num_params, num_tokens, *, N_c, alpha_N, D_c, alpha_D):
+    ratio = alpha_N / alpha_D
+    distance = np.log(N_c / num_params)
+    size = np.exp(ratio * distance)
+    total = size + D_c / num_tokens
+    level = np.exp(alpha_D * np.log(total))
+    outer = level / total
+    return {
+        "N_c": outer * alpha_N * size / N_c,
+        "alpha_N": outer * size * distance,
+        "D_c": outer * alpha_D / num_tokens,
+        "alpha_D": level * np.log(total) - outer * size * distance * ratio,
+    }
+
+
 @law(
     "Kaplan et al. 2020, eq. 1.5",
+    gradient=_kaplan_joint_gradient,
     N_c=positive(1e9, 1e12, 1e15, unit="parameters"),
     alpha_N=exponent(0.05, 0.1, 0.3),
     D_c=positive(1e9, 1e12, 1e15, unit="tokens"),
@@ -209,11 +225,28 @@ def broken_power_law(column: str, breaks: int = 1, name: str | None = None) -> F
     """
     several = [(f"c{i}", f"d{i}", f"f{i}") for i in range(1, breaks + 1)]
 
-    def function(x, **p):
-        y = p["b"] * x ** -p["c0"]
+    def parts(x, p):
+        """The part above a, and each break's log(x/d)/f and log(1 + (x/d)^(1/f)), which never overflow."""
+        u = np.log(x)
+        exponent, bends = -p["c0"] * u, []
         for c, d, f in several:
-            y = y * (1 + (x / p[d]) ** (1 / p[f])) ** (-p[c] * p[f])
-        return p["a"] + y
+            z = (u - np.log(p[d])) / p[f]
+            above = np.where(z.real > 0, z, 0)
+            bend = above + np.log(np.exp(-above) + np.exp(z - above))
+            exponent = exponent - p[c] * p[f] * bend
+            bends.append((z, bend))
+        return p["b"] * np.exp(exponent), bends
+
+    def function(x, **p):
+        return p["a"] + parts(x, p)[0]
+
+    def gradient(x, **p):
+        y, bends = parts(x, p)
+        out = {"a": np.ones_like(y), "b": y / p["b"], "c0": -y * np.log(x)}
+        for (c, d, f), (z, bend) in zip(several, bends):
+            turned = np.exp(z - bend)
+            out |= {c: -y * p[f] * bend, d: y * p[c] * turned / p[d], f: y * p[c] * (turned * z - bend)}
+        return out
 
     parameters = {"a": offset(), "b": amplitude("c0", column), "c0": real(0.05, 0.2, 0.5, lower=-3.0, upper=3.0)}
     for c, d, f in several:
@@ -225,6 +258,7 @@ def broken_power_law(column: str, breaks: int = 1, name: str | None = None) -> F
         function=function,
         parameters=parameters,
         columns=(column,),
+        gradient=gradient,
         equation="y = a + b x^-c0 Π_i (1 + (x/d_i)^(1/f_i))^(-c_i f_i)",
         source="Caballero et al. 2023, eq. 1",
     )
@@ -234,8 +268,23 @@ for _name, _column in (("broken_n", "num_params"), ("broken_d", "num_tokens"), (
     FORMS[_name] = broken_power_law(_column, name=_name)
 
 
+def _farseer_gradient(num_params, num_tokens, *, a1, b1, alpha, a2, b2, beta, a3, b3, gamma):
+    u, v = np.log(num_params), np.log(num_tokens)
+    first, second, third = (np.exp(e * u) for e in (alpha, beta, gamma))
+    power = np.exp(a1 * first + b1)
+    floor = np.exp(a3 * third + b3)
+    data = np.exp(a2 * second + b2 - power * v)
+    slope = -data * v * power
+    return {
+        "a1": slope * first, "b1": slope, "alpha": slope * (a1 * u) * first,
+        "a2": data * second, "b2": data, "beta": data * (a2 * u) * second,
+        "a3": floor * third, "b3": floor, "gamma": floor * (a3 * u) * third,
+    }  # fmt: skip
+
+
 @law(
     "Li et al. 2025 (Farseer), eq. 6",
+    gradient=_farseer_gradient,
     a1=Parameter("slope", -5.0, 5.0, starts=(-0.2, -0.05), of=(("alpha", "num_params"),)),
     b1=Parameter("level", -5.0, 2.0, starts=(-1.3, -0.7), of=(("alpha", "a1"),)),
     alpha=real(0.1, 0.2, lower=-1.0, upper=1.0),
@@ -248,8 +297,9 @@ for _name, _column in (("broken_n", "num_params"), ("broken_d", "num_tokens"), (
 )
 def farseer(num_params, num_tokens, *, a1, b1, alpha, a2, b2, beta, a3, b3, gamma):
     """L(N, D) = e^(a3 N^γ + b3) + e^(a2 N^β + b2) D^(-e^(a1 N^α + b1))"""
-    power = np.exp(a1 * num_params**alpha + b1)
-    return np.exp(a3 * num_params**gamma + b3) + np.exp(a2 * num_params**beta + b2) * num_tokens**-power
+    u, v = np.log(num_params), np.log(num_tokens)
+    power = np.exp(a1 * np.exp(alpha * u) + b1)
+    return np.exp(a3 * np.exp(gamma * u) + b3) + np.exp(a2 * np.exp(beta * u) + b2 - power * v)
 
 
 @law(

@@ -119,13 +119,17 @@ class Coordinates:
     def natural_starts(self, values: Mapping[str, float]) -> dict[str, float]:
         """Starts of a grid in natural units: those of ``slope`` and ``level`` are given as what is fitted."""
         out = dict(values)
+
+        def value(reference):  # of a parameter, or of one held at a known value by ``Form.fix``
+            return self._resolve(reference, lambda j: values[self.names[j]])
+
         for name, p in self.form.parameters.items():
             if p.kind == "slope":
                 (e, c), *_ = p.of
-                out[name] = values[name] / values[e] * math.exp(-values[e] * self.centre[c])
+                out[name] = values[name] / value(e) * math.exp(-value(e) * self.centre[c])
             elif p.kind == "level":
                 (e, slope), *_ = p.of
-                out[name] = values[name] - values[slope] / values[e]
+                out[name] = values[name] - value(slope) / value(e)
         return out
 
 
@@ -149,6 +153,11 @@ class Model:
         if self.form.powers is not None:
             z = {c: np.log(columns[c]) - coordinates.centre[c] for c in self.form.columns}
             self.terms = [self._term(name, exponents, z) for name, exponents in self.form.powers.terms]
+
+    def take(self, rows: np.ndarray) -> "Model":
+        """The same form in the same coordinates on some of the rows."""
+        columns = dict(zip(self.form.columns, (x[rows] for x in self.columns)))
+        return Model(self.coordinates, columns, self.log, self.exact)
 
     def _term(self, name: str, exponents: Mapping[str, str | float], z: Mapping[str, np.ndarray]):
         """(parameter indices (q,), their derivatives of the term's log (q, n), the constant part (n,))."""
@@ -245,10 +254,14 @@ class Model:
     def _chained(self, theta, stepped):
         """∂ value / ∂θ from the form's own gradient in natural parameters."""
         params = {k: v[:, None] for k, v in self.coordinates.decode(theta).items()}
-        natural = self.form.gradient(*self.columns, **params)
+        with np.errstate(all="ignore"):
+            natural = self.form.gradient(*self.columns, **params)
         inner = {k: v.imag.reshape(theta.shape) / COMPLEX_STEP for k, v in self.coordinates.decode(stepped).items()}
-        jacobian = sum(inner[k][:, :, None] * np.asarray(natural[k])[:, None, :] for k in self.coordinates.names)
-        return jacobian / self.form.function(*self.columns, **params)[:, None, :] if self.log else jacobian
+        shape = (len(theta), len(self.columns[0]))
+        natural = np.stack([np.broadcast_to(natural[k], shape) for k in self.coordinates.names], axis=1)
+        with np.errstate(all="ignore"):
+            jacobian = np.stack([inner[k] for k in self.coordinates.names], axis=2) @ natural
+            return jacobian / self.form.function(*self.columns, **params)[:, None, :] if self.log else jacobian
 
 
 class Scaled:
@@ -257,6 +270,10 @@ class Scaled:
     def __init__(self, model: Model, factor: np.ndarray):
         self.model, self.factor = model, factor
         self.form, self.coordinates = model.form, model.coordinates
+
+    def take(self, rows: np.ndarray) -> "Scaled":
+        """The same on some of the rows."""
+        return Scaled(self.model.take(rows), self.factor[rows])
 
     @property
     def log(self) -> bool:

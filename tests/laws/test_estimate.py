@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from scaling.laws import estimate, forms
+from scaling.laws import estimate, forms, starts
 from scaling.laws.estimate import fit
 from scaling.laws.observations import from_table
 from tests.laws import data
@@ -140,4 +140,30 @@ def test_fit_does_not_mutate_the_form():
     before = dict(forms.FORMS["chinchilla"].parameters)
     fit(from_table(data.scattered(noise=0.01)), "chinchilla")
     assert forms.FORMS["chinchilla"].parameters == before
-    assert estimate.MAX_STARTS >= 36
+    assert starts.MAX_STARTS >= 36
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "kaplan_joint", "kaplan_c_offset", "product"])
+def test_starts_on_a_sample_find_the_optimum_of_all_rows(name, monkeypatch):
+    """With many rows the search begins on a sample of them: optimum, δ and evidence are those of a search on all."""
+    table = data.scattered(num=1500, noise=0.01)
+    table = from_table(table.assign(flops=6 * table["num_params"] * table["num_tokens"]))
+    assert len(table) > estimate.MANY_ROWS
+    fast = fit(table, name)
+    monkeypatch.setattr(estimate, "MANY_ROWS", 10_000)
+    slow = fit(table, name)
+    assert fast.objective == pytest.approx(slow.objective, rel=1e-9)
+    assert fast.loss.delta == pytest.approx(slow.loss.delta, rel=1e-6)
+    assert fast.converged == slow.converged
+    assert fast.num_starts == slow.num_starts
+    assert 2 <= fast.starts_at_optimum <= fast.num_starts
+    for key, value in slow.params.items():
+        assert fast.params[key] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_farseers_optimum_from_a_sample(monkeypatch):
+    table = from_table(data.scattered(num=1500, noise=0.01))
+    fast = fit(table, "farseer")
+    monkeypatch.setattr(estimate, "MANY_ROWS", 10_000)
+    assert fast.objective == pytest.approx(fit(table, "farseer").objective, rel=1e-7)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,36 @@ def test_analytic_derivatives_equal_complex_step_of_the_function(name, log):
     np.testing.assert_allclose(value, m.value(theta), rtol=1e-13, atol=1e-14)
     np.testing.assert_allclose(jacobian, m._jacobian(theta), rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(second(c, v), m._step_derivatives(theta)[2](c, v), rtol=2e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("name", [name for name, form in forms.FORMS.items() if form.gradient is not None])
+def test_written_gradients_equal_complex_steps_of_the_function(name, log):
+    """Around the form's own starts, with as much of each linear term as makes one median loss at the centre."""
+    m = model(name, log)
+    plain = dataclasses.replace(m.form, gradient=None)
+    stepped = Model(
+        Coordinates(plain, {c: COLUMNS[c] for c in plain.columns}, LOSS), dict(zip(plain.columns, m.columns)), log
+    )
+    start = {k: v[0] if v else 1.0 for k, v in m.coordinates.starts.items()}
+    theta = m.coordinates.encode(m.coordinates.natural_starts(start)) + RNG.uniform(-0.05, 0.05, (3, len(start)))
+    theta[:, [p.linear for p in m.form.parameters.values()]] = RNG.uniform(0.1, 1.0)
+    want = stepped._jacobian(theta)
+    assert np.isfinite(want).all()
+    assert (np.abs(want).max(axis=2) > 1e-12).all()
+    np.testing.assert_allclose(m._jacobian(theta), want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
+
+
+def test_a_form_with_a_value_fixed_keeps_its_gradient():
+    fixed = forms.FORMS["farseer"].fix(alpha=0.15)
+    columns = {c: COLUMNS[c] for c in fixed.columns}
+    coordinates = Coordinates(fixed, columns, LOSS)
+    plain = Model(Coordinates(dataclasses.replace(fixed, gradient=None), columns, LOSS), columns)
+    start = coordinates.natural_starts({k: v[0] for k, v in coordinates.starts.items()})
+    theta = coordinates.encode(start)[None]
+    np.testing.assert_allclose(
+        Model(coordinates, columns)._jacobian(theta), plain._jacobian(theta), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_chinchilla_at_published_constants():
