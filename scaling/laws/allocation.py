@@ -77,11 +77,15 @@ class Cost:
 
     def elasticity(self, num_params: np.ndarray) -> np.ndarray:
         """d log c / d log N."""
+        return 1.0 - self.sign * self.gamma * self.head_share(num_params)
+
+    def head_share(self, num_params: np.ndarray) -> np.ndarray:
+        """(s/N)^γ / (1 + (s/N)^γ): at N = s half."""
         N = np.asarray(num_params, dtype=np.float64)
         if self.sign == 0:
-            return np.ones_like(N)
+            return np.zeros_like(N)
         with np.errstate(over="ignore"):
-            return 1.0 - self.sign * self.gamma / (1.0 + (N / self.scale) ** self.gamma)
+            return 1.0 / (1.0 + (N / self.scale) ** self.gamma)
 
     def describe(self) -> str:
         lead = 6 * self.factor
@@ -255,23 +259,30 @@ def _balance(log_a, alpha, log_b, beta, log_c, cost: Cost) -> np.ndarray:
         return closed
 
     def value(x):
-        elasticity = cost.elasticity(np.exp(x))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rise = alpha * x - beta * (log_c - cost.log_flops_per_token(x)) + np.log(elasticity) - log_ratio
-        return np.where(elasticity > 0, rise, -np.inf), np.maximum(elasticity, 1e-300)
+        """The balance at log N = x, and its slope."""
+        share = cost.head_share(np.exp(x))
+        elasticity = 1.0 - cost.sign * cost.gamma * share
+        bend = cost.sign * cost.gamma**2 * share * (1.0 - share)
+        rise = alpha * x - beta * (log_c - cost.log_flops_per_token(x)) + np.log(elasticity) - log_ratio
+        possible = elasticity > 0  # elsewhere fewer parameters cost more: the optimum has more of them
+        return np.where(possible, rise, -np.inf), np.where(possible, alpha + beta * elasticity + bend / elasticity, 1.0)
 
-    with np.errstate(over="ignore"):
-        lo, hi = _bracket(lambda x: value(x)[0], closed)
-        x = np.clip(closed, lo, hi)
-        for _ in range(ITERATIONS):
-            rise, elasticity = value(x)
-            lo, hi = np.where(rise > 0, lo, x), np.where(rise > 0, x, hi)
-            step = x - rise / (alpha + beta * elasticity)
-            new = np.where((step > lo) & (step < hi), step, 0.5 * (lo + hi))
-            done = not (np.abs(new - x) >= 1e-13 * np.maximum(np.abs(x), 1.0)).any()
-            x = new
-            if done:
+    with np.errstate(all="ignore"):
+        x, step = closed, closed
+        for _ in range(ITERATIONS):  # Newton's steps from the closed form nearly always arrive by themselves
+            rise, slope = value(x)
+            step = rise / slope
+            x = x - step
+            if not (np.abs(step) >= 1e-13 * np.maximum(np.abs(x), 1.0)).any():
                 break
+        astray = np.isfinite(closed) & ~((np.abs(step) <= 1e-9) & (slope > 0))
+        if astray.any():
+            lo, hi = _bracket(lambda x: value(x)[0], closed)
+            for _ in range(ITERATIONS):
+                middle = 0.5 * (lo + hi)
+                below = value(middle)[0] <= 0
+                lo, hi = np.where(below, middle, lo), np.where(below, hi, middle)
+            x = np.where(astray, 0.5 * (lo + hi), x)
     return np.where(np.isfinite(closed), x, closed)
 
 

@@ -465,13 +465,22 @@ def _derived(found: Analysis) -> dict[str, Profile]:
     if allocation.exponents(fitted.form, fitted.params) is None:
         return {}  # an optimum found by search, thousands of times over
     asked = allocation.quantities(fitted.form, (C.min(), C.max()), found.cost)
+    a = profile(fitted, asked["a"], found.level)
+    out = {"a": a, "b": a.of(lambda a: 1.0 - a)}
     if found.cost.problem:
-        asked = {name: asked[name] for name in ("a", "b")}
-    out = {}
-    for name, quantity in asked.items():
-        walk = profile if name in ("a", "b", "a_local") else positive_profile
-        out[name] = walk(fitted, quantity, found.level)
-    return out
+        return out
+    if "a_local" in asked:
+        out["a_local"] = profile(fitted, asked["a_local"], found.level)
+    n = out["num_params"] = positive_profile(fitted, asked["num_params"], found.level)
+
+    def tokens(num_params):
+        return C.max() / found.cost.flops_per_token(num_params)
+
+    if (found.cost.elasticity(n.grid) > 0).all():  # D* falls with N*: one walk tells both
+        out |= {"num_tokens": n.of(tokens), "tokens_per_param": n.of(lambda num_params: tokens(num_params) / num_params)}
+    else:
+        out |= {k: positive_profile(fitted, asked[k], found.level) for k in ("num_tokens", "tokens_per_param")}
+    return out | {"loss": positive_profile(fitted, asked["loss"], found.level)}
 
 
 def _disagreements(found: Analysis) -> list[str]:

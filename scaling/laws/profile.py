@@ -53,6 +53,22 @@ class Profile:
         ends = [f"{end:.4g}" if np.isfinite(end) else "unbounded" for end in self.interval]
         return f"{name}: the data allow {ends[0]} to {ends[1]}"
 
+    def of(self, function: Callable[[np.ndarray], np.ndarray]) -> "Profile":
+        """The profile of a monotone function of the quantity: the same laws, the same deviances, other values."""
+        with np.errstate(over="ignore", divide="ignore"):
+            lower, value, upper, *grid = map(float, function(np.array([self.lower, self.value, self.upper, *self.grid])))
+        order = slice(None, None, -1 if lower > upper else 1)
+        ends = (lower, upper)[order]
+        return replace(
+            self,
+            value=value,
+            lower=ends[0],
+            upper=ends[1],
+            grid=np.array(grid)[order],
+            deviance=self.deviance[order],
+            theta=self.theta[order],
+        )
+
 
 class _Constrained:
     """A model with one more row, ε (g(θ) - c), and one more coordinate, c, that no row moves.
