@@ -477,7 +477,7 @@ def _derived(found: Analysis) -> dict[str, Profile]:
         return C.max() / found.cost.flops_per_token(num_params)
 
     if (found.cost.elasticity(n.grid) > 0).all():  # D* falls with N*: one walk tells both
-        out |= {"num_tokens": n.of(tokens), "tokens_per_param": n.of(lambda num_params: tokens(num_params) / num_params)}
+        out |= {"num_tokens": n.of(tokens), "tokens_per_param": n.of(lambda size: tokens(size) / size)}
     else:
         out |= {k: positive_profile(fitted, asked[k], found.level) for k in ("num_tokens", "tokens_per_param")}
     return out | {"loss": positive_profile(fitted, asked["loss"], found.level)}

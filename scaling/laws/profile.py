@@ -56,7 +56,7 @@ class Profile:
     def of(self, function: Callable[[np.ndarray], np.ndarray]) -> "Profile":
         """The profile of a monotone function of the quantity: the same laws, the same deviances, other values."""
         with np.errstate(over="ignore", divide="ignore"):
-            lower, value, upper, *grid = map(float, function(np.array([self.lower, self.value, self.upper, *self.grid])))
+            lower, value, upper, *grid = function(np.array([self.lower, self.value, self.upper, *self.grid])).tolist()
         order = slice(None, None, -1 if lower > upper else 1)
         ends = (lower, upper)[order]
         return replace(
