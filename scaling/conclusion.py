@@ -106,7 +106,7 @@ class Laws:
         return self._cells.apart()[self._folder]
 
     def _recorded(self) -> list[records.RunRecord]:
-        return [self._cells.record(row.run_id) for row in self._rows if row.run_id in self._cells.found]
+        return [self._cells.record(row) for row in self._rows if row.run_id in self._cells.found]
 
     # ---- the forecast -----------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ class Laws:
         self._console.print("fitting the finished cells, to forecast those held out …")
         cells = {row.run_id: self._as_forecast(row) for row in new}
         try:
-            predicted = fit.forecast(self._analysis(), list(cells.values()), level=FORECAST_LEVEL)
+            predicted = fit.forecast(self._analysis(self._recorded()), list(cells.values()), level=FORECAST_LEVEL)
         except ValueError as e:
             self._console.print(f"{self.name}{': ' if self.name else ''}no forecast: {e}", soft_wrap=True)
             return
@@ -145,9 +145,9 @@ class Laws:
         forecast = folder.Forecast(self._folder)
         if not forecast.is_intact:
             self._console.print(f"{forecast.path}: does not match its own sha256: it was edited")
-        mine = {row.run_id for row in self._rows} & self._cells.found.keys()
+        mine = {r.run_id: r for r in self._rows if r.cell.holdout and r.run_id in self._cells.found}
         trained = [entry for entry in forecast.entries if entry["run_id"] in mine]
-        return [{**entry, "actual": self._cells.record(entry["run_id"]).loss} for entry in trained]
+        return [{**entry, "actual": self._cells.record(mine[entry["run_id"]]).loss} for entry in trained]
 
     # ---- the laws ---------------------------------------------------------------------------------------------------
 
@@ -160,17 +160,18 @@ class Laws:
             return False
         forecast = self._forecast_against_actual()
         try:
-            payload = fit.with_truth(self._analysis().to_json(), records.table(self._recorded()))
+            runs = self._recorded()
+            payload = fit.with_truth(self._analysis(runs).to_json(), records.table(runs))
+            payload["warnings"] = [*records.changed_sides(runs), *payload["warnings"]]
         except ValueError as e:
             payload = {"schema": 1, "error": str(e)}
         records.write_json(self.path, payload | {"forecast": forecast, "inputs_sha256": inputs})
         return True
 
-    def _analysis(self):
-        """The laws of the fitted cells. Raises ValueError when they are too few for any."""
+    def _analysis(self, runs: Sequence[records.RunRecord]):
+        """The laws of the fitted among ``runs``. Raises ValueError when they are too few for any."""
         from scaling import fit
 
-        runs = self._recorded()
         options = dataclasses.asdict(self._fit_config)
         del options["by"]
         if options["laws"] is None:

@@ -14,7 +14,7 @@ from scaling import evidence, plots, storage, truth
 from scaling.axes import LABELS, engineering, mathtext
 from scaling.laws import forms
 from scaling.laws.approaches import select
-from scaling.laws.observations import from_table
+from scaling.laws.observations import HELD_OUT, LEFT_OUT, from_table
 
 FULL, HALF = 11.0, 5.6  # widths of a figure in inches: the page, and half of it
 # Exponents of N* ∝ C^a to hold one's own against.
@@ -100,7 +100,7 @@ def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) ->
     if "status" in done:
         done = done[done["status"] == "completed"]
     # A CSV does not say which rows --holdout-flops left out; the fit does.
-    held = {row.get("run") for row in fit.get("excluded") or [] if row.get("reason") == "holdout"}
+    held = {row.get("run") for row in fit.get("excluded") or [] if row.get("reason") in (HELD_OUT, LEFT_OUT)}
     if held:
         done = done.assign(holdout=done["label"].isin(held))
     rates_first = is_about_rates(learning_rates, done)

@@ -20,6 +20,7 @@ from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forec
 from scaling.laws.estimate import Fit
 from scaling.laws.estimate import fit as _fit
 from scaling.laws.observations import from_table, read_csv
+from scaling.laws.tables import NOTES
 
 __all__ = ["Analysis", "analyse", "fit_law", "forecast", "main", "with_truth"]
 
@@ -119,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         help="also refit under every parameter count and FLOP rule the source carries, and show what moves",
     )  # fmt: skip
     parser.add_argument("--no-figures", action="store_true", help="write fit.json alone")
-    parser.add_argument("--out", metavar="DIR", help="where fit.json and figures/ go (default: SOURCE's folder)")
+    parser.add_argument("--out", metavar="DIR", help="where fit.json and figures/ go (default: "
+        "SOURCE's folder; fit/ in it beside those of a sweep)")  # fmt: skip
     return parser
 
 
@@ -148,10 +150,32 @@ def load(source: Path):
     if groups := runs and records.manifest(source).get("groups"):
         raise ValueError(f"{source}: its laws are apart: write one of {', '.join(f'{source}/{g}' for g in groups)}")
     if runs:
-        return records.table(runs), records.curves(runs)
+        table = records.table(runs)
+        table.attrs[NOTES] = _about_records(source, runs)
+        return table, records.curves(runs)
     if source.is_dir():
         raise ValueError(f"{source}: no runs/*.json in it: write a results folder or a CSV")
     return read_csv(source), None
+
+
+def _about_records(folder: Path, runs) -> list[str]:
+    """What of a results folder is not read, or is read otherwise than it was written, in words."""
+    notes, extra = records.changed_sides(runs), records.strangers(folder)
+    if extra:
+        names = f"{', '.join(extra[:3])}{', …' if len(extra) > 3 else ''}"
+        notes.append(
+            f"{len(extra)} records of no cell of its grid, as {folder / 'sweep.json'} has it, are left out ({names})"
+        )
+    return notes
+
+
+def _out(arguments: argparse.Namespace, source: Path) -> Path:
+    """Where fit.json and figures go. A sweep's own, made from its grid's options, stay as they are unless asked."""
+    if arguments.out:
+        return storage.folder(arguments.out)
+    if source.is_file():
+        return source.parent
+    return source / "fit" if "inputs_sha256" in records.read_json(source / "fit.json") else source
 
 
 def with_truth(payload: dict, table) -> dict:
@@ -185,6 +209,7 @@ def _run(arguments: argparse.Namespace) -> None:
     asked = arguments.law or DEFAULT_LAWS
     laws = dict.fromkeys([*(DEFAULT_LAWS if "all" in asked else ()), *(law for law in asked if law != "all")])
     options = {"combined": not arguments.one_law, **counted, **reading, **objective, **resampling}
+    out = _out(arguments, source)
     analysis = analyse(table, curves, laws=tuple(laws), **options)
     payload = with_truth(analysis.to_json(), table)
     if "all" in asked:
@@ -192,7 +217,6 @@ def _run(arguments: argparse.Namespace) -> None:
         payload["comparison"] = finite(rows)
     if arguments.convention:
         payload["conventions"] = finite(compare.conventions(table, **reading, **objective, **resampling))
-    out = storage.folder(arguments.out) if arguments.out else (source.parent if source.is_file() else source)
     records.write_json(out / "fit.json", payload)
     show(terminal.console(sys.stdout, width=160, fold=False), payload)
     print(f"\nwritten: {out / 'fit.json'}")
@@ -227,6 +251,9 @@ def show(console, payload: dict) -> None:
         console.print(_combination_table(payload["combination"]["members"]))
     if payload["forecast"]:
         console.print(_forecast_table(payload["forecast"]))
+    if payload.get("left_out"):
+        title = "Runs left out after they had trained: their losses were known, this is no forecast"
+        console.print(_forecast_table(payload["left_out"], title))
     if payload.get("comparison"):
         console.print(_comparison_table(payload["comparison"]))
     if payload.get("conventions"):
@@ -337,8 +364,8 @@ def _ratio_table(law: dict):
     return table
 
 
-def _forecast_table(rows: list[dict]):
-    table = _table("\nForecast of the runs held out", "run", "FLOPs", "predicted", "interval", "actual", "error")
+def _forecast_table(rows: list[dict], title: str = "Forecast of the runs held out"):
+    table = _table(f"\n{title}", "run", "FLOPs", "predicted", "interval", "actual", "error")
     for row in rows:
         actual = row.get("actual")
         error = f"{100 * (row['predicted'] / actual - 1):+.2f} %" if actual else "–"

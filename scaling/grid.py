@@ -93,6 +93,11 @@ class Cell:
     recipe: str | None = None
     labels: dict = field(default_factory=dict)
 
+    @property
+    def place(self) -> dict:
+        """What no training depends on: a grid may change it when the run is done."""
+        return {"holdout": self.holdout, "recipe": self.recipe, "labels": self.labels}
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -163,15 +163,58 @@ def _adapter():
     return pydantic.TypeAdapter(RunRecord)
 
 
+def overlaid(record: RunRecord, cell: Mapping) -> RunRecord:
+    """The record with what its grid says of its cell today: ``holdout``, ``recipe``, ``labels``.
+
+    None of them has a part in the training, so a grid may change them afterwards. Where ``holdout`` changed, ``sweep``
+    says so under ``changed_sides``.
+    """
+    today = {key: cell[key] for key in ("holdout", "recipe", "labels")}
+    changed = today["holdout"] != record.sweep.get("holdout", False)
+    return dataclasses.replace(record, sweep=record.sweep | today | ({"changed_sides": True} if changed else {}))
+
+
+def changed_sides(runs: Sequence[RunRecord]) -> list[str]:
+    """A sentence on the runs that are held out today and were fitted when they trained, one on the others' way."""
+    out = []
+    for held, now, then in ((True, "held out now", "not when they trained"), (False, "fitted now", "held out then")):
+        ids = [r.run_id for r in runs if r.sweep.get("changed_sides") and r.sweep["holdout"] == held]
+        if ids:
+            no_forecast = ": what is said of them is no forecast" if held else ""
+            names = f"{', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}"
+            out.append(f"the grid has changed sides: {len(ids)} runs ({names}) are {now}, {then}{no_forecast}")
+    return out
+
+
 def load_records(results: Path) -> list[RunRecord]:
-    """All records of a results folder (``<results>/runs/*.json``), in order of run_id, whatever their status; of the
-    folder of a group in it (see ``manifest``), those of the group's runs."""
+    """Records of a results folder, in order of run_id, whatever their status; of the folder of a group in it (see
+    ``manifest``), those of the group's runs.
+
+    Where the folder has a ``sweep.json``, these are the records of the cells of its grid, with what the grid says of
+    them by now (``overlaid``); the ``strangers`` among ``<results>/runs/*.json`` are left out.
+    """
     folder = storage.folder(results)
-    run_ids = _groups_around(folder).get(folder.name)
+    listed = manifest(folder).get("cells")
+    home = folder if _groups_around(folder).get(folder.name) is None else folder.parent
+    paths = sorted((home / "runs").glob("*.json"))
+    if listed is None:
+        return storage.each(read, paths)
+    cells = {cell["run_id"]: cell for cell in listed}
+    return [overlaid(r, cells[r.run_id]) for r in storage.each(read, [p for p in paths if p.stem in cells])]
+
+
+def strangers(results: Path, run_ids: Collection[str] | None = None) -> list[str]:
+    """run_ids of the records in a results folder that are of none of the cells of its grid.
+
+    ``run_ids``: the grid's cells; by default those of the folder's ``sweep.json``, without which no record is one.
+    """
+    folder = storage.folder(results)
     if run_ids is None:
-        return storage.each(read, sorted((folder / "runs").glob("*.json")))
-    paths = [path_of(folder.parent, run_id) for run_id in sorted(run_ids)]
-    return storage.each(read, [path for path in paths if path.exists()])
+        listed = manifest(folder).get("cells")
+        if listed is None or _groups_around(folder):
+            return []
+        run_ids = {cell["run_id"] for cell in listed}
+    return sorted(path.stem for path in (folder / "runs").glob("*.json") if path.stem not in run_ids)
 
 
 def manifest(results: Path) -> dict:
@@ -224,11 +267,11 @@ def seal(payload: Mapping) -> str:
 def load(results: Path) -> "pd.DataFrame":
     """A results folder as a table, a row per run (diverged and failed ones too: see ``status``).
 
-    Columns: run_id, status, holdout, recipe; data (its fingerprint); cell and setting (equal for runs of one model,
-    data and horizon, and of one optimiser and batch); budget_flops and the other labels; num_params (non-embedding) and
-    num_params_<group>; num_tokens, unique_tokens, epochs, tokens_per_param, num_steps, batch_tokens; flops_<rule>;
-    loss, loss_standard_error, bits_per_byte; least_loss, what a synthetic source itself has on the validation split;
-    seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
+    Columns: run_id, status, holdout and left_out_afterwards (see ``overlaid``), recipe; data (its fingerprint); cell
+    and setting (equal for runs of one model, data and horizon, and of one optimiser and batch); budget_flops and the
+    other labels; num_params (non-embedding) and num_params_<group>; num_tokens, unique_tokens, epochs,
+    tokens_per_param, num_steps, batch_tokens; flops_<rule>; loss, loss_standard_error, bits_per_byte; least_loss, what
+    a synthetic source itself has on the validation split; seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
     """
     return table(load_records(results))
 
@@ -250,6 +293,7 @@ def _row(r: RunRecord) -> dict:
         "run_id": r.run_id,
         "status": r.status,
         "holdout": r.sweep.get("holdout", False),
+        "left_out_afterwards": r.sweep.get("holdout", False) and r.sweep.get("changed_sides", False),
         "recipe": r.sweep.get("recipe"),
         "cell": _digest(model, r.config["data"], r.config["horizon"]),
         "setting": _digest(optim, r.config["batch_size"]),

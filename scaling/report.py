@@ -58,10 +58,10 @@ def read(results_dir: Path) -> Results:
     manifest = records.manifest(folder)
     groups = tuple(manifest.get("groups") or ())
     fit, forecast = ({} if groups else records.read_json(folder / f"{name}.json") for name in ("fit", "forecast"))
-    cells = {cell["run_id"] for cell in manifest.get("cells") or []}
-    known = [run for run in runs if run.run_id in cells] or runs
+    held_out = {cell["run_id"] for cell in manifest.get("cells") or [] if cell["holdout"]}
     return Results(
-        folder, known, with_sealed_forecast(fit, forecast, known, cells), manifest, forecast, len(runs) - len(known),
+        folder, runs, with_sealed_forecast(fit, forecast, runs, held_out if manifest else None), manifest, forecast,
+        len(records.strangers(folder)),
         tuple(read(folder / name) for name in groups if records.load_records(folder / name)),
     )  # fmt: skip
 
@@ -94,17 +94,17 @@ def _build(results: Results, out: Path) -> Path:
 
 
 def with_sealed_forecast(
-    fit: Mapping, forecast: Mapping, runs: Sequence[records.RunRecord], cells: Collection[str] = ()
+    fit: Mapping, forecast: Mapping, runs: Sequence[records.RunRecord], held_out: Collection[str] | None = None
 ) -> dict:
-    """fit.json with the forecast that was written before the held-out cells' own steps, where there is one; of
-    ``cells`` (run_ids) alone, where they are given.
+    """fit.json with the forecast that was written before the held-out cells' own steps, where there is one; of those
+    that are ``held_out`` today (run_ids) alone, where they are given.
 
     A fit made afterwards could only repeat it or improve on it: what counts is what was said before.
     """
     if not forecast.get("cells"):
         return dict(fit)
     actual = {r.run_id: r.loss for r in runs}
-    mine = [cell for cell in forecast["cells"] if not cells or cell["run_id"] in cells]
+    mine = [cell for cell in forecast["cells"] if held_out is None or cell["run_id"] in held_out]
     return {**fit, "forecast": [{**cell, "actual": actual.get(cell["run_id"])} for cell in mine]}
 
 

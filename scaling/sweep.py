@@ -313,6 +313,9 @@ class Sweep:
 
     def _look(self) -> Selection:
         """Finds what is to do; damaged records are set aside (``--plan`` writes nothing and counts them out)."""
+        with bad_input():
+            if said := folder.of_another_grid(self.results, [row.run_id for row in self.cells.rows], self.args.grid):
+                self.session.say(said)
         for line in self.cells.look(set_aside=not self.args.plan):
             self.console.print(line)
         with bad_input():

@@ -49,11 +49,12 @@ class Cells:
     def without_record(self) -> list[Row]:
         return [row for row in self.rows if row.run_id not in self.found]
 
-    def record(self, run_id: str) -> records.RunRecord:
-        return records.read(records.path_of(self.results, run_id))
+    def record(self, row: Row) -> records.RunRecord:
+        """What a cell left, with what the grid says of it today."""
+        return records.overlaid(records.read(records.path_of(self.results, row.run_id)), row.cell.place)
 
     def recorded(self) -> list[records.RunRecord]:
-        return [self.record(row.run_id) for row in self.rows if row.run_id in self.found]
+        return [self.record(row) for row in self.rows if row.run_id in self.found]
 
     # ---- what is to do ----------------------------------------------------------------------------------------------
 

@@ -174,6 +174,24 @@ def _has_checkpoints(workdir: Path) -> bool:
     return checkpoints.is_dir() and any(path.is_dir() for path in checkpoints.iterdir())
 
 
+def of_another_grid(results: Path, run_ids: Sequence[str], grid_path: str) -> str | None:
+    """What there is to say of records in a results folder that are of none of these cells.
+
+    Raises ValueError where all that is there is the sweep of another file: of one with the same stem, most likely.
+    """
+    extra = records.strangers(results, set(run_ids))
+    if not extra:
+        return None
+    before = read_or_empty(results / "sweep.json")
+    theirs = {cell["run_id"] for cell in before.get("cells", [])}
+    if theirs and theirs.isdisjoint(run_ids) and before["grid_path"] != grid_path:
+        raise ValueError(
+            f"{results} has the sweep of another grid, {before['grid_path']}, and none of the cells of {grid_path}: "
+            f"write another --results, or, if this one replaces it, move {results / 'sweep.json'} away"
+        )
+    return f"{results}: {len(extra)} records are of no cell of this grid: they stay, in no law and no report"
+
+
 def statuses(results: Path, run_ids: Sequence[str], *, set_aside: bool) -> tuple[dict[str, str], list[str]]:
     """Status by run_id of the records that are there, and a line for each that cannot be read.
 
@@ -213,7 +231,7 @@ def failed_record(row: plan.Row, sweep_name: str, reason: str) -> records.RunRec
         run_id=row.run_id,
         status="failed",
         config=config.to_dict(cell.run),
-        sweep={"name": sweep_name, "holdout": cell.holdout, "recipe": cell.recipe, "labels": cell.labels},
+        sweep={"name": sweep_name, **cell.place},
         num_params=counts.num_params,
         num_tokens=0,
         num_steps=0,

@@ -138,9 +138,7 @@ def _cell_json(row: plan.Row, found: dict[str, str], share: Callable) -> dict:
     cost = share(row.seconds)
     return {
         "run_id": row.run_id,
-        "holdout": row.cell.holdout,
-        "labels": row.cell.labels,
-        "recipe": row.cell.recipe,
+        **row.cell.place,
         "num_params": row.plan.num_params,
         "num_tokens": row.plan.num_tokens,
         "num_steps": row.plan.num_steps,

@@ -306,7 +306,7 @@ class Session:
         results = self.cells.results
         if reason is not None and not records.is_done(results, row.run_id):
             records.save(results, folder.failed_record(row, self._grid.name, reason))
-        record = self.cells.record(row.run_id)
+        record = self.cells.record(row)
         self.cells.found[row.run_id] = record.status
         self.manifest.cell_ended(record)
         self.write_manifest()

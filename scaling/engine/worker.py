@@ -31,12 +31,7 @@ from scaling.grid import Cell
 
 
 def cell_to_json(cell: Cell) -> dict:
-    return {
-        "run": config.to_dict(cell.run),
-        "holdout": cell.holdout,
-        "recipe": cell.recipe,
-        "labels": cell.labels,
-    }
+    return {"run": config.to_dict(cell.run), **cell.place}
 
 
 def cell_from_json(raw: dict) -> Cell:

@@ -15,7 +15,7 @@ from scaling.laws.combine import MEMBERS, Combination, combine
 from scaling.laws.estimate import Draws, Fit, fit
 from scaling.laws.forecasting import forecast
 from scaling.laws.identify import on_a_ray
-from scaling.laws.observations import Observations, from_table
+from scaling.laws.observations import HELD_OUT, LEFT_OUT, Observations, from_table
 from scaling.laws.profile import Profile, cut, positive_profile, profile, without_end
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ class Analysis:
 
     def to_json(self) -> dict:
         """fit.json (design.md §7) as plain numbers; what could not be known is null, never NaN."""
-        held_out = [row for row in self.observations.excluded if row["reason"] == "holdout"]
         payload = {
             "schema": SCHEMA,
             "source": self.observations.source,
@@ -78,7 +77,8 @@ class Analysis:
             "envelope": self.envelope,
             "frontier": self._frontier(),
             "combination": self._combination(),
-            "forecast": self._forecast(held_out),
+            "forecast": self._forecast(HELD_OUT),
+            "left_out": self._forecast(LEFT_OUT),
             "excluded": self.observations.excluded,
             "notes": list(self.observations.warnings),
             "warnings": list(self.warnings),
@@ -216,7 +216,7 @@ class Analysis:
         if self.surface is None or self.cost.problem:
             return []
         fitted = self.observations.columns["flops"]
-        known = [row["flops"] for row in self.observations.excluded if row["reason"] == "holdout" and row["flops"]]
+        known = self._flops_held_out()
         top = max([fitted.max(), *known]) * FRONTIER_BEYOND
         flops = np.geomspace(fitted.min(), top, FRONTIER_POINTS)
         optimum = self._optimum(flops)
@@ -277,7 +277,7 @@ class Analysis:
         at = np.array([p["flops"] for p in self.isoflop.get("budgets", [])])
         if not len(at):
             at = np.array([ends[0], math.sqrt(ends[0] * ends[1]), ends[1]])
-        held_out = [row["flops"] for row in self.observations.excluded if row["reason"] == "holdout" and row["flops"]]
+        held_out = self._flops_held_out()
         if held_out and max(held_out) > at.max() * 1.1:
             at = np.append(at, max(held_out))
         value, band = self._optimum(at)["tokens_per_param"]
@@ -313,8 +313,14 @@ class Analysis:
         rolled = [f.to_json() | {"weight": self.combination.weights[n]} for n, f in self.combination.forecasts.items()]
         return {"members": sorted(rolled, key=lambda row: row["mean_error"])}
 
-    def _forecast(self, held_out: Sequence[Mapping]) -> list[dict]:
-        known = [row for row in held_out if row["num_params"] and row["num_tokens"]]
+    def _flops_held_out(self) -> list[float]:
+        rows = self.observations.excluded
+        return [row["flops"] for row in rows if row["reason"] in (HELD_OUT, LEFT_OUT) and row["flops"]]
+
+    def _forecast(self, reason: str) -> list[dict]:
+        """What the laws say of the rows that are excluded for this reason, beside what they gave."""
+        rows = [row for row in self.observations.excluded if row["reason"] == reason]
+        known = [row for row in rows if row["num_params"] and row["num_tokens"]]
         if not known or self.surface is None:
             return []
         cells = [{"run_id": row["run"], **{c: row[c] for c in ("num_params", "num_tokens", "flops")}} for row in known]

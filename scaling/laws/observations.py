@@ -23,6 +23,7 @@ RECIPE = {
     "warmup_steps", "beta1", "beta2", "beta_1", "beta_2", "adam_beta1", "adam_beta2", "eps", "adam_eps", "optimizer",
 }  # fmt: skip
 DATA = {"unique_tokens", "data", "dataset", "dataset_name", "corpus", "group", "subset", "tokenizer"}
+HELD_OUT, LEFT_OUT = "holdout", "holdout (afterwards)"  # the reasons of ``excluded``; the second: its loss was known
 SAME_HORIZON = 1.01  # steps of another batch size end at nearly the same token
 
 
@@ -129,9 +130,12 @@ def from_table(
         status = table["status"].astype(str).to_numpy()
         reason[status != "completed"] = status[status != "completed"]
     if "holdout" in table:
-        reason[(reason == "") & table["holdout"].fillna(False).astype(bool).to_numpy()] = "holdout"
+        held = (reason == "") & table["holdout"].fillna(False).astype(bool).to_numpy()
+        reason[held] = HELD_OUT
+        if "left_out_afterwards" in table:
+            reason[held & table["left_out_afterwards"].to_numpy(bool)] = LEFT_OUT
     if holdout_flops is not None:
-        reason[(reason == "") & (_numbers(table, "flops", source) > holdout_flops)] = "holdout"
+        reason[(reason == "") & (_numbers(table, "flops", source) > holdout_flops)] = HELD_OUT
     if target == "loss":
         table = _cells(table, reason == "", notes, columns)
     if "cell" in table and "setting" in table:

@@ -37,12 +37,7 @@ def record(
         run_id=run.run_id,
         status="diverged" if diverged else "completed",
         config=config.to_dict(run),
-        sweep={
-            "name": sweep_name,
-            "holdout": member.cell.holdout,
-            "recipe": member.cell.recipe,
-            "labels": member.cell.labels,
-        },
+        sweep={"name": sweep_name, **member.cell.place},
         num_params=plan.num_params,
         num_tokens=num_tokens,
         num_steps=plan.num_steps,

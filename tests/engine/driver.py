@@ -14,7 +14,7 @@ def analyse(table, curves=None, **options):
     done = table[(table.status == "completed") & ~table.holdout]
     if len(done) < 3:
         raise ValueError(f"{len(done)} completed runs: write a grid with at least 3")
-    payload = {"schema": 1, "source": options["source"], "num_observations": len(done), "laws": {}}
+    payload = {"schema": 1, "source": options["source"], "num_observations": len(done), "laws": {}, "warnings": []}
     return types.SimpleNamespace(to_json=lambda: payload, mean=float(done.loss.mean()))
 
 
@@ -32,6 +32,8 @@ def forecast(analysis, cells, level):
 
 def show(console, payload):
     console.print(f"laws of {payload['num_observations']} runs")
+    for line in payload["warnings"]:
+        console.print(line)
     for entry in payload["forecast"]:
         console.print(f"forecast {entry['run_id']} {entry['predicted']:.4f} actual {entry['actual']:.4f}")
 
