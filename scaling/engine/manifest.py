@@ -14,13 +14,17 @@ from scaling.engine.folder import alone, read_or_empty
 from scaling.engine.hardware import EnergyMeter, Hardware
 from scaling.grid import Grid
 
+# Between two writes after cells that end: seconds, and at least so many times what the last one took.
+WRITE_EVERY_SECONDS = 2.0
+WRITE_SHARE = 0.02
+
 
 class Manifest:
     """``sweep.json``: the grid, its cells with cost and status, the plan, and what each call of the command did.
 
-    A call's entry is written when it starts and again with every cell that ends, so a killed call is counted up to its
-    last cell. ``actual`` sums the calls; ``hardware`` says what turns time into money and energy. Shards of one folder
-    write it in turn, each with what it found there.
+    A call's entry is written when it starts and again, every few seconds at most, with the cells that end: a killed
+    call is counted but for its last seconds. ``actual`` sums the calls; ``hardware`` says what turns time into money
+    and energy. Shards of one folder write it in turn, each with what it found there.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class Manifest:
         self._hardware = hardware or Hardware.of(grid.hardware, has_accelerator=False)
         self._meter = EnergyMeter()
         self._clock = time.monotonic()
+        self._next_write = 0.0
         self._training_since: float | None = None
         self._call = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
@@ -83,9 +88,18 @@ class Manifest:
         before = (read_or_empty(self.path).get("actual") or {}).get("wall_seconds") or 0.0
         return before + time.monotonic() - self._clock
 
-    def write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
+    def write(
+        self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None, *, at_leisure: bool = False
+    ) -> None:
+        """Writes the file; ``at_leisure`` not if that was done lately: what it takes grows with the grid, and after
+        every cell it would in the end take longer than the cell."""
+        begun = time.monotonic()
+        if at_leisure and begun < self._next_write:
+            return
         with self.in_turn():
             self._write(table, found, workers)
+        ended = time.monotonic()
+        self._next_write = ended + max(WRITE_EVERY_SECONDS, (ended - begun) / WRITE_SHARE)
 
     def _write(self, table: Sequence[plan.Row], found: dict[str, str], workers: int | None) -> None:
         before = read_or_empty(self.path)
@@ -154,9 +168,10 @@ def _cell_json(row: plan.Row, found: dict[str, str], share: Callable) -> dict:
 
 
 def _keep_predictions(cells: list[dict], before: list[dict]) -> list[dict]:
-    """What was predicted first stands: a later call may run on another machine, or know the answer."""
-    first = {c["run_id"]: c.get("predicted_seconds") for c in before}
-    return [{**c, "predicted_seconds": first.get(c["run_id"]) or c["predicted_seconds"]} for c in cells]
+    """What was predicted first stands: a later call may run on another machine, know the answer, or not ask."""
+    first = {c["run_id"]: c for c in before}
+    keys = ("predicted_seconds", "dollars", "kwh", "memory_bytes")
+    return [c | {k: v for k in keys if (v := first.get(c["run_id"], {}).get(k))} for c in cells]
 
 
 def _totals(calls: list[dict], hardware: Hardware) -> dict:

@@ -134,8 +134,10 @@ class Progress:
         self._started: dict[str, float] = {}
         self._observed = self._predicted = 0.0  # seconds of the packs that ended
         self._done, self._total = done, total
-        self._begin = self._last = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._every = REDRAW_SECONDS if self._live else PLAIN_SECONDS
+        self._begin = time.monotonic()
+        self._next = self._begin + self._every
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -158,7 +160,7 @@ class Progress:
             self._console.print(event["text"], soft_wrap=True)
         elif kind in ("done", "failed", "retry"):
             self._ended(event)
-        self._redraw(kind)
+        self._redraw()
 
     def _ended(self, event: dict) -> None:
         key = event["key"]
@@ -221,14 +223,17 @@ class Progress:
         left = duration(self.seconds_left())
         return f"{self._done}/{self._total} cells  {duration(time.monotonic() - self._begin)} gone, {left} left"
 
-    def _redraw(self, kind: str) -> None:
-        now = time.monotonic()
-        if self._live and now - self._last >= REDRAW_SECONDS:
+    def _redraw(self) -> None:
+        begun = time.monotonic()
+        if begun < self._next:
+            return
+        if self._live:
             self._live.update(self._render(), refresh=True)
-            self._last = now
-        elif not self._live and now - self._last >= PLAIN_SECONDS:
+        else:
             self._console.print(f"… {self._summary()}")
-            self._last = now
+        ended = time.monotonic()
+        # Of a large grid the schedule of what is left takes its time: at most a twentieth of it all.
+        self._next = ended + max(self._every, 20.0 * (ended - begun))
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2, 0, 0))

@@ -309,8 +309,8 @@ class Session:
         record = self.cells.record(row)
         self.cells.found[row.run_id] = record.status
         self.manifest.cell_ended(record)
-        self.write_manifest()
+        self.write_manifest(at_leisure=True)
         return record
 
-    def write_manifest(self) -> None:
-        self.manifest.write(self.cells.rows, self.cells.found, self.workers)
+    def write_manifest(self, *, at_leisure: bool = False) -> None:
+        self.manifest.write(self.cells.rows, self.cells.found, self.workers, at_leisure=at_leisure)

@@ -1,5 +1,6 @@
 """Who holds a results folder, and the files a sweep keeps in it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -173,6 +174,34 @@ def test_the_manifest_sums_over_calls(tmp_path, monkeypatch):
     assert (tmp_path / "sweep.json").read_text() == before  # a call that trained nothing leaves no trace
 
 
+def test_the_manifest_of_a_large_grid_is_not_written_after_every_cell(tmp_path, monkeypatch):
+    """What a write takes grows with the grid: cells that end faster than that would wait for it."""
+    clock = [0.0]
+    monkeypatch.setattr(manifest.time, "monotonic", lambda: clock[0])
+    rows = [row(seed) for seed in range(300)]
+    written, whole = manifest_of(tmp_path), manifest.Manifest._write
+    writes = []
+
+    def slow(self, table, found, workers):
+        clock[0] += 0.5
+        writes.append(len(found))
+        whole(self, table, found, workers)
+
+    monkeypatch.setattr(manifest.Manifest, "_write", slow)
+    found = {}
+    for one in rows:
+        clock[0] += 1.0
+        found[one.run_id] = "completed"
+        written.cell_ended(record_of(one, 1.0))
+        written.write(rows, found, 1, at_leisure=True)
+    assert 0.5 * len(writes) <= 0.03 * clock[0]
+    assert writes[:2] == [1, 26]  # half a second in every 25
+    written.write(rows, found, 1)
+    told = json.loads((tmp_path / "sweep.json").read_text())
+    assert {cell["status"] for cell in told["cells"]} == {"completed"}
+    assert len(told["calls"][0]["cells"]) == 300
+
+
 WRITE = """
 import sys
 from pathlib import Path
@@ -202,6 +231,7 @@ def test_shards_that_write_the_manifest_at_once_lose_nothing(tmp_path):
 def test_what_was_predicted_first_stands(tmp_path):
     fast = plan.Row(row().cell, row().plan, 1.0)
     slow = plan.Row(row().cell, row().plan, 9.0)
+    fast, slow = (dataclasses.replace(r, memory_bytes=m) for r, m in ((fast, 1e6), (slow, None)))  # no longer asked
     manifest_of(tmp_path).write([fast], {}, 2)
     manifest_of(tmp_path).write([slow], {}, 1)
     written = json.loads((tmp_path / "sweep.json").read_text())
@@ -209,6 +239,7 @@ def test_what_was_predicted_first_stands(tmp_path):
     assert written["plan"]["workers"] == 2
     assert written["plan"]["predicted_seconds"] == pytest.approx(1.0 + plan.CONCLUSION_SECONDS, abs=0.5)
     assert written["cells"][0]["predicted_seconds"] == 1.0
+    assert written["cells"][0]["memory_bytes"] == 1e6
 
 
 def test_a_forecast_once_written_never_changes_and_shows_edits(tmp_path):
