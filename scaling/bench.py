@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, config, grid, records, storage, terminal
+from scaling import accounting, config, grid, machine, records, storage, terminal
 from scaling.config import DataConfig, Horizon, ModelConfig, OptimConfig, RunConfig
 from scaling.engine import executors, plan
 
@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows and the environment as JSON")
     args = parser.parse_args(argv)
     cache_dir = storage.cache_dir()
-    workers = args.workers or executors.auto_workers(len(executors.available_cores()))
+    workers = args.workers or executors.auto_workers(len(machine.cores()))
     console = terminal.console(sys.stdout)
     if args.coverage is not None:
         if args.coverage < 1:

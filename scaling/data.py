@@ -10,7 +10,6 @@ A sweep prepares what it needs by itself; this is for corpora large enough to wa
 
 import argparse
 import dataclasses
-import os
 import re
 import shlex
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling import config, grid, records, storage
+from scaling import config, grid, machine, records, storage
 from scaling.config import DataConfig
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -49,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser("prepare", help="tokenise, split, leave out duplicates; stop and go on at will")
     _add_source(prepare)
     prepare.add_argument(
-        "--workers", type=_positive, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        "--workers", type=_positive, default=len(machine.cores()),
         metavar="N", help="processes that read and tokenise (default: one a core)",
     )  # fmt: skip
     prepare.add_argument(

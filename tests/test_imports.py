@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic", "yaml"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
-CORE = {"config", "storage", "accounting", "records", "recipes", "shapes", "schema", "layers", "grid"}
+CORE = {"config", "storage", "machine", "accounting", "records", "recipes", "shapes", "schema", "layers", "grid"}
 ANALYSIS = {
     "laws", "axes", "plots", "precision", "rates", "truth", "evidence", "figures", "typography", "report", "fit",
 }  # fmt: skip
@@ -27,6 +27,7 @@ ANALYSIS = {
 MAY_IMPORT = {
     "config": set(),
     "storage": set(),
+    "machine": set(),
     "terminal": set(),
     "accounting": {"config"},
     "records": {"config", "storage", "accounting"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "schema": {"config"},
     "layers": {"config", "recipes", "schema"},
     "grid": CORE,
-    "training": {"config", "storage", "accounting", "records", "grid", "training"},
+    "training": {"config", "storage", "machine", "accounting", "records", "grid", "training"},
     "engine": CORE | {"training", "engine", "terminal"},
     "laws": {"records", "laws"},
     "axes": set(),

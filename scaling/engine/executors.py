@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from scaling import machine
 from scaling.engine import worker as worker_module
 
 LOOP = "scaling.training.loop"
@@ -218,10 +219,16 @@ class _Worker:
             for line in process.stdout:
                 with suppress(ValueError):  # half a line: its writer was killed
                     self.inbox.put((self, json.loads(line)))
-        process.wait()
+        peak_bytes = None
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        except ChildProcessError:  # ``close`` was first
+            process.wait()
         with suppress(BrokenPipeError):  # of a task that was never read
             process.stdin.close()
-        self.inbox.put((self, {"event": "died", "returncode": process.returncode}))
+        self.inbox.put((self, {"event": "died", "returncode": process.returncode, "peak_bytes": peak_bytes}))
 
     def send(self, task: Task, following: Task | None) -> None:
         """``following``: what it will probably be sent next."""
@@ -269,6 +276,7 @@ class Local:
         self._compile_ahead = has_accelerator() and workers == 1 if compile_ahead is None else compile_ahead
         self._inbox: queue.Queue = queue.Queue()
         self._failed_starts = 0
+        self._killed_for_memory = machine.num_killed_for_memory()
         log_dir.mkdir(parents=True, exist_ok=True)
         env, cores = worker_environment(), assign_cores(workers)
         self._pool = []
@@ -339,7 +347,7 @@ class Local:
             worker.was_ready, self._failed_starts = True, 0
             return None
         if kind == "died":
-            reason = _how_it_died(event["returncode"])
+            reason = self._how_it_died(event)
             worker.process = None
             worker.programs.clear()
             if worker.was_ready:
@@ -350,6 +358,19 @@ class Local:
         if event["event"] in ("done", "failed", "retry"):
             worker.task = None
         return event
+
+    def _how_it_died(self, event: dict) -> str:
+        """Why a worker is gone, in words. The kernel counts whom it kills for want of memory, and says not whom."""
+        code, peak = event["returncode"], event["peak_bytes"]
+        before, self._killed_for_memory = self._killed_for_memory, machine.num_killed_for_memory()
+        if code != -signal.SIGKILL or before is None or not self._killed_for_memory > before:
+            return f"worker killed by signal {-code}" if code < 0 else f"worker exited with {code}"
+        had = "" if peak is None else f" at {peak / 1e9:.2g} GB"
+        of = "" if (limit := machine.memory_bytes()) is None else f" of the {limit / 1e9:.3g} GB that there are"
+        beside, mend = "", "execution: {accumulation_steps: …}, or a machine with more of it"
+        if self.workers > 1:
+            beside, mend = f", one of {self.workers}", f"--workers {self.workers // 2}"
+        return f"worker killed for want of memory{had}{of}{beside}: write {mend}"
 
     def _count_failed_start(self, worker: _Worker, reason: str) -> None:
         self._failed_starts += 1
@@ -381,10 +402,6 @@ def stop_if_disk(event: dict) -> None:
         raise OSError(event["reason"].removeprefix("OSError: "))
 
 
-def _how_it_died(returncode: int) -> str:
-    return f"worker killed by signal {-returncode}" if returncode < 0 else f"worker exited with {returncode}"
-
-
 def worker_environment() -> dict[str, str]:
     """This process's environment plus what workers need from their first instruction on."""
     root = str(Path(__file__).resolve().parents[2])  # so that a checkout works without installation, from any folder
@@ -408,17 +425,10 @@ def has_accelerator() -> bool:
     )
 
 
-def available_cores() -> list[int]:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def auto_workers(num_tasks: int) -> int:
     """Workers worth starting: one a core on CPU (several models in one program gain nothing there), one in all on
     accelerators; never more than there are tasks."""
-    return 1 if has_accelerator() else max(1, min(len(available_cores()), num_tasks))
+    return 1 if has_accelerator() else max(1, min(len(machine.cores()), num_tasks))
 
 
 def assign_cores(workers: int) -> list[list[int]] | None:
@@ -426,7 +436,7 @@ def assign_cores(workers: int) -> list[list[int]] | None:
     where processes cannot be pinned or the work is done elsewhere."""
     if has_accelerator() or not hasattr(os, "sched_setaffinity"):
         return None
-    cores = available_cores()
+    cores = machine.cores()
     if workers >= len(cores):
         return [[cores[i % len(cores)]] for i in range(workers)]
     share = len(cores) // workers

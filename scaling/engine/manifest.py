@@ -2,13 +2,12 @@
 
 import datetime
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from scaling import records
+from scaling import machine, records
 from scaling.engine import costs, plan, trunks
 from scaling.engine.folder import alone, read_or_empty
 from scaling.engine.hardware import EnergyMeter, Hardware
@@ -200,4 +199,4 @@ def _totals(calls: list[dict], hardware: Hardware) -> dict:
 
 
 def _environment() -> dict:
-    return {**records.software(), "processor": plan.processor(), "cores": os.cpu_count()}
+    return {**records.software(), "processor": plan.processor(), "cores": len(machine.cores())}

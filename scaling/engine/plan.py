@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from scaling import accounting, records
+from scaling import accounting, machine, records
 from scaling.config import ExecutionConfig, Horizon, RunConfig, canonical_json
 from scaling.engine import timetable
 from scaling.grid import Cell
@@ -202,7 +202,7 @@ class TimingCache:
 
 
 def _fingerprint(workers: int | str, execution: ExecutionConfig) -> str:
-    parts = [platform.machine(), processor(), os.cpu_count(), workers, platform.python_version()]
+    parts = [platform.machine(), processor(), len(machine.cores()), workers, platform.python_version()]
     parts.append(canonical_json(execution))
     parts += [metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")]
     parts += [os.environ.get(name) for name in ("JAX_PLATFORMS", "XLA_FLAGS", "GLIBC_TUNABLES")]

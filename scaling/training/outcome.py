@@ -2,11 +2,10 @@
 
 import dataclasses
 import math
-import os
 
 import jax
 
-from scaling import config, records
+from scaling import config, machine, records
 from scaling.training import memory
 from scaling.training.evaluation import Evaluated
 from scaling.training.member import Member, finite
@@ -85,5 +84,5 @@ def _environment(pack: Pack) -> dict:
         "execution": dataclasses.asdict(pack.execution),
         "pack": [m.run.run_id for m in pack.members if m is not None],
         **memory.peak(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": len(machine.cores()),
     }

@@ -1,6 +1,7 @@
 """Workers that die, fail and are killed: what comes back, and what is left behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,9 +138,23 @@ def test_close_lets_a_busy_worker_save_its_checkpoint(tmp_path):
     assert list((tmp_path / "checkpoints").glob("*.json"))
 
 
+def test_a_worker_killed_for_memory_says_so(tmp_path, monkeypatch):
+    """The kernel counts each of them; its own peak is what the process used, as the kernel told its parent."""
+    counted = iter(range(100))
+    monkeypatch.setattr(executors.machine, "num_killed_for_memory", lambda: next(counted))
+    monkeypatch.setattr(executors.machine, "memory_bytes", lambda: 8_000_000_000)
+    dies = cell(0, 12, "dies")
+    answers, _ = run_local([dies], tmp_path)
+    said = re.fullmatch(
+        r"worker killed for want of memory at ([\d.]+) GB of the 8 GB that there are, one of 2: write --workers 1",
+        answers[dies.run.run_id].reason,
+    )
+    assert 0.005 < float(said[1]) < 1  # an interpreter without JAX
+
+
 def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(executors, "has_accelerator", lambda: False)
-    monkeypatch.setattr(executors, "available_cores", lambda: [2, 3, 5, 7, 8])
+    monkeypatch.setattr(executors.machine, "cores", lambda: [2, 3, 5, 7, 8])
     assert executors.assign_cores(2) == [[2, 3], [5, 7]]
     assert executors.assign_cores(5) == [[2], [3], [5], [7], [8]]
     assert executors.assign_cores(6) == [[2], [3], [5], [7], [8], [2]]
