@@ -8,16 +8,23 @@ run the same program, each on the rows of its own devices.
 import json
 import os
 import re
+import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
 # A process that says nothing for so long is gone.
 SILENCE_SECONDS = 30
 _POLL_SECONDS = 5
+# A process that is told to end, and in all this time not once came back from a computation that waits for the others.
+DEAF_SECONDS = 60
+# What one process could not do and this one is still doing after so long, it can never end.
+FAILED_SECONDS = 10
 _INCOMPLETE = 3  # the commands' exit code
 _WANTED = "write auto, off, or coordinator=HOST:PORT,processes=N,process=I"
 
@@ -53,7 +60,9 @@ class Group:
     """The processes of one command, as one of them sees them.
 
     Each says every few seconds that it is there, and ends when another has not for ``SILENCE_SECONDS``: a computation
-    or a checkpoint that waits for a process that is gone would wait for ever, or for many minutes.
+    or a checkpoint that waits for a process that is gone would wait for ever, or for many minutes. For the same reason
+    it ends when another could not do a task that this one is still at, or when it is told to end in a computation in
+    which no signal is heard. To be made in the main thread.
     """
 
     def __init__(self, process: int, processes: int, client):
@@ -61,6 +70,14 @@ class Group:
         self._client = client
         self._num_published = 0
         self._left = threading.Event()
+        self._task: int | None = None  # the number of the one that this process is at
+        self._is_deaf: Callable[[], bool] = lambda: False
+        # Python's own handlers wait for the main thread to come back from what it computes; this does not.
+        self._told, telling = socket.socketpair()
+        for end in (self._told, telling):
+            end.setblocking(False)
+        self._telling = telling
+        signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
 
     @property
@@ -69,16 +86,32 @@ class Group:
 
     def _watch(self) -> None:
         others = {i: (None, time.monotonic()) for i in range(self.processes) if i != self.process}
-        count = 0
+        count, told_at, failed_at = 0, None, None
         while not self._left.wait(_POLL_SECONDS):
             count += 1
+            task, now = self._task, time.monotonic()
+            if self._was_told():
+                told_at = told_at or now
+            if told_at is not None and not (task is not None and self._is_deaf()):
+                told_at = None
+            if told_at is not None and now - told_at > DEAF_SECONDS:
+                self.abandon(f"it was told to end, and has been waiting for the others for {DEAF_SECONDS} seconds")
             try:
                 self._client.key_value_set(f"scaling/alive/{self.process}", str(count), allow_overwrite=True)
                 said = dict(self._client.key_value_dir_get("scaling/alive/"))
+                failed = dict(self._client.key_value_dir_get(f"scaling/failed/{task}/"))
             except Exception as e:  # the client's errors have no type of their own
                 if not self._left.is_set():
                     self.abandon(f"process 0 does not answer ({_first_line(e)})")
                 return
+            failed.pop(f"scaling/failed/{task}/{self.process}", None)
+            if task is None or not failed:
+                failed_at = None
+            elif failed_at is None or failed_at[0] != task:
+                failed_at = task, now
+            elif now - failed_at[1] > FAILED_SECONDS and self._task == task:
+                key, reason = min(failed.items())
+                self.abandon(f"process {key.rpartition('/')[2]} could not do its part: {reason}")
             for i, (last, since) in others.items():
                 now = said.get(f"scaling/alive/{i}")
                 if now != last:
@@ -86,11 +119,40 @@ class Group:
                 elif time.monotonic() - since > SILENCE_SECONDS and not self._left.is_set():
                     self.abandon(f"process {i} has said nothing for {SILENCE_SECONDS} seconds")
 
+    def _was_told(self) -> bool:
+        """Whether a signal to end has come since the last look."""
+        with suppress(BlockingIOError):
+            return any(n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for n in self._told.recv(4096))
+        return False
+
+    @contextmanager
+    def at_task(self, is_deaf: Callable[[], bool]) -> Iterator[None]:
+        """While it lasts this process does its part of the task published last. ``is_deaf``: whether it has not taken
+        in a signal yet."""
+        self._task, self._is_deaf = self._num_published - 1, is_deaf
+        try:
+            yield
+        finally:
+            self._task = None
+
+    def could_not(self, reason: str) -> None:
+        """Tells the others that this process cannot do its part of the task that it is at."""
+        self._client.key_value_set(f"scaling/failed/{self._task}/{self.process}", reason, allow_overwrite=True)
+
+    def gather(self, word: dict) -> list[dict]:
+        """What each process says, in their order, of the message published last; for process 0, the others ``tell``."""
+        self.tell(word)
+        return [self._wait_for(f"scaling/told/{self._num_published - 1}/{i}") for i in range(self.processes)]
+
+    def tell(self, word: dict) -> None:
+        self._client.key_value_set(f"scaling/told/{self._num_published - 1}/{self.process}", json.dumps(word))
+
     def leave(self) -> None:
         """Waits for the others, so that nobody takes an early end for a death."""
         import jax
 
         self._left.set()
+        signal.set_wakeup_fd(-1)
         jax.distributed.shutdown()
 
     def publish(self, message: dict) -> None:
@@ -111,7 +173,7 @@ class Group:
         while True:
             asked = time.monotonic()
             try:
-                return json.loads(self._client.blocking_key_value_get(key, _POLL_SECONDS * 1000))
+                return json.loads(self._client.blocking_key_value_get(key, round(1000 * _POLL_SECONDS)))
             except Exception as e:  # the client's errors have no type of their own
                 if "DEADLINE_EXCEEDED" not in str(e):
                     self.abandon(f"process 0 does not answer ({_first_line(e)})")
