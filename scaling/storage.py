@@ -148,6 +148,26 @@ def remove_tree(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder and below; 0 where there is none."""
+    if is_remote(folder):
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(os.fspath(folder))
+        try:
+            return int(system.du(path, total=True))
+        except FileNotFoundError:
+            return 0
+    total = 0
+    for home, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(home, name)).st_size
+            except FileNotFoundError:  # removed meanwhile
+                continue
+    return total
+
+
 def each(function: Callable[[Path], T], paths: Iterable[Path]) -> list[T]:
     """``function`` of every path, in order: one after another on a disk, several requests at a time in a bucket."""
     paths = list(paths)

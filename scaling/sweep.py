@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         "where more gains nothing)")  # fmt: skip
     add("--disk-budget", metavar="GB", type=_gigabytes,
         help="of all checkpoints together (default: the grid's execution.disk_budget_gb)")  # fmt: skip
+    add("--remove-orphans", action="store_true", help="remove checkpoints of runs that the grid no longer has")
     planning.add_options(parser)
     layout.add_options(parser)
     launch.add_options(parser)

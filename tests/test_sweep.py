@@ -372,6 +372,21 @@ axes:
     assert by_label["fine"].timing["started_at"] == 0
 
 
+def test_checkpoints_of_runs_that_left_the_grid_count_and_go_when_told(here, capsys):
+    left = Path(".scaling/g/checkpoints/0123456789ab/7")
+    left.mkdir(parents=True)
+    (left / "state").write_bytes(bytes(3_000_000))
+    assert run("--plan", "--disk-budget", "0.003", *INLINE) == 2
+    assert "0.003 those of other runs, which stay" in capsys.readouterr().err
+    assert run("--disk-budget", "0.1", *INLINE) == 0
+    out = capsys.readouterr().out
+    assert "checkpoints of 1 runs that the grid no longer has, 3MB, count towards the disk budget" in out
+    assert left.exists()
+    assert run("--remove-orphans", *INLINE) == 0
+    assert "checkpoints of 1 runs that the grid no longer has, 3MB, removed" in capsys.readouterr().out
+    assert not left.exists()
+
+
 def test_a_disk_that_is_too_small_is_one_line_and_exit_2(here, capsys):
     Path("g.yaml").write_text(HORIZONS)
     assert run("--disk-budget", "0.0001", *INLINE) == 2

@@ -22,24 +22,26 @@ _KEPT = 3
 class Order:
     """Packs in the order they are to be handed out, and the bytes that their checkpoints take at most.
 
-    ``waiting``: of runs that do not train yet; ``training``: the least for those that do, two a run.
+    ``kept``: of runs that are over or of no part in this, and stay; ``waiting``: of runs that do not train yet;
+    ``training``: the least for those that do, two a run.
     """
 
     packs: list[Pack]
     waiting: int
     training: int
+    kept: int = 0
 
     @property
     def total(self) -> int:
-        return self.waiting + self.training
+        return self.kept + self.waiting + self.training
 
 
 def checkpoint_bytes(row: Row) -> int:
     return row.plan.checkpoint_bytes + OVERHEAD_BYTES
 
 
-def order(packs: Sequence[Pack], workers: int, budget_bytes: float) -> Order:
-    """The packs, longest first if the budget can hold that, else branches first.
+def order(packs: Sequence[Pack], workers: int, budget_bytes: float, kept: int = 0) -> Order:
+    """The packs, longest first if the budget can hold that beside the bytes that are ``kept``, else branches first.
 
     Raises ValueError, in one line with what to write instead, when it can hold neither.
     """
@@ -49,18 +51,19 @@ def order(packs: Sequence[Pack], workers: int, budget_bytes: float) -> Order:
     branches = [sum(_sum(riders) for riders in pack.riders.values()) for pack in packs]
     later = sum(checkpoint_bytes(r) for p in packs for riders in p.riders.values() for r in riders if r.cell.holdout)
     later = later if packs and not packs[0].rows[0].cell.holdout else 0
-    longest_first = Order(list(packs), interrupted + sum(branches), training)
+    longest_first = Order(list(packs), interrupted + sum(branches), training, kept)
     if longest_first.total <= budget_bytes:
         return longest_first
     at_once = min(sum(branches), sum(sorted(branches)[-workers:]) + later)
-    branches_first = Order(sorted(packs, key=lambda p: not p.after), interrupted + at_once, training)
+    branches_first = Order(sorted(packs, key=lambda p: not p.after), interrupted + at_once, training, kept)
     if branches_first.total <= budget_bytes:
         return branches_first
     gb, least = (f"{n / 1e9:.3g}" for n in (budget_bytes, 1.01 * branches_first.total))
+    stay = f", {kept / 1e9:.3g} those of other runs, which stay" if kept else ""
     raise ValueError(
         f"--disk-budget {gb} GB: checkpoints take up to {least} at once, {training / 1e9:.3g} of them those that "
-        f"{workers} {'worker keeps' if workers == 1 else 'workers keep'}, two a run; write at least {least}, fewer "
-        "--workers, or execution: {trunks: false}"
+        f"{workers} {'worker keeps' if workers == 1 else 'workers keep'}, two a run{stay}; write at least {least}, "
+        f"fewer --workers, or execution: {{trunks: false}}{', or --remove-orphans' if kept else ''}"
     )
 
 

@@ -86,7 +86,20 @@ class Session:
         """The packs of ``rows`` as the disk lets them be handed out; ``later``: rows that they carry too."""
         packs = graph.build(rows, self.pack_sizes, carried=later)
         with bad_input():
-            return disk.order(packs, workers, self._disk_bytes)
+            return disk.order(packs, workers, self._disk_bytes, self._kept_bytes([*rows, *later]))
+
+    def _kept_bytes(self, training: Sequence[Row]) -> int:
+        """What checkpoints other than those that ``training`` will replace take: final ones that are kept, those of
+        runs that the grid no longer has, and what could not be read and was set aside."""
+        mine = {row.run_id for row in training}
+        kept = 0
+        for run_id in checkpoint.run_ids(self._workdir):
+            whole = checkpoint.folder_of(self._workdir, run_id)
+            unread = [path for path in whole.iterdir() if path.name.startswith("unreadable-")]
+            kept += sum(map(storage.size_of, unread if run_id in mine else [whole]))
+        if self._grid.execution.keep_final_checkpoint:
+            kept += sum(map(disk.checkpoint_bytes, training))
+        return kept
 
     def describe_data(self, data_config: config.DataConfig) -> dict | None:
         """What is known of a corpus, if it is prepared."""
@@ -108,6 +121,24 @@ class Session:
             storage.each(storage.remove_tree, (checkpoint.folder_of(self._workdir, run_id) for run_id in done))
         elif self._grid.execution.keep_final_checkpoint:
             self._say_what_is_not_kept(rows)
+        self._remove_orphans()
+
+    def _remove_orphans(self) -> None:
+        """Says which checkpoints are of no cell of the grid any more; with --remove-orphans, removes them."""
+        cells = {row.run_id for row in self.cells.rows}
+        folders = {i: checkpoint.folder_of(self._workdir, i) for i in checkpoint.run_ids(self._workdir)}
+        orphans = [whole for run_id, whole in folders.items() if run_id not in cells]
+        if not orphans:
+            return
+        size = f"{progress.compact(sum(storage.each(storage.size_of, orphans)))}B"
+        what = f"checkpoints of {len(orphans)} runs that the grid no longer has, {size}"
+        if not self._args.remove_orphans:
+            self.say(f"{self._workdir}: {what}, count towards the disk budget; --remove-orphans removes them")
+        elif slurm_book.Book(self._workdir).submissions():
+            self.say(f"{self._workdir}: {what}, stay while jobs are under way that may be theirs")
+        else:
+            storage.each(storage.remove_tree, orphans)
+            self.say(f"{self._workdir}: {what}, removed")
 
     def _say_what_is_not_kept(self, rows: Sequence[Row]) -> None:
         """Names the completed runs whose final checkpoint is asked for and is not there: nothing trains them again."""
@@ -285,7 +316,7 @@ class Session:
 
     def _tasks(self, order: disk.Order) -> list[executors.Task]:
         # A worker's share of the disk is of what those that wait leave.
-        gigabytes = (self._disk_bytes - order.waiting) / self.workers / 1e9
+        gigabytes = (self._disk_bytes - order.kept - order.waiting) / self.workers / 1e9
         shared = {
             "execution": config.to_dict(dataclasses.replace(self._grid.execution, disk_budget_gb=gigabytes)),
             "workdir": str(self._workdir),

@@ -31,6 +31,15 @@ def folder_of(workdir: Path, run_id: str) -> Path:
     return (workdir if storage.is_remote(workdir) else workdir.absolute()) / "checkpoints" / run_id
 
 
+def run_ids(workdir: Path) -> list[str]:
+    """The runs that have a folder of checkpoints."""
+    folder = folder_of(workdir, "x").parent
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
+
+
 def newest_step(workdir: Path, run_id: str) -> int:
     """The step of a run's newest whole checkpoint, 0 if there is none. Reads folder names alone, and imports no JAX."""
     folder = folder_of(workdir, run_id)

@@ -51,6 +51,13 @@ def test_branches_of_held_out_cells_wait_until_their_turn():
     assert disk.order(packs_of(seeds=1)[0], 1, 1e12).total == 4 * one
 
 
+def test_what_is_kept_counts():
+    packs, one = packs_of()
+    with pytest.raises(ValueError, match=r"those of other runs, which stay; write at least \S+, .*--remove-orphans$"):
+        disk.order(packs, 2, 9 * one, kept=2 * one)
+    assert disk.order(packs, 2, 12 * one, kept=2 * one).total == (2 + 6 + 4) * one
+
+
 GRID = """
 base:
   model: {width: 8}
