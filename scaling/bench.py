@@ -289,6 +289,7 @@ def show_packs(console: Console, rows: Sequence[dict]) -> None:
         console.print(table)
 
 
+@terminal.outliving_its_reader()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--grid", metavar="FILE", help="time this grid's shapes, for its plan (default: three sizes)")

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling import config, grid, machine, records, storage
+from scaling import config, grid, machine, records, storage, terminal
 from scaling.config import DataConfig
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 
+@terminal.outliving_its_reader()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code (2: bad input, said in one line)."""
     args = _parser().parse_args(argv)
@@ -153,8 +154,6 @@ def _describe(args: argparse.Namespace, configs: list[DataConfig], cache_dir: Pa
 
 def _show(told: dict, rows: Sequence[tuple[str, str]], leakage: dict | None = None) -> None:
     from rich.table import Table
-
-    from scaling import terminal
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in rows:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scaling import records, storage
+from scaling import records, storage, terminal
 from scaling.laws import approaches, compare, diagnosis, forms
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast, resample
 from scaling.laws.estimate import Fit
@@ -65,6 +65,7 @@ def fit_law(
     return replace(fitted, draws=resample(fitted, noise, bootstrap, seed))
 
 
+@terminal.outliving_its_reader()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code (2: bad input, said in one line)."""
     arguments = _arguments(argv)
@@ -193,8 +194,6 @@ def with_truth(payload: dict, table) -> dict:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from scaling import terminal
-
     if arguments.bootstrap < 0:
         raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
     if arguments.tau is not None and arguments.loss != "asymmetric":
@@ -229,8 +228,6 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def show(console, payload: dict) -> None:
     """Prints fit.json as tables: laws, the three approaches side by side, the forecast, warnings."""
-    from scaling import terminal
-
     console.print(
         f"{payload['source']}: {payload['num_observations']} runs fitted; N is {payload['convention']['num_params']}, "
         f"C is {payload['convention']['flops']}",
@@ -265,8 +262,6 @@ def show(console, payload: dict) -> None:
 
 def _table(title: str, *columns: str):
     from rich.table import Table
-
-    from scaling import terminal
 
     headline, _, below = title.strip("\n").partition("\n")  # a Text's own styles are those of the title
     heading = terminal.text("\n", (headline, "bold"), f"\n{below}" if below else "")

@@ -19,7 +19,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from scaling import figures, precision, rates, records, storage, truth, typography
+from scaling import figures, precision, rates, records, storage, terminal, truth, typography
 from scaling.typography import fixed, num, scientific, span
 
 
@@ -368,6 +368,7 @@ def _inline_image(path: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
+@terminal.outliving_its_reader()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m scaling.report",

@@ -44,6 +44,7 @@ from scaling.training.distributed import Group
 DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 
 
+@terminal.outliving_its_reader()
 def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> int:
     """Runs the command and returns its exit code; ``loop`` names the module that trains."""
     args = _parser().parse_args(argv)

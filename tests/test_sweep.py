@@ -387,6 +387,21 @@ def test_checkpoints_of_runs_that_left_the_grid_count_and_go_when_told(here, cap
     assert not left.exists()
 
 
+def test_a_reader_that_closes_ends_the_printing_and_not_the_work(here):
+    """``| head -1``."""
+    command = [sys.executable, str(ENGINE / "driver.py"), "--grid", "g.yaml", "--executor", "inline"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 0, errors
+    assert "Traceback" not in errors
+    assert "Broken pipe" not in errors
+    assert len(science()) == 5
+    assert Path("results/g/report.html").exists()
+
+
 def test_a_disk_that_is_too_small_is_one_line_and_exit_2(here, capsys):
     Path("g.yaml").write_text(HORIZONS)
     assert run("--disk-budget", "0.0001", *INLINE) == 2

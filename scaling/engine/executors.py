@@ -25,9 +25,13 @@ from types import ModuleType
 
 from scaling import machine
 from scaling.engine import worker as worker_module
+from scaling.training import signals
 
 LOOP = "scaling.training.loop"
 MAX_TRIES = 3
+INTERRUPTED = 130
+# After the second signal to end: a compilation has not come back by then, everything else has.
+DEAF_SECONDS = 2.0
 # Tasks at the head of the line among which a worker takes one whose program it holds: the longest are to start first.
 NEAR_THE_HEAD = 3
 
@@ -150,19 +154,30 @@ class Inline:
 @contextmanager
 def stopping_politely(loop: ModuleType) -> Iterator[None]:
     """While it lasts, the first SIGINT, SIGTERM or SIGHUP asks ``loop`` to stop and the second interrupts; one that is
-    ignored, as nohup's hang-up, stays so."""
-    previous = {}
+    ignored, as nohup's hang-up, stays so. In a compilation neither is taken in: there the second ends the process."""
+    previous, heard, over = {}, [], threading.Event()
 
     def ask(signum, frame):
         loop.stop_requested.set()
         signal.signal(signum, previous[signum])
 
+    def hear(signum: int) -> None:
+        if signum not in previous:
+            return
+        heard.append(signum)
+        if len(heard) == 2 and not over.wait(DEAF_SECONDS):
+            print("interrupted in the middle of a computation; give the same command to go on", file=sys.stderr)
+            os._exit(INTERRUPTED)
+
+    listener = signals.Listener(hear)
     try:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 previous[signum] = signal.signal(signum, ask)
         yield
     finally:
+        over.set()
+        listener.close()
         for signum, handler in previous.items():
             signal.signal(signum, handler)
         loop.stop_requested.clear()

@@ -39,6 +39,7 @@ class Lock:
             self._acquire(folder / ".lock", exclusive=shard is None)
             if shard is not None:
                 self._acquire(folder / f".lock-shard-{shard.replace('/', '-of-')}", exclusive=True)
+                self._require_one_cut(folder, shard)
         except BaseException:
             self.release()
             raise
@@ -75,6 +76,13 @@ class Lock:
         os.pwrite(fd, json.dumps(holder).encode(), 0)
         self._held.append((fd, path))
 
+    def _require_one_cut(self, folder: Path, shard: str) -> None:
+        """Raises HeldError beside shards of another number: they would train some cells twice, and some not at all."""
+        for path in folder.glob(".lock-shard-*"):
+            theirs = path.name.removeprefix(".lock-shard-").replace("-of-", "/")
+            if theirs.partition("/")[2] != shard.partition("/")[2] and (other := _holder_of(path)) is not None:
+                raise HeldError(f"--shard {shard} beside --shard {theirs}, which runs: {held_by(folder, other)}")
+
     def release(self) -> None:
         for fd, path in reversed(self._held):
             with suppress(OSError):  # raised if another shard still has it: then it stays
@@ -82,6 +90,23 @@ class Lock:
                 path.unlink()
             os.close(fd)
         self._held = []
+
+
+def _holder_of(path: Path) -> dict | None:
+    """What a lock file says of who holds it; None if nobody does."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(fd)
+    except OSError:  # no locks here
+        return None
+    finally:
+        os.close(fd)
+    return None
 
 
 def _read_holder(fd: int) -> dict:

@@ -8,15 +8,15 @@ run the same program, each on the rows of its own devices.
 import json
 import os
 import re
-import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
+
+from scaling.training import signals
 
 # A process that says nothing for so long is gone.
 SILENCE_SECONDS = 30
@@ -72,12 +72,8 @@ class Group:
         self._left = threading.Event()
         self._task: int | None = None  # the number of the one that this process is at
         self._is_deaf: Callable[[], bool] = lambda: False
-        # Python's own handlers wait for the main thread to come back from what it computes; this does not.
-        self._told, telling = socket.socketpair()
-        for end in (self._told, telling):
-            end.setblocking(False)
-        self._telling = telling
-        signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
+        self._told_at: float | None = None
+        self._listener = signals.Listener(self._hear)
         threading.Thread(target=self._watch, daemon=True).start()
 
     @property
@@ -86,15 +82,13 @@ class Group:
 
     def _watch(self) -> None:
         others = {i: (None, time.monotonic()) for i in range(self.processes) if i != self.process}
-        count, told_at, failed_at = 0, None, None
+        count, failed_at = 0, None
         while not self._left.wait(_POLL_SECONDS):
             count += 1
             task, now = self._task, time.monotonic()
-            if self._was_told():
-                told_at = told_at or now
-            if told_at is not None and not (task is not None and self._is_deaf()):
-                told_at = None
-            if told_at is not None and now - told_at > DEAF_SECONDS:
+            if task is None or not self._is_deaf():
+                self._told_at = None
+            elif self._told_at is not None and now - self._told_at > DEAF_SECONDS:
                 self.abandon(f"it was told to end, and has been waiting for the others for {DEAF_SECONDS} seconds")
             try:
                 self._client.key_value_set(f"scaling/alive/{self.process}", str(count), allow_overwrite=True)
@@ -119,11 +113,9 @@ class Group:
                 elif time.monotonic() - since > SILENCE_SECONDS and not self._left.is_set():
                     self.abandon(f"process {i} has said nothing for {SILENCE_SECONDS} seconds")
 
-    def _was_told(self) -> bool:
-        """Whether a signal to end has come since the last look."""
-        with suppress(BlockingIOError):
-            return any(n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for n in self._told.recv(4096))
-        return False
+    def _hear(self, number: int) -> None:
+        if number in signals.ENDING and self._told_at is None:
+            self._told_at = time.monotonic()
 
     @contextmanager
     def at_task(self, is_deaf: Callable[[], bool]) -> Iterator[None]:
@@ -152,7 +144,7 @@ class Group:
         import jax
 
         self._left.set()
-        signal.set_wakeup_fd(-1)
+        self._listener.close()
         jax.distributed.shutdown()
 
     def publish(self, message: dict) -> None:

@@ -152,6 +152,37 @@ def test_a_worker_killed_for_memory_says_so(tmp_path, monkeypatch):
     assert 0.005 < float(said[1]) < 1  # an interpreter without JAX
 
 
+COMPILE = """
+import ctypes, sys
+from scaling.engine import executors
+import fake_loop
+executors.DEAF_SECONDS = 0.5
+def compile(*args, **kwargs):
+    print("compiling", flush=True)
+    c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    for _ in range(2):  # the second never returns, whatever signal comes
+        c.pthread_mutex_lock(mutex)
+fake_loop.train = compile
+from tests.engine import test_executors as t
+from pathlib import Path
+executors.Inline("fake_loop").run([t.task(t.cell(0), Path(sys.argv[1]))])
+"""
+
+
+def test_the_second_ctrl_c_ends_a_compilation(tmp_path):
+    env = {**os.environ, "PYTHONPATH": _path()}
+    command = [sys.executable, "-c", COMPILE, str(tmp_path)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "compiling\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):  # once: a step would end, and save
+        process.wait(1.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert "interrupted in the middle of a computation" in process.communicate()[1]
+
+
 def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(executors, "has_accelerator", lambda: False)
     monkeypatch.setattr(executors.machine, "cores", lambda: [2, 3, 5, 7, 8])

@@ -70,6 +70,18 @@ def test_shards_share_the_folder_but_not_their_shares(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_shards_of_another_number_are_refused(tmp_path):
+    """1/3 beside 1/2: some cells would be trained twice, some not at all."""
+    process = hold(tmp_path, "1/2")
+    try:
+        with pytest.raises(folder.HeldError, match=r"--shard 1/3 beside --shard 1/2, which runs: .* is held by"):
+            folder.Lock(tmp_path, "1/3")
+        folder.Lock(tmp_path, "2/2").release()
+    finally:
+        end(process)
+    folder.Lock(tmp_path, "1/3").release()  # what a killed shard left refuses nobody
+
+
 def test_a_killed_sweeps_folder_is_held_until_its_last_worker_is_gone(tmp_path):
     lock = folder.Lock(tmp_path)
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=lock.fds)
