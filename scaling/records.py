@@ -42,7 +42,7 @@ class RunRecord:
     num_tokens: int  # trained on (at the last step, if diverged)
     num_steps: int
     batch_tokens: int
-    unique_tokens: int  # of the train split
+    unique_tokens: int  # of the train split, those that lie in a window
     epochs: float  # num_tokens / unique_tokens
     tokens_per_param: float
     flops: dict[str, float]  # achieved training FLOPs by rule

@@ -168,6 +168,24 @@ def size_of(folder: Path) -> int:
     return total
 
 
+def trim(folder: Path, most_bytes: int) -> None:
+    """Removes the files of a folder on a disk that were longest not used, until the rest takes at most so much."""
+    if not folder.is_dir():
+        return
+    known = []
+    for path in folder.iterdir():
+        try:
+            known.append((max((told := path.stat()).st_atime, told.st_mtime), told.st_size, path))
+        except FileNotFoundError:  # another trims
+            continue
+    excess = sum(size for _, size, _ in known) - most_bytes
+    for _, size, path in sorted(known):
+        if excess <= 0:
+            return
+        path.unlink(missing_ok=True)
+        excess -= size
+
+
 def each(function: Callable[[Path], T], paths: Iterable[Path]) -> list[T]:
     """``function`` of every path, in order: one after another on a disk, several requests at a time in a bucket."""
     paths = list(paths)

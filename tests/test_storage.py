@@ -358,3 +358,13 @@ def test_a_sweep_in_a_bucket_killed_and_gone_on_with_leaves_the_records_of_a_dis
     assert not any(name.startswith("work/checkpoints") for name in left)
     assert "results/.lock" not in left
     assert {"results/fit.json", "results/sweep.json", "results/report.html"} <= set(left)
+
+
+def test_trimming_leaves_what_was_used_last(tmp_path):
+    for i in range(5):
+        (tmp_path / str(i)).write_bytes(bytes(100))
+        os.utime(tmp_path / str(i), (1000 + i, 1000 + i))
+    os.utime(tmp_path / "0", (2000, 1000))  # read since
+    storage.trim(tmp_path, 250)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "4"]
+    storage.trim(tmp_path / "none", 1)

@@ -387,6 +387,21 @@ def test_checkpoints_of_runs_that_left_the_grid_count_and_go_when_told(here, cap
     assert not left.exists()
 
 
+def test_timings_of_a_busy_machine_are_taken_again(here, capsys):
+    """Cells that took a thousandth of what the timing of their shapes said: the next plan does not believe it."""
+    assert run("--plan", *INLINE) == 0
+    (path,) = Path(".scaling/data").glob("calibration-*.json")
+    known = json.loads(path.read_text())
+    assert len(known) == 2
+    path.write_text(json.dumps({shape: {**timing, "start": 500.0} for shape, timing in known.items()}))
+    capsys.readouterr()
+    assert run(*INLINE) == 0
+    out = capsys.readouterr().out
+    assert "2 shapes took " in out
+    assert "they are timed again by the next plan" in out
+    assert json.loads(path.read_text()) == {}
+
+
 def test_a_reader_that_closes_ends_the_printing_and_not_the_work(here):
     """``| head -1``."""
     command = [sys.executable, str(ENGINE / "driver.py"), "--grid", "g.yaml", "--executor", "inline"]

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import platform
 import queue
@@ -32,6 +33,8 @@ MAX_TRIES = 3
 INTERRUPTED = 130
 # After the second signal to end: a compilation has not come back by then, everything else has.
 DEAF_SECONDS = 2.0
+SILENT_SECONDS = 900.0
+LOG_BYTES = 10_000_000  # a worker's log of earlier calls: beyond, it becomes the old one, in place of an older
 # Tasks at the head of the line among which a worker takes one whose program it holds: the longest are to start first.
 NEAR_THE_HEAD = 3
 
@@ -206,6 +209,7 @@ class _Worker:
         self.index, self.command, self.env, self.log = index, command, env, log
         self.inbox, self.pass_fds = inbox, pass_fds
         self.task: Task | None = None
+        self.heard_at = time.monotonic()  # the last sign of life of its task; infinity: its silence was said
         self.programs: set[str] = set()  # compiled, or loaded, by the process that runs now
         self.process: subprocess.Popen | None = None
         self.was_ready = False
@@ -216,6 +220,8 @@ class _Worker:
 
     def start(self) -> None:
         self.was_ready = False
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".old.log"))
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -247,7 +253,7 @@ class _Worker:
 
     def send(self, task: Task, following: Task | None) -> None:
         """``following``: what it will probably be sent next."""
-        self.task = task
+        self.task, self.heard_at = task, time.monotonic()
         if task.program is not None:
             self.programs.add(task.program)
         after = following and following.payload
@@ -316,12 +322,13 @@ class Local:
         answers: dict[str, Answer] = {}
         while len(answers) < len(tasks):
             self._hand_out(waiting, on_event)
+            self._say_who_is_silent(on_event)
             try:
                 worker, event = self._inbox.get(timeout=0.5)
             except queue.Empty:
                 on_event({"event": "tick"})
                 continue
-            task = worker.task
+            task, worker.heard_at = worker.task, time.monotonic()
             event = self._settle(worker, event)
             if task is None or event is None:
                 continue
@@ -354,6 +361,19 @@ class Local:
                     worker.start()
                 worker.send(task, waiting.after(task) if self._compile_ahead else None)
                 on_event({"event": "start", "key": worker.task.key, "worker": worker.index})
+
+    def _say_who_is_silent(self, on_event) -> None:
+        """A worker may compile, evaluate or write for long, and it may hang: which, a person can see, and end it."""
+        now = time.monotonic()
+        for worker in self._pool:
+            if worker.task is not None and worker.running and now - worker.heard_at > SILENT_SECONDS:
+                worker.heard_at = math.inf
+                on_event({
+                    "event": "said", "key": worker.task.key, "worker": worker.index,
+                    "text": f"worker {worker.index} has said nothing of {worker.task.key} for "
+                    f"{SILENT_SECONDS / 60:.3g} minutes: it compiles, evaluates, or hangs. Its log is {worker.log}; "
+                    f"kill {worker.process.pid}, and it is tried again from its last checkpoint",
+                })  # fmt: skip
 
     def _settle(self, worker: _Worker, event: dict) -> dict | None:
         """Keeps the book on the worker; what is left concerns its task (None: nothing does)."""

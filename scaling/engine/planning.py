@@ -189,8 +189,8 @@ def _warn(session: Session, *, strict: bool) -> list[lint.Finding]:
     total = None if memory is None else memory * cells.hardware.devices
     about = {data: session.describe_data(data) for data in {row.cell.run.data for row in cells.rows}}
     tokens = {
-        f"{s}_tokens": {data: known[f"{s}_tokens"] for data, known in about.items() if known is not None}
-        for s in ("train", "validation")
+        name: {data: known[key] for data, known in about.items() if known is not None}
+        for name, key in (("train_tokens", "epoch_tokens"), ("validation_tokens", "validation_tokens"))
     }
     groups = []
     for path, rows in cells.apart().items():

@@ -20,6 +20,7 @@ from scaling.terminal import text
 
 REDRAW_SECONDS = 0.5
 PLAIN_SECONDS = 60.0
+PACE_SECONDS = 5.0  # of the plan's, behind a pace that is believed before any cell has ended
 HIDDEN_LABELS = ("budget_flops", "size", "width", "params")  # the plan's own columns show them
 
 
@@ -154,8 +155,9 @@ class Progress:
             self._running[event["worker"]] = key
             self._started[key] = time.monotonic()
         elif kind == "progress":
-            first = self._at.get(key) or {"first_step": event["step"]}
-            self._at[key] = {**event, "first_step": min(first["first_step"], event["step"])}
+            now = time.monotonic()
+            first = self._at.get(key) or {"first_step": event["step"], "first_time": now}
+            self._at[key] = {**event, **{name: first[name] for name in ("first_step", "first_time")}, "time": now}
         elif kind == "said":
             self._console.print(event["text"], soft_wrap=True)
         elif kind in ("done", "failed", "retry"):
@@ -197,8 +199,8 @@ class Progress:
         self._console.print(line, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """The schedule of what is left, at the pace of the cells that ended; None if nothing can be said. A branch
-        costs its own steps, and waits for its trunk to get to it."""
+        """The schedule of what is left, at the pace of the cells that ended and of those that run; None if nothing can
+        be said. A branch costs its own steps, and waits for its trunk to get to it."""
         if not all(pack.cost[0] for pack in self._waiting.values()):
             return None
         left = {}  # steps
@@ -216,8 +218,17 @@ class Progress:
                     after.append((trunk.key, (trunk.steps_before(row) - done) / max(1, left[trunk.key])))
             seconds = pack.cost[0] * left[key] / max(1, pack.num_steps)
             works.append(timetable.Work(key, seconds, tuple(after), key in running))
-        pace = self._observed / self._predicted if self._predicted else 1.0
-        return pace * timetable.wall(works, self._workers)
+        return self._pace() * timetable.wall(works, self._workers)
+
+    def _pace(self) -> float:
+        """Seconds that steps took over those that the plan gave them."""
+        observed, predicted = self._observed, self._predicted
+        for key in self._running.values():
+            if (at := self._at.get(key)) and at["time"] > at["first_time"]:
+                pack = self._waiting[key]
+                observed += at["time"] - at["first_time"]
+                predicted += pack.cost[0] * (at["step"] - at["first_step"]) / max(1, pack.num_steps)
+        return observed / predicted if predicted >= PACE_SECONDS or self._predicted else 1.0
 
     def _summary(self) -> str:
         left = duration(self.seconds_left())

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ from scaling.training.distributed import Group
 
 # Stepping time behind a shape's timing. Its compilation, the larger part, is not lost: training reuses the program.
 CALIBRATION_SECONDS = 0.3
+# A timing this many times off was taken while the machine did something else, or does so now.
+DISAGREEMENT = 1.5
+COMPILED_BYTES = 20_000_000_000  # of compiled programs in the cache, those used last
 
 
 class BadInputError(Exception):
@@ -62,6 +66,7 @@ class Session:
         self.pack_sizes: int | dict[str, int] = 1 if args.pack == "auto" else args.pack
         self._args, self._grid = args, grid
         self._workdir, self._cache_dir, self._loop, self._group = workdir, cache_dir, loop, group
+        self._ratios: dict[str, list[float]] = collections.defaultdict(list)  # by shape: seconds taken over predicted
         self._disk_bytes = 1e9 * (args.disk_budget or grid.execution.disk_budget_gb)
         with bad_input():
             self.slurm = slurm.of(args, arguments, workdir, grid.name, loop)
@@ -113,6 +118,7 @@ class Session:
     def tidy(self, rows: Sequence[Row]) -> None:
         """Removes what earlier calls left of ``rows`` that are over: the book of their jobs; and checkpoints, where one
         was killed between a run's record and the end of its checkpoints. To be called by whoever holds the results."""
+        storage.trim(self._cache_dir / "xla", COMPILED_BYTES)
         done = [row.run_id for row in rows if self.cells.is_done(row)]
         if self.slurm is not None:
             self.slurm.settle(set(done).__contains__)
@@ -295,6 +301,7 @@ class Session:
             if beside.ident is not None:
                 beside.join()
             status.clear_stale(self._workdir)  # of a call killed seconds before this one, which were too young before
+            self._forget_wrong_timings()
         except KeyboardInterrupt:
             if self.slurm is None:
                 self.say("stopping: what is running saves a checkpoint (once more: stops at once)")
@@ -303,6 +310,22 @@ class Session:
             raise
         finally:
             self.write_manifest()
+
+    def _forget_wrong_timings(self) -> None:
+        """Shapes whose cells took otherwise than their timing said are timed again by the next plan."""
+        if self.slurm is not None or self._group is not None or not self.cells.hardware.is_here:
+            return
+        median = {shape: statistics.median(ratios) for shape, ratios in self._ratios.items()}
+        wrong = {s: r for s, r in median.items() if not 1 / DISAGREEMENT < r < DISAGREEMENT}
+        known = self.cells.timings.load()
+        if wrong and known.keys() & wrong.keys():
+            self.cells.timings.save({shape: timing for shape, timing in known.items() if shape not in wrong})
+            low, high = min(wrong.values()), max(wrong.values())
+            times = f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
+            self.say(
+                f"{len(wrong)} shapes took {times} times what their timing said, which was taken while the machine was "
+                "more, or less, busy: they are timed again by the next plan"
+            )
 
     def _order_from_here(self, rows: Sequence[Row], later: Sequence[Row]) -> disk.Order:
         """What trains next, from the checkpoints that there are."""
@@ -339,6 +362,8 @@ class Session:
             records.save(results, folder.failed_record(row, self._grid.name, reason))
         record = self.cells.record(row)
         self.cells.found[row.run_id] = record.status
+        if record.status == "completed" and record.timing.get("seconds") and row.seconds:
+            self._ratios[plan.shape_key(row.cell.run)].append(record.timing["seconds"] / row.seconds)
         self.manifest.cell_ended(record)
         self.write_manifest(at_leisure=True)
         return record

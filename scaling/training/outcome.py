@@ -31,7 +31,7 @@ def record(
         if run.eval.final_tokens is not None and mine:  # else all of its split
             tokens = corpus.validation_tokens_by_source(run.eval.final_tokens)
             source["num_eval_tokens"] = tokens[source["source"]]
-        source["epochs"] = source["weight"] * num_tokens / source["train_tokens"]
+        source["epochs"] = source["weight"] * num_tokens / source["epoch_tokens"]
     return records.RunRecord(
         run_id=run.run_id,
         status="diverged" if diverged else "completed",
@@ -41,8 +41,8 @@ def record(
         num_tokens=num_tokens,
         num_steps=plan.num_steps,
         batch_tokens=plan.batch_tokens,
-        unique_tokens=corpus.train_tokens,
-        epochs=num_tokens / corpus.train_tokens,
+        unique_tokens=corpus.epoch_tokens,
+        epochs=num_tokens / corpus.epoch_tokens,
         tokens_per_param=num_tokens / plan.num_params["non_embedding"],
         flops={rule: flops * share for rule, flops in plan.flops.items()},
         loss=loss,

@@ -55,6 +55,11 @@ def misbehave(cell, workdir):
         if not flag.exists():
             flag.touch()
             os.kill(os.getpid(), 9)
+    if bad == "hangs once":
+        mark = Path(workdir) / "hung"
+        if not mark.exists():
+            mark.write_text("")
+            time.sleep(600)
     if bad == "raises":
         raise RuntimeError("out of paper")
     if bad == "refuses":

@@ -152,6 +152,35 @@ def test_a_worker_killed_for_memory_says_so(tmp_path, monkeypatch):
     assert 0.005 < float(said[1]) < 1  # an interpreter without JAX
 
 
+def test_a_worker_that_says_nothing_is_named_once(tmp_path, monkeypatch):
+    """And, killed by whoever reads it, goes on from its last checkpoint."""
+    monkeypatch.setattr(executors, "SILENT_SECONDS", 0.5)
+    stuck, said = cell(0, 12, "hangs once"), []
+
+    def on_event(event):
+        if event["event"] == "said":
+            said.append(event["text"])
+            os.kill(int(re.search(r"kill (\d+)", event["text"])[1]), signal.SIGKILL)
+
+    executor = Local(1, tmp_path / "logs", loop="fake_loop")
+    try:
+        answers = executor.run([task(stuck, tmp_path)], on_event)
+    finally:
+        executor.close()
+    assert answers[stuck.run.run_id].reason is None
+    assert len(said) == 1
+    assert f"has said nothing of {stuck.run.run_id} for" in said[0]
+
+
+def test_a_log_that_grew_becomes_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "LOG_BYTES", 10)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "worker-0.log").write_text("of calls long ago\n")
+    run_local([cell(0)], tmp_path, workers=1)
+    assert (tmp_path / "logs" / "worker-0.old.log").read_text() == "of calls long ago\n"
+    assert "long ago" not in (tmp_path / "logs" / "worker-0.log").read_text()
+
+
 COMPILE = """
 import ctypes, sys
 from scaling.engine import executors

@@ -36,8 +36,8 @@ def test_a_run_learns_and_its_record_is_complete(undisturbed, corpus):
     assert r.curve["step"][-1] == r.num_steps == 24
     assert r.num_tokens == 24 * 8 * 16
     described = data.open(*corpus).describe()
-    assert r.unique_tokens == described["train_tokens"]
-    assert r.epochs == r.num_tokens / described["train_tokens"]
+    assert r.unique_tokens == described["epoch_tokens"]
+    assert r.epochs == r.num_tokens / described["epoch_tokens"]
     assert r.bits_per_byte == pytest.approx(r.loss / np.log(2) * described["tokens_per_byte"])
     assert r.timing["tokens_per_s"] > 0
     assert r.environment["backend"] == "cpu"
@@ -159,7 +159,7 @@ def test_a_run_on_a_mixture_says_how_each_source_fared(tmp_path):
     first, second = record.data["sources"]
     assert record.loss == pytest.approx(0.75 * first["loss"] + 0.25 * second["loss"])
     assert first["loss"] != second["loss"]
-    assert first["epochs"] * first["train_tokens"] == pytest.approx(0.75 * record.num_tokens)
+    assert first["epochs"] * first["epoch_tokens"] == pytest.approx(0.75 * record.num_tokens)
     assert record.bits_per_byte == pytest.approx(record.loss / np.log(2) * record.data["tokens_per_byte"])
 
 

@@ -120,9 +120,9 @@ class Corpus:
 
     @property
     def train_tokens(self) -> int:
-        """Of the train split, or of its subset: an epoch is so many tokens."""
+        """Of the train split, or of its subset."""
         if self.unique_tokens is not None:
-            return self.windows_per_epoch * self.seq_len
+            return self.epoch_tokens
         return self.manifest["splits"]["train"]["tokens"]
 
     @property
@@ -150,6 +150,11 @@ class Corpus:
     def windows_per_epoch(self) -> int:
         return (len(self.arrays["train"]) - 1) // self.seq_len
 
+    @property
+    def epoch_tokens(self) -> int:
+        """Targets that lie in a window, which is what an epoch trains on."""
+        return self.windows_per_epoch * self.seq_len
+
     def describe(self) -> dict:
         """What the record says of the data. Bits per byte = loss in nats per token × tokens_per_byte / ln 2."""
         manifest, per_token = self.manifest, self.bytes_per_token["validation"]
@@ -164,6 +169,7 @@ class Corpus:
             "split_rule": manifest["split_rule"],
             "vocab_size": self.vocab_size,
             "train_tokens": self.train_tokens,
+            "epoch_tokens": self.epoch_tokens,
             "validation_tokens": self.validation_tokens,
             "tokens_per_byte": None if per_token is None else 1 / per_token,
             "num_documents": self.num_documents,
@@ -187,7 +193,7 @@ class Corpus:
 
     def require_horizon(self, num_tokens: float) -> None:
         """Raises ValueError if so many tokens are hundreds of epochs that nobody asked for."""
-        epochs = num_tokens / self.train_tokens
+        epochs = num_tokens / self.epoch_tokens
         if epochs > MAX_EPOCHS and self.unique_tokens is None:
             raise ValueError(
                 f"horizon: {num_tokens:.4g} tokens are {epochs:,.0f} epochs of the {self.train_tokens:,} train tokens "
@@ -315,6 +321,10 @@ class Mixture:
     @property
     def train_tokens(self) -> int:
         return sum(corpus.train_tokens for corpus in self.corpora)
+
+    @property
+    def epoch_tokens(self) -> int:
+        return sum(corpus.epoch_tokens for corpus in self.corpora)
 
     @property
     def validation_tokens(self) -> int:

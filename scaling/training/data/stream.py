@@ -72,6 +72,10 @@ class Stream:
         return STREAM_TOKENS if self._epoch_windows is None else self._epoch_windows * self.seq_len
 
     @property
+    def epoch_tokens(self) -> int:
+        return self.train_tokens
+
+    @property
     def validation_tokens(self) -> int:
         return math.ceil(VALIDATION_TOKENS / self.seq_len) * self.seq_len
 
@@ -87,6 +91,7 @@ class Stream:
             "split_rule": "independent streams",
             "vocab_size": self.vocab_size,
             "train_tokens": self.train_tokens,
+            "epoch_tokens": self.epoch_tokens,
             "validation_tokens": self.validation_tokens,
             "tokens_per_byte": None,
             "text_bytes": None,
