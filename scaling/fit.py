@@ -374,10 +374,12 @@ def _forecast_table(rows: list[dict], title: str = "Forecast of the runs held ou
 def _combination_table(members: list[dict]):
     title = "\nForms behind a forecast: each fitted to the smaller runs, asked for the larger ones"
     steps = [c["fitted_up_to"] for c in members[0]["cuts"]]
-    table = _table(title, "form", "weight", *[f"fitted to {C:.2g}" for C in steps])
+    told = [f"weight at {at['factor']:.3g}×" for at in members[0].get("weights", ())]
+    table = _table(title, "form", *told, *[f"fitted to {C:.2g}" for C in steps])
     for row in members:
         found = {c["fitted_up_to"]: f"{100 * c['mean_error']:.2f} %" for c in row["cuts"]}
-        table.add_row(row["law"], f"{row['weight']:.2f}", *[found.get(C, "–") for C in steps])
+        weights = [f"{at['weight']:.2f}" for at in row.get("weights", ())]
+        table.add_row(row["law"], *weights, *[found.get(C, "–") for C in steps])
     return table
 
 

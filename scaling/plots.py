@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from scaling.axes import (
     DASHES,
@@ -370,6 +371,7 @@ def forecast(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Ax
         ax.set_xticks(x, [f"{name}\n{scientific(r['flops'])}" for name, r in zip(names, rows)])
         ax.set_xlabel("held-out cell: parameters $N$, compute $C$ (FLOPs)")
     ax.set_ylabel("forecast against actual (%)" if relative else LABELS["loss"])
+    ax.yaxis.set_major_locator(MaxNLocator(7))
     ax.margins(0.08, 0.12)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return ax

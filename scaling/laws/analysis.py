@@ -26,6 +26,7 @@ DEFAULT_LAWS = ("chinchilla", "kaplan_n", "kaplan_d", "kaplan_c")
 FRONTIER_POINTS = 25
 # The frontier is drawn this far beyond the largest compute there is a run for.
 FRONTIER_BEYOND = 10.0
+WEIGHED_AT = np.array([2.0, 10.0, 100.0, 1e4])  # times the largest compute: where the weights of forms are told
 # Above this many rows profiles would take longer than everything else together.
 MAX_PROFILED_ROWS = 2000
 SAMPLED_DRAWS = 200
@@ -63,6 +64,11 @@ class Analysis:
             if set(fitted.form.columns) == {"num_params", "num_tokens"}:
                 return name
         return None
+
+    @property
+    def forecaster(self) -> str | None:
+        """The law that forecasts where no combination does: the surface, else the first of one column."""
+        return self.surface or next((n for n, f in self.fits.items() if len(f.form.columns) == 1), None)
 
     def to_json(self) -> dict:
         """fit.json (design.md §7) as plain numbers; what could not be known is null, never NaN."""
@@ -220,13 +226,17 @@ class Analysis:
         top = max([fitted.max(), *known]) * FRONTIER_BEYOND
         flops = np.geomspace(fitted.min(), top, FRONTIER_POINTS)
         optimum = self._optimum(flops)
-        return [
+        rows = [
             {"flops": float(C)}
             | {name: float(value[i]) for name, (value, _) in optimum.items()}
             | {f"{name}_interval": band[i].tolist() for name, (_, band) in optimum.items()}
             for i, C in enumerate(flops)
             if np.isfinite(optimum["num_params"][0][i])
         ]
+        # What the surface law says of the optimum's loss is not what a forecast of that run says: one run, one loss.
+        for row, said in zip(rows, forecast(self, rows, self.level)):
+            row |= {"loss": said["predicted"], "loss_interval": said["interval"]}
+        return rows
 
     def _allocation(self) -> dict:
         """Exponents and tokens per parameter of the surface law.
@@ -310,7 +320,18 @@ class Analysis:
         """The forms behind a forecast, their weights, and how each forecast as the fitted range grew."""
         if self.combination is None:
             return {}
-        rolled = [f.to_json() | {"weight": self.combination.weights[n]} for n, f in self.combination.forecasts.items()]
+        combined, observations = self.combination, self.observations
+        # Along the largest runs' own shape: tokens and parameters grow alike.
+        top = observations.columns[combined.axis] >= combined.reach / 1.1
+        middle = {c: float(np.exp(np.log(observations.columns[c][top]).mean())) for c in combined.columns}
+        share = 1.0 if len(combined.columns) == 1 else 0.5
+        at = {c: v * WEIGHED_AT ** (1.0 if c == combined.axis else share) for c, v in middle.items()}
+        weights = combined.weights(**at)
+        rolled = []
+        for name, f in combined.forecasts.items():
+            by_factor = [{"factor": float(x), "weight": float(w)} for x, w in zip(WEIGHED_AT, weights[name])]
+            weight = {"weight": by_factor[1]["weight"], "weights": by_factor, "misfit": vars(combined.misfit[name])}
+            rolled.append(f.to_json() | weight)
         return {"members": sorted(rolled, key=lambda row: row["mean_error"])}
 
     def _flops_held_out(self) -> list[float]:
@@ -320,9 +341,10 @@ class Analysis:
     def _forecast(self, reason: str) -> list[dict]:
         """What the laws say of the rows that are excluded for this reason, beside what they gave."""
         rows = [row for row in self.observations.excluded if row["reason"] == reason]
-        known = [row for row in rows if row["num_params"] and row["num_tokens"]]
-        if not known or self.surface is None:
+        if self.forecaster is None:
             return []
+        wanted = self.fits[self.forecaster].form.columns if self.combination is None else self.combination.columns
+        known = [row for row in rows if all(row.get(c) for c in wanted)]
         cells = [{"run_id": row["run"], **{c: row[c] for c in ("num_params", "num_tokens", "flops")}} for row in known]
         return [f | {"actual": row["loss"]} for f, row in zip(forecast(self, cells), known)]
 
@@ -407,8 +429,10 @@ def analyse(
         resampled="run" if clusters is not None else "observation",
         noise=noise,
     )
-    if combined and found.surface is not None:
-        found = dataclasses.replace(found, combination=combine(observations, _members(found), fits, **objective))
+    if combined and found.forecaster is not None:
+        rows, _ = approaches.select(observations, found.fits[found.forecaster].form)
+        forecasting = combine(observations.take(rows), _members(found), fits, **objective)
+        found = dataclasses.replace(found, combination=forecasting)
     return _with_evidence(found)
 
 
@@ -429,9 +453,11 @@ def _envelope(observations: Observations, curves, flops: str) -> dict:
 
 
 def _members(found: Analysis) -> tuple[str, ...]:
-    """Forms behind a forecast: the usual ones and every law of N and D that was asked for."""
-    asked = [name for name, f in found.fits.items() if set(f.form.columns) == {"num_params", "num_tokens"}]
-    return tuple(dict.fromkeys([*asked, *MEMBERS]))
+    """Forms behind a forecast: every law that was asked for of the forecaster's columns, and the usual ones."""
+    columns = set(found.fits[found.forecaster].form.columns)
+    asked = [name for name, f in found.fits.items() if set(f.form.columns) == columns]
+    usual = MEMBERS if len(columns) > 1 else [n for n, f in forms.FORMS.items() if f.columns == tuple(columns)]
+    return tuple(dict.fromkeys([*asked, *(n for n in usual if forms.get(n).target == "loss")]))
 
 
 def _with_evidence(found: Analysis) -> Analysis:

@@ -24,39 +24,44 @@ class Fitted(Protocol):
     warnings: tuple[str, ...]
 
     @property
-    def surface(self) -> str | None: ...
+    def forecaster(self) -> str | None: ...
 
 
 def forecast(analysis: Fitted, cells: Sequence[Mapping], level: float = 0.90) -> list[dict]:
     """Predicted loss of new runs, with an interval for the run itself.
 
-    From the combination of forms where there is one (``combine``): laws by weight, each law's uncertainty, a run's
-    noise; from the surface law alone otherwise. ``by_law`` says what each form expects on its own.
+    From the combination of forms where there is one (``combine``): laws by weight, each law's uncertainty and misfit, a
+    run's noise; from one law alone otherwise, of N and D or of one column. ``by_law`` says what each form expects on
+    its own.
 
     Args:
-      cells: each with run_id, num_params, num_tokens (in the analysis's convention) and flops.
+      cells: each with run_id, flops, and the columns of the laws (num_params, num_tokens in the analysis's convention).
 
     Raises:
-      ValueError: no law of N and D was fitted.
+      ValueError: no law that could forecast was fitted, or a cell lacks a column.
     """
-    if analysis.surface is None:
-        why = "; ".join(analysis.warnings) or "it was not asked for"
-        raise ValueError(f"{analysis.observations.source}: no law of N and D to forecast from: {why}")
-    columns = {c: np.array([float(cell[c]) for cell in cells]) for c in ("num_params", "num_tokens")}
+    if analysis.forecaster is None:
+        why = "; ".join(analysis.warnings) or "none was asked for"
+        raise ValueError(f"{analysis.observations.source}: no law to forecast from: {why}")
     if not cells:
         return []
-    combined = analysis.combination
+    combined, alone = analysis.combination, analysis.fits[analysis.forecaster]
+    wanted = alone.form.columns if combined is None else combined.columns
+    for cell in cells:
+        if missing := [c for c in wanted if cell.get(c) is None]:
+            raise ValueError(f"cell {cell.get('run_id')}: {', '.join(missing)} is missing: the laws are of it")
+    columns = {c: np.array([float(cell[c]) for cell in cells]) for c in wanted}
     if combined is None:
-        by_law = {analysis.surface: analysis.fits[analysis.surface].predict(**columns)}
-        predicted, (lower, upper) = by_law[analysis.surface], _of_one_law(analysis, columns, level)
+        by_law = {analysis.forecaster: alone.predict(**columns)}
+        predicted, (lower, upper) = by_law[analysis.forecaster], _of_one_law(analysis, columns, level)
     else:
         predicted, by_law = combined.predict(**columns), combined.by_law(**columns)
         lower, upper = _of_several(analysis, columns, level)
     predicted = np.broadcast_to(predicted, len(cells))
     return [
         {
-            "run_id": cell["run_id"],
-            "flops": float(cell["flops"]),
+            "run_id": cell.get("run_id"),
+            "flops": None if cell.get("flops") is None else float(cell["flops"]),
             "predicted": float(predicted[i]),
             "interval": [float(lower[i]), float(upper[i])],
             "level": level,
@@ -77,7 +82,7 @@ def _of_several(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np
 
 
 def _of_one_law(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np.ndarray]:
-    fitted, draws = analysis.fits[analysis.surface], analysis.draws.get(analysis.surface)
+    fitted, draws = analysis.fits[analysis.forecaster], analysis.draws.get(analysis.forecaster)
     if draws is not None:
         tail = 0.5 * (1.0 - level)
         losses = uncertainty.prediction_draws(fitted, draws, seed=analysis.seed, **columns)

@@ -15,6 +15,7 @@ from scaling.laws.solver import Objective, Problem, Solution, solve
 
 MAX_STARTS = 64
 ROUGH_ITERATIONS = 60
+FINISH_ITERATIONS = 100  # with costly second derivatives: what has not come to rest by then lies in a flat valley
 SMOOTH_DELTA = 0.1
 FINALISTS = 8
 # Huber's δ in units of the residuals' scale: 95 % efficient under Gaussian noise (Huber 1964).
@@ -40,7 +41,7 @@ def smooth_start(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> n
 def multi_start(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> Solution:
     """Solves from every start. Where second derivatives are costly, all starts come near an optimum without them, and
     the best optima are finished with them, each once however many starts came there."""
-    if problem.model.form.powers is not None or len(starts) <= FINALISTS:
+    if problem.model.form.powers is not None:
         return solve(problem, starts, weights)
     rough = copy.copy(problem.model)
     rough.exact = False
@@ -48,7 +49,7 @@ def multi_start(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> So
     first, member = distinct(near)
     if not len(first):
         return near
-    final = solve(problem, near.theta[first], weights)
+    final = solve(problem, near.theta[first], weights, FINISH_ITERATIONS)
     fields = {name: getattr(near, name).copy() for name in Solution.__dataclass_fields__ if name != "iterations"}
     finished = member >= 0
     for name, values in fields.items():
