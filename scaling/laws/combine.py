@@ -211,7 +211,6 @@ class Combination:
     beyond_noise: dict[str, float]
     axis: str
     reach: float
-    _drawn: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -245,9 +244,18 @@ class Combination:
         size = np.shape(self._distance(columns))
         return {n: np.broadcast_to(f.predict(**_own(f.form, columns)), size) for n, f in self.fits.items()}
 
-    def draws(self, num: int, *, seed: int = 0, clusters: np.ndarray | None = None, **columns) -> np.ndarray:
+    def draws(
+        self, num: int, *, seed: int = 0, clusters: np.ndarray | None = None, groups: np.ndarray | None = None,
+        known: Mapping[str, Draws] | None = None, **columns,
+    ) -> np.ndarray:  # fmt: skip
         """Losses of new runs (num, m), run by run: laws drawn by weight, each resampled, its misfit at that distance,
-        and a run's own noise. What one draw says of two runs may come from two laws."""
+        and a run's own noise. What one draw says of two runs may come from two laws.
+
+        Args:
+          clusters: labels of the rows that are resampled together.
+          groups: number of each row's group, where errors of a group may have any covariance (``uncertainty.wild``).
+          known: draws of a law that need not be made again.
+        """
         weights = self.weights(**columns)
         size = len(self._distance(columns))
         share = np.cumsum([np.zeros(size), *weights.values()], axis=0)
@@ -257,7 +265,10 @@ class Combination:
             count = ends[i + 1] - ends[i]
             if not count.any():
                 continue
-            resampled = self._resampled(name, num, seed + i, clusters)
+            resampled = (known or {}).get(name)
+            if resampled is None or len(resampled) < count.max():
+                resampled = self._resampled(name, int(count.max()), seed + i, clusters, groups)
+            resampled = resampled.first(int(count.max()))
             losses = uncertainty.prediction_draws(fitted, resampled, seed=seed + i, **_own(fitted.form, columns))
             off = np.random.default_rng(seed + i).normal(size=(len(losses), 1)) * self._misses(name, columns)
             losses = losses * np.exp(off)
@@ -265,19 +276,16 @@ class Combination:
                 out[ends[i, j] : ends[i + 1, j], j] = losses[: count[j], j]
         return out
 
-    def _resampled(self, name: str, num: int, seed: int, clusters: np.ndarray | None) -> Draws:
-        """Laws as the rows let them move, found once: refitted to resamples, or, where a refit is costly, by the wild
-        bootstrap, which makes none."""
-        key = name, num, seed, clusters is None
-        if key not in self._drawn:
-            fitted = self.fits[name]
-            if fitted.form.powers is None:
-                rows = np.arange(fitted.num_observations) if clusters is None else clusters
-                groups = np.unique(rows, return_inverse=True)[1]
-                self._drawn[key] = uncertainty.wild(fitted, groups, num, seed=seed)
-            else:
-                self._drawn[key] = uncertainty.bootstrap(fitted, num, seed=seed, clusters=clusters)
-        return self._drawn[key]
+    def _resampled(self, name: str, num: int, seed: int, clusters, groups) -> Draws:
+        """Laws as the rows let them move: refitted to resamples, or, where a refit is costly or errors are shared, by
+        the wild bootstrap, which makes none."""
+        fitted = self.fits[name]
+        if groups is None and fitted.form.powers is not None:
+            return uncertainty.bootstrap(fitted, num, seed=seed, clusters=clusters)
+        if groups is None:
+            rows = np.arange(fitted.num_observations) if clusters is None else clusters
+            groups = np.unique(rows, return_inverse=True)[1]
+        return uncertainty.wild(fitted, groups, num, seed=seed)
 
     def interval(self, level: float, **columns) -> tuple[np.ndarray, np.ndarray]:
         """The same without resampling: the delta method within laws, their misfit, their spread between."""

@@ -49,6 +49,10 @@ class Draws:
     def __len__(self) -> int:
         return len(self.theta)
 
+    def first(self, num: int) -> "Draws":
+        """The first ``num`` of them."""
+        return replace(self, params={k: v[:num] for k, v in self.params.items()}, theta=self.theta[:num])
+
 
 @dataclass(frozen=True)
 class Fit:

@@ -8,6 +8,7 @@ import numpy as np
 
 from scaling.laws import uncertainty
 from scaling.laws.combine import Combination
+from scaling.laws.diagnosis import Noise
 from scaling.laws.estimate import Draws, Fit
 from scaling.laws.observations import Observations
 
@@ -18,6 +19,7 @@ class Fitted(Protocol):
     observations: Observations
     fits: dict[str, Fit]
     draws: dict[str, Draws]
+    noise: dict[str, Noise]
     combination: Combination | None
     resampled: str
     seed: int
@@ -75,8 +77,13 @@ def _of_several(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np
     if not analysis.draws:
         return analysis.combination.interval(level, **columns)
     num = max(map(len, analysis.draws.values()))
-    clusters = analysis.observations.run if analysis.resampled == "run" else None
-    losses = analysis.combination.draws(num, seed=analysis.seed, clusters=clusters, **columns)
+    noise, rows = analysis.noise.get(analysis.forecaster), analysis.fits[analysis.forecaster].observations
+    shared = {
+        "clusters": rows.run if analysis.resampled == "run" else None,
+        "groups": None if noise is None else noise.groups,
+        "known": analysis.draws,
+    }
+    losses = analysis.combination.draws(num, seed=analysis.seed, **shared, **columns)
     tail = 0.5 * (1.0 - level)
     return tuple(np.quantile(losses, [tail, 1.0 - tail], axis=0))
 

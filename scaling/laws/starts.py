@@ -43,9 +43,7 @@ def multi_start(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> So
     the best optima are finished with them, each once however many starts came there."""
     if problem.model.form.powers is not None:
         return solve(problem, starts, weights)
-    rough = copy.copy(problem.model)
-    rough.exact = False
-    near = solve(replace(problem, model=rough), starts, weights, ROUGH_ITERATIONS)
+    near = solve(_rough(problem), starts, weights, ROUGH_ITERATIONS)
     first, member = distinct(near)
     if not len(first):
         return near
@@ -55,6 +53,15 @@ def multi_start(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> So
     for name, values in fields.items():
         values[finished] = getattr(final, name)[member[finished]]
     return Solution(**fields, iterations=near.iterations + final.iterations)
+
+
+def _rough(problem: Problem) -> Problem:
+    """Without second derivatives, where these are costly."""
+    if problem.model.form.powers is not None:
+        return problem
+    model = copy.copy(problem.model)
+    model.exact = False
+    return replace(problem, model=model)
 
 
 def distinct(solution: Solution) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +104,8 @@ def sampled_starts(problem: Problem, observations: Observations) -> tuple[np.nda
         return start_grid(problem.model, observations), None
     best = found.objective[first] <= found.objective[first[0]] * NEAR_BEST
     first, member = first[best], np.where(member < best.sum(), member, -1)
-    all_rows = solve(replace(problem, objective=objective), found.theta[first], observations.weight, ROUGH_ITERATIONS)
+    whole = _rough(replace(problem, objective=objective))
+    all_rows = solve(whole, found.theta[first], observations.weight, ROUGH_ITERATIONS)
     order = np.argsort(all_rows.objective)
     rank = np.append(np.argsort(order), -1)  # member -1 stays -1
     return all_rows.theta[order], rank[member]
