@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scaling import records, storage, terminal
 from scaling.laws import approaches, compare, diagnosis, forms
-from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast, resample
+from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast
 from scaling.laws.estimate import Fit
 from scaling.laws.estimate import fit as _fit
 from scaling.laws.observations import from_table, read_csv
@@ -62,7 +62,7 @@ def fit_law(
         return fitted
     clusters, _ = diagnosis.run_clusters(observations)
     noise = diagnosis.diagnose(fitted, None if clusters is None else clusters[rows])
-    return replace(fitted, draws=resample(fitted, noise, bootstrap, seed))
+    return replace(fitted, draws=diagnosis.resample(fitted, noise, bootstrap, seed))
 
 
 @terminal.outliving_its_reader()

@@ -405,11 +405,12 @@ def analyse(
         if bootstrap:
             told = diagnosis.diagnose(fits[form.name], None if clusters is None else clusters[rows])
             noise[form.name] = told
-            draws[form.name] = resample(fits[form.name], told, bootstrap, seed)
+            draws[form.name] = diagnosis.resample(fits[form.name], told, bootstrap, seed)
             if told.doubtful:
                 warnings.append(f"{form.name}: {told.reason}")
             if told.groups is not None:
-                warnings.append(f"{form.name}: {told.reason}: intervals are a wild bootstrap's, {told.unit}")
+                how = "allow for it" if told.kind == "uneven" else f"are a wild bootstrap's, {told.unit}"
+                warnings.append(f"{form.name}: {told.reason}: intervals {how}")
         warnings += _doubts(fits[form.name], draws.get(form.name))
     if not fits:
         raise ValueError(problems[0] if problems else f"{source}: no law was asked for: write --law chinchilla")
@@ -434,13 +435,6 @@ def analyse(
         forecasting = combine(observations.take(rows), _members(found), fits, **objective)
         found = dataclasses.replace(found, combination=forecasting)
     return _with_evidence(found)
-
-
-def resample(fitted: Fit, noise: diagnosis.Noise, num: int, seed: int) -> Draws:
-    """Laws as the noise lets them move: rows resampled and refitted, or groups' errors drawn as one."""
-    if noise.groups is None:
-        return uncertainty.bootstrap(fitted, num, seed=seed)
-    return uncertainty.wild(fitted, noise.groups, num, seed=seed)
 
 
 def _envelope(observations: Observations, curves, flops: str) -> dict:

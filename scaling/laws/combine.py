@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import stats
 
-from scaling.laws import forms, uncertainty
+from scaling.laws import diagnosis, forms, uncertainty
+from scaling.laws.diagnosis import Noise
 from scaling.laws.estimate import Draws, Fit, fit
 from scaling.laws.form import Form
 from scaling.laws.observations import Observations
@@ -245,7 +246,7 @@ class Combination:
         return {n: np.broadcast_to(f.predict(**_own(f.form, columns)), size) for n, f in self.fits.items()}
 
     def draws(
-        self, num: int, *, seed: int = 0, clusters: np.ndarray | None = None, groups: np.ndarray | None = None,
+        self, num: int, *, seed: int = 0, clusters: np.ndarray | None = None, noise: Noise | None = None,
         known: Mapping[str, Draws] | None = None, **columns,
     ) -> np.ndarray:  # fmt: skip
         """Losses of new runs (num, m), run by run: laws drawn by weight, each resampled, its misfit at that distance,
@@ -253,7 +254,7 @@ class Combination:
 
         Args:
           clusters: labels of the rows that are resampled together.
-          groups: number of each row's group, where errors of a group may have any covariance (``uncertainty.wild``).
+          noise: what the residuals say of the rows' errors, where they are not independent and alike.
           known: draws of a law that need not be made again.
         """
         weights = self.weights(**columns)
@@ -267,7 +268,7 @@ class Combination:
                 continue
             resampled = (known or {}).get(name)
             if resampled is None or len(resampled) < count.max():
-                resampled = self._resampled(name, int(count.max()), seed + i, clusters, groups)
+                resampled = self._resampled(name, int(count.max()), seed + i, clusters, noise)
             resampled = resampled.first(int(count.max()))
             losses = uncertainty.prediction_draws(fitted, resampled, seed=seed + i, **_own(fitted.form, columns))
             off = np.random.default_rng(seed + i).normal(size=(len(losses), 1)) * self._misses(name, columns)
@@ -276,16 +277,15 @@ class Combination:
                 out[ends[i, j] : ends[i + 1, j], j] = losses[: count[j], j]
         return out
 
-    def _resampled(self, name: str, num: int, seed: int, clusters, groups) -> Draws:
-        """Laws as the rows let them move: refitted to resamples, or, where a refit is costly or errors are shared, by
-        the wild bootstrap, which makes none."""
+    def _resampled(self, name: str, num: int, seed: int, clusters, noise: Noise | None) -> Draws:
+        """Laws as the rows let them move; where a refit is costly by the wild bootstrap, which makes none."""
         fitted = self.fits[name]
-        if groups is None and fitted.form.powers is not None:
+        if noise is not None and noise.groups is not None:
+            return diagnosis.resample(fitted, noise, num, seed)
+        if fitted.form.powers is not None:
             return uncertainty.bootstrap(fitted, num, seed=seed, clusters=clusters)
-        if groups is None:
-            rows = np.arange(fitted.num_observations) if clusters is None else clusters
-            groups = np.unique(rows, return_inverse=True)[1]
-        return uncertainty.wild(fitted, groups, num, seed=seed)
+        rows = np.arange(fitted.num_observations) if clusters is None else clusters
+        return uncertainty.wild(fitted, np.unique(rows, return_inverse=True)[1], num, seed=seed)
 
     def interval(self, level: float, **columns) -> tuple[np.ndarray, np.ndarray]:
         """The same without resampling: the delta method within laws, their misfit, their spread between."""

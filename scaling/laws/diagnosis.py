@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scaling.laws import uncertainty
 from scaling.laws.budgets import TOLERANCE
-from scaling.laws.estimate import Fit
+from scaling.laws.estimate import Draws, Fit
 from scaling.laws.observations import Observations
 
 # Below this many clusters their sums say too little of how they scatter (Cameron, Gelbach & Miller 2008, §III: with
@@ -119,6 +120,16 @@ def diagnose(fit: Fit, clusters: np.ndarray | None = None, *, seed: int = 0) -> 
             return Noise(reason=f"{reason}: too little to show a shared error, which would widen the interval",
                          p_values=p_values, doubtful=True)  # fmt: skip
     return Noise(p_values=p_values)
+
+
+def resample(fit: Fit, noise: Noise, num: int, seed: int = 0) -> Draws:
+    """Draws laws as this noise lets the fit move: by refits to resampled rows where these are independent and alike, by
+    ``uncertainty.uneven`` or ``uncertainty.wild`` otherwise."""
+    if noise.kind == "uneven":
+        return uncertainty.uneven(fit, num, seed=seed)
+    if noise.groups is not None:
+        return uncertainty.wild(fit, noise.groups, num, seed=seed)
+    return uncertainty.bootstrap(fit, num, seed=seed)
 
 
 def between(e: np.ndarray, groups: np.ndarray) -> float:

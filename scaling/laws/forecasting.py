@@ -77,10 +77,10 @@ def _of_several(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np
     if not analysis.draws:
         return analysis.combination.interval(level, **columns)
     num = max(map(len, analysis.draws.values()))
-    noise, rows = analysis.noise.get(analysis.forecaster), analysis.fits[analysis.forecaster].observations
+    rows = analysis.fits[analysis.forecaster].observations
     shared = {
         "clusters": rows.run if analysis.resampled == "run" else None,
-        "groups": None if noise is None else noise.groups,
+        "noise": analysis.noise.get(analysis.forecaster),
         "known": analysis.draws,
     }
     losses = analysis.combination.draws(num, seed=analysis.seed, **shared, **columns)

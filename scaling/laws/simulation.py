@@ -144,7 +144,7 @@ def _intervals(fitted: Fit, method, asked, level, num_bootstrap, seed) -> dict[s
         found = diagnosis.diagnose(fitted)
         if found.groups is None:
             return _intervals(fitted, "profile", asked, level, num_bootstrap, seed)
-        draws = uncertainty.wild(fitted, found.groups, num_bootstrap, seed=seed)
+        draws = diagnosis.resample(fitted, found, num_bootstrap, seed)
         return {k: tuple(uncertainty.interval(q(draws.params), level)) for k, q in asked.items()}
     if method == "bootstrap":
         draws = uncertainty.bootstrap(fitted, num_bootstrap, seed=seed)

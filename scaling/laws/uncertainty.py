@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from scaling.laws.estimate import Draws, Fit
 from scaling.laws.solver import Solution, solve
+
+LEAST_FREE = 0.05  # of a residual's variance, that of a row which the law goes through
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> list[float]:
@@ -73,9 +75,69 @@ def wild(fit: Fit, groups: np.ndarray, num: int = 1000, *, seed: int = 0) -> Dra
     normal = rng.normal(size=(num, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
     theta = np.repeat(fit.theta[None], num, axis=0)
     theta[:, free] += normal / np.sqrt(rng.chisquare(dof, size=(num, 1)) / dof)
+    return _clipped(fit, theta, "wild")
+
+
+def uneven(fit: Fit, num: int = 1000, *, seed: int = 0) -> Draws:
+    """Draws laws as independent errors whose scale follows the loss, σ ∝ L^g, let the same fit move.
+
+    g by maximum likelihood of Gaussian e, the residuals over √(1 - leverage), those far off drawn in; then θ* is
+    multivariate t, n - P degrees of freedom, with the sandwich A⁻¹ B A⁻¹, A = Σ w E ψ' J Jᵀ and B = Σ w² E ψ² J Jᵀ of
+    Gaussian errors with those σ. The rows' own squares (HC3) say too little of the scale where a few noisy rows decide: on a ladder of ten
+    sizes their 90 % intervals held a in 70 % of draws.
+    """
+    free = np.array([name not in fit.at_bound for name in fit.coordinates.names])
+    J, w = _jacobian(fit)[free], fit.observations.weight
+    columns = {c: fit.observations.columns[c] for c in fit.form.columns}
+    level = np.log(fit.predict(**columns))
+    level = level - level.mean()
+    leverage = w * np.einsum("pn,pq,qn->n", J, np.linalg.pinv((J * w) @ J.T, hermitian=True), J)
+    e = np.sqrt(w) * fit.residuals / np.sqrt(np.maximum(1.0 - leverage, LEAST_FREE))
+    growth, scale = _scale_of(e, level)
+    sigma = scale * np.exp(growth * level) / np.sqrt(w)
+    share, square = _of_gaussian(fit, sigma)
+    information = np.linalg.pinv((J * w * share) @ J.T, rcond=1e-12, hermitian=True)
+    cov = information @ ((J * w**2 * square) @ J.T) @ information
+    rng, dof = np.random.default_rng(seed), max(fit.degrees_of_freedom, 1)
+    values, vectors = np.linalg.eigh(cov)
+    normal = rng.normal(size=(num, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+    theta = np.repeat(fit.theta[None], num, axis=0)
+    theta[:, free] += normal / np.sqrt(rng.chisquare(dof, size=(num, 1)) / dof)
+    return _clipped(fit, theta, "uneven")
+
+
+def _scale_of(e: np.ndarray, level: np.ndarray) -> tuple[float, float]:
+    """(g, s) of errors e ~ N(0, s² exp(2 g level)), level of mean 0: with s² = mean(e² exp(-2 g level)) the likelihood
+    is highest where that mean is lowest."""
+    floor = 0.1 * np.median(np.abs(e)) + 1e-300  # the logarithm of a residual near 0 says nothing
+    growth = float(np.polyfit(level, np.log(np.abs(e) + floor), 1)[0])
+    for _ in range(2):  # what is far off is so at the scale of its own loss
+        standard = np.exp(-growth * level) * e
+        far = 4.0 * np.median(np.abs(standard)) + 1e-300
+        near = np.exp(growth * level) * np.clip(standard, -far, far)
+        reach = 30.0 / max(np.ptp(level), 1e-9)
+        found = optimize.minimize_scalar(
+            lambda g, near=near: np.log(np.mean((near * np.exp(-g * level)) ** 2) + 1e-300),
+            bounds=(-reach, reach), method="bounded",
+        )  # fmt: skip
+        growth = float(found.x)
+    return growth, float(np.sqrt(np.mean((near * np.exp(-growth * level)) ** 2)))
+
+
+def _of_gaussian(fit: Fit, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(E ψ', E ψ²) of Gaussian errors of these standard deviations under the fit's objective."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(101)
+    r = sigma[:, None] * nodes
+    psi = fit.loss.smooth(r)[1]
+    square = (psi**2 @ weights) / weights.sum()
+    # E ψ' = E r ψ / σ² (Stein): smooth where ψ has a kink.
+    return ((r * psi) @ weights) / weights.sum() / np.maximum(sigma, 1e-300) ** 2, square
+
+
+def _clipped(fit: Fit, theta: np.ndarray, kind: str) -> Draws:
     theta = np.clip(theta, fit.problem.lower, fit.problem.upper)
     at_bound = ((theta <= fit.problem.lower) | (theta >= fit.problem.upper)).mean(axis=0)
-    return Draws(fit.coordinates.decode(theta), theta, 1.0, dict(zip(fit.coordinates.names, at_bound.tolist())), "wild")
+    return Draws(fit.coordinates.decode(theta), theta, 1.0, dict(zip(fit.coordinates.names, at_bound.tolist())), kind)
 
 
 def _jacobian(fit: Fit) -> np.ndarray:

@@ -121,6 +121,27 @@ def test_wild_draws_are_the_jackknife_of_clusters_and_students_t():
     np.testing.assert_allclose(ends, whole + np.array([-1, 1]) * 2.0150484 * error, atol=0.03 * error)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["squared", "huber"])
+def test_draws_of_uneven_noise_scatter_as_the_estimate_does(loss):
+    """σ ∝ L⁴ over a ladder whose few small runs are the noisy ones: the estimates' own scatter is the oracle."""
+    n = np.geomspace(1e6, 1e9, 40)
+    exact = 20 * n**-0.1
+    sigma = 0.02 * (exact / exact.max()) ** 4
+    rng = np.random.default_rng(4)
+    found, scale, inside = [], [], []
+    for seed in range(400):
+        table = pd.DataFrame({"N": n, "D": 20 * n, "loss": exact * np.exp(sigma * rng.normal(size=40))})
+        fitted = fit(from_table(table), "kaplan_n", loss=loss)
+        alpha = uncertainty.uneven(fitted, 400, seed=seed).params["alpha"]
+        found.append(fitted.params["alpha"])
+        scale.append(np.std(alpha))
+        lo, hi = uncertainty.interval(alpha, 0.9)
+        inside.append(lo <= 0.1 <= hi)
+    assert np.sqrt(np.mean(np.square(scale))) == pytest.approx(np.std(found), rel=0.12)
+    assert 0.86 <= np.mean(inside) <= 0.94
+
+
 def shared(table, labels, scale, seed):
     """The table's losses with an error for each label added."""
     codes = np.unique(labels, return_inverse=True)[1]
