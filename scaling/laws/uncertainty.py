@@ -83,8 +83,8 @@ def uneven(fit: Fit, num: int = 1000, *, seed: int = 0) -> Draws:
 
     g by maximum likelihood of Gaussian e, the residuals over √(1 - leverage), those far off drawn in; then θ* is
     multivariate t, n - P degrees of freedom, with the sandwich A⁻¹ B A⁻¹, A = Σ w E ψ' J Jᵀ and B = Σ w² E ψ² J Jᵀ of
-    Gaussian errors with those σ. The rows' own squares (HC3) say too little of the scale where a few noisy rows decide: on a ladder of ten
-    sizes their 90 % intervals held a in 70 % of draws.
+    Gaussian errors with those σ. The rows' own squares (HC3) say too little of the scale where a few noisy rows decide:
+    on a ladder of ten sizes their 90 % intervals held a in 70 % of draws.
     """
     free = np.array([name not in fit.at_bound for name in fit.coordinates.names])
     J, w = _jacobian(fit)[free], fit.observations.weight
