@@ -68,7 +68,7 @@ def share(rows: Sequence[Row], steps: Mapping[str, int] | None = None) -> list[R
                 start = at[trunk.run_id]
                 for rider in [*waiting, *later]:
                     branch = min(flat_steps(trunk), flat_steps(rider))
-                    if at[rider.run_id] < branch and branch > start:
+                    if at[rider.run_id] < branch and branch >= start:  # saved right there: it branches off at once
                         at[rider.run_id] = branch
                         carriers[rider.run_id].append(trunk.run_id)
                         points[trunk.run_id] += sum(start < s <= branch for s in _eval_steps(rider))

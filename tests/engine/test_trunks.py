@@ -55,6 +55,14 @@ def test_flops_spent_are_the_closed_form(steps, expected):
             assert row.first_step == row.plan.num_steps - row.plan.cooldown_steps
 
 
+def test_a_trunk_saved_exactly_where_a_branch_leaves_carries_it_still():
+    rows = rows_of(horizons([300, 600, 1000]))
+    trunk = max(rows, key=lambda row: row.plan.num_steps)
+    for saved, carried in ((239, 2), (240, 2), (241, 1), (480, 1), (481, 0)):
+        found = trunks.share(rows, {trunk.run_id: saved})
+        assert sum(bool(row.carriers) for row in found) == carried, saved
+
+
 def test_the_shipped_grid_saves_what_it_says():
     cells = grid.load(Path(__file__).parents[2] / "sweeps" / "ten_horizons.yaml").cells
     rows = trunks.share(plan.rows(cells))
