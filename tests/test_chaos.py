@@ -205,6 +205,47 @@ def complete_under_fire(sweep, dice, kills, limit, mean_seconds):
         process = sweep.start()
 
 
+MOMENTS = ("in a checkpoint", "before the final checkpoint", "before the record", "after the record")
+SHORT_GRID = """
+recipe: default@1
+base:
+  data: {source: "text:text", seq_len: 32, validation_fraction: 0.2}
+  model: {width: 8}
+  batch_size: 8
+  horizon: {steps: 400}
+  optim: {warmup_tokens: 5120}
+  eval: {num_points: 3, curve_tokens: 1024}
+seeds: [0, 1]
+fit: {bootstrap: 0}
+execution: {checkpoint_seconds: 0.3, keep_final_checkpoint: true}
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_the_worst_moments_nothing_is_lost(here, monkeypatch):
+    """In a checkpoint that is being written, and around the end of a run that keeps its final one: the same command
+    again, killed at the next such moment, leaves at last the records of an undisturbed sweep, each with its
+    checkpoint, whole."""
+    Path("short.yaml").write_text(SHORT_GRID)
+    calm, hit, other = (Sweep("short", name) for name in ("calm", "hit", "other"))
+    assert calm.run()[0] == 0
+    for moment in MOMENTS:
+        monkeypatch.setenv("CHAOS_MOMENT", moment)
+        assert hit.start().wait(timeout=300) == -signal.SIGKILL, moment
+        assert Path("counts", f"died {moment}").exists()
+    other.command[other.command.index("--workdir") + 1] = str(hit.workdir)  # another sweep wants the work folder
+    code, out = other.run()
+    assert code == 2, out
+    assert "holds checkpoints of the sweep with its results in" in out, out
+    code, out = hit.run()
+    assert code == 0, out
+    assert "Traceback" not in out
+    assert hit.science == calm.science
+    for run in hit.science:
+        kept = [path.name for path in (hit.workdir / "checkpoints" / run.run_id).iterdir()]
+        assert kept == ["400"]
+
+
 @pytest.mark.slow
 def test_hashes_killed_at_random_moments_are_the_same(here, monkeypatch):
     """Every step of every cell shows in its record, so none was lost, repeated or reordered."""

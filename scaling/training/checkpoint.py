@@ -15,6 +15,8 @@ from scaling import records, storage
 # In a bucket, where nothing can be renamed, Orbax writes a checkpoint where it stays, and this in it when it is whole.
 _WHOLE = "commit_success.txt"
 
+_HALF = ".orbax-checkpoint-tmp"
+
 # Of what a checkpoint holds. One without a version is of the first; one of another version is set aside, not guessed
 # at.
 VERSION = 1
@@ -164,6 +166,17 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps())[:-1]:
             self._manager.delete(step)
         self.close()
+        self._remove_halves()
+
+    def _remove_halves(self) -> None:
+        """Saves that a kill cut off: Orbax removes those that it finds when it begins, but a worker whose sweep was
+        killed may write on for a moment after that."""
+        import jax
+
+        if jax.process_index() == 0:
+            for path in self.folder.iterdir():
+                if _HALF in path.name:
+                    storage.remove_tree(path)
 
     def close(self) -> None:
         """Waits for saves under way; closed twice is closed once. Raises OSError if one could not be written."""

@@ -1,14 +1,17 @@
 """The real training loop, with a count of the steps it trains that outlives any kill: eight bytes a process, mapped
-into memory, under ``$CHAOS_COUNTS``."""
+into memory, under ``$CHAOS_COUNTS``. At the moment that ``$CHAOS_MOMENT`` names, for the first time in that folder, the
+whole machine dies: this worker and whoever started it."""
 
 import functools
 import mmap
 import os
+import signal
 import struct
 import uuid
 from pathlib import Path
 
-from scaling.training import data, loop
+from scaling import records
+from scaling.training import checkpoint, data, loop
 from scaling.training.loop import Interrupted, calibrate, stop_requested
 
 __all__ = ["Interrupted", "calibrate", "stop_requested", "total", "train"]
@@ -27,8 +30,37 @@ def _counter():
         return mmap.mmap(f.fileno(), 8)
 
 
+def _die():
+    (Path(os.environ["CHAOS_COUNTS"]).parent / f"died {os.environ['CHAOS_MOMENT']}").write_text("")
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@functools.cache
+def _arm():
+    moment = os.environ.get("CHAOS_MOMENT", "")
+    if not moment or (Path(os.environ["CHAOS_COUNTS"]).parent / f"died {moment}").exists():
+        return
+    owner, name = {
+        "before the record": (records, "save"),
+        "after the record": (records, "save"),
+        "in a checkpoint": (checkpoint.Checkpoints, "save"),
+        "before the final checkpoint": (checkpoint.Checkpoints, "keep_newest"),
+    }[moment]
+    whole = getattr(owner, name)
+
+    def dying(*args, **kwargs):
+        if moment.startswith("before"):
+            _die()
+        whole(*args, **kwargs)  # of a checkpoint: begun, and written in the background
+        _die()
+
+    setattr(owner, name, dying)
+
+
 def train(*args, **kwargs):
     """``loop.train``; every batch of a member is a step of its run."""
+    _arm()
     plain, counter = data.Corpus.batch, _counter()
 
     def counting(*args, **kwargs):
