@@ -26,7 +26,7 @@ INTERPOLATION_POINTS = 512
 # nominal 95 % held 87 to 95 %, at 0 and equal noise 95 to 99.
 MAX_PRIOR = 0.05
 # Of Welch and Satterthwaite's degrees, which take the variances for known: from estimates of two degrees and more they
-# come out too many. 500 draws of sixteen designs hold 91.6 to 98.2 % for 95, without it 88.6 to 98.2 (results/README.md).
+# come out too many. 500 draws of sixteen designs hold 91.6 to 98.2 % for 95, without it 88.6 to 98.2.
 ESTIMATED = 0.8
 
 

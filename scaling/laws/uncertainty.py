@@ -63,6 +63,8 @@ def wild(fit: Fit, groups: np.ndarray, num: int = 1000, *, seed: int = 0) -> Dra
     w = fit.observations.weight
     free = np.array([name not in fit.at_bound for name in fit.coordinates.names])
     _, psi, _, _ = fit.loss.smooth(fit.residuals)
+    if fit.loss.name == "lad":  # as ``_share_of_slope`` has it: of |r|, not of the Huber that stands in for it
+        psi = psi / fit.loss.delta
     m = int(groups.max()) + 1
     score, information = np.zeros((m, free.sum())), np.zeros((m, free.sum(), free.sum()))
     np.add.at(score, groups, (w * psi * J[free]).T)

@@ -142,6 +142,20 @@ def test_draws_of_uneven_noise_scatter_as_the_estimate_does(loss):
     assert 0.86 <= np.mean(inside) <= 0.94
 
 
+@pytest.mark.parametrize("loss", ["squared", "huber", "lad", "tukey"])
+def test_without_refits_laws_move_as_far_as_with_them(loss):
+    """Independent rows of one scale: three ways to draw, whose scatter of α is one."""
+    fitted = fit(from_table(data.scattered(80, noise=0.01, seed=3)), loss=loss)
+    every_row = np.arange(80)
+    draws = (
+        uncertainty.bootstrap(fitted, 400),
+        uncertainty.wild(fitted, every_row, 400),
+        uncertainty.uneven(fitted, 400),
+    )
+    scatter = [np.std(drawn.params["alpha"]) for drawn in draws]
+    assert max(scatter) < 1.3 * min(scatter), scatter
+
+
 def shared(table, labels, scale, seed):
     """The table's losses with an error for each label added."""
     codes = np.unique(labels, return_inverse=True)[1]
