@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import grid, storage, terminal
+from scaling import grid, records, storage, terminal
 from scaling.conclusion import Conclusion, get_ready
 from scaling.config import ExecutionConfig
 from scaling.engine import (
@@ -143,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
         "where more gains nothing)")  # fmt: skip
     add("--disk-budget", metavar="GB", type=_gigabytes,
         help="of all checkpoints together (default: the grid's execution.disk_budget_gb)")  # fmt: skip
+    add("--train-unkept", action="store_true", help="train again the completed runs whose final checkpoint "
+        "execution.keep_final_checkpoint asks for and is not there")  # fmt: skip
     add("--remove-orphans", action="store_true", help="remove checkpoints of runs that the grid no longer has")
     planning.add_options(parser)
     layout.add_options(parser)
@@ -321,6 +323,14 @@ class Sweep:
         for line in self.cells.look(set_aside=not self.args.plan):
             self.console.print(line)
         with bad_input():
+            selection = self.cells.select(self.args.only, self.args.shard)
+            if not self.args.train_unkept:
+                return selection
+            for row in self.session.unkept(selection.mine):
+                del self.cells.found[row.run_id]
+                if not self.args.plan:  # kept beside, until the run has been trained again and for good
+                    path = records.path_of(self.results, row.run_id)
+                    storage.set_aside(path, f"{path.name}.before")
             return self.cells.select(self.args.only, self.args.shard)
 
     def _plan_and_train(self, selection: Selection, lock_fds: Sequence[int]) -> None:

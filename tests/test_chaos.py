@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,6 +241,10 @@ def test_killed_at_the_worst_moments_nothing_is_lost(here, monkeypatch):
     code, out = hit.run()
     assert code == 0, out
     assert "Traceback" not in out
+    assert hit.science == calm.science
+    shutil.rmtree(next((hit.workdir / "checkpoints").iterdir()))  # as where the flag was set when a run was over
+    hit.command.append("--train-unkept")
+    assert ", 1 to do" in hit.run()[1]
     assert hit.science == calm.science
     for run in hit.science:
         kept = [path.name for path in (hit.workdir / "checkpoints" / run.run_id).iterdir()]

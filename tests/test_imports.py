@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "data": CORE | {"training", "terminal"},
     "bench": CORE | {"training", "engine", "laws", "terminal"},
     "conclusion": {"storage", "records", "grid", "engine", "fit", "precision", "report", "terminal"},
-    "sweep": {"config", "storage", "grid", "training", "engine", "laws", "conclusion", "terminal"},
+    "sweep": {"config", "storage", "records", "grid", "training", "engine", "laws", "conclusion", "terminal"},
 }
 
 

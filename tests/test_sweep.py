@@ -223,6 +223,16 @@ def test_a_final_checkpoint_that_is_asked_for_too_late_is_said(here, capsys):
     capsys.readouterr()
     assert run(*INLINE) == 0
     assert "5 runs that are done have no final checkpoint" in capsys.readouterr().out
+    before = science()
+    assert run("--train-unkept", "--plan", *INLINE) == 0
+    assert "5 cells, 5 to do" in capsys.readouterr().out
+    assert science() == before
+    assert run("--train-unkept", *INLINE) == 0
+    assert len(trained()) == 10
+    assert science() == before
+    Path("g.yaml").write_text(GRID)
+    assert run("--train-unkept", *INLINE) == 2
+    assert "g.yaml keeps no final checkpoints: write execution" in capsys.readouterr().err
 
 
 def test_nothing_to_fit_is_a_result(here, capsys):

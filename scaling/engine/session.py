@@ -146,16 +146,24 @@ class Session:
             storage.each(storage.remove_tree, orphans)
             self.say(f"{self._workdir}: {what}, removed")
 
-    def _say_what_is_not_kept(self, rows: Sequence[Row]) -> None:
-        """Names the completed runs whose final checkpoint is asked for and is not there: nothing trains them again."""
+    def unkept(self, rows: Sequence[Row]) -> list[Row]:
+        """The completed runs whose final checkpoint is not there. Raises BadInputError if none is asked for."""
+        if not self._grid.execution.keep_final_checkpoint:
+            raise BadInputError(
+                f"--train-unkept: {self._args.grid} keeps no final checkpoints: write execution: "
+                "{keep_final_checkpoint: true}"
+            )
         done = [row for row in rows if self.cells.found.get(row.run_id) == "completed"]
-        gone = [row.run_id for row in done if checkpoint.newest_step(self._workdir, row.run_id) < row.plan.num_steps]
+        return [row for row in done if checkpoint.newest_step(self._workdir, row.run_id) < row.plan.num_steps]
+
+    def _say_what_is_not_kept(self, rows: Sequence[Row]) -> None:
+        """Names the completed runs whose final checkpoint is asked for and is not there."""
+        gone = [row.run_id for row in self.unkept(rows)]
         if gone:
             names = f"{', '.join(gone[:3])}{', …' if len(gone) > 3 else ''}"
             self.say(
                 f"execution.keep_final_checkpoint is true, and {len(gone)} runs that are done have no final checkpoint "
-                f"({names}): they were trained without it; to train one again, move its record out of "
-                f"{self.cells.results / 'runs'}"
+                f"({names}): they were trained without it; --train-unkept trains them again"
             )
 
     # ---- before training --------------------------------------------------------------------------------------------
