@@ -378,7 +378,8 @@ def _forecast_growth(done, fit) -> Drawing | None:
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     caption = (
         "Each form, fitted to the runs up to some compute, forecasts every run beyond it: by the range that was "
-        "fitted, and by how far beyond it the run lies. The forecast of new runs weighs the forms by these errors."
+        "fitted, and by how far beyond it the run lies. The forecast of new runs weighs the forms by these errors and "
+        "by how far off it lies; the weights here are those at ten times the largest compute."
     )
     return Drawing("forecast_growth", "Forecast error against compute held out", caption, figure)
 

@@ -163,10 +163,8 @@ def _about_records(folder: Path, runs) -> list[str]:
     """What of a results folder is not read, or is read otherwise than it was written, in words."""
     notes, extra = records.changed_sides(runs), records.strangers(folder)
     if extra:
-        names = f"{', '.join(extra[:3])}{', …' if len(extra) > 3 else ''}"
-        notes.append(
-            f"{len(extra)} records of no cell of its grid, as {folder / 'sweep.json'} has it, are left out ({names})"
-        )
+        where = f"of no cell of its grid, as {folder / 'sweep.json'} has it, are left out"
+        notes.append(f"{len(extra)} records {where} ({records.named(extra)})")
     return notes
 
 

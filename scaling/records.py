@@ -174,6 +174,11 @@ def overlaid(record: RunRecord, cell: Mapping) -> RunRecord:
     return dataclasses.replace(record, sweep=record.sweep | today | ({"changed_sides": True} if changed else {}))
 
 
+def named(run_ids: Sequence[str]) -> str:
+    """The first three of some runs, and whether there are more, for a sentence that says how many."""
+    return f"{', '.join(run_ids[:3])}{', …' if len(run_ids) > 3 else ''}"
+
+
 def changed_sides(runs: Sequence[RunRecord]) -> list[str]:
     """A sentence on the runs that are held out today and were fitted when they trained, one on the others' way."""
     out = []
@@ -181,8 +186,7 @@ def changed_sides(runs: Sequence[RunRecord]) -> list[str]:
         ids = [r.run_id for r in runs if r.sweep.get("changed_sides") and r.sweep["holdout"] == held]
         if ids:
             no_forecast = ": what is said of them is no forecast" if held else ""
-            names = f"{', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}"
-            out.append(f"the grid has changed sides: {len(ids)} runs ({names}) are {now}, {then}{no_forecast}")
+            out.append(f"the grid has changed sides: {len(ids)} runs ({named(ids)}) are {now}, {then}{no_forecast}")
     return out
 
 

@@ -41,7 +41,7 @@ from scaling.engine.session import BadInputError, Session, bad_input
 from scaling.training import distributed
 from scaling.training.distributed import Group
 
-DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
+DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, executors.INTERRUPTED
 
 
 @terminal.outliving_its_reader()

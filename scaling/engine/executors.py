@@ -158,7 +158,7 @@ class Inline:
 def stopping_politely(loop: ModuleType) -> Iterator[None]:
     """While it lasts, the first SIGINT, SIGTERM or SIGHUP asks ``loop`` to stop and the second interrupts; one that is
     ignored, as nohup's hang-up, stays so. In a compilation neither is taken in: there the second ends the process."""
-    previous, heard, over = {}, [], threading.Event()
+    previous, heard, over = {}, set(), threading.Event()
 
     def ask(signum, frame):
         loop.stop_requested.set()
@@ -167,14 +167,16 @@ def stopping_politely(loop: ModuleType) -> Iterator[None]:
     def hear(signum: int) -> None:
         if signum not in previous:
             return
-        heard.append(signum)
-        if len(heard) == 2 and not over.wait(DEAF_SECONDS):
+        again = signum in heard  # not a hang-up and a termination, which come together where a session ends
+        heard.add(signum)
+        # Whoever has taken the first in may be saving a checkpoint by now.
+        if again and not over.wait(DEAF_SECONDS) and not loop.stop_requested.is_set():
             print("interrupted in the middle of a computation; give the same command to go on", file=sys.stderr)
             os._exit(INTERRUPTED)
 
     listener = signals.Listener(hear)
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for signum in signals.ENDING:
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 previous[signum] = signal.signal(signum, ask)
         yield

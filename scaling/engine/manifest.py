@@ -13,7 +13,7 @@ from scaling.engine.folder import alone, read_or_empty
 from scaling.engine.hardware import EnergyMeter, Hardware
 from scaling.grid import Grid
 
-# Between two writes after cells that end: seconds, and at least so many times what the last one took.
+# Between two writes after cells that end: seconds, and as many more as keep writing to this share of the time.
 WRITE_EVERY_SECONDS = 2.0
 WRITE_SHARE = 0.02
 

@@ -160,10 +160,9 @@ class Session:
         """Names the completed runs whose final checkpoint is asked for and is not there."""
         gone = [row.run_id for row in self.unkept(rows)]
         if gone:
-            names = f"{', '.join(gone[:3])}{', …' if len(gone) > 3 else ''}"
             self.say(
                 f"execution.keep_final_checkpoint is true, and {len(gone)} runs that are done have no final checkpoint "
-                f"({names}): they were trained without it; --train-unkept trains them again"
+                f"({records.named(gone)}): they were trained without it; --train-unkept trains them again"
             )
 
     # ---- before training --------------------------------------------------------------------------------------------

@@ -72,12 +72,7 @@ def wild(fit: Fit, groups: np.ndarray, num: int = 1000, *, seed: int = 0) -> Dra
     rest = information.sum(axis=0) - information
     step = (np.linalg.pinv(rest, rcond=1e-12, hermitian=True) @ score[:, :, None])[:, :, 0]
     dof = max(fit.degrees_of_freedom if m == fit.num_observations else m - 1, 1)
-    rng = np.random.default_rng(seed)
-    values, vectors = np.linalg.eigh((m - 1) / m * step.T @ step)
-    normal = rng.normal(size=(num, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
-    theta = np.repeat(fit.theta[None], num, axis=0)
-    theta[:, free] += normal / np.sqrt(rng.chisquare(dof, size=(num, 1)) / dof)
-    return _clipped(fit, theta, "wild")
+    return _students_t(fit, free, (m - 1) / m * step.T @ step, dof, num, seed, "wild")
 
 
 def uneven(fit: Fit, num: int = 1000, *, seed: int = 0) -> Draws:
@@ -100,12 +95,7 @@ def uneven(fit: Fit, num: int = 1000, *, seed: int = 0) -> Draws:
     share, square = _of_gaussian(fit, sigma)
     information = np.linalg.pinv((J * w * share) @ J.T, rcond=1e-12, hermitian=True)
     cov = information @ ((J * w**2 * square) @ J.T) @ information
-    rng, dof = np.random.default_rng(seed), max(fit.degrees_of_freedom, 1)
-    values, vectors = np.linalg.eigh(cov)
-    normal = rng.normal(size=(num, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
-    theta = np.repeat(fit.theta[None], num, axis=0)
-    theta[:, free] += normal / np.sqrt(rng.chisquare(dof, size=(num, 1)) / dof)
-    return _clipped(fit, theta, "uneven")
+    return _students_t(fit, free, cov, max(fit.degrees_of_freedom, 1), num, seed, "uneven")
 
 
 def _scale_of(e: np.ndarray, level: np.ndarray) -> tuple[float, float]:
@@ -136,7 +126,13 @@ def _of_gaussian(fit: Fit, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ((r * psi) @ weights) / weights.sum() / np.maximum(sigma, 1e-300) ** 2, square
 
 
-def _clipped(fit: Fit, theta: np.ndarray, kind: str) -> Draws:
+def _students_t(fit: Fit, free: np.ndarray, covariance: np.ndarray, dof: int, num: int, seed: int, kind: str) -> Draws:
+    """θ about the fit's, multivariate t in the ``free`` parameters, within bounds."""
+    rng = np.random.default_rng(seed)
+    values, vectors = np.linalg.eigh(covariance)
+    normal = rng.normal(size=(num, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+    theta = np.repeat(fit.theta[None], num, axis=0)
+    theta[:, free] += normal / np.sqrt(rng.chisquare(dof, size=(num, 1)) / dof)
     theta = np.clip(theta, fit.problem.lower, fit.problem.upper)
     at_bound = ((theta <= fit.problem.lower) | (theta >= fit.problem.upper)).mean(axis=0)
     return Draws(fit.coordinates.decode(theta), theta, 1.0, dict(zip(fit.coordinates.names, at_bound.tolist())), kind)

@@ -85,10 +85,10 @@ class Group:
         count, failed_at = 0, None
         while not self._left.wait(_POLL_SECONDS):
             count += 1
-            task, now = self._task, time.monotonic()
+            task, at = self._task, time.monotonic()
             if task is None or not self._is_deaf():
                 self._told_at = None
-            elif self._told_at is not None and now - self._told_at > DEAF_SECONDS:
+            elif self._told_at is not None and at - self._told_at > DEAF_SECONDS:
                 self.abandon(f"it was told to end, and has been waiting for the others for {DEAF_SECONDS} seconds")
             try:
                 self._client.key_value_set(f"scaling/alive/{self.process}", str(count), allow_overwrite=True)
@@ -102,8 +102,8 @@ class Group:
             if task is None or not failed:
                 failed_at = None
             elif failed_at is None or failed_at[0] != task:
-                failed_at = task, now
-            elif now - failed_at[1] > FAILED_SECONDS and self._task == task:
+                failed_at = task, at
+            elif at - failed_at[1] > FAILED_SECONDS and self._task == task:
                 key, reason = min(failed.items())
                 self.abandon(f"process {key.rpartition('/')[2]} could not do its part: {reason}")
             for i, (last, since) in others.items():

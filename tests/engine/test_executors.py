@@ -217,6 +217,42 @@ def test_the_second_ctrl_c_ends_a_compilation(tmp_path):
     assert "interrupted in the middle of a computation" in said
 
 
+SAVING = """
+import sys, time
+from pathlib import Path
+from scaling.engine import executors
+import fake_loop
+executors.DEAF_SECONDS = 0.2
+def train(*args, **kwargs):
+    print("training", flush=True)
+    while not fake_loop.stop_requested.is_set():
+        time.sleep(0.01)
+    time.sleep(1.5)  # a checkpoint that takes its time
+    print("saved", flush=True)
+    raise fake_loop.Interrupted
+fake_loop.train = train
+from tests.engine import test_executors as t
+executors.Inline("fake_loop").run([t.task(t.cell(0), Path(sys.argv[1]))])
+"""
+
+
+def test_a_hang_up_beside_a_termination_cuts_no_checkpoint_short(tmp_path):
+    """Both come where a session ends; each asks once, and the first was taken in."""
+    env = {**os.environ, "PYTHONPATH": _path()}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVING, str(tmp_path)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "training\n"
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
+    out, errors = process.communicate(timeout=30)
+    assert out == "saved\n", errors
+
+
 def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(executors, "has_accelerator", lambda: False)
     monkeypatch.setattr(executors.machine, "cores", lambda: [2, 3, 5, 7, 8])
