@@ -221,7 +221,7 @@ def test_a_malformed_grid_is_one_line_with_a_remedy_or_a_plan(here, capsys, raw,
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, **SETTINGS)
+@settings(max_examples=2000, **SETTINGS)
 @given(raw=damaged_texts(), argv=st.sampled_from(ARGUMENTS))
 def test_thousands_of_malformed_grids_are_one_line_with_a_remedy_or_a_plan(here, capsys, raw, argv):
     plan_one(raw, argv, capsys)

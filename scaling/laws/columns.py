@@ -42,9 +42,10 @@ MEASURED = ("num_params", "num_tokens", "flops", "unique_tokens", "loss")
 KNOWN = {*ALIASES.values(), *VARIANTS, "loss", "weight"}
 # A name's unit: what one of it is in parameters, tokens or FLOPs. A petaflop/s-day is 8.64e19 (Kaplan et al. 2020).
 UNITS = {
-    "k": 1e3, "thousand": 1e3, "thousands": 1e3, "m": 1e6, "mn": 1e6, "million": 1e6, "millions": 1e6, "b": 1e9,
-    "bn": 1e9, "billion": 1e9, "billions": 1e9, "t": 1e12, "trillion": 1e12, "trillions": 1e12, "pf_days": 8.64e19,
-    "pfs_days": 8.64e19, "pfdays": 8.64e19, "petaflop_days": 8.64e19, "petaflop_s_days": 8.64e19, "pf_day": 8.64e19,
+    "ones": 1.0, "k": 1e3, "thousand": 1e3, "thousands": 1e3, "m": 1e6, "mn": 1e6, "million": 1e6, "millions": 1e6,
+    "b": 1e9, "bn": 1e9, "billion": 1e9, "billions": 1e9, "t": 1e12, "trillion": 1e12, "trillions": 1e12, "pf_days":
+    8.64e19, "pfs_days": 8.64e19, "pfdays": 8.64e19, "petaflop_days": 8.64e19, "petaflop_s_days": 8.64e19, "pf_day":
+    8.64e19,
 }  # fmt: skip
 PREFIXED = {"gflops": 1e9, "tflops": 1e12, "pflops": 1e15, "eflops": 1e18, "zflops": 1e21}
 MAX_IN_UNIT = 1e6
@@ -110,6 +111,11 @@ def _unit_of(word: str, name: str) -> tuple[str, str, str] | None:
         if word.endswith(f"_{unit}"):
             return word[: -len(unit) - 1], unit, name[: -len(unit) - 1]
     return None
+
+
+def says_ones(name: Any) -> bool:
+    """Whether a column's name says that it counts single parameters or tokens: num_params_ones, params (ones)."""
+    return words_of(name).endswith("_ones")
 
 
 def losses(names: list) -> list:

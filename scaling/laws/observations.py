@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scaling.laws import tables, units
-from scaling.laws.columns import NAMES, canonical, choose, words_of
+from scaling.laws.columns import NAMES, canonical, choose, says_ones, words_of
 from scaling.laws.tables import NOTES, listed
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ def from_table(
     _check_positive(table[kept], label[kept], source)
     if not units_known and convention["num_params"] == "as given" and {"num_params", "num_tokens"} <= set(table):
         fitted = [table.loc[kept, c].to_numpy(dtype=np.float64) for c in ("num_params", "num_tokens", "flops")]
-        units.check(*fitted[:2], source)
+        in_ones = any(says_ones(table.attrs[NAMES].get(c, c)) for c in ("num_params", "num_tokens"))
+        units.check(*fitted[:2], source, in_ones=in_ones)
         if said := units.cost_note(*fitted):
             notes.insert(0, said)
     weight = _numbers(table, "weight", source) if "weight" in table else np.ones(len(table))

@@ -19,12 +19,18 @@ COST_UNITS = {
 USUAL_RATIO = 20.0  # tokens per parameter, Hoffmann et al. 2022
 
 
-def check(num_params: np.ndarray, num_tokens: np.ndarray, source: str) -> None:
-    """Raises ValueError, naming the likeliest unit, on sizes that no run has."""
+def check(num_params: np.ndarray, num_tokens: np.ndarray, source: str, *, in_ones: bool = False) -> None:
+    """Raises ValueError, naming the likeliest unit, on sizes that no run has.
+
+    Args:
+      num_params, num_tokens: of the rows that are fitted, any shape, in ones if the table is right.
+      in_ones: the table says so itself (``num_params_ones``): a thousand parameters on 50,000 tokens are then no
+        billions and millions, which without that word they would more likely be.
+    """
     N, D = float(np.median(num_params)), float(np.median(num_tokens))
     ratio = num_tokens / num_params
     lo, hi = TOKENS_PER_PARAM
-    tiny = num_params.max() < MAX_TINY[0] and num_tokens.max() < MAX_TINY[1]
+    tiny = not in_ones and num_params.max() < MAX_TINY[0] and num_tokens.max() < MAX_TINY[1]
     small = []
     if tiny or num_params.min() < MIN_PARAMS:
         small.append(("num_params", num_params))
@@ -35,7 +41,7 @@ def check(num_params: np.ndarray, num_tokens: np.ndarray, source: str) -> None:
         units = [_unit(name, N, D) for name, _ in small]
         raise ValueError(
             f"{source}: {said}: in {' and '.join(dict.fromkeys(units))}? write numbers in ones (53300000, 53.3M), or "
-            f"the unit in the name ({small[0][0]}_{units[0][0]})"
+            f"the unit in the name ({small[0][0]}_{units[0][0]}{f'; {small[0][0]}_ones if so it is' if tiny else ''})"
         )
     if ratio.min() < lo or ratio.max() > hi:
         worst = ratio.max() if ratio.max() > hi else ratio.min()

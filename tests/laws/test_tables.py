@@ -198,6 +198,18 @@ def test_models_of_a_thousand_parameters_on_bytes_are_in_ones():
     assert "GFLOP" in units.cost_note(n, d, 6 * n * d / 1e9)
 
 
+def test_a_tiny_table_is_in_ones_where_it_says_so():
+    """A thousand parameters on 50,000 tokens: refused without the word, as billions and millions look the same."""
+    n, d = np.meshgrid([300.0, 1e3, 4e3], [2e4, 5e4])
+    table = pd.DataFrame({"num_params": n.ravel(), "num_tokens": d.ravel(), "loss": 2 + n.ravel() ** -0.3})
+    with pytest.raises(ValueError, match="num_params_ones if so it is"):
+        from_table(table)
+    for name in ("num_params_ones", "params (ones)"):
+        np.testing.assert_array_equal(
+            from_table(table.rename(columns={"num_params": name})).columns["num_params"], n.ravel()
+        )
+
+
 def test_words_of_trackers_from_python_and_tokens_from_compute():
     table = data.scattered(12)
     C = 6 * table["num_params"] * table["num_tokens"]
