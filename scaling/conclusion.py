@@ -6,12 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import records, storage
-from scaling.engine import folder, progress
-from scaling.engine.cells import Cells
-from scaling.engine.manifest import Manifest
-from scaling.engine.plan import Row
+from scaling import numbers, records, storage
+from scaling.engine.folder.cells import Cells
+from scaling.engine.folder.forecast import Forecast, digest
+from scaling.engine.folder.manifest import Manifest
+from scaling.engine.plan.table import Row
 from scaling.grid import FitConfig
+from scaling.records import read_or_empty
 from scaling.terminal import text
 
 FORECAST_LEVEL = 0.90
@@ -19,7 +20,8 @@ FORECAST_LEVEL = 0.90
 
 def get_ready() -> None:
     """Imports what laws and report are made with: a second that all cores would wait for after the training."""
-    from scaling import fit, report  # noqa: F401
+    from scaling import fit  # noqa: F401
+    from scaling.report import page  # noqa: F401
 
 
 class Conclusion:
@@ -56,26 +58,27 @@ class Conclusion:
 
         Every cell has a record. Raises ValueError if one of the folder's files cannot be read.
         """
-        from scaling import fit, precision
+        from scaling.laws.answers import precision
+        from scaling.report import printed
 
         page = self._cells.results / "report.html"
         is_new = [laws.fit() for laws in self._laws]
         if any(is_new) or not all(_is_newer(page, laws.path) for laws in self._laws):
-            from scaling import report
+            from scaling.report.page import build
 
-            page = report.build(self._cells.results)
+            page = build(self._cells.results)
         for laws in self._laws:
-            payload = folder.read_or_empty(laws.path)
+            payload = read_or_empty(laws.path)
             self._console.print(*([text(("\n" + laws.name, "bold"))] if laws.name else []))
             if "error" in payload:
                 self._console.print(f"no laws: {payload['error']}", soft_wrap=True)
             else:
-                fit.show(self._console, payload)
+                printed.show(self._console, payload)
         self._show_strangers()
         runs = self._cells.recorded()
         for sentence in precision.sentences(runs):
             self._console.print(text(("note", "yellow"), f" {sentence}"), soft_wrap=True)
-        _show_plan_against_actual(self._console, folder.read_or_empty(self._manifest.path), runs)
+        _show_plan_against_actual(self._console, read_or_empty(self._manifest.path), runs)
         self._console.print(f"report: {page}")
 
     def _show_strangers(self) -> None:
@@ -90,7 +93,7 @@ class Conclusion:
 
 
 class Laws:
-    """The laws in ``path``, the results folder or that of a group: of those of ``cells`` that ``cells.apart`` says."""
+    """The laws in ``path``, the results folder or that of a group: of those of ``cells`` that ``Cells.apart`` says."""
 
     def __init__(self, cells: Cells, path: Path, fit_config: FitConfig, console: Console):
         self.name = "" if path == cells.results else path.name
@@ -112,7 +115,7 @@ class Laws:
 
     def add_to_forecast(self) -> None:
         """Forecasts those of its held-out cells that neither were forecast nor are in. Raises ValueError."""
-        forecast = folder.Forecast(self._folder)
+        forecast = Forecast(self._folder)
         known = {entry["run_id"] for entry in forecast.entries}
         new = [r for r in self._rows if r.cell.holdout and r.run_id not in known and not self._cells.is_done(r)]
         if not new:
@@ -142,7 +145,7 @@ class Laws:
         }
 
     def _forecast_against_actual(self) -> list[dict]:
-        forecast = folder.Forecast(self._folder)
+        forecast = Forecast(self._folder)
         if not forecast.is_intact:
             self._console.print(f"{forecast.path}: does not match its own sha256: it was edited")
         mine = {r.run_id: r for r in self._rows if r.cell.holdout and r.run_id in self._cells.found}
@@ -156,7 +159,7 @@ class Laws:
         from scaling import fit
 
         inputs = self._inputs_sha256()
-        if folder.read_or_empty(self.path).get("inputs_sha256") == inputs:
+        if read_or_empty(self.path).get("inputs_sha256") == inputs:
             return False
         forecast = self._forecast_against_actual()
         try:
@@ -182,10 +185,11 @@ class Laws:
         """Of all that laws and report are made from: records, forecast, manifest, options and the code that makes them.
         Equal: nothing to do again."""
         here = Path(__file__).parent
-        code = [p for p in here.rglob("*") if p.suffix in (".py", ".html") and p.parent.name in ("scaling", "laws")]
+        made_by = [*here.glob("*.py"), *(here / "laws").rglob("*.py"), *(here / "report").rglob("*.py")]
+        code = [*made_by, *(here / "report").glob("*.html")]
         paths = [records.path_of(self._cells.results, row.run_id) for row in self._rows] + sorted(code)
         paths += [self._folder / "forecast.json", self._cells.results / "sweep.json"]
-        return folder.digest(paths, repr(self._fit_config))
+        return digest(paths, repr(self._fit_config))
 
 
 def _is_newer(path: Path, than: Path) -> bool:
@@ -200,14 +204,14 @@ def _show_plan_against_actual(console: Console, manifest: dict, runs: Sequence[r
     rows = {row["key"]: row for row in records.plan_against_actual(manifest, runs)}
     parts = []
     if (wall := rows.get("wall")) and wall["ratio"]:
-        took, said = progress.duration(wall["actual"]), progress.duration(wall["planned"])
+        took, said = numbers.duration(wall["actual"]), numbers.duration(wall["planned"])
         parts.append(f"{took} for {said} planned ({wall['ratio'] - 1:+.0%})")
     if cells := rows.get("cells"):
         parts.append(f"a cell {cells['ratio']:.2f} of its plan ({cells['low']:.2f} to {cells['high']:.2f})")
     if idle := rows.get("idle"):
         parts.append(f"{idle['actual']:.1%} of training not in steps")
     if money := rows.get("dollars"):
-        parts.append(f"{progress.dollars(money['actual'])} for {progress.dollars(money['planned'])} planned")
+        parts.append(f"{numbers.dollars(money['actual'])} for {numbers.dollars(money['planned'])} planned")
     if energy := rows.get("measured_kwh") or rows.get("kwh"):
         parts.append(f"{energy['actual']:.3g} kWh")
     if parts:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import platform
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +71,6 @@ def write_json(path: Path, payload: Any) -> None:
 
 def software() -> dict:
     """Versions and the git commit of the code that runs: the part of ``environment`` that needs no device."""
-    import platform
     import subprocess
     from importlib import metadata
 
@@ -387,3 +387,12 @@ def plan_against_actual(manifest: dict, runs: Sequence[RunRecord]) -> list[dict]
     idle = actual.get("fraction_not_in_steps")
     rows.append({"key": "idle", "title": "share of training not in steps", "unit": "", "planned": None, "actual": idle})
     return [{"ratio": None, **row} for row in rows if row.get("ratio") or row["planned"] or row["actual"]]
+
+
+def read_or_empty(path: Path) -> dict:
+    """An object that can be made again, as it was left; empty if there is none or it is damaged."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) and raw.get("schema") == 1 else {}

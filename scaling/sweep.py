@@ -17,35 +17,29 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import grid, records, storage, terminal
+from scaling import grid, machine, records, storage, terminal
 from scaling.conclusion import Conclusion, get_ready
-from scaling.config import ExecutionConfig
-from scaling.engine import (
-    executors,
-    folder,
-    graph,
-    hosts,
-    launch,
-    layout,
-    lease,
-    manifest,
-    plan,
-    planning,
-    slurm,
-    slurm_book,
-    slurm_options,
-    status,
-)
-from scaling.engine.cells import Cells, Selection
+from scaling.engine import options, show
+from scaling.engine.folder import lease, manifest
+from scaling.engine.folder.cells import Cells, Selection, of_another_grid, select
+from scaling.engine.folder.lock import HeldError
+from scaling.engine.folder.workdir import claim, give_up
+from scaling.engine.plan import table
+from scaling.engine.plan.timings import TimingCache
+from scaling.engine.run import hosts, status, tasks
 from scaling.engine.session import BadInputError, Session, bad_input
+from scaling.engine.slices import meshes
+from scaling.engine.slurm import book, jobs, launch
+from scaling.engine.slurm import options as slurm_options
+from scaling.execution import ExecutionConfig
 from scaling.training import distributed
 from scaling.training.distributed import Group
 
-DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, executors.INTERRUPTED
+DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, tasks.INTERRUPTED
 
 
 @terminal.outliving_its_reader()
-def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> int:
+def main(argv: Sequence[str] | None = None, *, loop: str = tasks.LOOP) -> int:
     """Runs the command and returns its exit code; ``loop`` names the module that trains."""
     args = _parser().parse_args(argv)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -58,10 +52,10 @@ def main(argv: Sequence[str] | None = None, *, loop: str = executors.LOOP) -> in
     previous = {s: signal.signal(s, _interrupt) for s in wanted}
     try:
         return _on_this_host(args, arguments, console, loop)
-    except slurm.Detached as e:
+    except jobs.Detached as e:
         console.print(f"submitted: {e}; the last of them gives this command again; see how they do with --status")
         return DONE
-    except (BadInputError, folder.HeldError, executors.ExecutorError) as e:
+    except (BadInputError, HeldError, tasks.ExecutorError) as e:
         print(f"error: {e}", file=sys.stderr)
         return BAD_INPUT
     except storage.errors() as e:
@@ -96,7 +90,7 @@ def _on_this_host(args: argparse.Namespace, arguments: Sequence[str], console: C
     code = INTERRUPTED
     try:
         code = Sweep(args, arguments, console, loop, group).run()
-    except (BadInputError, folder.HeldError, executors.ExecutorError):
+    except (BadInputError, HeldError, tasks.ExecutorError):
         code = BAD_INPUT
         raise
     except storage.errors():  # as in ``main``: a launcher that requeues on 130 would do so for ever
@@ -146,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--train-unkept", action="store_true", help="train again the completed runs whose final checkpoint "
         "execution.keep_final_checkpoint asks for and is not there")  # fmt: skip
     add("--remove-orphans", action="store_true", help="remove checkpoints of runs that the grid no longer has")
-    planning.add_options(parser)
-    layout.add_options(parser)
+    options.add_options(parser)
+    meshes.add_options(parser)
     launch.add_options(parser)
     return parser
 
@@ -160,7 +154,7 @@ def _folder(text: str) -> Path:
 
 
 def _workers(text: str) -> int | str:
-    return text if text == "auto" else planning.whole_number(text)
+    return text if text == "auto" else options.whole_number(text)
 
 
 def _gigabytes(text: str) -> float:
@@ -181,14 +175,14 @@ def _require_laws(path: str, names: Sequence[str], *, may_import: bool) -> list[
     is imported, which what trains nothing leaves alone. Raises ValueError before anything trains, not after, for a law
     that does not exist."""
     if names:
-        from scaling.laws import forms
+        from scaling.laws.forms import catalogue
     unchecked = []
     for i, name in enumerate(names):
         if ":" in name and not may_import:
             unchecked.append(name)
             continue
         try:
-            forms.get(name)
+            catalogue.get(name)
         except ValueError as e:
             raise ValueError(f"{path}: fit.laws[{i}]: {e}") from None
     return unchecked
@@ -236,17 +230,17 @@ class Sweep:
     ):  # fmt: skip
         self.args, self.console = args, console
         with bad_input():
-            layout.check_options(args)
+            meshes.check_options(args)
             self.grid = grid.load(args.grid)
             may_import = not (args.plan or args.status or args.print_launch)
             self._unchecked_laws = _require_laws(args.grid, self.grid.fit.laws or (), may_import=may_import)
             _check_buckets(args, self.grid.execution)
-            hardware = planning.hardware_of(args, self.grid.hardware, has_accelerator=executors.has_accelerator())
+            hardware = options.hardware_of(args, self.grid.hardware, has_accelerator=machine.has_accelerator())
             self.results = args.results or Path("results") / self.grid.name
             self.workdir = args.workdir or Path(".scaling") / self.grid.name
             cache_dir = storage.cache_dir()
             _check_workdir(self.workdir, args.grid, self.grid.name, cache_dir)
-            timings = plan.TimingCache(cache_dir, args.workers, self.grid.execution)
+            timings = TimingCache(cache_dir, args.workers, self.grid.execution)
             self.cells = Cells(self.grid, self.results, hardware, timings)
         kept = manifest.Manifest(
             self.results, grid=self.grid, grid_path=args.grid, command=_typed(arguments), shard=args.shard,
@@ -261,7 +255,7 @@ class Sweep:
     def run(self) -> int:
         """Does what the options ask for; returns the exit code."""
         if self.args.status:
-            queued = slurm_book.Book(self.workdir).queued()
+            queued = book.Book(self.workdir).queued()
             cells = self.cells
             status.show(self.console, cells.rows, self.results, self.workdir, queued, have_trunks=cells.have_trunks)
             return DONE
@@ -279,21 +273,21 @@ class Sweep:
                 if not self.args.shard:
                     storage.each(storage.remove_halves, [self.results, self.results / "runs"])
                 with bad_input():
-                    folder.claim(self.workdir, self.results)
+                    claim(self.workdir, self.results)
                 self.session.tidy(selection.mine)
             self._plan_and_train(selection, lock_fds)
             if self.args.plan:
                 return DONE
             if not self.args.shard:  # others may be between two checkpoints
-                folder.give_up(self.workdir)
+                give_up(self.workdir)
             self._conclude()
             return self._exit_code(selection)
 
     def _compile_elsewhere(self) -> int:
         with bad_input():
-            rows = graph.select(self.cells.rows, self.args.only)
+            rows = select(self.cells.rows, self.args.only)
             execution, topology = self.grid.execution, self.args.topology
-            fits = layout.show(self.console, rows, execution, topology, suggest=self.args.suggest)
+            fits = meshes.show(self.console, rows, execution, topology, suggest=self.args.suggest)
         return DONE if fits else INCOMPLETE
 
     @contextlib.contextmanager
@@ -318,7 +312,7 @@ class Sweep:
     def _look(self) -> Selection:
         """Finds what is to do; damaged records are set aside (``--plan`` writes nothing and counts them out)."""
         with bad_input():
-            if said := folder.of_another_grid(self.results, [row.run_id for row in self.cells.rows], self.args.grid):
+            if said := of_another_grid(self.results, [row.run_id for row in self.cells.rows], self.args.grid):
                 self.session.say(said)
         for line in self.cells.look(set_aside=not self.args.plan):
             self.console.print(line)
@@ -339,14 +333,14 @@ class Sweep:
         is_elsewhere = args.plan and not cells.hardware.is_here
         if is_elsewhere or not (selection.todo or (args.plan and cells.untimed(cells.rows))):
             cells.predict()
-            planning.show(session, selection, args)
+            show.show(session, selection, args)
             return
         rows = selection.todo or selection.mine
         num_packs = len(session.packs(rows))
         with session.started(num_packs, lock_fds):
             session.prepare_data(selection.mine)
             session.measure(rows)
-            selection = planning.show(session, selection, args)
+            selection = show.show(session, selection, args)
             if args.plan:
                 if session.slurm is not None:
                     session.say(f"sbatch --test-only: {session.slurm.test_only(num_packs)}")
@@ -357,7 +351,7 @@ class Sweep:
             if held_out and self._may_train(held_out):
                 session.train(held_out, when_idle=get_ready)
 
-    def _may_train(self, held_out: Sequence[plan.Row]) -> bool:
+    def _may_train(self, held_out: Sequence[table.Row]) -> bool:
         """Forecasts the held-out cells; whether that was possible yet."""
         with bad_input():
             return self.conclusion.forecast(held_out)

@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import pytest
 
-from scaling import accounting, bench
-from scaling.config import ExecutionConfig
+from scaling import accounting
+from scaling.bench import __main__ as bench
+from scaling.engine.plan import table, timings
+from scaling.execution import ExecutionConfig
 
 
 class FakeExecutor:
@@ -19,7 +21,7 @@ class FakeExecutor:
     asked: ClassVar[list] = []
 
     def run(self, tasks):
-        from scaling.engine.executors import Answer
+        from scaling.engine.run.tasks import Answer
 
         self.asked += [task.payload for task in tasks]
 
@@ -42,7 +44,7 @@ class FakeExecutor:
 
 @pytest.fixture
 def two_workers(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench.executors, "Local", FakeExecutor)
+    monkeypatch.setattr(bench, "Local", FakeExecutor)
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path))
 
 
@@ -67,13 +69,13 @@ def test_a_grids_timings_are_what_its_plan_predicts_from(two_workers, tmp_path):
     assert bench.main(["--grid", str(grid_file), "--seconds", "0.1"]) == 0
     cells = bench.grid.load(grid_file).cells
     execution = bench.grid.load(grid_file).execution
-    rows = bench.plan.predict(bench.plan.rows(cells), bench.plan.TimingCache(tmp_path, "auto", execution).load())
+    rows = timings.predict(table.rows(cells), timings.TimingCache(tmp_path, "auto", execution).load())
     mean_step = (0.5 + 0.25) / 2
     for row in rows:
         assert row.seconds == pytest.approx(
-            bench.plan.START_SECONDS + row.plan.num_steps * mean_step + 20 * 1.0 + 2.0
+            timings.START_SECONDS + row.plan.num_steps * mean_step + 20 * 1.0 + 2.0
         )  # fmt: skip
-    assert bench.plan.TimingCache(tmp_path, "auto", ExecutionConfig()).load() == {}  # another execution, other times
+    assert timings.TimingCache(tmp_path, "auto", ExecutionConfig()).load() == {}  # another execution, other times
 
 
 def test_the_command_writes_its_rows(two_workers, tmp_path, capsys):
@@ -90,7 +92,7 @@ def test_the_gain_of_a_pack_is_over_lone_runs_in_one_process(two_workers, tmp_pa
     assert gains == {(1, 1): 1, (1, 4): 4, (2, 1): 3, (2, 4): 12}
     assert "12.00×" in capsys.readouterr().out
 
-    cache = bench.plan.TimingCache(tmp_path, 2, ExecutionConfig())  # what a plan expects of a pack
+    cache = timings.TimingCache(tmp_path, 2, ExecutionConfig())  # what a plan expects of a pack
     assert cache.pack_gain(1_000, 3, 2) == 4
     assert cache.pack_gain(1_000, 3, 5) is None
     rows = [(1e4, 1, 10.0), (1e4, 2, 11.0), (1e4, 8, 15.0), (1e6, 1, 2.0), (1e6, 2, 5.0)]
@@ -99,7 +101,7 @@ def test_the_gain_of_a_pack_is_over_lone_runs_in_one_process(two_workers, tmp_pa
 
 
 def test_startup_is_that_of_the_slowest_of_fresh_processes(two_workers, capsys, monkeypatch):
-    monkeypatch.setattr("scaling.training.data.prepare", lambda config, cache_dir: None)
+    monkeypatch.setattr("scaling.data.prepare", lambda config, cache_dir: None)
     FakeExecutor.asked.clear()
     before = time.time()
     assert bench.main(["--startup", "--workers", "2"]) == 0
@@ -118,9 +120,9 @@ def test_a_bad_grid_is_one_line(two_workers, tmp_path, capsys):
 
 
 def test_data_is_timed_by_tokenizer():
-    from scaling.training.data import speed
+    from scaling.bench import data
 
-    rows = speed.measure(("bytes", "bpe:300"), text_bytes=200_000)
+    rows = data.measure(("bytes", "bpe:300"), text_bytes=200_000)
     assert [row["tokenizer"] for row in rows] == ["bytes", "bpe:300"]
     assert rows[0]["train_seconds"] is None
     assert rows[1]["train_seconds"] > 0
@@ -130,16 +132,16 @@ def test_data_is_timed_by_tokenizer():
 
 
 def test_synthetic_sources_are_timed_block_by_block():
-    from scaling.training.data import speed
+    from scaling.bench import data
 
-    [row] = speed.measure_synthetic(("synthetic:hierarchy?depth=3",), blocks=2)
+    [row] = data.measure_synthetic(("synthetic:hierarchy?depth=3",), blocks=2)
     assert row["source"] == "synthetic:hierarchy?depth=3"
     assert row["tokens_per_s"] == pytest.approx(16 * 128 / (row["batch_us"] / 1e6))
     assert row["slowest_batch_us"] > row["batch_us"]  # two batches of 128 wait for a block, the others find it made
 
 
 def test_every_kind_of_source_with_a_known_entropy_is_timed():
-    from scaling.training import synthetic
-    from scaling.training.data import speed
+    from scaling.bench import data
+    from scaling.data import synthetic
 
-    assert [synthetic.process(source).__class__ for source in speed.SYNTHETIC] == list(synthetic.PROCESSES.values())
+    assert [synthetic.process(source).__class__ for source in data.SYNTHETIC] == list(synthetic.PROCESSES.values())

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scaling import fit, records, report
+from scaling import fit, records
+from scaling.report.page import build
 from tests import synthetic
 from tests.test_sweep import GRID, INLINE, here, run, trained  # noqa: F401
 
@@ -80,7 +81,7 @@ def test_the_fit_command_takes_the_grids_word(tmp_path, capsys):
     assert not fitted & excluded
     assert "Runs left out after they had trained: their losses were known, this is no forecast" in out
     assert out.index("are held out now") < out.index("chinchilla")
-    page = report.build(folder).read_text()
+    page = build(folder).read_text()
     assert "Left out after they had trained: no forecast" in page
     sides = {r.run_id: r.run_id in held or (r.sweep["holdout"] and r.run_id not in fitted) for r in runs}
     by_hand = [dataclasses.replace(r, sweep={**r.sweep, "holdout": sides[r.run_id]}) for r in runs]

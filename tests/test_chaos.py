@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from scaling import records
-from scaling.engine import status
+from scaling.engine.folder.signs import read_signs
 from tests import babble
 
 ENGINE = Path(__file__).parent / "engine"
@@ -102,7 +102,7 @@ class Sweep:
         return code, self.output.read_bytes()[before:].decode()
 
     def is_training(self):
-        signs = [s for s in status.read_signs(self.workdir) if s["alive"]]
+        signs = [s for s in read_signs(self.workdir) if s["alive"]]
         return any("step" in pack for s in signs for pack in s["packs"])
 
     @property
@@ -144,7 +144,7 @@ def children_of(process):
     found = []
     with suppress(FileNotFoundError, ProcessLookupError):
         for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            if b"scaling.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"scaling.engine.run.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(int(pid))
     return found
 

@@ -15,14 +15,13 @@ from scaling.config import (
     DataConfig,
     DivergenceConfig,
     EvalConfig,
-    ExecutionConfig,
     Horizon,
-    MeshConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
     ScheduleConfig,
 )
+from scaling.execution import ExecutionConfig, MeshConfig
 
 MODEL = {"d_model": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16, "num_kv_heads": 2, "d_ff": 128}
 OPTIM = {"peak_lr": 0.01, "warmup_tokens": 0}

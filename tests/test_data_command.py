@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import data, sweep
+from scaling import sweep
+from scaling.data import __main__ as data
 
 REPO = Path(__file__).parents[1]
 
@@ -182,7 +183,7 @@ def test_a_tokenizer_that_changes_under_a_corpus_is_refused(folder, capsys):
 def limited(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
     """The command in a process of its own that may write no file larger than 100 kB."""
     code = (
-        "import resource, sys\nfrom scaling import data\n"
+        "import resource, sys\nfrom scaling.data import __main__ as data\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\nsys.exit(data.main(sys.argv[1:]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPO)}

@@ -5,7 +5,8 @@ import pytest
 
 import scaling
 from scaling import fit, records
-from scaling.laws import forms, uncertainty
+from scaling.laws.forms import catalogue
+from scaling.laws.intervals import resampling
 from tests import published, synthetic
 from tests.laws import data
 
@@ -173,7 +174,7 @@ def test_rows_of_one_run_are_resampled_together():
     by_run = fit.analyse(table, **options)
     unnamed = fit.analyse(table.drop(columns="run_name"), **options)
     assert by_run.to_json()["laws"]["chinchilla"]["interval_method"] == "bootstrap by run"
-    by_row = uncertainty.bootstrap(by_run.fits["chinchilla"], 200)
+    by_row = resampling.bootstrap(by_run.fits["chinchilla"], 200)
     assert np.std(by_run.draws["chinchilla"].params["alpha"]) > 1.5 * np.std(by_row.params["alpha"])
     # Nobody has to say so: the residuals of one size go together.
     assert unnamed.to_json()["laws"]["chinchilla"]["interval_method"] == "bootstrap by num_params"
@@ -239,7 +240,9 @@ def test_quantile_of_the_asymmetric_loss(tmp_path, capsys):
     assert fit.main([str(source), "--loss", "asymmetric", "--tau", "0.1", "--delta", "1e-5", *quick]) == 0
     params = json.loads((tmp_path / "fit.json").read_text())["laws"]["chinchilla"]["params"]
     table = data.scattered(num=200, noise=0.01)
-    above = forms.FORMS["chinchilla"].predict(params, num_params=table["num_params"], num_tokens=table["num_tokens"])
+    above = catalogue.FORMS["chinchilla"].predict(
+        params, num_params=table["num_params"], num_tokens=table["num_tokens"]
+    )
     assert np.mean(above > table["loss"]) == pytest.approx(0.1, abs=0.02)
     assert fit.main([str(source), "--tau", "0.1", *quick]) == 2
     assert "--loss asymmetric" in capsys.readouterr().err

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from scaling import accounting, grid, schema, shapes
+from scaling import accounting, grid
+from scaling.grid import sizes, strict
 
 SWEEPS = sorted((Path(__file__).resolve().parent.parent / "sweeps").glob("*.yaml"))
 
 
 def expand(text: str) -> grid.Grid:
-    return grid.expand(schema.read_yaml(text), name="test", text=text)
+    return grid.expand(strict.read_yaml(text), name="test", text=text)
 
 
 def error_of(text: str) -> str:
@@ -46,13 +47,13 @@ def error_of(text: str) -> str:
     ],
 )
 def test_scalars_mean_what_they_look_like(text, value):
-    found = schema.read_yaml(f"key: {text}")["key"]
+    found = strict.read_yaml(f"key: {text}")["key"]
     assert found == value
     assert type(found) is type(value)
 
 
 def test_anchors_and_merge_keys_work():
-    raw = schema.read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a]\n")
+    raw = strict.read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a]\n")
     assert raw["b"] == {"x": 1, "y": 3}
     assert raw["c"] == [{"x": 1, "y": 2}]
 
@@ -80,18 +81,18 @@ def test_shape_follows_from_width(width, num_layers, matmul_params):
 
 @pytest.mark.parametrize("width", [8, 16, 24, 40, 64, 80, 128, 256, 768, 1024, 2048, 4096, 12288])
 def test_rule_keeps_its_word(width):
-    shape = shapes.shape_of_width(width)
+    shape = sizes.shape_of_width(width)
     assert shape["num_heads"] * shape["head_dim"] == width
     assert shape["head_dim"] in (8, 16, 32, 64, 128)
     assert shape["head_dim"] ** 2 <= 8 * width
     assert shape["d_ff"] == 4 * width
-    assert shapes.shape_of_width(width)["num_layers"] <= shapes.shape_of_width(width + 8)["num_layers"]
+    assert sizes.shape_of_width(width)["num_layers"] <= sizes.shape_of_width(width + 8)["num_layers"]
 
 
 def test_rule_at_the_scale_of_known_models():
-    assert shapes.shape_of_width(768)["num_layers"] == 12  # GPT-2, 12 heads of 64
-    assert shapes.shape_of_width(768)["num_heads"] == 12
-    assert shapes.shape_of_width(4096)["head_dim"] == 128  # 7B models
+    assert sizes.shape_of_width(768)["num_layers"] == 12  # GPT-2, 12 heads of 64
+    assert sizes.shape_of_width(768)["num_heads"] == 12
+    assert sizes.shape_of_width(4096)["head_dim"] == 128  # 7B models
 
 
 def test_swiglu_keeps_the_parameters():
@@ -108,11 +109,11 @@ def test_params_dial_takes_the_nearest_width(target):
     assert cell.labels["target_params"] == target
 
     def off(width):  # brute force with the approximate count 12 L d^2, norms added by hand
-        shape = shapes.shape_of_width(width)
+        shape = sizes.shape_of_width(width)
         count = 12 * shape["num_layers"] * width**2 + (2 * shape["num_layers"] + 1) * width
         return abs(math.log(count / target))
 
-    assert cell.run.model.d_model == min(shapes.WIDTHS, key=off)
+    assert cell.run.model.d_model == min(sizes.WIDTHS, key=off)
 
 
 def test_what_the_rule_decides_can_be_overridden():

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling import figures, fit, grid, records, report
+from scaling import fit, grid, records
+from scaling.report import figures
+from scaling.report.page import build, headlines, read
 from tests import synthetic
 from tests.test_sweep import here, run, trained  # noqa: F401
 
@@ -66,7 +68,7 @@ def test_the_report_of_groups_sets_their_answers_side_by_side(tmp_path, one_figu
     groups = grouped(tmp_path)
     for name in groups:
         assert fit.main([str(tmp_path / name), *QUICK]) == 0
-    page = report.build(tmp_path).read_text()
+    page = build(tmp_path).read_text()
     assert "there is no fit.json" not in page
     for name, runs in groups.items():
         own = (tmp_path / name / "report.html").read_text()
@@ -74,7 +76,7 @@ def test_the_report_of_groups_sets_their_answers_side_by_side(tmp_path, one_figu
         assert f"{len(runs) - 1} of {len(runs)}" in own  # one diverged
         assert [r.run_id in own for group in groups.values() for r in group].count(True) == len(runs)
         assert all(r.run_id in page for r in runs)
-        for headline in report.headlines(report.read(tmp_path / name), []):
+        for headline in headlines(read(tmp_path / name), []):
             assert headline["value"] in page
         assert (tmp_path / name / "figures" / "isoflop.svg").exists()
     assert not (tmp_path / "figures").exists()
@@ -116,7 +118,7 @@ def test_a_group_of_which_all_diverged_leaves_the_others_their_page(tmp_path, ca
     count = len(groups[low])
     assert f"nothing to fit: of {count} runs none is completed and fitted ({count} diverged)" in said
     records.write_json(tmp_path / low / "fit.json", {"schema": 1, "error": said.strip()})
-    page = report.build(tmp_path).read_text()
+    page = build(tmp_path).read_text()
     assert "nothing to fit" in page
     assert f'<a href="{loud}/report.html">' in page
 
@@ -128,16 +130,16 @@ def test_the_page_says_of_each_group_what_its_own_says(tmp_path, one_figure):
     records.write_json(tmp_path / low / "fit.json", {"schema": 1, "error": "3 completed runs: too few"})
     foreign = {"run_id": groups[loud][0].run_id, "flops": 1e12, "predicted": 2.0, "interval": [1.0, 3.0]}
     records.write_json(tmp_path / low / "forecast.json", {"schema": 1, "sha256": "edited", "cells": [foreign]})
-    page = report.build(tmp_path).read_text()
+    page = build(tmp_path).read_text()
     assert "N counts total parameters" in page
     assert "No laws: 3 completed runs: too few" in page
     assert "does not match: the file was changed" in page
-    assert report.read(tmp_path / low).fit["forecast"] == []  # of another group: labels were swapped since
+    assert read(tmp_path / low).fit["forecast"] == []  # of another group: labels were swapped since
     manifest = records.manifest(tmp_path)
     records.write_json(
         tmp_path / "sweep.json", {**manifest, "groups": {**manifest["groups"], "noise=none": ["0" * 12]}}
     )
-    assert "noise=none has no record yet." in report.build(tmp_path).read_text()
+    assert "noise=none has no record yet." in build(tmp_path).read_text()
 
 
 def test_laws_of_another_fit_by_are_named(here, capsys):  # noqa: F811

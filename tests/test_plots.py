@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from scaling import axes, figures, plots, records
+from scaling import numbers, records
 from scaling.fit import analyse
+from scaling.report import axes, figures, plots
 from tests import synthetic
 
 
@@ -37,7 +38,7 @@ def ax():
     [(0, "0"), (512, "512"), (1000, "1K"), (6224, "6.22K"), (999_999, "1M"), (1.25e6, "1.25M"), (7e10, "70B")],
 )  # fmt: skip
 def test_engineering(value, text):
-    assert axes.engineering(value) == text
+    assert numbers.compact(value) == text
 
 
 @pytest.mark.parametrize(

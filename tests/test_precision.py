@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling import precision, records, report
+from scaling import records
+from scaling.laws.answers import precision
+from scaling.report.page import build
 from tests import synthetic
 
 REPO = Path(__file__).parents[1]
@@ -57,7 +59,7 @@ def test_axes_of_data_are_kept_apart(runs):
 def test_the_page_says_it(runs, tmp_path):
     plain = [dataclasses.replace(validated(r, 490_000 // 4), curve={k: [] for k in r.curve}) for r in runs]
     synthetic.write(tmp_path / "r", plain)
-    page = report.build(tmp_path / "r").read_text(encoding="utf-8")
+    page = build(tmp_path / "r").read_text(encoding="utf-8")
     assert "Validation losses on text:notes have a standard error of up to 0.0040 nats per token" in page
     assert "from 122K held-out tokens, the same for all runs; it would take about 490K to bring it to 0.002." in page
 

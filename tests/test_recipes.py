@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from scaling import accounting, recipes
+from scaling import accounting
 from scaling.config import ModelConfig
+from scaling.grid import recipes
 
 STDLIB_TOKENS = 12e6
 

@@ -10,8 +10,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from scaling import rates, records, report, typography
+from scaling import records
 from scaling.fit import analyse, forecast
+from scaling.laws.answers import learning_rates
+from scaling.report import __main__ as report
+from scaling.report.page import Results, build, forecast_seal, headlines, warnings, with_sealed_forecast
+from scaling.report.words import amount
 from tests import synthetic
 
 
@@ -42,7 +46,7 @@ def sweep(tmp_path_factory):
     runs = synthetic.sweep_records()
     synthetic.write(folder, runs)
     fit = write_fit(folder, runs, sealed=True)
-    return folder, fit, report.build(folder).read_text(encoding="utf-8")
+    return folder, fit, build(folder).read_text(encoding="utf-8")
 
 
 def without_curve(run):
@@ -137,7 +141,7 @@ def test_the_sealed_forecast_is_what_counts(sweep):
     for row in later["forecast"]:
         row["predicted"] = row["actual"]  # a fit made with hindsight
     runs = records.load_records(folder)
-    rows = report.with_sealed_forecast(later, sealed, runs)["forecast"]
+    rows = with_sealed_forecast(later, sealed, runs)["forecast"]
     assert [r["predicted"] for r in rows] == [c["predicted"] for c in sealed["cells"]]
     assert [r["actual"] for r in rows] == [next(x.loss for x in runs if x.run_id == r["run_id"]) for r in rows]
 
@@ -146,8 +150,8 @@ def test_a_forecast_changed_after_it_was_written_is_called_out(sweep):
     folder, _, _ = sweep
     sealed = json.loads((folder / "forecast.json").read_text())
     sealed["cells"][0]["predicted"] += 1e-9
-    assert "does not match" in report.forecast_seal(sealed)
-    assert report.forecast_seal({}) is None
+    assert "does not match" in forecast_seal(sealed)
+    assert forecast_seal({}) is None
 
 
 def test_a_sweep_too_small_for_laws_says_why(tmp_path):
@@ -155,7 +159,7 @@ def test_a_sweep_too_small_for_laws_says_why(tmp_path):
     runs[1] = dataclasses.replace(synthetic.failed(runs[1]), environment={"failure": "worker killed three times"})
     synthetic.write(tmp_path, [without_curve(run) for run in runs])
     records.write_json(tmp_path / "fit.json", {"schema": 1, "error": "chinchilla has 5 parameters and 1 observations"})
-    text = Page(report.build(tmp_path).read_text(encoding="utf-8")).text
+    text = Page(build(tmp_path).read_text(encoding="utf-8")).text
     assert "No laws: chinchilla has 5 parameters and 1 observations" in text
     assert "failed: worker killed three times" in text
     assert "1 of 2" in text
@@ -164,7 +168,7 @@ def test_a_sweep_too_small_for_laws_says_why(tmp_path):
 def test_records_alone_make_a_page(tmp_path):
     [run, *_] = synthetic.sweep_records()
     records.save(tmp_path, run)
-    text = Page(report.build(tmp_path, tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")).text
+    text = Page(build(tmp_path, tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")).text
     assert "there is no fit.json" in text
     assert (tmp_path / "elsewhere" / "figures" / "curves.svg").exists()
 
@@ -177,7 +181,7 @@ def test_cells_without_a_record_and_records_without_a_cell_are_named(tmp_path):
     records.save(tmp_path, without_curve(runs[0]))
     records.save(tmp_path, without_curve(stranger))
     records.write_json(tmp_path / "sweep.json", synthetic.manifest(runs))
-    text = Page(report.build(tmp_path).read_text(encoding="utf-8")).text
+    text = Page(build(tmp_path).read_text(encoding="utf-8")).text
     assert "1 of 2 runs completed" in text
     assert "1 cells are not run yet" in text
     assert runs[1].run_id in text
@@ -191,21 +195,21 @@ def test_text_from_records_is_text_on_the_page(tmp_path):
     records.save(
         tmp_path, dataclasses.replace(without_curve(run), sweep={**run.sweep, "name": "<b>", "labels": labels})
     )
-    html = report.build(tmp_path).read_text(encoding="utf-8")
+    html = build(tmp_path).read_text(encoding="utf-8")
     assert "script" not in Page(html).tags
     assert "&lt;script&gt;" in html
 
 
 def test_learning_rate_cells_find_the_truth(tmp_path):
     runs = synthetic.learning_rate_records()
-    cells = rates.cells(runs)
+    cells = learning_rates.cells(runs)
     assert len(cells) == 6
     for cell in cells:
         assert cell["best"] == cell["rates"][2] == pytest.approx(0.01 * (cell["num_params"] / 5e4) ** (-1 / 3))
         assert cell["interior"]
     assert [c["num_params"] for c in cells] == sorted(c["num_params"] for c in cells)
     synthetic.write(tmp_path, [without_curve(run) for run in runs])
-    text = Page(report.build(tmp_path).read_text(encoding="utf-8")).text
+    text = Page(build(tmp_path).read_text(encoding="utf-8")).text
     assert "6 of 6 cells of the learning-rate sweep whose best rate lies inside the range tried" in text
     assert (tmp_path / "figures" / "learning_rate.png").exists()
 
@@ -213,17 +217,17 @@ def test_learning_rate_cells_find_the_truth(tmp_path):
 def test_a_sweep_about_rates_claims_no_exponent(sweep):
     _, fit, _ = sweep
     runs = synthetic.learning_rate_records()
-    cells = rates.cells(runs)
-    results = report.Results(sweep[0], runs, fit, {}, {})
-    [best, completed] = report.headlines(results, cells)
+    cells = learning_rates.cells(runs)
+    results = Results(sweep[0], runs, fit, {}, {})
+    [best, completed] = headlines(results, cells)
     assert best["value"] == "6 of 6"
     assert completed["value"] == "30 of 30"
-    assert "no law through them is meant" in report.warnings(results, cells)[0]
+    assert "no law through them is meant" in warnings(results, cells)[0]
 
 
 def test_a_best_rate_at_the_edge_is_called_so():
     runs = synthetic.learning_rate_records(sizes=synthetic.SIZES[:1], tokens=(5e5,), factors=(1, 2, 4))
-    [cell] = rates.cells(runs)
+    [cell] = learning_rates.cells(runs)
     assert cell["best"] == cell["rates"][0]
     assert not cell["interior"]
 
@@ -233,14 +237,14 @@ def test_a_higher_rate_that_diverged_counts_as_tried_and_seeds_are_averaged():
     runs[-1] = dataclasses.replace(runs[-1], status="diverged", loss=None, num_tokens=4096)
     other_seed = {**runs[0].config, "seed": 7}
     runs.append(dataclasses.replace(runs[0], run_id="0" * 12, config=other_seed, loss=runs[0].loss + 0.5))
-    [cell] = rates.cells(runs)
+    [cell] = learning_rates.cells(runs)
     assert cell["losses"] == [pytest.approx(runs[0].loss + 0.25), runs[1].loss, None]
     assert cell["interior"]
     assert cell["num_tokens"] == runs[0].num_tokens
 
 
 def test_two_rates_are_no_sweep():
-    assert rates.cells(synthetic.sweep_records()) == []
+    assert learning_rates.cells(synthetic.sweep_records()) == []
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, says):
      (4.2, "$", "$4.2"), (0.0998, "", "10 %"), (0.5, "kWh", "0.5 kWh")],
 )  # fmt: skip
 def test_amounts_have_their_unit(value, unit, text):
-    assert typography.amount(value, unit) == text
+    assert amount(value, unit) == text
 
 
 def test_plan_and_actual_stand_side_by_side(tmp_path):
@@ -288,7 +292,7 @@ def test_plan_and_actual_stand_side_by_side(tmp_path):
     records.save(tmp_path, without_curve(runs[0]))
     manifest["cells"] = [{**c, "status": s} for c, s in zip(manifest["cells"], ("completed", "dropped"))]
     records.write_json(tmp_path / "sweep.json", manifest)
-    text = Page(report.build(tmp_path).read_text(encoding="utf-8")).text
+    text = Page(build(tmp_path).read_text(encoding="utf-8")).text
     assert "Plan against actual" in text
     for words in ("8 × NVIDIA H100", "$3.99 per device-hour", "400 s", "500 s", "1.25", "$2.5", "360 MB", "12 %"):
         assert words in text
@@ -302,6 +306,6 @@ def test_the_share_of_time_spent_waiting_for_data_is_said(tmp_path):
     timings = ({"data_seconds": 0.25, "step_seconds": 9.75}, {"data_seconds": 0.15, "step_seconds": 9.85})
     known = [dataclasses.replace(r, timing=r.timing | t) for r, t in zip(runs, timings)]
     synthetic.write(tmp_path / "known", known)
-    assert "2 % was spent waiting for data" in Page(report.build(tmp_path / "known").read_text(encoding="utf-8")).text
+    assert "2 % was spent waiting for data" in Page(build(tmp_path / "known").read_text(encoding="utf-8")).text
     synthetic.write(tmp_path / "unknown", runs)
-    assert "waiting for data" not in report.build(tmp_path / "unknown").read_text(encoding="utf-8")
+    assert "waiting for data" not in build(tmp_path / "unknown").read_text(encoding="utf-8")

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from scaling import records, sweep, terminal
+from scaling import numbers, records, sweep, terminal
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.engine import folder, plan, progress, status
+from scaling.engine.folder import signs
+from scaling.engine.folder.cells import failed_record
+from scaling.engine.folder.signs import Board, clear_stale, read_signs, signs_folder
+from scaling.engine.plan import table
+from scaling.engine.run import status
 from scaling.grid import Cell
 
 ENGINE = Path(__file__).parent / "engine"
@@ -24,7 +28,7 @@ MODEL = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_he
 
 def make_rows(count, num_steps=100):
     runs = [RunConfig(MODEL, OptimConfig(1e-2, 100), Horizon(steps=num_steps), 4, seed=i) for i in range(count)]
-    return plan.rows(Cell(run) for run in runs)
+    return table.rows(Cell(run) for run in runs)
 
 
 def progress_event(row, step, loss=2.5):
@@ -34,7 +38,7 @@ def progress_event(row, step, loss=2.5):
 
 
 def save(row, results, state, seconds=None, **changes):
-    record = folder.failed_record(row, "s", changes.pop("reason", "")).__dict__
+    record = failed_record(row, "s", changes.pop("reason", "")).__dict__
     timing = {"seconds": seconds} if seconds else {}
     records.save(results, records.RunRecord(**{**record, "status": state, "timing": timing, "loss": 2.5, **changes}))
 
@@ -51,29 +55,29 @@ def a_dead_process():
 
 
 def test_a_board_says_what_runs_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(status, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(signs, "WRITE_SECONDS", 0.05)
     (row,) = make_rows(1)
-    with status.Board(tmp_path, "local", {row.run_id: [row.run_id]}) as board:
-        (sign,) = status.read_signs(tmp_path)
+    with Board(tmp_path, "local", {row.run_id: [row.run_id]}) as board:
+        (sign,) = read_signs(tmp_path)
         assert (sign["packs"], sign["alive"], sign["pid"]) == ([], True, os.getpid())
         board.on_event({"event": "start", "key": row.run_id, "worker": 1})
         board.on_event(progress_event(row, 7))
-        _wait(lambda: "step" in str(status.read_signs(tmp_path)[0]["packs"]))
+        _wait(lambda: "step" in str(read_signs(tmp_path)[0]["packs"]))
         board.on_event(progress_event(row, 9))
         time.sleep(0.2)
-        (sign,) = status.read_signs(tmp_path)
+        (sign,) = read_signs(tmp_path)
         (pack,) = sign["packs"]
         assert (pack["step"], pack["first_step"], pack["num_steps"], pack["worker"]) == (9, 7, 100, 1)
         board.on_event({"event": "done", "key": row.run_id, "worker": 1})
-        _wait(lambda: not status.read_signs(tmp_path)[0]["packs"])
+        _wait(lambda: not read_signs(tmp_path)[0]["packs"])
     assert list((tmp_path / "status").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_costs_the_sign_only(tmp_path):
     (tmp_path / "status").write_text("in the way")
-    with status.Board(tmp_path, "local", {"a": ["a"]}) as board:
+    with Board(tmp_path, "local", {"a": ["a"]}) as board:
         board.on_event({"event": "start", "key": "a", "worker": 0})
-    assert status.read_signs(tmp_path) == []
+    assert read_signs(tmp_path) == []
 
 
 def test_every_state_has_its_line(tmp_path, capsys):
@@ -85,7 +89,7 @@ def test_every_state_has_its_line(tmp_path, capsys):
     save(again, results, "failed", reason="an earlier call's")
     (workdir / "checkpoints" / stale.run_id / "30").mkdir(parents=True)
     now = time.time()
-    signs = status.signs_folder(workdir)
+    signs = signs_folder(workdir)
     signs.mkdir()
 
     def sign(name, row, step, **about):
@@ -121,8 +125,8 @@ def a_family(results, workdir, at):
     20 steps took 10 s. So a step takes .5 s."""
     optim = OptimConfig(1e-2, 100)
     cells = [Cell(RunConfig(MODEL, optim, Horizon(steps=steps), 4)) for steps in (100, 300, 600, 1000)]
-    rows = plan.rows(cells)
-    record = folder.failed_record(rows[0], "s", "").__dict__
+    rows = table.rows(cells)
+    record = failed_record(rows[0], "s", "").__dict__
     timing = {"seconds": 10.0, "branched_from": rows[3].run_id, "branch_step": 80}
     records.save(results, records.RunRecord(**{**record, "status": "completed", "timing": timing, "loss": 2.5}))
     for row in rows[1:3]:
@@ -132,9 +136,9 @@ def a_family(results, workdir, at):
     now = time.time()
     pack = {**progress_event(rows[3], at), "num_steps": 1000, "since": now - 0.5 * at, "progressed": now}
     sign = {"schema": 1, "host": "elsewhere", "pid": 1, "started": now, "updated": now}
-    status.signs_folder(workdir).mkdir(parents=True)
+    signs_folder(workdir).mkdir(parents=True)
     sign["packs"] = [{**pack, "first_step": 0, "worker": 0}]
-    (status.signs_folder(workdir) / "a.json").write_text(json.dumps(sign))
+    (signs_folder(workdir) / "a.json").write_text(json.dumps(sign))
     return rows
 
 
@@ -151,7 +155,7 @@ def test_time_left_of_a_family_is_that_of_its_own_steps(tmp_path, capsys, at, ha
     rows = a_family(tmp_path / "results", tmp_path / "work", at)
     out = shown(capsys, rows, tmp_path, have_trunks=have_trunks)
     assert "4 cells: 1 completed, 1 running, 2 waiting; about" in out
-    assert f"about {progress.duration(seconds)} left" in out
+    assert f"about {numbers.duration(seconds)} left" in out
     lines = {line.split()[0]: re.sub(" +", " ", line) for line in out.splitlines() if line}
     for row, branch in zip(rows[1:3], (240, 480)):
         waits = f"branches off {rows[3].run_id} at step {branch}"
@@ -164,8 +168,8 @@ def test_time_left_waits_for_the_trunk_to_get_there(tmp_path, capsys):
     of its own for 450 s: 400 + 60 beside 450 + 30; or for 50 s: both branches fit beside the trunk."""
     results, workdir = tmp_path / "results", tmp_path / "work"
     rows = a_family(results, workdir, 200)
-    (other,) = plan.rows([Cell(RunConfig(MODEL, OptimConfig(1e-2, 100), Horizon(steps=1200), 4, seed=9))])
-    path = status.signs_folder(workdir) / "a.json"
+    (other,) = table.rows([Cell(RunConfig(MODEL, OptimConfig(1e-2, 100), Horizon(steps=1200), 4, seed=9))])
+    path = signs_folder(workdir) / "a.json"
     sign = json.loads(path.read_text())
     now = sign["updated"]
     pack = {**progress_event(other, 300), "num_steps": 1200, "since": now - 150, "progressed": now, "first_step": 0}
@@ -179,7 +183,7 @@ def test_time_left_waits_for_the_trunk_to_get_there(tmp_path, capsys):
 
 def test_a_writer_that_died_here_is_known_at_once(tmp_path, capsys):
     (row,) = make_rows(1)
-    signs = status.signs_folder(tmp_path / "work")
+    signs = signs_folder(tmp_path / "work")
     signs.mkdir(parents=True)
     sign = {"schema": 1, "host": platform.node(), "pid": a_dead_process(), "updated": time.time() - 15}
     packs = [{**progress_event(row, 5), "since": 0, "progressed": 0}]
@@ -188,7 +192,7 @@ def test_a_writer_that_died_here_is_known_at_once(tmp_path, capsys):
     assert "1 cells: 0 completed, 0 running, 1 waiting" in out
     assert "stale" in out
     assert "no sweep is at work on it" in out
-    status.clear_stale(tmp_path / "work")
+    clear_stale(tmp_path / "work")
     assert list(signs.iterdir()) == []
 
 
@@ -211,7 +215,7 @@ def test_a_look_at_a_sweep_under_way_takes_no_lock_and_no_jax(tmp_path, monkeypa
     command = [sys.executable, str(ENGINE / "driver.py"), "--grid", "g.yaml", "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait(lambda: [s for s in status.read_signs(Path(".scaling/g")) if "step" in str(s["packs"])])
+        _wait(lambda: [s for s in read_signs(Path(".scaling/g")) if "step" in str(s["packs"])])
 
         def look():
             before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -227,7 +231,7 @@ def test_a_look_at_a_sweep_under_way_takes_no_lock_and_no_jax(tmp_path, monkeypa
         assert seconds < 2  # of a processor: what others do on this machine is theirs
         process.send_signal(signal.SIGKILL)
         process.wait()
-        sign = status.read_signs(Path(".scaling/g"))[0]  # as if ten seconds had gone by
+        sign = read_signs(Path(".scaling/g"))[0]  # as if ten seconds had gone by
         old = {k: v for k, v in sign.items() if k not in ("path", "alive")} | {"updated": sign["updated"] - 10}
         sign["path"].write_text(json.dumps(old))
         out, _ = look()

@@ -14,8 +14,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from scaling import fit, records, report, storage, sweep
-from scaling.engine import folder, lease, status
+from scaling import fit, records, storage, sweep
+from scaling.engine.folder import cells, lease, lock, signs
+from scaling.report import __main__ as report
+from scaling.report.page import build
 from scaling.training import checkpoint
 from tests import babble, gcs_server, synthetic
 
@@ -146,7 +148,7 @@ def test_a_report_is_that_of_a_disk(shelf, tmp_path, capsys):
         assert fit.main([str(home), "--law", "chinchilla", "--bootstrap", "0", "--no-figures"]) == 0
     assert report.main([str(shelf)]) == 0
     capsys.readouterr()
-    page = report.build(tmp_path)
+    page = build(tmp_path)
     drawn, expected = ({p.name: p.read_bytes() for p in (home / "figures").iterdir()} for home in (shelf, tmp_path))
     assert len(expected) > 2
     assert drawn == expected
@@ -156,21 +158,21 @@ def test_a_report_is_that_of_a_disk(shelf, tmp_path, capsys):
 def test_a_damaged_record_is_set_aside(shelf):
     run = synthetic.sweep_records()[0]
     path = records.save(shelf, run)
-    assert folder.statuses(shelf, [run.run_id, "absent"], set_aside=True) == ({run.run_id: "completed"}, [])
+    assert cells.statuses(shelf, [run.run_id, "absent"], set_aside=True) == ({run.run_id: "completed"}, [])
     storage.write(path, path.read_bytes()[:100])
-    found, complaints = folder.statuses(shelf, [run.run_id], set_aside=True)
+    found, complaints = cells.statuses(shelf, [run.run_id], set_aside=True)
     assert found == {}
     assert complaints[0].startswith(f"{path}: not a readable run record")
     assert [p.name for p in path.parent.iterdir()] == [f"{path.name}.unreadable"]
 
 
 def test_signs_of_life(shelf):
-    with status.Board(shelf, "local", {"k": ["a"]}) as board:
+    with signs.Board(shelf, "local", {"k": ["a"]}) as board:
         board.on_event({"event": "start", "key": "k"})
-        (sign,) = status.read_signs(shelf)
+        (sign,) = signs.read_signs(shelf)
         assert sign["alive"]
         assert sign["pid"] == os.getpid()
-    assert status.read_signs(shelf) == []
+    assert signs.read_signs(shelf) == []
 
 
 # ---- who has the folder ---------------------------------------------------------------------------------------------
@@ -178,13 +180,13 @@ def test_signs_of_life(shelf):
 
 def test_the_second_sweep_is_told_who_has_the_folder(shelf, quick):
     held = lease.hold(shelf, None)
-    with pytest.raises(folder.HeldError, match=rf"az://shelf/sweep is held by another sweep: process {os.getpid()} on"):
+    with pytest.raises(lock.HeldError, match=rf"az://shelf/sweep is held by another sweep: process {os.getpid()} on"):
         lease.hold(shelf, None)
-    assert folder.holder(shelf)["pid"] == os.getpid()
+    assert lock.holder(shelf)["pid"] == os.getpid()
     time.sleep(0.3)  # renewed meanwhile
-    assert time.time() - folder.holder(shelf)["renewed"] < 0.3
+    assert time.time() - lock.holder(shelf)["renewed"] < 0.3
     held.release()
-    assert folder.holder(shelf) is None
+    assert lock.holder(shelf) is None
     lease.hold(shelf, None).release()
 
 
@@ -192,13 +194,13 @@ def test_what_a_killed_sweep_held_is_free(shelf, quick):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     here = {"pid": dead.pid, "host": os.uname().nodename, "renewed": time.time()}  # this machine sees that it is gone
-    away = {"pid": 1, "host": "another", "renewed": time.time() - folder.LEASE_SECONDS - 1}
+    away = {"pid": 1, "host": "another", "renewed": time.time() - lock.LEASE_SECONDS - 1}
     for left in (here, away):
         storage.write(shelf / ".lock", json.dumps({**left, "token": "x", "started": "then"}))
-        assert folder.holder(shelf) is None
+        assert lock.holder(shelf) is None
         lease.hold(shelf, None).release()
-    storage.write(shelf / ".lock", json.dumps({**away, "renewed": time.time() - folder.LEASE_SECONDS + 20}))
-    with pytest.raises(folder.HeldError, match="process 1 on another"):
+    storage.write(shelf / ".lock", json.dumps({**away, "renewed": time.time() - lock.LEASE_SECONDS + 20}))
+    with pytest.raises(lock.HeldError, match="process 1 on another"):
         lease.hold(shelf, None)
 
 
@@ -209,7 +211,7 @@ def test_of_many_that_come_together_one_has_it(shelf, quick):
         together.wait()
         try:
             got.append(lease.hold(shelf, None))
-        except folder.HeldError:
+        except lock.HeldError:
             refused.append(1)
 
     threads = [threading.Thread(target=come) for _ in range(8)]

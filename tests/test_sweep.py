@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from scaling import grid, records, storage, sweep
-from scaling.engine import plan
+from scaling.engine.folder import lock
+from scaling.engine.folder import manifest as manifests
+from scaling.engine.plan import table, timings
+from scaling.engine.plan.timings import TimingCache
 from tests import babble
 
 ENGINE = Path(__file__).parent / "engine"
@@ -295,7 +298,7 @@ def test_shards_together_are_the_grid(here, capsys):
 
 
 def test_a_folder_in_use_is_refused_with_its_holder(here, capsys):
-    with_lock = sweep.folder.Lock(Path("results/g"))
+    with_lock = lock.Lock(Path("results/g"))
     try:
         assert run() == 2
     finally:
@@ -330,7 +333,7 @@ def test_a_plan_says_what_is_packed_and_what_that_should_gain(here, capsys):
     # Six cells a fitted size, three of the held-out one: three packs of two, three, and one; a cell is left over.
     assert "packs: 14 of 15 cells in 7 of up to 2, one program each" in out
     assert "not timed here (python -m scaling.bench --grid g.yaml --packs 2 --workers 1)" in out
-    timings = plan.TimingCache(storage.cache_dir(), 1, grid.load("g.yaml").execution)
+    timings = TimingCache(storage.cache_dir(), 1, grid.load("g.yaml").execution)
     rows = [{"num_params": 1e4, "num_members": k, "workers": 1, "tokens_per_s": v} for k, v in ((1, 100.0), (2, 150.0))]
     timings.save_packs(rows)
     assert run(*plan_of_packs) == 0
@@ -611,8 +614,9 @@ def test_a_plan_for_elsewhere_needs_nothing_of_this_machine(here, monkeypatch, c
 
 
 def test_what_is_over_the_budget_is_left_out_and_stays_out(here, monkeypatch, capsys):
-    monkeypatch.setattr(sweep.plan, "CONCLUSION_SECONDS", 0.0)
-    monkeypatch.setattr(sweep.plan, "START_SECONDS", 100.0)
+    for module in (table, manifests):
+        monkeypatch.setattr(module, "CONCLUSION_SECONDS", 0.0)
+    monkeypatch.setattr(timings, "START_SECONDS", 100.0)
     cells = grid.load("g.yaml").cells
     # 5 cells of 100 s on one worker: three fit into 390 s, but a budget goes as a whole
     argv = ["--workers", "1", "--price", "3600", "--budget-dollars", "390", "--drop"]

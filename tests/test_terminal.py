@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 from rich.table import Table
 
-from scaling import data, fit, sweep, terminal
+from scaling import fit, sweep, terminal
+from scaling.data import __main__ as data
+from scaling.report.printed import show
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = ("[/b]", "[red]a[/]", ":one:", "a:smile:b", "[link=x]y", r"\[b]", "[/]", "[bold")
@@ -76,7 +78,7 @@ def test_a_fit_prints_its_source_its_laws_and_its_warnings_as_they_are(tmp_path,
     entry = payload["laws"]["chinchilla"]
     payload |= {"source": USED, "warnings": [f"w {USED}"], "notes": [f"n {USED}"], "laws": {f"law {USED}": entry}}
     payload["forecast"] = [{"run_id": f"r {USED}", "flops": 1e18, "predicted": 2.0, "interval": [1.9, 2.1]}]
-    out = printed(lambda console: fit.show(console, payload))
+    out = printed(lambda console: show(console, payload))
     for said in (f"{USED}: 12 runs", f"note w {USED}"[5:], f"note n {USED}", f"law {USED}: ", f"r {USED}"):
         assert said in out
 
@@ -104,7 +106,7 @@ def test_a_plan_names_grid_labels_and_warnings_as_they_are(tmp_path, monkeypatch
 
 
 def test_a_failure_is_said_as_it_was(capsys):
-    from scaling.engine import status
+    from scaling.engine.run import status
 
     record = types.SimpleNamespace(status="failed", environment={"failure": USED})
     with pytest.MonkeyPatch.context() as patch:

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scaling import figures, plots, records, report, truth
+from scaling import records
 from scaling.fit import analyse
 from scaling.fit import main as fit_command
+from scaling.laws.answers import truth
+from scaling.report import figures, plots
+from scaling.report.page import build
+from scaling.report.plots import excess
 from tests import synthetic
 
 LEAST = synthetic.LAW["E"]  # by construction what these losses tend to
@@ -39,7 +43,7 @@ def test_without_a_truth_nothing_is_claimed(tmp_path):
     assert truth.of(plain) is None
     assert "least_loss" not in records.table(plain)
     synthetic.write(tmp_path / "r", plain)
-    assert "Irreducible loss" not in report.build(tmp_path / "r").read_text(encoding="utf-8")
+    assert "Irreducible loss" not in build(tmp_path / "r").read_text(encoding="utf-8")
 
 
 def test_intervals_are_held_against_the_truth():
@@ -103,7 +107,7 @@ def test_excess_is_loss_less_the_truth_a_straight_line_for_a_power_law():
     loss = [p["loss"] for p in frontier]
     table = pd.DataFrame({"num_params": np.repeat([1e4, 2e4, 4e4], 3), "flops": compute, "loss": loss})
     with plots.style():
-        ax = truth.excess(Figure().subplots(), table, 2.0, [*frontier, {"flops": 1e14, "loss": 1.9}])
+        ax = excess(Figure().subplots(), table, 2.0, [*frontier, {"flops": 1e14, "loss": 1.9}])
     x, y = ax.lines[0].get_data()
     np.testing.assert_allclose(np.diff(np.log(y)) / np.diff(np.log(x)), -0.4, rtol=1e-6)
     points = np.concatenate([c.get_offsets() for c in ax.collections])
@@ -120,7 +124,7 @@ def test_the_page_says_whether_the_interval_holds_the_truth(runs, tmp_path):
     }
     synthetic.write(tmp_path / "r", plain)
     records.write_json(tmp_path / "r" / "fit.json", {"laws": {"chinchilla": law}})
-    page = report.build(tmp_path / "r").read_text(encoding="utf-8")
+    page = build(tmp_path / "r").read_text(encoding="utf-8")
     assert f"the truth, {LEAST:.3f}, lies outside the 95 % interval" in page
     assert "<h2>Irreducible loss</h2>" in page
     assert f"has {LEAST:.5f}, and that is what these losses tend to" in page

@@ -18,11 +18,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import config, records, storage, terminal
-from scaling.engine import disk, executors, folder, graph, hosts, plan, progress, slurm, slurm_book, status, worker
-from scaling.engine.cells import Cells
-from scaling.engine.manifest import Manifest
-from scaling.engine.plan import Row
+from scaling import config, machine, numbers, records, storage, terminal
+from scaling.engine.folder import signs
+from scaling.engine.folder.cells import Cells, failed_record
+from scaling.engine.folder.manifest import Manifest
+from scaling.engine.plan import disk, packing, timings
+from scaling.engine.plan.table import Row
+from scaling.engine.run import hosts, inline, progress, worker
+from scaling.engine.run.tasks import Task
+from scaling.engine.run.workers import Local, auto_workers
+from scaling.engine.slurm import book
+from scaling.engine.slurm.jobs import Slurm, of
 from scaling.grid import Grid
 from scaling.training import checkpoint
 from scaling.training.distributed import Group
@@ -69,7 +75,7 @@ class Session:
         self._ratios: dict[str, list[float]] = collections.defaultdict(list)  # by shape: seconds taken over predicted
         self._disk_bytes = 1e9 * (args.disk_budget or grid.execution.disk_budget_gb)
         with bad_input():
-            self.slurm = slurm.of(args, arguments, workdir, grid.name, loop)
+            self.slurm = of(args, arguments, workdir, grid.name, loop)
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
@@ -82,14 +88,14 @@ class Session:
             return 1
         if self._args.executor == "slurm" and self._args.workers == "auto":
             return num_packs
-        return executors.auto_workers(num_packs) if self._args.workers == "auto" else self._args.workers
+        return auto_workers(num_packs) if self._args.workers == "auto" else self._args.workers
 
-    def packs(self, rows: Sequence[Row]) -> list[graph.Pack]:
-        return graph.build(rows, self.pack_sizes)
+    def packs(self, rows: Sequence[Row]) -> list[packing.Pack]:
+        return packing.build(rows, self.pack_sizes)
 
     def order(self, rows: Sequence[Row], later: Sequence[Row], workers: int) -> disk.Order:
         """The packs of ``rows`` as the disk lets them be handed out; ``later``: rows that they carry too."""
-        packs = graph.build(rows, self.pack_sizes, carried=later)
+        packs = packing.build(rows, self.pack_sizes, carried=later)
         with bad_input():
             return disk.order(packs, workers, self._disk_bytes, self._kept_bytes([*rows, *later]))
 
@@ -108,7 +114,7 @@ class Session:
 
     def describe_data(self, data_config: config.DataConfig) -> dict | None:
         """What is known of a corpus, if it is prepared."""
-        from scaling.training import data
+        from scaling import data
 
         if not data.is_prepared(data_config, self._cache_dir):
             return None
@@ -122,7 +128,7 @@ class Session:
         done = [row.run_id for row in rows if self.cells.is_done(row)]
         if self.slurm is not None:
             self.slurm.settle(set(done).__contains__)
-        if not (self._grid.execution.keep_final_checkpoint or slurm_book.Book(self._workdir).submissions()):
+        if not (self._grid.execution.keep_final_checkpoint or book.Book(self._workdir).submissions()):
             # With jobs under way, they do it themselves.
             storage.each(storage.remove_tree, (checkpoint.folder_of(self._workdir, run_id) for run_id in done))
         elif self._grid.execution.keep_final_checkpoint:
@@ -136,11 +142,11 @@ class Session:
         orphans = [whole for run_id, whole in folders.items() if run_id not in cells]
         if not orphans:
             return
-        size = f"{progress.compact(sum(storage.each(storage.size_of, orphans)))}B"
+        size = f"{numbers.compact(sum(storage.each(storage.size_of, orphans)))}B"
         what = f"checkpoints of {len(orphans)} runs that the grid no longer has, {size}"
         if not self._args.remove_orphans:
             self.say(f"{self._workdir}: {what}, count towards the disk budget; --remove-orphans removes them")
-        elif slurm_book.Book(self._workdir).submissions():
+        elif book.Book(self._workdir).submissions():
             self.say(f"{self._workdir}: {what}, stay while jobs are under way that may be theirs")
         else:
             storage.each(storage.remove_tree, orphans)
@@ -174,10 +180,10 @@ class Session:
         with contextlib.closing(self._start(lock_fds)) as self._executor:
             yield
 
-    def _start(self, lock_fds: Sequence[int]) -> executors.Inline | executors.Local | slurm.Slurm:
+    def _start(self, lock_fds: Sequence[int]) -> inline.Inline | Local | Slurm:
         if self.slurm is not None:
             return self.slurm
-        jobs = slurm_book.Book(self._workdir).unfinished()
+        jobs = book.Book(self._workdir).unfinished()
         if jobs:
             raise BadInputError(
                 f"{self._workdir}: jobs of an earlier call are queued or running ({' '.join(jobs)}): follow them with "
@@ -186,10 +192,10 @@ class Session:
         if self._group is not None:
             return hosts.Leader(self._group, self._loop)
         if self._args.executor == "inline":
-            return executors.Inline(self._loop)
+            return inline.Inline(self._loop)
         # started first: they import JAX while the data is prepared here
         logs = self._logs_home() / "logs"
-        return executors.Local(self.workers, logs, loop=self._loop, pass_fds=lock_fds)
+        return Local(self.workers, logs, loop=self._loop, pass_fds=lock_fds)
 
     def _logs_home(self) -> Path:
         """Logs grow, and objects in a bucket do not: then they stay on this machine."""
@@ -197,7 +203,7 @@ class Session:
 
     def prepare_data(self, rows: Sequence[Row]) -> None:
         """Prepares what ``rows`` read, and sees that it is enough for them."""
-        from scaling.training import data
+        from scaling import data
 
         for data_config in dict.fromkeys(row.cell.run.data for row in rows):
             with bad_input():
@@ -227,7 +233,7 @@ class Session:
         self.console.print(f"timing {len(missing)} shapes on this machine …")
         seconds = {"seconds": CALIBRATION_SECONDS}
         tasks = [
-            executors.Task(key, "calibrate", self._about_shape(run) | seconds, program=graph.shape_of(run))
+            Task(key, "calibrate", self._about_shape(run) | seconds, program=packing.shape_of(run))
             for key, run in missing.items()
         ]
         done = itertools.count(1)
@@ -241,18 +247,18 @@ class Session:
         reasons = {answer.reason for answer in answers.values()}
         if len(reasons) == 1 and None not in reasons:  # all for the same reason: then no cell can train either
             raise BadInputError(f"{self._args.grid}: {reasons.pop()}")
-        timed = {key: plan.Timing.of(answer.value) for key, answer in answers.items() if answer.value is not None}
+        timed = {key: timings.Timing.of(answer.value) for key, answer in answers.items() if answer.value is not None}
         self.cells.timings.save(self.cells.timings.load() | timed)
 
     def _choose_pack_sizes(self, rows: Sequence[Row]) -> None:
         """As many members as a device holds, for every shape that several cells have."""
-        if self._args.pack != "auto" or not executors.has_accelerator():
+        if self._args.pack != "auto" or not machine.has_accelerator():
             return
-        shapes = collections.Counter(graph.shape_of(row.cell.run) for row in rows)
+        shapes = collections.Counter(packing.shape_of(row.cell.run) for row in rows)
         tasks = {
-            shape: executors.Task(row.run_id, "pack_size", self._about_shape(row.cell.run) | {"most": shapes[shape]})
+            shape: Task(row.run_id, "pack_size", self._about_shape(row.cell.run) | {"most": shapes[shape]})
             for row in rows
-            if shapes[shape := graph.shape_of(row.cell.run)] > 1
+            if shapes[shape := packing.shape_of(row.cell.run)] > 1
         }
         if tasks:
             self.console.print(f"compiling {len(tasks)} shapes, to see how many runs of each fit a device …")
@@ -286,9 +292,9 @@ class Session:
             done=sum(map(self.cells.is_done, self.cells.rows)), total=len(self.cells.rows),
         )  # fmt: skip
         waiting, beside = set(packs), threading.Thread(target=when_idle, daemon=True)
-        status.clear_stale(self._workdir)
+        signs.clear_stale(self._workdir)
         run_ids = {pack.key: pack.run_ids for pack in packs.values()}
-        board = status.Board(self._workdir, self._args.executor, run_ids)  # of this process and its workers
+        board = signs.Board(self._workdir, self._args.executor, run_ids)  # of this process and its workers
 
         def on_event(event: dict) -> None:
             display.on_event(event)
@@ -307,7 +313,7 @@ class Session:
                 self._executor.run(self._tasks(order), on_event)
             if beside.ident is not None:
                 beside.join()
-            status.clear_stale(self._workdir)  # of a call killed seconds before this one, which were too young before
+            signs.clear_stale(self._workdir)  # of a call killed seconds before this one, which were too young before
             self._forget_wrong_timings()
         except KeyboardInterrupt:
             if self.slurm is None:
@@ -344,7 +350,7 @@ class Session:
                 every = self.cells.predicted(every)
         return self.order(every[: len(rows)], every[len(rows) :], self.workers)
 
-    def _tasks(self, order: disk.Order) -> list[executors.Task]:
+    def _tasks(self, order: disk.Order) -> list[Task]:
         # A worker's share of the disk is of what those that wait leave.
         gigabytes = (self._disk_bytes - order.kept - order.waiting) / self.workers / 1e9
         shared = {
@@ -358,19 +364,19 @@ class Session:
         for pack in order.packs:
             riders = {name: [worker.cell_to_json(r.cell) for r in some] for name, some in pack.riders.items()}
             payload = {"cells": [worker.cell_to_json(row.cell) for row in pack.rows], "riders": riders, **shared}
-            program = graph.shape_of(pack.rows[0].cell.run)
-            tasks.append(executors.Task(pack.key, "train", payload, pack.after, pack.carried, program))
+            program = packing.shape_of(pack.rows[0].cell.run)
+            tasks.append(Task(pack.key, "train", payload, pack.after, pack.carried, program))
         return tasks
 
     def _settle(self, row: Row, reason: str | None) -> records.RunRecord:
         """The record of a cell that ended: its worker's, or one that says why there is none."""
         results = self.cells.results
         if reason is not None and not records.is_done(results, row.run_id):
-            records.save(results, folder.failed_record(row, self._grid.name, reason))
+            records.save(results, failed_record(row, self._grid.name, reason))
         record = self.cells.record(row)
         self.cells.found[row.run_id] = record.status
         if record.status == "completed" and record.timing.get("seconds") and row.seconds:
-            self._ratios[plan.shape_key(row.cell.run)].append(record.timing["seconds"] / row.seconds)
+            self._ratios[timings.shape_key(row.cell.run)].append(record.timing["seconds"] / row.seconds)
         self.manifest.cell_ended(record)
         self.write_manifest(at_leisure=True)
         return record

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.laws import allocation, approaches, bias, budgets, diagnosis, forms, influence, uncertainty
-from scaling.laws.allocation import Cost
-from scaling.laws.combine import MEMBERS, Combination, combine
-from scaling.laws.estimate import Draws, Fit, fit
-from scaling.laws.forecasting import forecast
-from scaling.laws.identify import on_a_ray
-from scaling.laws.observations import HELD_OUT, LEFT_OUT, Observations, from_table
-from scaling.laws.profile import Profile, cut, positive_profile, profile, without_end
+from scaling.laws.answers import allocation, approaches, budgets, isoflop_bias
+from scaling.laws.answers.allocation import Cost
+from scaling.laws.answers.combination import MEMBERS, Combination, combine
+from scaling.laws.answers.forecast import forecast
+from scaling.laws.fitting.estimate import Draws, Fit, fit
+from scaling.laws.fitting.identify import on_a_ray
+from scaling.laws.forms import catalogue
+from scaling.laws.intervals import diagnosis, influence, resampling
+from scaling.laws.intervals.profile import Profile, cut, positive_profile, profile, without_end
+from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT, Observations, from_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,11 +133,11 @@ class Analysis:
         """Standard errors and intervals of a law's parameters, and how they were found."""
         fitted, draws, profiles = self.fits[name], self.draws.get(name), self.profiles.get(name)
         errors, intervals = {}, {}
-        covariance = uncertainty.covariance(fitted)
+        covariance = resampling.covariance(fitted)
         for parameter in fitted.params:
-            slope = uncertainty.gradient(fitted, lambda p, k=parameter: p[k])
+            slope = resampling.gradient(fitted, lambda p, k=parameter: p[k])
             errors[parameter] = float(np.sqrt(max(slope @ covariance @ slope, 0.0)))
-            _, lo, hi = uncertainty.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)
+            _, lo, hi = resampling.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)
             intervals[parameter] = [float(lo), float(hi)]
         if draws is None:
             return errors, self._without_end(name, intervals), "delta"
@@ -158,7 +160,7 @@ class Analysis:
         return bool(self.profiles.get(name)) and plain and name in self.draws
 
     def _resampled(self, name: str) -> dict:
-        return {k: uncertainty.interval(v, self.level) for k, v in self.draws[name].params.items()}
+        return {k: resampling.interval(v, self.level) for k, v in self.draws[name].params.items()}
 
     def _sample(self, name: str) -> dict:
         """Some of the surface law's bootstrap draws, for pictures of how its parameters move together."""
@@ -170,7 +172,7 @@ class Analysis:
         """A derived quantity (m,) of the surface law and its interval (m, 2), ±inf where the draws run off."""
         fitted, draws = self.fits[self.surface], self.draws.get(self.surface)
         if draws is None:
-            value, lo, hi = uncertainty.delta_interval(fitted, lambda p: _log(quantity(p)), self.level)
+            value, lo, hi = resampling.delta_interval(fitted, lambda p: _log(quantity(p)), self.level)
             with np.errstate(over="ignore"):  # no end: what 1e300 would only look like
                 band = np.exp(np.stack([lo, hi], axis=-1))
             return np.exp(value), np.where(band == 0, -np.inf, band)
@@ -305,7 +307,7 @@ class Analysis:
         value, band = self._band(lambda p: quantity(p)[:, None])
         if not np.isfinite(value[0]):
             return {}
-        if not np.any(np.abs(uncertainty.gradient(self.fits[self.surface], quantity)) > 1e-9):
+        if not np.any(np.abs(resampling.gradient(self.fits[self.surface], quantity)) > 1e-9):
             by_construction.append(name)
             return {name: float(value[0]), f"{name}_interval": None}
         band, profiled = band[0], self.derived.get(name)
@@ -383,13 +385,13 @@ def analyse(
       ValueError: the table cannot be read as observations, or identifies none of the laws; says what would mend it.
     """
     reading = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops, "source": source}
-    observations = from_table(table, **reading, columns=[c for law in laws for c in forms.get(law).columns])
+    observations = from_table(table, **reading, columns=[c for law in laws for c in catalogue.get(law).columns])
     columns = observations.columns
     clusters, said = diagnosis.run_clusters(observations)
     objective = {"loss": loss, "delta": delta, "tau": tau}
     fits, draws, noise, selections, problems = {}, {}, {}, {}, []
     warnings = [*observations.warnings, *([said] if said else [])]
-    for form in map(forms.get, laws):
+    for form in map(catalogue.get, laws):
         if form.target != "loss":
             raise ValueError(
                 f"{source}: {form.name} is a law of {form.target}, not of the loss: fit it from Python, "
@@ -450,8 +452,8 @@ def _members(found: Analysis) -> tuple[str, ...]:
     """Forms behind a forecast: every law that was asked for of the forecaster's columns, and the usual ones."""
     columns = set(found.fits[found.forecaster].form.columns)
     asked = [name for name, f in found.fits.items() if set(f.form.columns) == columns]
-    usual = MEMBERS if len(columns) > 1 else [n for n, f in forms.FORMS.items() if f.columns == tuple(columns)]
-    return tuple(dict.fromkeys([*asked, *(n for n in usual if forms.get(n).target == "loss")]))
+    usual = MEMBERS if len(columns) > 1 else [n for n, f in catalogue.FORMS.items() if f.columns == tuple(columns)]
+    return tuple(dict.fromkeys([*asked, *(n for n in usual if catalogue.get(n).target == "loss")]))
 
 
 def _with_evidence(found: Analysis) -> Analysis:
@@ -473,7 +475,7 @@ def _with_evidence(found: Analysis) -> Analysis:
     if isoflop and found.surface is not None and not found.cost.problem:
         surface = found.fits[found.surface]
         groups = approaches.profiles(found.observations)
-        isoflop["bias"] = bias.profile_bias(surface.form, surface.params, groups, found.cost)
+        isoflop["bias"] = isoflop_bias.profile_bias(surface.form, surface.params, groups, found.cost)
     found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles, derived=derived, residuals=residuals)
     if found.surface is not None:
         warnings += found._no_allocation()

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from scaling.training import data, sharding, step
+from scaling import data
+from scaling.training import sharding
+from scaling.training.programs import Programs
 
 
 def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[float, float]:
@@ -55,13 +57,13 @@ class Evaluator:
     """Validation windows, made in batches of the program's size as they are wanted: a split of billions of tokens takes
     no more memory than a small one, but for 4 bytes a window."""
 
-    def __init__(self, corpus: data.Corpus, num_tokens: int | None, programs: step.Programs):
+    def __init__(self, corpus: data.Corpus, num_tokens: int | None, programs: Programs):
         self.corpus, self._asked = corpus, num_tokens
         self.shares = corpus.validation_shares(num_tokens)
         self.tokens_W = corpus.validation_counts(num_tokens)
         self.programs = programs
 
-    def by(self, programs: step.Programs) -> "Evaluator":
+    def by(self, programs: Programs) -> "Evaluator":
         """The same windows, evaluated by other programs."""
         other = copy.copy(self)
         other.programs = programs

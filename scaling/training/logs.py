@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from scaling.config import ExecutionConfig, RunConfig, to_dict
+from scaling.config import RunConfig, to_dict
+from scaling.execution import ExecutionConfig
 
 
 class StepLogs:

@@ -10,25 +10,28 @@ is restoring the state and a number; nothing else has memory but the host's curv
 
 import contextlib
 import dataclasses
-import os
 import threading
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from scaling import accounting, config, records, storage
-from scaling.config import ExecutionConfig, RunConfig
+from scaling import accounting, config, data, records, storage
+from scaling.execution import ExecutionConfig
 from scaling.grid import Cell
-from scaling.training import checkpoint, data, memory, outcome, sharding, step
+from scaling.training import checkpoint, outcome, sharding
+from scaling.training.calibration import calibrate, measure_memory, pack_size
 from scaling.training.evaluation import to_host
 from scaling.training.logs import StepLogs
 from scaling.training.member import Member, Rider
 from scaling.training.pack import Pack
+from scaling.training.programs import for_pack, use_compilation_cache
+
+# What a worker asks of a loop (``scaling.engine.run.worker``).
+__all__ = ["Interrupted", "calibrate", "compile_ahead", "measure_memory", "pack_size", "stop_requested", "train"]
 
 # Set it, and training saves a checkpoint after the step under way and raises Interrupted.
 stop_requested = threading.Event()
@@ -40,12 +43,6 @@ _STEPS_BETWEEN_AGREEMENTS = 16
 
 class Interrupted(Exception):
     """Training was asked to stop, and saved where it was."""
-
-
-def use_compilation_cache(cache_dir: Path) -> None:
-    """Compiled programs go to, and come from, ``cache_dir``/xla."""
-    jax.config.update("jax_compilation_cache_dir", os.fspath(Path(cache_dir) / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def train(
@@ -100,7 +97,7 @@ def compile_ahead(cells: Sequence[Cell], execution: ExecutionConfig) -> None:
     beside one that trains. They are the same objects: nothing is compiled twice, whatever the cache on disk holds."""
     mesh = sharding.make_mesh(execution.mesh)
     with jax.set_mesh(mesh):
-        programs = step.programs(config.program_key(cells[0].run), execution, sharding.rows_for(len(cells), mesh), mesh)
+        programs = for_pack(config.program_key(cells[0].run), execution, sharding.rows_for(len(cells), mesh), mesh)
         _ = programs.train, programs.evaluate, programs.init
 
 
@@ -323,73 +320,3 @@ def _progress(pack: Pack, members: Mapping[int, Member]) -> dict:
         "num_steps": longest.plan.num_steps,
         "loss": sum(losses) / len(losses) if losses else None,
     }
-
-
-def calibrate(
-    run: RunConfig,
-    execution: ExecutionConfig,
-    cache_dir: Path,
-    seconds: float = 1.0,
-    num_members: int = 1,
-    since: float | None = None,
-) -> dict[str, Any]:
-    """Times this run's compiled step and evaluation here, on its own data, for about ``seconds`` each, or those of a
-    pack of ``num_members`` runs that differ in their seeds.
-
-    Returns seconds: ``compile_seconds``, ``first_step_seconds`` from ``since`` (as of ``time.time()``; by default from
-    here) to the end of the first step, ``step_seconds`` (the median, batch included), ``curve_eval_seconds`` for a
-    point of the curve, ``eval_seconds`` for the final loss; and ``memory_bytes``, a device's, where known.
-    """
-    since = time.time() if since is None else since
-    use_compilation_cache(cache_dir)
-    corpus = data.open(run.data, cache_dir)
-    mesh = sharding.make_mesh(execution.mesh)
-    with jax.set_mesh(mesh):
-        runs = [dataclasses.replace(run, seed=run.seed + k) for k in range(num_members)]
-        pack = Pack([Member(Cell(r), accounting.plan(r)) for r in runs], corpus, execution, mesh)
-        pack.initialise()
-
-        with pack.batches() as batches:
-
-            def one_step():
-                pack.state, metrics = pack.programs.train(pack.state, pack.batch(batches))
-                jax.block_until_ready(metrics)
-
-            one_step()
-            first_step_seconds = time.time() - since
-            step_seconds = _median_seconds(one_step, seconds)
-        curve_eval_seconds = _median_seconds(lambda: pack.curve_eval(pack.state["params"]), seconds / 2)
-    whole = corpus.validation_counts(run.eval.final_tokens).sum(dtype=float) / pack.curve_eval.num_tokens
-    return {
-        "compile_seconds": pack.clock.seconds["compile"],
-        "first_step_seconds": first_step_seconds,
-        "step_seconds": step_seconds,
-        "curve_eval_seconds": curve_eval_seconds,
-        "eval_seconds": curve_eval_seconds * float(whole),
-        "memory_bytes": (memory.of_programs(pack.programs) or {}).get("total_bytes"),
-    }
-
-
-def measure_memory(
-    run: RunConfig, execution: ExecutionConfig, cache_dir: Path, num_members: int
-) -> dict[str, int] | None:
-    """What ``num_members`` runs of this one's shape need in one program, as ``memory.of_run`` has it."""
-    use_compilation_cache(cache_dir)
-    return memory.of_run(run, execution, num_members)
-
-
-def pack_size(run: RunConfig, execution: ExecutionConfig, cache_dir: Path, most: int) -> int:
-    """How many runs of this one's shape, at most ``most``, fit one program here; see ``memory.largest_pack``."""
-    use_compilation_cache(cache_dir)
-    return memory.largest_pack(run, execution, most)[0]
-
-
-def _median_seconds(function: Callable[[], Any], seconds: float) -> float:
-    """Median time of a call, after one to warm up, over at least three and about ``seconds``."""
-    function()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))

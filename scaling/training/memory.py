@@ -4,13 +4,15 @@ from pathlib import Path
 
 import jax
 
-from scaling.config import ExecutionConfig, RunConfig, program_key
-from scaling.training import sharding, step
+from scaling.config import RunConfig, program_key
+from scaling.execution import ExecutionConfig
+from scaling.training import sharding
+from scaling.training.programs import Programs, for_pack
 
 BYTES = ("argument", "output", "alias", "temp", "generated_code")
 
 
-def of_programs(programs: step.Programs) -> dict[str, int] | None:
+def of_programs(programs: Programs) -> dict[str, int] | None:
     """Bytes that each device needs while these programs run, from the compiler's own buffer assignment.
 
     ``total = argument + output - alias + temp + generated_code`` of the train step: the state and the batch, what comes
@@ -35,7 +37,7 @@ def of_run(run: RunConfig, execution: ExecutionConfig, num_members: int = 1) -> 
     """
     mesh = sharding.make_mesh(execution.mesh)
     with jax.set_mesh(mesh):
-        return of_programs(step.programs(program_key(run), execution, num_members, mesh))
+        return of_programs(for_pack(program_key(run), execution, num_members, mesh))
 
 
 # Of a device's memory, for a pack: the rest is left to evaluation batches, fragments, and what else is on the device.

@@ -15,8 +15,10 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from scaling.config import ExecutionConfig, program_key
-from scaling.training import data, optim, sharding, step
+from scaling import data
+from scaling.config import program_key
+from scaling.execution import ExecutionConfig
+from scaling.training import optimizers, programs, sharding
 from scaling.training.evaluation import Evaluated, Evaluator
 from scaling.training.member import Clock, Member
 from scaling.training.prefetch import Prefetched
@@ -50,7 +52,7 @@ class Pack:
         return [*members, *[None] * (sharding.rows_for(len(members), self.mesh) - len(members))]
 
     def _compile(self) -> None:
-        self.programs = step.programs(program_key(self.run), self.execution, len(self.members), self.mesh)
+        self.programs = programs.for_pack(program_key(self.run), self.execution, len(self.members), self.mesh)
         with self.clock.timed("compile"):
             _ = self.programs.train, self.programs.evaluate
         self.curve_eval = Evaluator(self.corpus, self.run.eval.curve_tokens, self.programs)
@@ -71,7 +73,7 @@ class Pack:
         """Every row at step 0, by its member's seed and hyperparameters."""
         members = [m or self.members[0] for m in self.members]
         seeds_K = np.array([m.run.seed for m in members], np.int32)
-        hparams = [optim.hyperparams(m.run.optim, m.plan) for m in members]
+        hparams = [optimizers.hyperparams(m.run.optim, m.plan) for m in members]
         hparams_K = {name: np.stack([h[name] for h in hparams]) for name in hparams[0]}
         with self.clock.timed("compile"):
             init = self.programs.init
@@ -96,7 +98,7 @@ class Pack:
         def put(value, like):
             return sharding.host_array(self.mesh, like.sharding.spec, (1,), lambda index: value[None][index])
 
-        values = optim.hyperparams(rider.run.optim, rider.plan)
+        values = optimizers.hyperparams(rider.run.optim, rider.plan)
         return {**row, "hparams": jax.tree.map(put, values, row["hparams"])}
 
     @property
@@ -159,7 +161,7 @@ class Pack:
             if 2 * len(rows) >= len(self.members) or self.mesh.shape["run"] > 1:
                 results = evaluator(self.state["params"])
                 return {k: results[k] for k in rows}
-            lone = evaluator.by(step.programs(program_key(self.run), self.execution, 1, self.mesh))
+            lone = evaluator.by(programs.for_pack(program_key(self.run), self.execution, 1, self.mesh))
             return {k: lone(self.row(k)["params"])[0] for k in rows}
 
     def shrink(self) -> None:

@@ -13,7 +13,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling.config import MeshConfig, ModelConfig
+from scaling.config import ModelConfig
+from scaling.execution import MeshConfig
 
 MESH_AXES = ("run", "data", "fsdp", "tensor")
 

@@ -10,9 +10,10 @@ import struct
 import uuid
 from pathlib import Path
 
-from scaling import records
-from scaling.training import checkpoint, data, loop
-from scaling.training.loop import Interrupted, calibrate, stop_requested
+from scaling import data, records
+from scaling.training import checkpoint, loop
+from scaling.training.calibration import calibrate
+from scaling.training.loop import Interrupted, stop_requested
 
 __all__ = ["Interrupted", "calibrate", "stop_requested", "total", "train"]
 

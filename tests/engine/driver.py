@@ -7,7 +7,7 @@ import types
 from pathlib import Path
 
 from scaling import records, sweep
-from scaling.engine import slurm_follow
+from scaling.engine.slurm import follow
 
 
 def analyse(table, curves=None, **options):
@@ -49,9 +49,10 @@ def build(results):
 
 
 FAKES = {
-    "scaling.fit": {"analyse": analyse, "forecast": forecast, "show": show, "with_truth": with_truth},
-    "scaling.report": {"build": build},
-    "scaling.training.data": {
+    "scaling.fit": {"analyse": analyse, "forecast": forecast, "with_truth": with_truth},
+    "scaling.report.printed": {"show": show},
+    "scaling.report.page": {"build": build},
+    "scaling.data": {
         "prepare": lambda config, cache_dir, progress=None: cache_dir,
         "is_prepared": lambda config, cache_dir: False,
         "open": lambda config, cache_dir: types.SimpleNamespace(
@@ -69,7 +70,7 @@ def install(setitem=dict.__setitem__, setattr=setattr):
         parent, _, child = name.rpartition(".")
         setitem(sys.modules, name, fake)
         setattr(importlib.import_module(parent), child, fake)
-    setattr(slurm_follow, "PROGRAM", (str(Path(__file__).resolve()),))
+    setattr(follow, "PROGRAM", (str(Path(__file__).resolve()),))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A loop for ``scaling.engine.hosts``: what some process cannot do, and computations in which no signal is heard."""
+"""A loop for ``scaling.engine.run.hosts``: what some process cannot do, and computations that hear no signal."""
 
 import threading
 

@@ -7,9 +7,10 @@ import jax
 import pytest
 
 from scaling import config, records
-from scaling.engine import worker
-from scaling.engine.executors import Inline, Line, Task
-from scaling.training import step
+from scaling.engine.run import worker
+from scaling.engine.run.inline import Inline
+from scaling.engine.run.tasks import Line, Task
+from scaling.training import programs
 from tests.training.lab import EXECUTION, cell, essence, make_corpus, progress_at_every_step
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -57,7 +58,7 @@ def compilations():
 
 def trained(corpus, folder, **options):
     """The records of both packs, and what the main thread compiled for the second."""
-    step._programs.cache_clear()
+    programs._for_pack.cache_clear()
     tasks, begun = packs_of(corpus, folder), []
     with compilations() as found, progress_at_every_step():
 

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
 from scaling import grid
-from scaling.config import MeshConfig
-from scaling.engine import aot, layout
+from scaling.engine.plan import table
+from scaling.engine.slices import aot, meshes
+from scaling.execution import MeshConfig
 
 TINY = {
     "recipe": "none",
@@ -127,34 +128,34 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
 
 
 def test_the_model_of_a_step_on_sharded_weights():
-    run, chip = seven_b().cells[0].run, layout.Chip(1e14, 1e11, 16e9)
+    run, chip = seven_b().cells[0].run, meshes.Chip(1e14, 1e11, 16e9)
     mesh = MeshConfig(data=1, fsdp=64, tensor=1)
-    quick, slow = layout.Chip(1e20, 1e11, 16e9), layout.Chip(1e14, 1e20, 16e9)
+    quick, slow = meshes.Chip(1e20, 1e11, 16e9), meshes.Chip(1e14, 1e20, 16e9)
     weights = 3 * 2 * 7_241_732_096 * 63 / 64 / 1e11  # two gathers and a reduction in bfloat16
-    assert layout.step_seconds(run, mesh, "none", quick) == pytest.approx(weights, rel=1e-6)
+    assert meshes.step_seconds(run, mesh, "none", quick) == pytest.approx(weights, rel=1e-6)
     # 6 N_total without the embedding's 131M and the norms, plus attention: within a hundredth of 6 N D.
-    products = 6 * 7.11e9 * 256 * 2048 / (64 * 1e14 * layout.PRODUCT_EFFICIENCY)
-    none, full = (layout.step_seconds(run, mesh, remat, slow) for remat in ("none", "full"))
+    products = 6 * 7.11e9 * 256 * 2048 / (64 * 1e14 * meshes.PRODUCT_EFFICIENCY)
+    none, full = (meshes.step_seconds(run, mesh, remat, slow) for remat in ("none", "full"))
     assert none == pytest.approx(products, rel=0.05)
     assert full / none == pytest.approx(4 / 3, rel=0.01)
-    assert layout.step_seconds(run, mesh, "none", chip) == max(none, weights)
+    assert meshes.step_seconds(run, mesh, "none", chip) == max(none, weights)
     # Over tensor the activations come on top: 4 all-reduces of (16 rows × 2048 × 4096) in 32 layers.
-    tensor = layout.step_seconds(run, MeshConfig(data=1, fsdp=16, tensor=4), "none", layout.Chip(1e20, 1e11, 16e9))
+    tensor = meshes.step_seconds(run, MeshConfig(data=1, fsdp=16, tensor=4), "none", meshes.Chip(1e20, 1e11, 16e9))
     weights = 3 * 2 * 7_241_732_096 / 4 * 15 / 16 / 1e11
     assert tensor - weights == pytest.approx(4 * 32 * 2 * 3 / 4 * 16 * 2048 * 4096 * 2 / 1e11, rel=1e-6)
 
 
 def test_candidates_divide_and_come_fastest_first():
     g = seven_b()
-    run, chip = g.cells[0].run, layout.Chip.of("v5e:8x8", "bfloat16")
-    found = layout.candidates(run, g.execution, 64, chip)
+    run, chip = g.cells[0].run, meshes.Chip.of("v5e:8x8", "bfloat16")
+    found = meshes.candidates(run, g.execution, 64, chip)
     assert found
     for e in found:
         m = e.mesh
         assert m.data * m.fsdp * m.tensor == 64
         assert run.model.num_kv_heads % m.tensor == run.batch_size % (m.data * m.fsdp) == 0
-        assert layout.least_bytes(run, m, e.remat) < chip.memory_bytes
-    seconds = [layout.step_seconds(run, e.mesh, e.remat, chip) for e in found]
+        assert meshes.least_bytes(run, m, e.remat) < chip.memory_bytes
+    seconds = [meshes.step_seconds(run, e.mesh, e.remat, chip) for e in found]
     assert seconds == sorted(seconds)
     assert {e.remat for e in found} == {"full"}  # 7B at 4 rows a chip leaves 16 GB no room for anything else
 
@@ -163,9 +164,9 @@ def test_cells_that_compile_alike_are_compiled_once():
     raw = {**TINY, "axes": {"optim.peak_lr": [1e-3, 2e-3], "horizon.steps": [10, 20], "data.seq_len": [128, 256]}}
     raw["base"] = {k: v for k, v in raw["base"].items() if k != "horizon"}
     raw["base"]["optim"] = {"warmup_tokens": 0}
-    rows = layout.plan.rows(grid.expand(raw, name="x").cells)
+    rows = table.rows(grid.expand(raw, name="x").cells)
     assert len(rows) == 8
-    assert [r.cell.run.data.seq_len for r in layout.distinct(rows)] == [128, 256]
+    assert [r.cell.run.data.seq_len for r in meshes.distinct(rows)] == [128, 256]
 
 
 def test_refusals_come_back_in_one_line():
@@ -193,7 +194,7 @@ def test_this_machines_devices_in_a_process_of_its_own(monkeypatch):
         verdict = compiler.ask(g.cells[0].run, g.execution)
         assert verdict.fits
         assert verdict.num_devices == jax.device_count()
-        state = layout.accounting.plan(g.cells[0].run).state_bytes
+        state = meshes.accounting.plan(g.cells[0].run).state_bytes
         # Norms are on every device; all else is a part each.
         assert state / jax.device_count() < verdict.bytes["argument"] < 1.1 * state / jax.device_count() + 16_000
         assert verdict.collectives["all-gather"]["count"] > 0
@@ -235,10 +236,10 @@ TEN_MILLION = {
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)")
 def test_suggest_with_the_compiler_itself():
     """Without recomputation nothing fits, and that is seen at the first mesh; the next best does."""
-    g, chip = grid.expand(TEN_MILLION, name="x"), layout.Chip.of("v5e:2x2", "bfloat16")
+    g, chip = grid.expand(TEN_MILLION, name="x"), meshes.Chip.of("v5e:2x2", "bfloat16")
     console = Console(file=io.StringIO(), width=250)
-    rows = layout.plan.rows(g.cells)
-    assert layout.show(console, rows, g.execution, "v5e:2x2", suggest=True)
+    rows = table.rows(g.cells)
+    assert meshes.show(console, rows, g.execution, "v5e:2x2", suggest=True)
     lines = [line.split("│")[1:-1] for line in console.file.getvalue().splitlines() if line.startswith("│")]
     asked, suggested = ([field.strip() for field in line] for line in lines)
     assert (asked[2], asked[3], asked[4]) == ("1,1,4,1", "full", "yes")
@@ -258,7 +259,7 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
 
 def test_suggest_takes_the_fastest_that_the_compiler_takes():
     g = seven_b()
-    run, chip = g.cells[0].run, layout.Chip.of("v5p:4x4x4", "bfloat16")
+    run, chip = g.cells[0].run, meshes.Chip.of("v5p:4x4x4", "bfloat16")
     asked = []
 
     class Compiler:
@@ -268,14 +269,14 @@ def test_suggest_takes_the_fastest_that_the_compiler_takes():
 
     console = Console(file=io.StringIO(), width=200)
     first = aot.Verdict("out of memory", 64)
-    chosen, verdict = layout._best(console, Compiler(), run, g.execution, first, chip, "v5p:4x4x4")
+    chosen, verdict = meshes._best(console, Compiler(), run, g.execution, first, chip, "v5p:4x4x4")
     assert verdict.fits
     assert chosen == asked[4]
-    found = layout.candidates(run, g.execution, 64, chip)
+    found = meshes.candidates(run, g.execution, 64, chip)
     seen = found[: found.index(chosen) + 1]
     assert [e for e in seen if e in asked] == asked
     assert asked[0] == found[0]
-    need = {i: layout.least_bytes(run, e.mesh, e.remat) for i, e in enumerate(seen)}
+    need = {i: meshes.least_bytes(run, e.mesh, e.remat) for i, e in enumerate(seen)}
     tried = [i for i, e in enumerate(seen) if e in asked]
     for i, e in enumerate(seen):  # left out: what needs about as much as one that was refused, and only that
         refused = [need[j] for j in tried if j < i and seen[j].remat == e.remat]
@@ -283,4 +284,4 @@ def test_suggest_takes_the_fastest_that_the_compiler_takes():
     assert len(seen) > len(asked)
     assert console.file.getvalue().count("out of memory: 99G wanted of 95G a device") == 4
     with pytest.raises(ValueError, match="the figures of v4:2x2x1's chip are not known"):
-        layout._best(console, Compiler(), run, g.execution, first, layout.Chip.of("v4:2x2x1", "bfloat16"), "v4:2x2x1")
+        meshes._best(console, Compiler(), run, g.execution, first, meshes.Chip.of("v4:2x2x1", "bfloat16"), "v4:2x2x1")

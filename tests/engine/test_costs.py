@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling import grid
-from scaling.config import HardwareConfig
-from scaling.engine import costs, graph, plan, trunks
-from scaling.engine.costs import Bill, Budget
-from scaling.engine.hardware import Hardware
+from scaling.engine.plan import costs, packing, trunks
+from scaling.engine.plan import table as plan
+from scaling.engine.plan.costs import Bill, Budget
+from scaling.engine.plan.hardware import Hardware
+from scaling.execution import HardwareConfig
 
 GRID = {
     "isoflop": {"budgets": [1e9, 2e9, 4e9, 8e9], "sizes": [8, 16, 24]},
@@ -44,7 +45,7 @@ def test_a_bill_is_the_sum_of_what_its_cells_hold():
 
 def test_its_json_holds_cells_packs_and_totals_under_every_rule():
     rows = rows_of({**GRID, "seeds": [0, 1]})
-    packs = graph.build(rows, 2)
+    packs = packing.build(rows, 2)
     written = Bill(rows, CHEAP, 2, 60.0).to_json(packs)
     assert json.loads(json.dumps(written, allow_nan=False)) == written
     assert {c["run_id"] for c in written["cells"]} == {i for p in written["packs"] for i in p["run_ids"]}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scaling import grid
-from scaling.engine import disk, graph, plan, trunks
+from scaling.engine.plan import disk, packing, table, trunks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,9 +22,9 @@ def packs_of(seeds=3, steps=(300, 600, 1000), held=()):
         "axes": {"horizon.steps": [*steps, *held]},
         "seeds": list(range(seeds)),
     } | ({"holdout": {"cells": [{"steps": list(held)}]}} if held else {})
-    rows = trunks.share(plan.rows(grid.expand(raw, name="g").cells))
+    rows = trunks.share(table.rows(grid.expand(raw, name="g").cells))
     later = [row for row in rows if row.cell.holdout]
-    return graph.build([row for row in rows if not row.cell.holdout], carried=later), disk.checkpoint_bytes(rows[0])
+    return packing.build([row for row in rows if not row.cell.holdout], carried=later), disk.checkpoint_bytes(rows[0])
 
 
 def test_the_budget_decides_the_order():

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from scaling import config, records
-from scaling.config import ExecutionConfig, Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.engine import executors, worker
-from scaling.engine.executors import Inline, Local, Task
+from scaling import config, machine, records
+from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.engine.run import tasks, worker
+from scaling.engine.run import workers as executors
+from scaling.engine.run.inline import Inline, stopping_politely
+from scaling.engine.run.tasks import Task
+from scaling.engine.run.workers import Local
+from scaling.execution import ExecutionConfig
 from scaling.grid import Cell
 
 HERE = Path(__file__).parent
@@ -97,7 +101,7 @@ def test_failures_are_answered_and_the_rest_goes_on(tmp_path):
 
 def test_workers_that_cannot_start_are_an_error_with_the_log(tmp_path):
     executor = Local(2, tmp_path / "logs", loop="no_such_loop")
-    with pytest.raises(executors.ExecutorError, match=r"workers do not start.*No module named 'no_such_loop'"):
+    with pytest.raises(tasks.ExecutorError, match=r"workers do not start.*No module named 'no_such_loop'"):
         executor.run([task(cell(0), tmp_path)])
     executor.close()
 
@@ -184,9 +188,9 @@ def test_a_log_that_grew_becomes_the_old_one(tmp_path, monkeypatch):
 COMPILE = """
 import ctypes, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background hands it down as ignored
-from scaling.engine import executors
+from scaling.engine.run import inline
 import fake_loop
-executors.DEAF_SECONDS = 0.5
+inline.DEAF_SECONDS = 0.5
 def compile(*args, **kwargs):
     print("compiling", flush=True)
     c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
@@ -195,7 +199,7 @@ def compile(*args, **kwargs):
 fake_loop.train = compile
 from tests.engine import test_executors as t
 from pathlib import Path
-executors.Inline("fake_loop").run([t.task(t.cell(0), Path(sys.argv[1]))])
+inline.Inline("fake_loop").run([t.task(t.cell(0), Path(sys.argv[1]))])
 """
 
 
@@ -220,9 +224,9 @@ def test_the_second_ctrl_c_ends_a_compilation(tmp_path):
 SAVING = """
 import sys, time
 from pathlib import Path
-from scaling.engine import executors
+from scaling.engine.run import inline
 import fake_loop
-executors.DEAF_SECONDS = 0.2
+inline.DEAF_SECONDS = 0.2
 def train(*args, **kwargs):
     print("training", flush=True)
     while not fake_loop.stop_requested.is_set():
@@ -232,7 +236,7 @@ def train(*args, **kwargs):
     raise fake_loop.Interrupted
 fake_loop.train = train
 from tests.engine import test_executors as t
-executors.Inline("fake_loop").run([t.task(t.cell(0), Path(sys.argv[1]))])
+inline.Inline("fake_loop").run([t.task(t.cell(0), Path(sys.argv[1]))])
 """
 
 
@@ -269,18 +273,18 @@ def test_cores_are_shared_out(monkeypatch):
 @pytest.mark.parametrize("platforms, expected", [("cpu", False), ("cuda,cpu", True), ("tpu", True)])
 def test_accelerator_follows_jax_platforms(monkeypatch, platforms, expected):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    assert executors.has_accelerator() is expected
+    assert machine.has_accelerator() is expected
 
 
 def test_workers_get_the_malloc_setting_unless_the_person_set_one(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.setattr(executors.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    assert "arena_max=1" in executors.worker_environment()["GLIBC_TUNABLES"]
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    assert "arena_max=1" in machine.worker_environment()["GLIBC_TUNABLES"]
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
-    assert executors.worker_environment()["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
+    assert machine.worker_environment()["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
     monkeypatch.delenv("GLIBC_TUNABLES")
-    monkeypatch.setattr(executors.platform, "libc_ver", lambda: ("", ""))
-    assert "GLIBC_TUNABLES" not in executors.worker_environment()
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
+    assert "GLIBC_TUNABLES" not in machine.worker_environment()
 
 
 def _path():
@@ -308,13 +312,13 @@ def test_training_in_this_process_is_asked_to_stop_before_it_is_interrupted(sign
     before = signal.getsignal(signum)
     try:
         signal.signal(signum, signal.default_int_handler)
-        with executors.stopping_politely(asked):
+        with stopping_politely(asked):
             signal.raise_signal(signum)
             assert asked.stop_requested.is_set()
             with pytest.raises(KeyboardInterrupt):  # a second time: at once
                 signal.raise_signal(signum)
         signal.signal(signum, signal.SIG_IGN)
-        with executors.stopping_politely(asked):
+        with stopping_politely(asked):
             signal.raise_signal(signum)
             assert not asked.stop_requested.is_set()
     finally:

@@ -12,14 +12,17 @@ import pytest
 
 from scaling import records
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.engine import folder, manifest, plan
-from scaling.engine.hardware import EnergyMeter
-from scaling.grid import Cell, ExecutionConfig, FitConfig, Grid
+from scaling.engine.folder import cells, forecast, manifest, workdir
+from scaling.engine.folder.lock import HeldError, Lock
+from scaling.engine.plan import table as plan
+from scaling.engine.plan.hardware import EnergyMeter
+from scaling.execution import ExecutionConfig
+from scaling.grid import Cell, FitConfig, Grid
 
 HOLD = """
 import sys, time, subprocess
 from pathlib import Path
-from scaling.engine.folder import Lock
+from scaling.engine.folder.lock import Lock
 lock = Lock(Path(sys.argv[1]), *sys.argv[2:])
 print("held", flush=True)
 time.sleep(60)
@@ -41,32 +44,32 @@ def end(process, signum=signal.SIGKILL):
 def test_the_second_sweep_is_told_who_holds_the_folder(tmp_path):
     process = hold(tmp_path / "r")
     try:
-        with pytest.raises(folder.HeldError, match=rf"held by another sweep: process {process.pid} on \S+, since 2"):
-            folder.Lock(tmp_path / "r")
-        with pytest.raises(folder.HeldError):
-            folder.Lock(tmp_path / "r", "1/2")
+        with pytest.raises(HeldError, match=rf"held by another sweep: process {process.pid} on \S+, since 2"):
+            Lock(tmp_path / "r")
+        with pytest.raises(HeldError):
+            Lock(tmp_path / "r", "1/2")
     finally:
         end(process)
-    folder.Lock(tmp_path / "r").release()  # a killed holder leaves nothing that needs clearing
+    Lock(tmp_path / "r").release()  # a killed holder leaves nothing that needs clearing
     assert list((tmp_path / "r").iterdir()) == []
 
 
 def test_shards_share_the_folder_but_not_their_shares(tmp_path):
     process = hold(tmp_path, "1/2")
     try:
-        other = folder.Lock(tmp_path, "2/2")
-        with pytest.raises(folder.HeldError):
-            folder.Lock(tmp_path, "1/2")
-        with pytest.raises(folder.HeldError):
-            folder.Lock(tmp_path)
+        other = Lock(tmp_path, "2/2")
+        with pytest.raises(HeldError):
+            Lock(tmp_path, "1/2")
+        with pytest.raises(HeldError):
+            Lock(tmp_path)
         other.release()
-        with pytest.raises(folder.HeldError):
-            folder.Lock(tmp_path)
+        with pytest.raises(HeldError):
+            Lock(tmp_path)
     finally:
         end(process)
-    folder.Lock(tmp_path).release()
+    Lock(tmp_path).release()
     assert [p.name for p in tmp_path.iterdir()] == [".lock-shard-1-of-2"]  # the killed one's: locks nobody out
-    folder.Lock(tmp_path, "1/2").release()
+    Lock(tmp_path, "1/2").release()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,16 +77,16 @@ def test_shards_of_another_number_are_refused(tmp_path):
     """1/3 beside 1/2: some cells would be trained twice, some not at all."""
     process = hold(tmp_path, "1/2")
     try:
-        with pytest.raises(folder.HeldError, match=r"--shard 1/3 beside --shard 1/2, which runs: .* is held by"):
-            folder.Lock(tmp_path, "1/3")
-        folder.Lock(tmp_path, "2/2").release()
+        with pytest.raises(HeldError, match=r"--shard 1/3 beside --shard 1/2, which runs: .* is held by"):
+            Lock(tmp_path, "1/3")
+        Lock(tmp_path, "2/2").release()
     finally:
         end(process)
-    folder.Lock(tmp_path, "1/3").release()  # what a killed shard left refuses nobody
+    Lock(tmp_path, "1/3").release()  # what a killed shard left refuses nobody
 
 
 def test_a_killed_sweeps_folder_is_held_until_its_last_worker_is_gone(tmp_path):
-    lock = folder.Lock(tmp_path)
+    lock = Lock(tmp_path)
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=lock.fds)
     # As if this process had been killed: its descriptor closes, the pid in the file is nobody's.
     gone = subprocess.Popen(["true"])
@@ -93,7 +96,7 @@ def test_a_killed_sweeps_folder_is_held_until_its_last_worker_is_gone(tmp_path):
     for fd in lock.fds:
         os.close(fd)
     begin = time.monotonic()
-    folder.Lock(tmp_path).release()
+    Lock(tmp_path).release()
     assert 0.3 < time.monotonic() - begin < 4
     orphan.wait()
 
@@ -106,7 +109,7 @@ def row(seed=0, holdout=False):
 
 def test_failed_runs_have_records_that_analysis_can_read(tmp_path):
     for seed in range(2):
-        records.save(tmp_path, folder.failed_record(row(seed), "sweep", "worker killed by signal 9"))
+        records.save(tmp_path, cells.failed_record(row(seed), "sweep", "worker killed by signal 9"))
     table = records.load(tmp_path)
     assert list(table.status) == ["failed", "failed"]
     assert list(table.budget_flops) == [1e9, 1e9]
@@ -120,19 +123,19 @@ def test_failed_runs_have_records_that_analysis_can_read(tmp_path):
 def test_a_damaged_record_is_said_and_set_aside(tmp_path, damage):
     whole, damaged = row(0), row(1)
     for r in (whole, damaged):
-        records.save(tmp_path, folder.failed_record(r, "sweep", "x"))
+        records.save(tmp_path, cells.failed_record(r, "sweep", "x"))
     path = records.path_of(tmp_path, damaged.run_id)
     path.write_text(damage(path.read_text()))
     ids = [whole.run_id, damaged.run_id, "f" * 12]
-    found, complaints = folder.statuses(tmp_path, ids, set_aside=False)
+    found, complaints = cells.statuses(tmp_path, ids, set_aside=False)
     assert path.exists()
-    assert folder.statuses(tmp_path, ids, set_aside=True) == (found, complaints)
+    assert cells.statuses(tmp_path, ids, set_aside=True) == (found, complaints)
     assert found == {whole.run_id: "failed"}
     assert len(complaints) == 1
     assert str(path) in complaints[0]
     assert "\n" not in complaints[0]
     assert not path.exists()
-    assert folder.statuses(tmp_path, ids, set_aside=True) == (found, [])
+    assert cells.statuses(tmp_path, ids, set_aside=True) == (found, [])
 
 
 def manifest_of(tmp_path, shard=None):
@@ -143,7 +146,7 @@ def manifest_of(tmp_path, shard=None):
 
 
 def record_of(r, step_seconds):
-    failed = folder.failed_record(r, "g", "x")
+    failed = cells.failed_record(r, "g", "x")
     return records.RunRecord(**{**vars(failed), "timing": {"step_seconds": step_seconds}})
 
 
@@ -256,41 +259,41 @@ def test_what_was_predicted_first_stands(tmp_path):
 
 def test_a_forecast_once_written_never_changes_and_shows_edits(tmp_path):
     entry = {"run_id": "a", "flops": 1e9, "predicted": 2.0, "interval": [1.9, 2.1], "level": 0.9}
-    assert folder.Forecast(tmp_path).is_intact
-    folder.Forecast(tmp_path).add([entry], ["x", "w"])
-    first = folder.Forecast(tmp_path)
+    assert forecast.Forecast(tmp_path).is_intact
+    forecast.Forecast(tmp_path).add([entry], ["x", "w"])
+    first = forecast.Forecast(tmp_path)
     assert first.is_intact
     first.add([{**entry, "run_id": "b"}], ["w", "x", "y"])
-    again = folder.Forecast(tmp_path)
+    again = forecast.Forecast(tmp_path)
     assert [e["run_id"] for e in again.entries] == ["a", "b"]
     assert again.entries[0] == first.entries[0]
     path = tmp_path / "forecast.json"
     payload = json.loads(path.read_text())
     payload["cells"][0]["predicted"] = 1.5
     path.write_text(json.dumps(payload))
-    assert not folder.Forecast(tmp_path).is_intact
+    assert not forecast.Forecast(tmp_path).is_intact
     path.write_text("{")
     with pytest.raises(ValueError, match="restore it from git, or delete it"):
-        folder.Forecast(tmp_path)
+        forecast.Forecast(tmp_path)
 
 
 def test_a_work_folder_belongs_to_one_results_folder_at_a_time(tmp_path):
     """Before either has a checkpoint too: the first that claimed it is at work."""
     work, a, b = (tmp_path / name for name in ("work", "a", "b"))
-    lock = folder.Lock(a)
-    folder.claim(work, a)
-    with pytest.raises(folder.HeldError, match=r"the work folder of another sweep that runs: .* is held by"):
-        folder.claim(work, b)
-    folder.claim(work, a)
+    lock = Lock(a)
+    workdir.claim(work, a)
+    with pytest.raises(HeldError, match=r"the work folder of another sweep that runs: .* is held by"):
+        workdir.claim(work, b)
+    workdir.claim(work, a)
     lock.release()
-    folder.claim(work, b)
+    workdir.claim(work, b)
     (work / "checkpoints" / "0123456789ab").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds checkpoints of the sweep with its results in"):
-        folder.claim(work, a)
-    folder.claim(work, b)
-    folder.give_up(work)  # not while it holds checkpoints
+        workdir.claim(work, a)
+    workdir.claim(work, b)
+    workdir.give_up(work)  # not while it holds checkpoints
     assert (work / "results.json").exists()
     (work / "checkpoints" / "0123456789ab").rmdir()
-    folder.give_up(work)
+    workdir.give_up(work)
     assert not (work / "results.json").exists()
-    folder.claim(work, a)
+    workdir.claim(work, a)

@@ -5,10 +5,11 @@ import math
 
 import pytest
 
-from scaling import accounting, config
-from scaling.config import HardwareConfig, Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.engine import hardware
-from scaling.engine.hardware import PROFILES, Hardware
+from scaling import accounting, execution
+from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.engine.plan import hardware
+from scaling.engine.plan.hardware import PROFILES, Hardware
+from scaling.execution import HardwareConfig
 
 
 def run_of(dtype="bfloat16"):
@@ -24,7 +25,7 @@ def of(name=None, *, has_accelerator=False, **given):
 
 
 def test_every_name_has_a_profile_and_every_figure_a_source():
-    assert tuple(PROFILES) == config.PROFILE_NAMES
+    assert tuple(PROFILES) == execution.PROFILE_NAMES
     for profile in PROFILES.values():
         for name in ("peak_flops", "memory_bytes", "memory_bandwidth", "power_watts", "price_per_device_hour"):
             if getattr(profile, name):

@@ -51,8 +51,9 @@ sys.exit(code)
 
 
 def task(seed, cache, source):
-    from scaling.config import ExecutionConfig, Horizon, ModelConfig, OptimConfig, RunConfig, to_dict
-    from scaling.engine import executors, worker
+    from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, to_dict
+    from scaling.engine.run import tasks, worker
+    from scaling.execution import ExecutionConfig
     from scaling.grid import Cell
 
     model = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
@@ -60,7 +61,7 @@ def task(seed, cache, source):
     run = RunConfig(model, OptimConfig(1e-2, 100), Horizon(steps=10), batch_size=4, seed=seed, data=config)
     payload = {"cells": [worker.cell_to_json(Cell(run))], "execution": to_dict(ExecutionConfig()), "sweep_name": "s"}
     payload |= {"workdir": str(cache / "work"), "results": str(cache / "results"), "cache_dir": str(cache)}
-    return executors.Task(run.run_id, "train", payload)
+    return tasks.Task(run.run_id, "train", payload)
 
 
 class Pair:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from scaling import sweep
-from scaling.engine import launch
+from scaling.engine.slurm import launch
 from tests.engine import slurm_cluster
 
 GRID = "recipe: default@1\nbase: {model: {width: 8}, horizon: {tokens: 3000}}\naxes: {seed: [0, 1]}\n"

@@ -8,14 +8,14 @@ import pytest
 
 from scaling import grid
 from scaling.config import DataConfig
-from scaling.engine import lint, plan
-from scaling.engine.lint import Expected
+from scaling.engine.plan import lint, table
+from scaling.engine.plan.lint import Expected
 
 SIZES = [16, 24, 32, 40, 48]
 
 
 def rows_of(raw):
-    return plan.rows(grid.expand(raw, name="g").cells)
+    return table.rows(grid.expand(raw, name="g").cells)
 
 
 def isoflop(budgets=(3e11, 6e11, 1.2e12), sizes=SIZES, **more):
@@ -122,7 +122,7 @@ def drifting(shift):
             head = row.cell.run.model.d_model * row.cell.run.model.vocab_size
             counts = {**row.plan.num_params, "non_embedding": num_params - head}
             rows.append(
-                plan.Row(
+                table.Row(
                     dataclasses.replace(row.cell, labels={"budget_flops": budget}),
                     dataclasses.replace(row.plan, num_params=counts, num_tokens=budget / 6 / num_params),
                 )
@@ -225,7 +225,7 @@ def test_what_cannot_fit_its_devices_is_said():
 def test_the_grids_of_this_project_raise_what_is_known_of_them():
     found = {}
     for name in ("chinchilla", "smoke", "learning_rate"):
-        rows = plan.rows(grid.load(f"{grid.__file__.rpartition('scaling')[0]}sweeps/{name}.yaml").cells)
+        rows = table.rows(grid.load(f"{grid.__file__.rpartition('scaling')[0]}sweeps/{name}.yaml").cells)
         found[name] = [finding.rule for finding in lint.check((rows, Expected()))]
     assert found == {
         "chinchilla": ["few decades"],

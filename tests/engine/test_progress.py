@@ -6,8 +6,11 @@ import io
 import pytest
 from rich.console import Console
 
+from scaling import numbers
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.engine import folder, graph, plan, progress, trunks
+from scaling.engine.folder.cells import failed_record
+from scaling.engine.plan import packing, table, trunks
+from scaling.engine.run import progress
 from scaling.grid import Cell
 
 MODEL = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
@@ -18,12 +21,12 @@ def rows_of(seconds):
         Cell(RunConfig(MODEL, OptimConfig(1e-2, 100), Horizon(steps=100), batch_size=4, seed=i))
         for i in range(len(seconds))
     ]
-    return [dataclasses.replace(row, seconds=s) for row, s in zip(plan.rows(cells), seconds)]
+    return [dataclasses.replace(row, seconds=s) for row, s in zip(table.rows(cells), seconds)]
 
 
 def follow(seconds, workers=2, terminal=False):
     console = Console(file=io.StringIO(), width=120, force_terminal=terminal, color_system=None)
-    packs = graph.build(rows_of(seconds))
+    packs = packing.build(rows_of(seconds))
     return progress.Progress(console, packs, workers=workers, done=0, total=len(packs)), packs, console.file
 
 
@@ -31,7 +34,7 @@ def follow(seconds, workers=2, terminal=False):
     "value, text", [(0, "0"), (950, "950"), (6144, "6.14K"), (999_600, "1M"), (1.234e6, "1.23M"), (2e12, "2T")]
 )
 def test_counts_are_short(value, text):
-    assert progress.compact(value) == text
+    assert numbers.compact(value) == text
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_counts_are_short(value, text):
     ],
 )
 def test_durations_read_as_a_clock(seconds, text):
-    assert progress.duration(seconds) == text
+    assert numbers.duration(seconds) == text
 
 
 def test_time_left_is_the_schedule_of_what_is_left_at_the_pace_so_far(monkeypatch):
@@ -76,9 +79,9 @@ def test_time_left_counts_a_branch_from_where_it_leaves_its_trunk(monkeypatch):
     cells = [Cell(RunConfig(MODEL, optim, Horizon(steps=steps), batch_size=4)) for steps in (1000, 600, 300)]
     rows = [
         dataclasses.replace(row, seconds=seconds)
-        for row, seconds in zip(trunks.share(plan.rows(cells)), (100.0, 40.0, 200.0))
+        for row, seconds in zip(trunks.share(table.rows(cells)), (100.0, 40.0, 200.0))
     ]
-    packs = graph.build(rows)
+    packs = packing.build(rows)
     trunk, middle, short = (next(p for p in packs if p.key == row.run_id) for row in rows)
     display = progress.Progress(Console(file=io.StringIO()), packs, workers=2, done=0, total=3)
     assert display.seconds_left() == 224.0  # the short one from 24 on; the middle one is done beside it
@@ -111,7 +114,7 @@ def test_every_way_to_end_has_its_line():
         display.on_event({"event": "start", "key": pack.key, "worker": 0})
         display.on_event({"event": "failed", "key": pack.key, "worker": 0, "reason": "x"})
     row = packs[0].rows[0]
-    failed = folder.failed_record(row, "g", "[out of] memory")
+    failed = failed_record(row, "g", "[out of] memory")
     display.cell_ended(row, failed)
     ended = {"num_tokens": 51_200, "timing": {"seconds": 5.0}}
     display.cell_ended(row, dataclasses.replace(failed, status="diverged", diverged_at_step=7, **ended))

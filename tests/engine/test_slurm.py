@@ -18,7 +18,12 @@ import yaml
 pytest.importorskip("submitit", reason="the slurm extra is not installed")
 
 from scaling import grid, records, sweep
-from scaling.engine import executors, slurm, slurm_book, slurm_follow, slurm_options, status, worker
+from scaling.engine.folder.signs import read_signs
+from scaling.engine.run import worker
+from scaling.engine.run.tasks import ExecutorError, Task
+from scaling.engine.slurm import book as slurm_book
+from scaling.engine.slurm import follow, jobs
+from scaling.engine.slurm.options import parse
 from tests.engine import slurm_cluster
 
 HERE = Path(__file__).parent
@@ -59,7 +64,7 @@ def a_login_node(tmp_path, monkeypatch):
 
 def test_options_become_submitits_parameters(a_login_node):
     options = ["partition=gpu", "gpus-per-node=1", "time=1-02:30", "mem=16G", "reservation=big", "exclusive=true"]
-    assert slurm_options.parse([*options, "setup=module load cuda", "setup=export A=b"]) == {
+    assert parse([*options, "setup=module load cuda", "setup=export A=b"]) == {
         "partition": "gpu",
         "gpus_per_node": 1,
         "time": 26 * 60 + 30,
@@ -75,7 +80,7 @@ def test_options_become_submitits_parameters(a_login_node):
     [("240", 240), ("90:30", 91), ("4:00:00", 240), ("2-0", 2880), ("1-1:1:1", 1502), ("0:30", 1), ("0:0:1", 1)],
 )
 def test_time_in_each_of_slurms_notations(a_login_node, text, minutes):
-    parameters = slurm_options.parse([f"time={text}"])
+    parameters = parse([f"time={text}"])
     assert parameters["time"] == minutes
     assert 0 < parameters["signal_delay_s"] <= minutes * 15
 
@@ -95,7 +100,7 @@ def test_time_in_each_of_slurms_notations(a_login_node, text, minutes):
 )
 def test_bad_options_are_one_line(a_login_node, option, says):
     with pytest.raises(ValueError, match=says) as e:
-        slurm_options.parse([option])
+        parse([option])
     assert "\n" not in str(e.value)
 
 
@@ -111,7 +116,7 @@ def test_without_a_cluster_it_says_so(monkeypatch, tmp_path, capsys):
 def test_a_time_limit_too_short_for_any_progress_ends_the_requeues():
     ended, fates = {}, []
     for furthest in (10, 20, 20, 20, 20):
-        ended = slurm._requeued(furthest, ended)
+        ended = jobs._requeued(furthest, ended)
         fates.append(ended["event"])
     assert fates == ["requeued"] * 4 + ["failed"]
     assert "write a longer --slurm time" in ended["reason"]
@@ -145,20 +150,20 @@ class Desk:
 def test_detached_submits_what_waits_behind_what_it_waits_for(tmp_path, monkeypatch):
     desk = Desk()
     monkeypatch.setattr("submitit.SlurmExecutor", lambda *args, **options: desk)
-    monkeypatch.setattr(slurm, "queue", desk.queue)
+    monkeypatch.setattr(jobs, "queue", desk.queue)
     monkeypatch.setattr(slurm_book, "queue", desk.queue)
     cells = {c.run.horizon.steps: c for c in grid.expand(yaml.safe_load(TRUNKS), name="g").cells}
 
     def task(steps, **waits):
         payload = {"cells": [worker.cell_to_json(cells[steps])], "results": str(tmp_path / "results")}
-        return executors.Task(cells[steps].run.run_id, "train", payload, **waits)
+        return Task(cells[steps].run.run_id, "train", payload, **waits)
 
     tasks = [task(80, releases=("a", "b")), task(120), task(20, after=("a",)), task(40, after=("b",))]
 
     def submit():
         parameters = {"dependency": "singleton"}
-        with pytest.raises(slurm.Detached) as said:
-            slurm.Slurm(tmp_path / "work", parameters, name="g", detach=["--grid", "g.yaml"]).run(tasks)
+        with pytest.raises(jobs.Detached) as said:
+            jobs.Slurm(tmp_path / "work", parameters, name="g", detach=["--grid", "g.yaml"]).run(tasks)
         return str(said.value)
 
     assert submit() == "jobs 100 200"
@@ -193,8 +198,8 @@ def here(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parents[1])]))
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
     monkeypatch.syspath_prepend(str(HERE))
-    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.1)
-    monkeypatch.setattr(slurm, "ASK_SECONDS", 0.5)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "ASK_SECONDS", 0.5)
     import driver
 
     driver.install(monkeypatch.setitem, lambda *args: monkeypatch.setattr(*args, raising=False))
@@ -228,7 +233,7 @@ def begun():
 
 def signs_under_way():
     """Signs of jobs that have trained some steps."""
-    signs = [s for s in status.read_signs(Path(".scaling/g")) if "ended" not in s]
+    signs = [s for s in read_signs(Path(".scaling/g")) if "ended" not in s]
     return [s for s in signs if any(p.get("step") for p in s["packs"])]
 
 
@@ -330,13 +335,13 @@ def test_detached_jobs_finish_without_another_call(here):
 def test_a_follow_up_of_jobs_that_left_no_record_submits_nothing(tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     runs.mkdir()
-    slurm_follow.refuse_in_vain(tmp_path)  # a person's call
-    monkeypatch.setenv(slurm_follow.RECORDS_BEFORE, "1")
+    follow.refuse_in_vain(tmp_path)  # a person's call
+    monkeypatch.setenv(follow.RECORDS_BEFORE, "1")
     (runs / "a.json").touch()
-    with pytest.raises(executors.ExecutorError, match="left a record: see their logs"):
-        slurm_follow.refuse_in_vain(tmp_path)
+    with pytest.raises(ExecutorError, match="left a record: see their logs"):
+        follow.refuse_in_vain(tmp_path)
     (runs / "b.json").touch()
-    slurm_follow.refuse_in_vain(tmp_path)
+    follow.refuse_in_vain(tmp_path)
 
 
 @pytest.mark.slow

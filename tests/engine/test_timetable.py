@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from scaling.engine.timetable import Work, wall
+from scaling.engine.plan.timetable import Work, wall
 
 
 def works(*seconds):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from scaling import grid
-from scaling.engine import graph, plan, trunks
-from scaling.engine.executors import Line, Task
+from scaling.engine.folder.cells import deal
+from scaling.engine.plan import packing, table, timings, trunks
+from scaling.engine.run.tasks import Line, Task
 
 BASE = {
     "model": {"width": 16},
@@ -20,7 +21,7 @@ BASE = {
 
 def rows_of(axes, holdout=None, recipe="default@1", **base):
     raw = {"recipe": recipe, "base": {**BASE, **base}, "axes": axes} | ({"holdout": holdout} if holdout else {})
-    return plan.rows(grid.expand(raw, name="g").cells)
+    return table.rows(grid.expand(raw, name="g").cells)
 
 
 def horizons(steps):
@@ -65,7 +66,7 @@ def test_a_trunk_saved_exactly_where_a_branch_leaves_carries_it_still():
 
 def test_the_shipped_grid_saves_what_it_says():
     cells = grid.load(Path(__file__).parents[2] / "sweeps" / "ten_horizons.yaml").cells
-    rows = trunks.share(plan.rows(cells))
+    rows = trunks.share(table.rows(cells))
     assert trunks.flops(rows)["ratio"] == pytest.approx(0.396, abs=0.001)
     (line,) = trunks.describe(rows)
     assert line.startswith("trunks: 9 of 10 cells branch off another; ")
@@ -101,7 +102,7 @@ def test_a_schedule_that_knows_its_end_shares_nothing_and_says_so():
 def test_what_the_recipe_makes_of_the_horizon_is_said_once():
     base = {"model": {"width": 16}, "data": {"seq_len": 128}}
     raw = {"base": base, "axes": {"horizon.tokens": [3e5, 6e5, 3e6]}}
-    lines = trunks.describe(trunks.share(plan.rows(grid.expand(raw, name="g").cells)))
+    lines = trunks.describe(trunks.share(table.rows(grid.expand(raw, name="g").cells)))
     assert lines == [
         "trunks: 3 cells that differ in horizon share nothing: batch_size, optim.warmup_tokens differ with it, by the "
         "recipe; write them under base to share"
@@ -118,10 +119,10 @@ def test_held_out_cells_ride_fitted_trunks_and_then_each_other():
     assert by_steps[600].carriers == (fitted,)
     assert by_steps[2000].carriers == (fitted,)
     assert by_steps[1500].carriers == (fitted, longest)
-    (pack, rider) = graph.build([by_steps[300], by_steps[1000]], carried=[by_steps[s] for s in (600, 1500, 2000)])
+    (pack, rider) = packing.build([by_steps[300], by_steps[1000]], carried=[by_steps[s] for s in (600, 1500, 2000)])
     assert set(pack.carried) == {by_steps[s].run_id for s in (300, 600, 1500, 2000)}
     assert rider.after == (by_steps[300].run_id,)
-    later = graph.build([by_steps[s] for s in (600, 1500, 2000)])
+    later = packing.build([by_steps[s] for s in (600, 1500, 2000)])
     assert {p.key: p.after for p in later} == {
         by_steps[600].run_id: (), longest: (), by_steps[1500].run_id: (by_steps[1500].run_id,)
     }  # fmt: skip
@@ -144,18 +145,18 @@ def test_a_branch_starts_when_its_trunk_gets_there():
     rows = trunks.share(rows_of(horizons([300, 600, 1000])))
     seconds = {300: 60.0, 600: 10.0, 1000: 100.0}
     rows = [dataclasses.replace(row, seconds=seconds[row.plan.num_steps]) for row in rows]
-    assert plan.schedule(rows, 2) == 100  # 24 … 84 and 84 … 94 beside the trunk
-    assert plan.schedule(rows, 3) == 100
-    assert plan.schedule(rows, 1) == 170
+    assert table.schedule(rows, 2) == 100  # 24 … 84 and 84 … 94 beside the trunk
+    assert table.schedule(rows, 3) == 100
+    assert table.schedule(rows, 1) == 170
     late = [dataclasses.replace(r, seconds=90.0) if r.plan.num_steps == 300 else r for r in rows]
-    assert plan.schedule(late, 2) == 114
-    assert plan.schedule(late[:2], 2) == 90  # the trunk is done already: nothing to wait for
+    assert table.schedule(late, 2) == 114
+    assert table.schedule(late[:2], 2) == 90  # the trunk is done already: nothing to wait for
 
 
 def test_seconds_of_a_branch_are_its_own():
     rows = trunks.share(rows_of(horizons([500, 1000])))
-    timing = plan.Timing(start=2.0, step=0.01, curve_eval=0.1, eval=3.0)
-    short, long = plan.predict(rows, {plan.shape_key(rows[0].cell.run): timing})
+    timing = timings.Timing(start=2.0, step=0.01, curve_eval=0.1, eval=3.0)
+    short, long = timings.predict(rows, {timings.shape_key(rows[0].cell.run): timing})
     from scaling import accounting
 
     points = accounting.eval_steps(500, 20)
@@ -167,7 +168,7 @@ def test_seconds_of_a_branch_are_its_own():
 
 def test_packs_of_trunks_and_packs_of_branches():
     rows = trunks.share(rows_of(horizons([300, 600, 1000]) | {"seed": [0, 1, 2]}))
-    packs = graph.build(rows, members=8)
+    packs = packing.build(rows, members=8)
     assert [len(pack.rows) for pack in packs] == [3, 6]
     assert all(row.plan.num_steps == 1000 for row in packs[0].rows)
     assert set(packs[0].carried) == set(packs[1].after) == {row.run_id for row in packs[1].rows}
@@ -176,7 +177,7 @@ def test_packs_of_trunks_and_packs_of_branches():
 def test_families_fall_to_one_machine():
     rows = rows_of(horizons([300, 600, 1000]) | {"seed": [0, 1, 2]})
     for i in (1, 2, 3):
-        dealt = graph.deal(rows, i, 3, together=True)
+        dealt = deal(rows, i, 3, together=True)
         assert len(dealt) == 3
         assert len({row.cell.run.seed for row in dealt}) == 1
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from scaling.laws import forms
+from scaling.laws.forms import catalogue
 from tests import published
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
 
 
 def chinchilla(num_params, num_tokens, params=HOFFMANN):
-    return forms.FORMS["chinchilla"].predict(params, num_params=num_params, num_tokens=num_tokens)
+    return catalogue.FORMS["chinchilla"].predict(params, num_params=num_params, num_tokens=num_tokens)
 
 
 def scattered(num=60, noise=0.0, seed=0, params=HOFFMANN) -> pd.DataFrame:

@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling.laws import allocation, forms
-from scaling.laws.allocation import Cost, cost_of, no_optimum, optimal_num_params
+from scaling.laws.answers import allocation
+from scaling.laws.answers.allocation import Cost, cost_of, no_optimum, optimal_num_params
+from scaling.laws.forms import catalogue
 from tests.laws import data
 from tests.laws.test_catalogue import TRUTH
 
@@ -12,7 +13,7 @@ FLOPS = np.array([1e18, 1e21, 1e24])
 
 
 def test_closed_form_is_a_minimum_and_agrees_with_the_numeric_one():
-    form = forms.FORMS["chinchilla"]
+    form = catalogue.FORMS["chinchilla"]
     closed = optimal_num_params(form, data.HOFFMANN, FLOPS, Cost())
     np.testing.assert_allclose(closed, [data.optimum(C) for C in FLOPS], rtol=1e-12)
     params = {k: np.array([[v]]) for k, v in data.HOFFMANN.items()}
@@ -22,7 +23,7 @@ def test_closed_form_is_a_minimum_and_agrees_with_the_numeric_one():
 
 @pytest.mark.parametrize("cost", [Cost(1, 3e8, 0.6), Cost(-1, 3e8, 0.6), Cost(factor=1.3)])
 def test_root_under_a_head_cost_is_the_minimum(cost):
-    form = forms.FORMS["chinchilla"]
+    form = catalogue.FORMS["chinchilla"]
     best = optimal_num_params(form, data.HOFFMANN, FLOPS, cost)
 
     def loss(n):
@@ -35,9 +36,9 @@ def test_root_under_a_head_cost_is_the_minimum(cost):
 def test_draws_are_solved_row_by_row():
     draws = {k: np.array([v, 1.05 * v]) for k, v in data.HOFFMANN.items()}
     cost = Cost(1, 3e8, 0.6)
-    together = optimal_num_params(forms.FORMS["chinchilla"], draws, FLOPS, cost)
+    together = optimal_num_params(catalogue.FORMS["chinchilla"], draws, FLOPS, cost)
     for i in range(2):
-        alone = optimal_num_params(forms.FORMS["chinchilla"], {k: v[i] for k, v in draws.items()}, FLOPS, cost)
+        alone = optimal_num_params(catalogue.FORMS["chinchilla"], {k: v[i] for k, v in draws.items()}, FLOPS, cost)
         np.testing.assert_allclose(together[i], alone, rtol=1e-12)
 
 
@@ -61,8 +62,8 @@ def test_elasticity_is_the_slope():
 
 
 # Every form of N and D, at the values its paper gives it.
-SURFACES = {n: p for n, p in TRUTH.items() if set(forms.FORMS[n].columns) == {"num_params", "num_tokens"}}
-SURFACES = {n: p for n, p in SURFACES.items() if forms.FORMS[n].target == "loss"}
+SURFACES = {n: p for n, p in TRUTH.items() if set(catalogue.FORMS[n].columns) == {"num_params", "num_tokens"}}
+SURFACES = {n: p for n, p in SURFACES.items() if catalogue.FORMS[n].target == "loss"}
 # What one unit of N, of D and of C is in new ones: billions, trillions, PF-days, and units that nobody has.
 UNITS = [(1e9, 1e9, 1.0), (1e6, 1e12, 8.64e19), (1.0, 1.0, 8.64e19), (1e-9, 1e9, 1e-30), (1e30, 1e30, 1e30)]
 
@@ -79,7 +80,7 @@ def in_units(form, n_unit, d_unit):
 @pytest.mark.parametrize("name", SURFACES)
 def test_optimum_moves_with_the_units(name):
     """Under C = 6 N D and with a head; in closed form where there is one, against the search where not."""
-    form, params = forms.FORMS[name], SURFACES[name]
+    form, params = catalogue.FORMS[name], SURFACES[name]
     flops = np.array([1e17, 1e20, 1e23])
     for cost in (Cost(tokens_per_param=(1.0, 300.0)), Cost(1, 3e7, 0.6, tokens_per_param=(1.0, 300.0)), Cost()):
         best = optimal_num_params(form, params, flops, cost)
@@ -103,7 +104,7 @@ def test_closed_form_moves_with_the_units(unit):
     p = data.HOFFMANN
     moved = p | {"A": p["A"] * unit ** -p["alpha"], "B": p["B"] * unit ** -p["beta"]}
     for C in (1e-40, 1.0, 1e20, 1e60):  # nothing clips it
-        found = optimal_num_params(forms.FORMS["chinchilla"], moved, np.array([C / unit**2]), Cost())
+        found = optimal_num_params(catalogue.FORMS["chinchilla"], moved, np.array([C / unit**2]), Cost())
         np.testing.assert_allclose(found * unit, [data.optimum(C)], rtol=1e-12)
 
 
@@ -115,9 +116,9 @@ def test_optimum_is_the_lowest_of_a_fine_grid_near_the_rows(name):
             n = np.sqrt(C / 6) * np.geomspace(1e-3, 1e2, 20_001)
             ratio = C / cost.flops_per_token(n) / n
             n = n[(ratio > 1.0) & (ratio < 1e4)]
-            loss = forms.FORMS[name].predict(SURFACES[name], num_params=n, num_tokens=C / cost.flops_per_token(n))
+            loss = catalogue.FORMS[name].predict(SURFACES[name], num_params=n, num_tokens=C / cost.flops_per_token(n))
             i = loss.argmin()
-            best = optimal_num_params(forms.FORMS[name], SURFACES[name], np.array([C]), cost)[0]
+            best = optimal_num_params(catalogue.FORMS[name], SURFACES[name], np.array([C]), cost)[0]
             if name == "product":
                 assert best in (0.0, np.inf)
             else:
@@ -127,14 +128,14 @@ def test_optimum_is_the_lowest_of_a_fine_grid_near_the_rows(name):
 
 def test_farseer_far_from_its_rows_is_not_an_optimum():
     """At 17 tokens the form is lower than anywhere: the first search's answer was its bracket's end."""
-    form, params = forms.FORMS["farseer"], TRUTH["farseer"]
+    form, params = catalogue.FORMS["farseer"], TRUTH["farseer"]
     assert form.predict(params, num_params=1e18, num_tokens=17.0) < 0.2
     best = optimal_num_params(form, params, np.array([1e20]), Cost())[0]
     assert best == pytest.approx(2.413e8, rel=1e-3)  # a grid of 20,001 sizes: above
 
 
 def test_no_optimum_says_where_the_loss_falls():
-    form = forms.FORMS["product"]
+    form = catalogue.FORMS["product"]
     for (a, b), size, words in (((0.3, 0.2), np.inf, "more parameters"), ((0.2, 0.3), 0.0, "fewer parameters")):
         best = optimal_num_params(form, {"K": 1.0, "a": a, "b": b}, FLOPS, Cost())
         assert (best == size).all()
@@ -146,7 +147,7 @@ def test_no_optimum_says_where_the_loss_falls():
 
 
 def test_joint_law_in_closed_form_is_its_minimum_by_search():
-    form, params = forms.FORMS["kaplan_joint"], TRUTH["kaplan_joint"]
+    form, params = catalogue.FORMS["kaplan_joint"], TRUTH["kaplan_joint"]
     plain = dataclasses.replace(form, name="mine", function=lambda n, d, **p: form.function(n, d, **p))
     searched = optimal_num_params(plain, params, FLOPS, Cost())
     np.testing.assert_allclose(optimal_num_params(form, params, FLOPS, Cost()), searched, rtol=1e-6)
@@ -156,7 +157,7 @@ def test_joint_law_in_closed_form_is_its_minimum_by_search():
 
 
 def test_a_law_with_a_parameter_held_has_its_closed_form():
-    form = forms.FORMS["chinchilla"].fix(E=1.69, alpha=0.34)
+    form = catalogue.FORMS["chinchilla"].fix(E=1.69, alpha=0.34)
     free = {k: v for k, v in data.HOFFMANN.items() if k in form.parameters}
     np.testing.assert_allclose(
         optimal_num_params(form, free, FLOPS, Cost()), [data.optimum(C) for C in FLOPS], rtol=1e-12
@@ -177,7 +178,7 @@ def test_a_cost_in_other_units_is_not_used():
 
 
 def test_an_optimum_far_from_the_rows_is_said():
-    form, cost = forms.FORMS["chinchilla"], Cost(tokens_per_param=(5.0, 40.0))
+    form, cost = catalogue.FORMS["chinchilla"], Cost(tokens_per_param=(5.0, 40.0))
     near = np.sqrt(FLOPS / 6 / 20)
     assert allocation.far_from_rows(form, near, FLOPS, cost) is None
     assert "has 0.02 tokens per parameter, the rows 5 to 40" in allocation.far_from_rows(

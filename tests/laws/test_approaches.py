@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.laws import approaches, budgets, isoflop
-from scaling.laws.observations import from_table
+from scaling.laws.answers import approaches, budgets, isoflop
+from scaling.laws.tables.observations import from_table
 from tests.laws import data
 
 

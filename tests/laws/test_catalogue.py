@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 import scaling
-from scaling.laws import forms, profile
-from scaling.laws.estimate import fit
-from scaling.laws.model import Coordinates, Model
-from scaling.laws.observations import Observations, from_table
+from scaling.laws.fitting.coordinates import Coordinates, Model
+from scaling.laws.fitting.estimate import fit
+from scaling.laws.forms import catalogue
+from scaling.laws.intervals import profile
+from scaling.laws.tables.observations import Observations, from_table
 from tests import published
 
 # Published constants where there are any.
@@ -52,13 +53,13 @@ def observations(name, num=120, seed=0) -> Observations:
         "unique_tokens": np.minimum(d, 10 ** rng.uniform(8, 11, num)),
         "loss": rng.uniform(2, 4, num),
     }
-    form = forms.get(name)
+    form = catalogue.get(name)
     target = form.predict(TRUTH[name], **{c: columns[c] for c in form.columns})
     return Observations(columns, target, np.ones(num), np.arange(num).astype(str), np.full(num, np.nan))
 
 
 def test_every_form_is_here():
-    assert set(TRUTH) == set(forms.FORMS)
+    assert set(TRUTH) == set(catalogue.FORMS)
 
 
 SLOW = ("broken_d", "broken_c", "farseer")  # breaks are recovered in broken_n among the fast ones
@@ -75,7 +76,7 @@ def test_noise_free_recovery(name):
 
 @pytest.mark.parametrize("name", TRUTH)
 def test_equation_source_and_docstring(name):
-    form = forms.get(name)
+    form = catalogue.get(name)
     assert "=" in form.equation
     assert form.source
 
@@ -83,7 +84,7 @@ def test_equation_source_and_docstring(name):
 @pytest.mark.parametrize("name", TRUTH)
 def test_coordinates_round_trip_at_the_truth(name):
     data = observations(name)
-    coordinates = Coordinates(forms.get(name), data.columns, data.loss)
+    coordinates = Coordinates(catalogue.get(name), data.columns, data.loss)
     back = coordinates.decode(coordinates.encode(TRUTH[name]))
     for parameter, value in TRUTH[name].items():
         assert back[parameter] == pytest.approx(value, rel=1e-9)
@@ -92,7 +93,7 @@ def test_coordinates_round_trip_at_the_truth(name):
 @pytest.mark.parametrize("name", TRUTH)
 def test_jacobian_against_central_differences(name):
     data = observations(name, num=20)
-    coordinates = Coordinates(forms.get(name), data.columns, data.loss)
+    coordinates = Coordinates(catalogue.get(name), data.columns, data.loss)
     model = Model(coordinates, data.columns)
     theta = coordinates.encode(TRUTH[name])[None]
     _, jacobian, _ = model.derivatives(theta)
@@ -105,7 +106,7 @@ def test_jacobian_against_central_differences(name):
 
 @pytest.mark.slow
 def test_two_breaks():
-    form = forms.broken_power_law("flops", breaks=2)
+    form = catalogue.broken_power_law("flops", breaks=2)
     truth = {"a": 1.2, "b": 8.0, "c0": 0.02, "c1": 0.1, "d1": 1e18, "f1": 0.3, "c2": -0.08, "d2": 1e20, "f2": 0.3}
     data = observations("kaplan_c")
     loss = form.predict(truth, flops=data.columns["flops"])
@@ -153,11 +154,11 @@ MUENNIGHOFF = {
 @pytest.fixture(scope="module")
 def repeated():
     table = published.table("datablations_182.csv").rename(columns={"U": "unique_tokens"})
-    return fit(from_table(table), forms.FORMS["data_constrained"].fix(**MUENNIGHOFF), delta=1e-3)
+    return fit(from_table(table), catalogue.FORMS["data_constrained"].fix(**MUENNIGHOFF), delta=1e-3)
 
 
 def test_data_constrained_law_beats_the_published_optimum(repeated):
-    form = forms.FORMS["data_constrained"].fix(**MUENNIGHOFF)
+    form = catalogue.FORMS["data_constrained"].fix(**MUENNIGHOFF)
     columns = {c: repeated.observations.columns[c] for c in form.columns}
     r = np.log(form.predict({"R_D": 15.387756, "R_N": 5.309743}, **columns)) - np.log(repeated.observations.loss)
     assert repeated.loss.rho(r).sum() == pytest.approx(0.0158259366, rel=1e-6)
@@ -169,7 +170,7 @@ def test_data_constrained_law_beats_the_published_optimum(repeated):
 def test_one_corpus_is_enough_for_the_data_constrained_law():
     data = observations("data_constrained")
     columns = data.columns | {"unique_tokens": np.full(len(data), 5e9)}
-    form = forms.FORMS["data_constrained"]
+    form = catalogue.FORMS["data_constrained"]
     loss = form.predict(TRUTH["data_constrained"], **{c: columns[c] for c in form.columns})
     fitted = fit(Observations(columns, loss, data.weight, data.run, data.budget), form)
     assert fitted.params["R_D"] == pytest.approx(15.4, rel=1e-6)
@@ -178,7 +179,7 @@ def test_one_corpus_is_enough_for_the_data_constrained_law():
 def test_a_parameter_that_changes_nothing_is_named():
     data = observations("data_constrained")
     columns = data.columns | {"unique_tokens": data.columns["num_tokens"]}  # nothing is ever repeated
-    form = forms.FORMS["data_constrained"].fix(R_N=5.3)
+    form = catalogue.FORMS["data_constrained"].fix(R_N=5.3)
     loss = form.predict(TRUTH["data_constrained"], **{c: columns[c] for c in form.columns})
     fitted = fit(Observations(columns, loss, data.weight, data.run, data.budget), form)
     assert not fitted.converged

@@ -6,10 +6,11 @@ import pytest
 from scipy import stats
 
 from scaling.fit import analyse, forecast
-from scaling.laws import forms, uncertainty
-from scaling.laws.combine import combine, is_found, rolling
-from scaling.laws.estimate import fit
-from scaling.laws.observations import from_table
+from scaling.laws.answers.combination import combine, is_found, rolling
+from scaling.laws.fitting.estimate import fit
+from scaling.laws.forms import catalogue
+from scaling.laws.intervals import resampling
+from scaling.laws.tables.observations import from_table
 from tests import published
 from tests.laws import data
 from tests.laws.test_catalogue import TRUTH
@@ -53,7 +54,7 @@ def test_weights_are_inverse_mean_squared_errors_at_that_distance(combination):
     h = np.log(np.maximum(columns["flops"] / 1e20, 2))
     square = {}
     for name, fitted in combination.fits.items():
-        _, lo, hi = uncertainty.delta_interval(
+        _, lo, hi = resampling.delta_interval(
             fitted, lambda p, f=fitted: np.log(f.form.predict({k: v[:, None] for k, v in p.items()},
                                                               num_params=columns["num_params"],
                                                               num_tokens=columns["num_tokens"])), 0.5,
@@ -80,7 +81,7 @@ def test_its_interval_is_wider_than_a_laws_own(combination):
     lo, hi = np.quantile(combination.draws(400, **columns), [0.05, 0.95], axis=0)
     fitted = combination.fits["chinchilla"]
     own = {name: columns[name] for name in fitted.form.columns}
-    own = uncertainty.prediction_draws(fitted, uncertainty.bootstrap(fitted, 400), **own)
+    own = resampling.prediction_draws(fitted, resampling.bootstrap(fitted, 400), **own)
     own_lo, own_hi = np.quantile(own, [0.05, 0.95], axis=0)
     assert lo <= own_lo * 1.005
     assert hi >= own_hi * 0.995
@@ -135,7 +136,7 @@ def test_without_an_offset_a_law_has_converged_all_the_same():
 
 def test_a_form_that_forecasts_four_times_better_leads():
     """Farseer's own data: its mean error is a fraction of theirs, and so is that of the combination."""
-    form = forms.FORMS["farseer"]
+    form = catalogue.FORMS["farseer"]
     table = data.isoflop(budgets=np.geomspace(1e18, 1e21, 6), sizes=9)
     exact = form.predict(TRUTH["farseer"], num_params=table["num_params"], num_tokens=table["num_tokens"])
     table["loss"] = exact * np.exp(0.001 * np.random.default_rng(0).normal(size=len(table)))
@@ -151,7 +152,7 @@ def test_a_form_that_forecasts_four_times_better_leads():
 def test_laws_of_one_column_forecast():
     """L(N) = E + (N_c/N)^α: the offset form leads the pure one, and the interval holds what comes."""
     n = np.geomspace(1e6, 1e9, 14)
-    law = forms.FORMS["kaplan_n_offset"]
+    law = catalogue.FORMS["kaplan_n_offset"]
     truth = {"E": 1.7, "N_c": 8e5, "alpha": 0.3}
     loss = law.predict(truth, num_params=n) * np.exp(0.002 * np.random.default_rng(1).normal(size=len(n)))
     table = pd.DataFrame({"num_params": n, "num_tokens": 20 * n, "loss": loss})
@@ -209,7 +210,7 @@ def test_forecasts_of_published_runs():
         alone = found.fits["chinchilla"]
         drawn = {
             "combined": found.draws(300, **columns),
-            "chinchilla": uncertainty.prediction_draws(alone, uncertainty.bootstrap(alone, 300), **own),
+            "chinchilla": resampling.prediction_draws(alone, resampling.bootstrap(alone, 300), **own),
         }
         for kind, predicted in (("combined", found.predict(**columns)), ("chinchilla", alone.predict(**own))):
             lo, hi = np.quantile(drawn[kind], [0.05, 0.95], axis=0)
@@ -223,4 +224,4 @@ def test_forecasts_of_published_runs():
 
 
 def test_the_product_law_is_a_form_like_any_other():
-    assert forms.FORMS["product"].columns == ("num_params", "num_tokens")
+    assert catalogue.FORMS["product"].columns == ("num_params", "num_tokens")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from scaling import records
-from scaling.laws import compare
-from scaling.laws.observations import from_table
+from scaling.laws.answers import comparison
+from scaling.laws.tables.observations import from_table
 from tests import synthetic
 from tests.laws import data
 
@@ -12,7 +12,7 @@ LAWS = ("chinchilla", "chinchilla_tied", "product", "kaplan_n_offset")
 
 def test_the_true_law_ranks_first():
     observations = from_table(data.isoflop(budgets=(1e18, 1e19, 1e20, 1e21), sizes=9, noise=0.003))
-    rows = compare.laws(observations, LAWS)
+    rows = comparison.laws(observations, LAWS)
     assert rows[0]["law"] == "chinchilla"
     assert rows[0]["delta_aicc"] == 0.0
     assert rows[-1]["delta_aicc"] > 50
@@ -22,12 +22,12 @@ def test_the_true_law_ranks_first():
 def test_one_exponent_wins_where_the_truth_has_one():
     truth = data.HOFFMANN | {"beta": 0.34}
     observations = from_table(data.isoflop(budgets=(1e18, 1e19, 1e20), sizes=9, noise=0.01, params=truth))
-    assert compare.laws(observations, LAWS)[0]["law"] == "chinchilla_tied"
+    assert comparison.laws(observations, LAWS)[0]["law"] == "chinchilla_tied"
 
 
 def test_aicc_is_the_textbook_one_for_squared_loss():
     observations = from_table(data.isoflop(sizes=9, noise=0.01))
-    rows = {r["law"]: r for r in compare.laws(observations, ("chinchilla", "chinchilla_tied"), loss="squared")}
+    rows = {r["law"]: r for r in comparison.laws(observations, ("chinchilla", "chinchilla_tied"), loss="squared")}
     n = len(observations)
     best = min(rows.values(), key=lambda r: r["residual_rmse"])
     variance = n * best["residual_rmse"] ** 2 / (n - best["num_parameters"])
@@ -39,14 +39,14 @@ def test_aicc_is_the_textbook_one_for_squared_loss():
 
 def test_growth_of_the_fitted_range():
     observations = from_table(data.isoflop(budgets=np.geomspace(1e17, 1e21, 9), sizes=7, noise=0.003))
-    found = compare.growth(observations, compare.forms.get("chinchilla"))
+    found = comparison.growth(observations, comparison.catalogue.get("chinchilla"))
     assert [g["num_fitted"] for g in found] == sorted(g["num_fitted"] for g in found)
     assert found[-1]["mean_error"] < 0.01
 
 
 def test_conventions_move_the_exponent_of_a_sweep():
     runs = [r for r in synthetic.sweep_records() if r.status == "completed"]
-    rows = compare.conventions(records.table(runs), bootstrap=20)
+    rows = comparison.conventions(records.table(runs), bootstrap=20)
     assert len(rows) == 10
     by_rule = {(r["num_params"], r["flops"]): r for r in rows}
     # 6 N D leaves out the head, which is most of a small model's compute (Porian et al. 2024): a moves.
@@ -60,6 +60,6 @@ def test_conventions_move_the_exponent_of_a_sweep():
 
 def test_laws_that_do_not_apply_are_listed():
     observations = from_table(data.scattered(num=6))
-    rows = compare.laws(observations, ("chinchilla", "farseer"))
+    rows = comparison.laws(observations, ("chinchilla", "farseer"))
     assert rows[-1]["law"] == "farseer"
     assert "observations" in rows[-1]["problem"]

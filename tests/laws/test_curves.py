@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.laws.curves import Curves, annealing_law, multi_power_law
-from scaling.laws.estimate import fit
-from scaling.laws.luo import fit_as_published
-from scaling.laws.model import Coordinates, Model
+from scaling.laws.curves.as_published import fit_as_published
+from scaling.laws.curves.forms import Curves, annealing_law, multi_power_law
+from scaling.laws.fitting.coordinates import Coordinates, Model
+from scaling.laws.fitting.estimate import fit
 from tests import published
 
 WARMUP, PEAK, FLOOR = 2160, 3e-4, 3e-5

@@ -4,10 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.laws import coverage, diagnosis, forms, simulation, uncertainty
+from scaling.bench import coverage
 from scaling.laws.analysis import analyse
-from scaling.laws.estimate import fit
-from scaling.laws.observations import from_table
+from scaling.laws.answers import coverage as simulation
+from scaling.laws.fitting.estimate import fit
+from scaling.laws.forms import catalogue
+from scaling.laws.intervals import diagnosis, resampling
+from scaling.laws.tables.observations import from_table
 from tests.laws import data
 
 OPTIONS = {"laws": ("chinchilla",), "combined": False, "bootstrap": 60}
@@ -60,7 +63,7 @@ def test_a_weight_is_a_precision():
     inverse = np.linalg.inv(X.T @ (w[:, None] * X))
     beta = inverse @ X.T @ (w * np.log(loss))
     s2 = (w * (np.log(loss) - X @ beta) ** 2).sum() / (n.size - 2)
-    value, lower, upper = uncertainty.delta_interval(fitted, lambda p: np.log(fitted.form.predict(
+    value, lower, upper = resampling.delta_interval(fitted, lambda p: np.log(fitted.form.predict(
         {k: v[:, None] for k, v in p.items()}, num_params=np.array([1e6, 1e9]))), 0.9)  # fmt: skip
     ends = np.stack([np.ones(2), np.log([1e6, 1e9])], axis=1)
     half = 1.7138715 * np.sqrt(s2 * np.einsum("ip,pq,iq->i", ends, inverse, ends))  # Student's t, 23 degrees
@@ -113,7 +116,7 @@ def test_wild_draws_are_the_jackknife_of_clusters_and_students_t():
     whole = np.linalg.lstsq(X, np.log(loss), rcond=None)[0][1]
     left = [np.linalg.lstsq(X[groups != g], np.log(loss)[groups != g], rcond=None)[0][1] for g in range(6)]
     error = np.sqrt(5 / 6 * np.sum((np.array(left) - whole) ** 2))
-    draws = uncertainty.wild(fitted, groups, 200_000, seed=1)
+    draws = resampling.wild(fitted, groups, 200_000, seed=1)
     slope = np.log(
         fitted.form.predict({k: v[:, None] for k, v in draws.params.items()}, num_params=np.array([1.0, np.e]))
     )
@@ -133,10 +136,10 @@ def test_draws_of_uneven_noise_scatter_as_the_estimate_does(loss):
     for seed in range(400):
         table = pd.DataFrame({"N": n, "D": 20 * n, "loss": exact * np.exp(sigma * rng.normal(size=40))})
         fitted = fit(from_table(table), "kaplan_n", loss=loss)
-        alpha = uncertainty.uneven(fitted, 400, seed=seed).params["alpha"]
+        alpha = resampling.uneven(fitted, 400, seed=seed).params["alpha"]
         found.append(fitted.params["alpha"])
         scale.append(np.std(alpha))
-        lo, hi = uncertainty.interval(alpha, 0.9)
+        lo, hi = resampling.interval(alpha, 0.9)
         inside.append(lo <= 0.1 <= hi)
     assert np.sqrt(np.mean(np.square(scale))) == pytest.approx(np.std(found), rel=0.12)
     assert 0.86 <= np.mean(inside) <= 0.94
@@ -148,9 +151,9 @@ def test_without_refits_laws_move_as_far_as_with_them(loss):
     fitted = fit(from_table(data.scattered(80, noise=0.01, seed=3)), loss=loss)
     every_row = np.arange(80)
     draws = (
-        uncertainty.bootstrap(fitted, 400),
-        uncertainty.wild(fitted, every_row, 400),
-        uncertainty.uneven(fitted, 400),
+        resampling.bootstrap(fitted, 400),
+        resampling.wild(fitted, every_row, 400),
+        resampling.uneven(fitted, 400),
     )
     scatter = [np.std(drawn.params["alpha"]) for drawn in draws]
     assert max(scatter) < 1.3 * min(scatter), scatter
@@ -194,7 +197,7 @@ def test_the_terminal_page_and_json_say_which_and_why():
 
 def test_drawn_errors_are_shared_as_named():
     """The law divided out, errors of one group correlate by .8, and their scale grows as L⁴."""
-    design, form = coverage.designs()["5 budgets × 8 sizes"], forms.FORMS["chinchilla"]
+    design, form = coverage.designs()["5 budgets × 8 sizes"], catalogue.FORMS["chinchilla"]
     rng = np.random.default_rng(0)
     for kind in simulation.NOISES:
         drawn = [simulation.synthetic(design, form, data.HOFFMANN, 0.01, rng, kind=kind) for _ in range(1500)]
@@ -218,7 +221,7 @@ def test_coverage_under_noise_that_exists(kind):
     """Nominal 90 %, of a and N*, chosen by the residuals: 85 % or more less the scatter of 60 draws (4.6 %)."""
     design = coverage.designs()["8 sizes × 5 horizons"]
     found = simulation.coverage(
-        design, forms.FORMS["chinchilla"], data.HOFFMANN, noise=coverage.NOISE, kind=kind, num_draws=60,
+        design, catalogue.FORMS["chinchilla"], data.HOFFMANN, noise=coverage.NOISE, kind=kind, num_draws=60,
         flops=10 * design.columns["flops"].max(), methods=(simulation.CHOSEN,),
     )  # fmt: skip
     for quantity in ("a", "num_params"):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from scaling.laws import estimate, forms, starts
-from scaling.laws.estimate import fit
-from scaling.laws.observations import from_table
+from scaling.laws.fitting import estimate, starts
+from scaling.laws.fitting.estimate import fit
+from scaling.laws.forms import catalogue
+from scaling.laws.tables.observations import from_table
 from tests.laws import data
 
 
@@ -137,9 +138,9 @@ def test_duplicate_rows_warn():
 
 
 def test_fit_does_not_mutate_the_form():
-    before = dict(forms.FORMS["chinchilla"].parameters)
+    before = dict(catalogue.FORMS["chinchilla"].parameters)
     fit(from_table(data.scattered(noise=0.01)), "chinchilla")
-    assert forms.FORMS["chinchilla"].parameters == before
+    assert catalogue.FORMS["chinchilla"].parameters == before
     assert starts.MAX_STARTS >= 36
 
 

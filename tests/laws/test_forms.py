@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling.laws import forms
-from scaling.laws.model import Coordinates, Model
+from scaling.laws.fitting.coordinates import Coordinates, Model
+from scaling.laws.forms import catalogue
 
 RNG = np.random.default_rng(0)
 COLUMNS = {
@@ -15,11 +15,11 @@ COLUMNS["flops"] = 6 * COLUMNS["num_params"] * COLUMNS["num_tokens"]
 COLUMNS["tokens_per_param"] = COLUMNS["num_tokens"] / COLUMNS["num_params"]
 COLUMNS["num_steps"] = COLUMNS["num_tokens"] / 1e6
 LOSS = RNG.uniform(2, 4, 30)
-POWER_SUMS = [name for name, form in forms.FORMS.items() if form.powers is not None]
+POWER_SUMS = [name for name, form in catalogue.FORMS.items() if form.powers is not None]
 
 
 def model(name, log=True):
-    form = forms.get(name)
+    form = catalogue.get(name)
     columns = {c: COLUMNS[c] for c in form.columns}
     return Model(Coordinates(form, columns, LOSS), columns, log)
 
@@ -42,7 +42,7 @@ def test_analytic_derivatives_equal_complex_step_of_the_function(name, log):
 
 
 @pytest.mark.parametrize("log", [True, False])
-@pytest.mark.parametrize("name", [name for name, form in forms.FORMS.items() if form.gradient is not None])
+@pytest.mark.parametrize("name", [name for name, form in catalogue.FORMS.items() if form.gradient is not None])
 def test_written_gradients_equal_complex_steps_of_the_function(name, log):
     """Around the form's own starts, with as much of each linear term as makes one median loss at the centre."""
     m = model(name, log)
@@ -60,7 +60,7 @@ def test_written_gradients_equal_complex_steps_of_the_function(name, log):
 
 
 def test_a_form_with_a_value_fixed_keeps_its_gradient():
-    fixed = forms.FORMS["farseer"].fix(alpha=0.15)
+    fixed = catalogue.FORMS["farseer"].fix(alpha=0.15)
     columns = {c: COLUMNS[c] for c in fixed.columns}
     coordinates = Coordinates(fixed, columns, LOSS)
     plain = Model(Coordinates(dataclasses.replace(fixed, gradient=None), columns, LOSS), columns)
@@ -74,12 +74,12 @@ def test_a_form_with_a_value_fixed_keeps_its_gradient():
 def test_chinchilla_at_published_constants():
     # 70B parameters and 1.4T tokens, by hand: 1.69 + 406.4 / 70e9^.34 + 410.7 / 1.4e12^.28.
     published = {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
-    loss = forms.FORMS["chinchilla"].predict(published, num_params=70e9, num_tokens=1.4e12)
+    loss = catalogue.FORMS["chinchilla"].predict(published, num_params=70e9, num_tokens=1.4e12)
     assert loss == pytest.approx(1.69 + 0.083444 + 0.163015, abs=1e-3)
 
 
 def test_kaplan_at_its_critical_size_is_one_nat():
-    assert forms.FORMS["kaplan_n"].predict({"N_c": 8.8e13, "alpha": 0.076}, num_params=8.8e13) == 1.0
+    assert catalogue.FORMS["kaplan_n"].predict({"N_c": 8.8e13, "alpha": 0.076}, num_params=8.8e13) == 1.0
 
 
 def test_a_users_function_is_a_form():
@@ -87,14 +87,14 @@ def test_a_users_function_is_a_form():
         """L = A N^-α"""
         return A * num_params**-alpha
 
-    form = forms.get(mine)
+    form = catalogue.get(mine)
     assert form.columns == ("num_params",)
     assert list(form.parameters) == ["A", "alpha"]
     assert form.equation == "L = A N^-α"
 
 
 def test_a_form_by_import_path():
-    assert forms.get("scaling.laws.forms:chinchilla") is forms.FORMS["chinchilla"]
+    assert catalogue.get("scaling.laws.forms.catalogue:chinchilla") is catalogue.FORMS["chinchilla"]
 
 
 @pytest.mark.parametrize(
@@ -102,17 +102,17 @@ def test_a_form_by_import_path():
     [
         ("chinchila", "write one of"),
         ("no.such.module:f", "cannot be imported"),
-        ("scaling.laws.forms:nothing", "cannot be imported"),
+        ("scaling.laws.forms.catalogue:nothing", "cannot be imported"),
         (lambda x: x, "keyword-only"),
     ],
 )
 def test_unknown_forms_say_what_to_write(name, message):
     with pytest.raises(ValueError, match=message):
-        forms.get(name)
+        catalogue.get(name)
 
 
 def test_predict_names_what_is_missing():
     with pytest.raises(ValueError, match="num_tokens"):
-        forms.FORMS["chinchilla"].predict({}, num_params=1e9)
+        catalogue.FORMS["chinchilla"].predict({}, num_params=1e9)
     with pytest.raises(ValueError, match="beta"):
-        forms.FORMS["chinchilla"].predict({"E": 1, "A": 1, "alpha": 1, "B": 1}, num_params=1e9, num_tokens=1e9)
+        catalogue.FORMS["chinchilla"].predict({"E": 1, "A": 1, "alpha": 1, "B": 1}, num_params=1e9, num_tokens=1e9)

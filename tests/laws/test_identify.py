@@ -6,9 +6,9 @@ import pytest
 
 import scaling
 from scaling.fit import analyse
-from scaling.laws import uncertainty
-from scaling.laws.estimate import fit
-from scaling.laws.observations import from_table
+from scaling.laws.fitting.estimate import fit
+from scaling.laws.intervals import resampling
+from scaling.laws.tables.observations import from_table
 from tests.laws import data
 
 
@@ -39,7 +39,7 @@ def test_another_power_is_a_ray_too():
 @pytest.mark.slow
 def test_what_is_refused_scatters_and_what_is_not_does_not():
     """The rule against the scatter of estimates on redrawn losses: refused where α is anybody's guess."""
-    from scaling.laws import identify
+    from scaling.laws.fitting import identify
 
     def spread(jitter, monkey):
         with pytest.MonkeyPatch.context() as patch:
@@ -60,12 +60,12 @@ def test_losses_without_noise_raise_no_alarm(digits):
     fitted = fit(from_table(table.assign(loss=table["loss"].round(digits))), "chinchilla")
     assert fitted.converged
     assert fitted.params["alpha"] == pytest.approx(data.HOFFMANN["alpha"], rel=1e-3)
-    assert uncertainty.bootstrap(fitted, 200).converged == 1.0
+    assert resampling.bootstrap(fitted, 200).converged == 1.0
 
 
 def test_noise_is_still_seen_to_converge_or_not():
     """A start that is nowhere near the optimum and takes no step is not converged, however small the residuals."""
-    from scaling.laws.solver import solve
+    from scaling.laws.fitting.solver import solve
 
     table = data.scattered(24)
     fitted = fit(from_table(table.assign(loss=table["loss"].round(6))), "chinchilla")

@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from scaling.laws import influence
 from scaling.laws.analysis import analyse
-from scaling.laws.estimate import fit
-from scaling.laws.observations import from_table
-from scaling.laws.solver import Objective
+from scaling.laws.fitting.estimate import fit
+from scaling.laws.fitting.solver import Objective
+from scaling.laws.intervals import influence
+from scaling.laws.tables.observations import from_table
 from tests.laws import data
 
 SIGMA = 0.003

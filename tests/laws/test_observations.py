@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from scaling.laws.observations import from_table
+from scaling.laws.tables.observations import from_table
 
 
 def test_a_rate_sweep_is_fitted_at_each_cells_best_setting_over_its_seeds():

@@ -3,10 +3,10 @@ import pytest
 import scipy.optimize
 from scipy import stats
 
-from scaling.laws import profile as profiles
-from scaling.laws.estimate import fit
-from scaling.laws.observations import from_table
-from scaling.laws.profile import profile
+from scaling.laws.fitting.estimate import fit
+from scaling.laws.intervals import profile as profiles
+from scaling.laws.intervals.profile import profile
+from scaling.laws.tables.observations import from_table
 from tests.laws import data
 
 

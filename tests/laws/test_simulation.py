@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from scaling.laws import forms, simulation, speed
+from scaling.bench import laws
 from scaling.laws.analysis import analyse
-from scaling.laws.observations import from_table
+from scaling.laws.answers import coverage
+from scaling.laws.forms import catalogue
+from scaling.laws.tables.observations import from_table
 from tests.laws import data
 
-FORM = forms.FORMS["chinchilla"]
+FORM = catalogue.FORMS["chinchilla"]
 BUDGETS = (1e18, 1e19, 1e20, 1e21)
 
 
@@ -19,7 +21,7 @@ def exponent(p):
 def assert_coverage(method, sizes, noise, within, **options):
     """Of 90 % intervals for a, N* at a thousand times the largest compute and the loss there."""
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=sizes))
-    found = simulation.coverage(design, FORM, data.HOFFMANN, noise=noise, flops=1e24, methods=(method,), **options)
+    found = coverage.coverage(design, FORM, data.HOFFMANN, noise=noise, flops=1e24, methods=(method,), **options)
     for quantity, entry in found[method].items():
         print(f"{4 * sizes} runs, σ {noise}: {quantity} {100 * entry['coverage']:.1f} %, width {entry['width']:.3g}")
         assert within[0] <= entry["coverage"] <= within[1], quantity
@@ -53,7 +55,7 @@ def test_prediction_intervals_of_new_runs(sizes, beyond):
     C = beyond * BUDGETS[-1]
     n = data.optimum(C) * np.array([0.25, 0.5, 1, 2, 4])
     new = {"num_params": n, "num_tokens": C / 6 / n}
-    share = simulation.prediction_coverage(design, FORM, data.HOFFMANN, new, noise=0.004)
+    share = coverage.prediction_coverage(design, FORM, data.HOFFMANN, new, noise=0.004)
     print(f"{4 * sizes} runs, {beyond:g} × the largest C: {100 * share:.1f} % of new runs inside")
     assert 0.87 <= share <= 0.93
 
@@ -61,18 +63,16 @@ def test_prediction_intervals_of_new_runs(sizes, beyond):
 def test_prediction_intervals_in_a_few_draws():
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=6))
     new = {"num_params": np.geomspace(1e9, 1e10, 9), "num_tokens": np.full(9, 1e11)}
-    share = simulation.prediction_coverage(
-        design, FORM, data.HOFFMANN, new, noise=0.004, num_draws=10, num_bootstrap=100
-    )
+    share = coverage.prediction_coverage(design, FORM, data.HOFFMANN, new, noise=0.004, num_draws=10, num_bootstrap=100)
     assert share >= 0.75
 
 
 def test_coverage_in_a_few_draws():
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=6))
-    found = simulation.coverage(
+    found = coverage.coverage(
         design, FORM, data.HOFFMANN, noise=0.003, flops=1e24, num_draws=12, num_bootstrap=50, seed=2
     )
-    for method in simulation.METHODS:
+    for method in coverage.METHODS:
         for quantity, entry in found[method].items():
             assert entry["coverage"] >= 8 / 12, (method, quantity)
             assert entry["width"] > 0
@@ -82,7 +82,7 @@ def test_efficient_under_gaussian_noise_and_robust_to_outliers():
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=10))
 
     def rmse(loss, outliers):
-        return simulation.scatter(
+        return coverage.scatter(
             design, FORM, data.HOFFMANN, exponent, noise=0.005, outliers=outliers, num_draws=30, seed=3, loss=loss
         )
 
@@ -96,7 +96,7 @@ def test_root_mean_square_error_of_the_exponent():
     figures = {}
     for outliers in (0.0, 0.05):
         for loss in ("huber", "squared"):
-            figures[loss, outliers] = simulation.scatter(
+            figures[loss, outliers] = coverage.scatter(
                 design, FORM, data.HOFFMANN, exponent, noise=0.005, outliers=outliers, num_draws=500, seed=4, loss=loss
             )
     print(figures)
@@ -125,7 +125,7 @@ def test_forecast_of_epochs_largest_runs():
 
 @pytest.mark.slow
 def test_speed_measures_and_converges():
-    figures = speed.measure()
+    figures = laws.measure()
     assert figures["bootstrap_converged"] == 1.0
     assert figures["relative_error"] <= 1e-10
     # What is asked of two quiet cores is printed by scaling.bench --laws; a loaded machine has an order of magnitude.
@@ -137,4 +137,4 @@ def test_speed_measures_and_converges():
 def test_unknown_method():
     design = from_table(data.isoflop())
     with pytest.raises(ValueError, match="write one of bootstrap"):
-        simulation.coverage(design, FORM, data.HOFFMANN, noise=0.01, flops=1e22, num_draws=1, methods=("magic",))
+        coverage.coverage(design, FORM, data.HOFFMANN, noise=0.01, flops=1e22, num_draws=1, methods=("magic",))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import scaling
 from scaling import fit
-from scaling.laws import units
-from scaling.laws.columns import meaning
-from scaling.laws.observations import from_table, read_csv
+from scaling.laws.tables import units
+from scaling.laws.tables.columns import meaning
+from scaling.laws.tables.observations import from_table, read_csv
 from tests import published
 from tests.laws import data
 

@@ -3,9 +3,9 @@ import time
 import numpy as np
 import pytest
 
-from scaling.laws import uncertainty
-from scaling.laws.estimate import fit
-from scaling.laws.observations import from_table
+from scaling.laws.fitting.estimate import fit
+from scaling.laws.intervals import resampling
+from scaling.laws.tables.observations import from_table
 from tests.laws import data
 
 
@@ -15,13 +15,13 @@ def test_epoch_bootstrap():
     resample = np.random.RandomState(42)
     indices = np.stack([resample.choice(240, 240) for _ in range(4000)])
     start = time.perf_counter()
-    draws = uncertainty.bootstrap(fitted, indices=indices)
+    draws = resampling.bootstrap(fitted, indices=indices)
     seconds = time.perf_counter() - start
     published = {"A": 124.52, "B": 1293.28, "E": 0.02566, "alpha": 0.01540, "beta": 0.02060}
     for name, value in published.items():
         assert np.std(draws.params[name]) == pytest.approx(value, rel=0.01)
     a = draws.params["beta"] / (draws.params["alpha"] + draws.params["beta"])
-    np.testing.assert_allclose(uncertainty.interval(a), [0.4807, 0.5561], atol=5e-4)
+    np.testing.assert_allclose(resampling.interval(a), [0.4807, 0.5561], atol=5e-4)
     assert draws.converged == 1.0
     assert seconds < 10  # 0.6 s on a quiet machine: scaling.bench --laws
 
@@ -38,8 +38,8 @@ def test_delta_method_agrees_with_ordinary_least_squares():
     beta, rss, *_ = np.linalg.lstsq(X, np.log(table["loss"]), rcond=None)
     error = np.sqrt((rss[0] / 23 * np.linalg.inv(X.T @ X))[1, 1])
     assert fitted.params["alpha"] == pytest.approx(-beta[1], rel=1e-9)
-    assert np.sqrt(uncertainty.covariance(fitted)[1, 1]) == pytest.approx(error, rel=1e-8)
-    _, lo, hi = uncertainty.delta_interval(fitted, lambda p: p["alpha"], 0.9)
+    assert np.sqrt(resampling.covariance(fitted)[1, 1]) == pytest.approx(error, rel=1e-8)
+    _, lo, hi = resampling.delta_interval(fitted, lambda p: p["alpha"], 0.9)
     assert (hi - lo) / 2 == pytest.approx(1.7138715 * error, rel=1e-6)  # Student's t, 23 degrees of freedom
 
 
@@ -48,12 +48,12 @@ def test_clustered_bootstrap_draws_whole_runs():
     table["run"] = np.repeat(np.arange(10), 4)
     observations = from_table(table)
     fitted = fit(observations, "chinchilla")
-    counts = uncertainty._counts(fitted, 50, 0, observations.run, None).reshape(50, 10, 4)
+    counts = resampling._counts(fitted, 50, 0, observations.run, None).reshape(50, 10, 4)
     assert (counts == counts[:, :, :1]).all()
     assert (counts.sum(axis=(1, 2)) == 40).all()
 
 
 def test_draws_are_reproducible():
     fitted = fit(from_table(data.scattered(noise=0.01)), "chinchilla")
-    first, second = (uncertainty.bootstrap(fitted, 50, seed=3) for _ in range(2))
+    first, second = (resampling.bootstrap(fitted, 50, seed=3) for _ in range(2))
     np.testing.assert_array_equal(first.theta, second.theta)

@@ -8,20 +8,20 @@ import random
 
 import jax
 
+from scaling import data
 from scaling.config import (
     DataConfig,
     DivergenceConfig,
     EvalConfig,
-    ExecutionConfig,
     Horizon,
-    MeshConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
     ScheduleConfig,
 )
+from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.grid import Cell
-from scaling.training import data, loop
+from scaling.training import loop
 from scaling.training.models import transformer
 
 EXECUTION = ExecutionConfig(mesh=MeshConfig(data=1, fsdp=8), checkpoint_seconds=1e9, eval_batch_size=8)

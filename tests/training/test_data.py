@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scaling import data
 from scaling.config import DataConfig
-from scaling.training import data
 
 REPO = Path(__file__).parents[2]
 
@@ -362,7 +362,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from scaling.config import DataConfig
-from scaling.training import data
+from scaling import data
 config = DataConfig(source=sys.argv[1], seq_len=16, validation_fraction=0.25)
 """
 

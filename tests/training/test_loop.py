@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import accounting, records
-from scaling.config import DataConfig, ExecutionConfig, to_dict
-from scaling.training import data, evaluation
-from scaling.training.data import corpus as data_corpus
+from scaling import accounting, data, records
+from scaling.config import DataConfig, to_dict
+from scaling.data import corpus as data_corpus
+from scaling.execution import ExecutionConfig
+from scaling.training import evaluation
 from scaling.training.member import Member
 from scaling.training.models import transformer
 from scaling.training.pack import Pack
@@ -273,7 +274,7 @@ def test_a_checkpoint_of_another_version_is_set_aside_and_one_of_none_read(tmp_p
 
 def test_what_the_storage_cannot_write_is_no_bad_input(tmp_path, monkeypatch):
     """TensorStore's own errors are ValueErrors: they must be tried again, as a full disk's are."""
-    from scaling.engine import worker
+    from scaling.engine.run import worker
 
     checkpoints, _ = two_checkpoints(tmp_path)
 

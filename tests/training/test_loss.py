@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from scaling.config import ExecutionConfig, Horizon, ModelConfig, OptimConfig, RunConfig
-from scaling.training import loss, sharding, step
+from scaling import accounting
+from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.execution import ExecutionConfig
+from scaling.training import optimizers, sharding, step
 from scaling.training.models import transformer
+from scaling.training.objectives import next_token
 from tests.training.lab import initial, quick_jit
 
 MODEL = ModelConfig(
@@ -36,7 +39,7 @@ def reference_losses(params, tokens_BS):
 @pytest.mark.parametrize("chunk", [1, 40])
 def test_chunked_losses_are_the_definition(chunk):
     params, execution = initial(MODEL, 0), ExecutionConfig(loss_chunk_tokens=chunk)
-    found = jax.jit(lambda p, t: loss.token_losses(RUN, execution, p, t))(params, tokens())
+    found = jax.jit(lambda p, t: next_token.token_losses(RUN, execution, p, t))(params, tokens())
     for ours, want in zip(found, reference_losses(params, tokens())):
         assert_allclose(ours, want, rtol=1e-5, atol=2e-6)
 
@@ -47,10 +50,10 @@ def loss_and_update(execution, num_layers):
     model = dataclasses.replace(MODEL, num_layers=num_layers)
     optim = OptimConfig(1.0, 0, name="sgd", weight_decay=0.0, clip_norm=None)
     plain = dataclasses.replace(RUN, model=model, optim=optim)
-    hp = {k: jnp.asarray(v) for k, v in step.optim.hyperparams(optim, step.accounting.plan(plain)).items()}
+    hp = {k: jnp.asarray(v) for k, v in optimizers.hyperparams(optim, accounting.plan(plain)).items()}
     hp |= {"z_loss": jnp.float32(1e-2)}
     start = initial(model, 0)
-    state = {"step": jnp.int32(0), "hparams": hp, "params": start, "opt": step.optim.transform(
+    state = {"step": jnp.int32(0), "hparams": hp, "params": start, "opt": optimizers.transform(
         optim, hp, transformer.param_specs(model)).init(start)}  # fmt: skip
     state, metrics = quick_jit(lambda s, t: step.train_step(plain, execution, s, t))(state, tokens())
     return metrics["loss"], {n: start[n] - state["params"][n] for n in start}
@@ -89,11 +92,11 @@ def test_what_is_split_by_itself(batch_size, seq_len, num_parts):
 
 def test_what_is_chunked_by_itself():
     """16 rows of 128 bytes stay whole; 8 of 2,048 tokens of a vocabulary of 32,000 are 2 GB, in parts of 128 MiB."""
-    assert loss._chunk_length(None, rows=16, length=128, vocab_size=256) == 128
-    C = loss._chunk_length(None, rows=8, length=2048, vocab_size=32_000)
+    assert next_token._chunk_length(None, rows=16, length=128, vocab_size=256) == 128
+    C = next_token._chunk_length(None, rows=8, length=2048, vocab_size=32_000)
     assert abs(2048 / C - 8 * 2048 * 32_000 * 4 / 2**27) < 1
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))):
-        assert loss._chunk_length(None, rows=8, length=2048, vocab_size=32_000) == pytest.approx(8 * C, rel=0.02)
+        assert next_token._chunk_length(None, rows=8, length=2048, vocab_size=32_000) == pytest.approx(8 * C, rel=0.02)
 
 
 @pytest.mark.slow
@@ -107,7 +110,7 @@ def test_logits_of_a_large_vocabulary_are_never_whole():
 
     def temporaries(chunk):
         def objective(p, t):
-            return jnp.mean(loss.token_losses(run, ExecutionConfig(loss_chunk_tokens=chunk), p, t)[0])
+            return jnp.mean(next_token.token_losses(run, ExecutionConfig(loss_chunk_tokens=chunk), p, t)[0])
 
         compiled = jax.jit(jax.grad(objective)).lower(params, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from scaling import accounting, grid
-from scaling.config import ExecutionConfig, MeshConfig
+from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.training import memory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ K, width, batch_size, parts = map(int, sys.argv[2:])
 run, execution = run_of(width, 256, batch_size), ExecutionConfig(accumulation_steps=parts or None)
 mesh = sharding.make_mesh(execution.mesh)
 with jax.set_mesh(mesh):
-    programs = step.programs(program_key(run), execution, K, mesh)
+    programs = step.for_pack(program_key(run), execution, K, mesh)
     programs.init, programs.train, programs.evaluate  # each compiles when first asked for
     gc.collect()
     before = resident("VmRSS")

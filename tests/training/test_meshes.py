@@ -8,17 +8,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from scaling import accounting
-from scaling.config import (
-    DataConfig,
-    ExecutionConfig,
-    Horizon,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    program_key,
-)
-from scaling.training import optim, sharding, step
+from scaling.config import DataConfig, Horizon, ModelConfig, OptimConfig, RunConfig, program_key
+from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.training import optimizers, sharding
+from scaling.training.programs import for_pack
 
 STEPS = 20
 MODEL = ModelConfig(
@@ -45,8 +38,8 @@ def losses(run, execution, devices):
     mesh = sharding.make_mesh(execution.mesh, devices)
     tokens = np.random.default_rng(0).integers(0, 3, (STEPS, 1, 16, 33)).cumsum(-1).astype(np.int32) % 64
     with jax.set_mesh(mesh):
-        programs = step.programs(program_key(run), execution, 1, mesh)
-        hparams = {k: v[None] for k, v in optim.hyperparams(run.optim, accounting.plan(run)).items()}
+        programs = for_pack(program_key(run), execution, 1, mesh)
+        hparams = {k: v[None] for k, v in optimizers.hyperparams(run.optim, accounting.plan(run)).items()}
         state = programs.init(np.zeros(1, np.int32), hparams)
         seen = []
         for batch in tokens:
@@ -86,7 +79,7 @@ def test_no_device_ever_holds_the_whole_model():
     whole = 4 * accounting.param_counts(model)["total"]
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())
     with jax.set_mesh(mesh):
-        memory = step.programs(program_key(run), ExecutionConfig(), 1, mesh).init.memory_analysis()
+        memory = for_pack(program_key(run), ExecutionConfig(), 1, mesh).init.memory_analysis()
     # Weights and two moments, an eighth each; the norms are on every device.
     assert memory.output_size_in_bytes < 3 * whole / 8 * 1.02
     assert memory.temp_size_in_bytes < whole / 2

@@ -10,7 +10,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scaling import accounting
-from scaling.config import ExecutionConfig, ModelConfig
+from scaling.config import ModelConfig
+from scaling.execution import ExecutionConfig
 from scaling.training.models import attention, transformer
 from tests.training.lab import QUICK, initial, quick_jit
 
@@ -194,11 +195,11 @@ def test_exact_flops_are_within_2_percent_of_xlas(activation, tied):
 
 def logit_change(config, steps=3):
     """RMS change of the logits after a few updates of Adam's sign-like size, with μP's rates."""
-    from scaling.training import optim
+    from scaling.training import optimizers
 
     params = start = initial(config, 0)
     batch = tokens(4, 32)
-    multipliers = optim.rate_multipliers(config, transformer.param_specs(config))
+    multipliers = optimizers.rate_multipliers(config, transformer.param_specs(config))
     run = jax.jit(lambda p: transformer.apply(config, ExecutionConfig(), p, batch[:, :-1]))
 
     @jax.jit

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from scaling import accounting
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
-from scaling.training import optim
+from scaling.training import optimizers
 from scaling.training.models import transformer
 from tests.training.lab import initial, quick_jit
 
@@ -22,7 +22,7 @@ SPECS = transformer.param_specs(MODEL)
 def hyperparams(config, steps=10, warmup_steps=0):
     run = RunConfig(MODEL, config, Horizon(steps=steps), batch_size=4)
     plan = dataclasses.replace(accounting.plan(run), warmup_steps=warmup_steps)
-    return jax.tree.map(jnp.asarray, optim.hyperparams(config, plan))
+    return jax.tree.map(jnp.asarray, optimizers.hyperparams(config, plan))
 
 
 def gradients(step):
@@ -33,8 +33,8 @@ def gradients(step):
 def ours(config, steps=4):
     hp = hyperparams(config)
     params = initial(MODEL, 0)
-    state = optim.transform(config, hp, SPECS).init(params)
-    update = quick_jit(lambda *a: optim.update(MODEL, config, SPECS, hp, *a))
+    state = optimizers.transform(config, hp, SPECS).init(params)
+    update = quick_jit(lambda *a: optimizers.update(MODEL, config, SPECS, hp, *a))
     for step in range(steps):
         params, state, _ = update(jnp.int32(step), gradients(step), state, params)
     return params
@@ -95,8 +95,8 @@ def rates(schedule, steps=100, warmup_steps=10, **kw):
     config = OptimConfig(0.5, 0, schedule=schedule)
     run = RunConfig(MODEL, config, Horizon(steps=steps), batch_size=4)
     plan = dataclasses.replace(accounting.plan(run), warmup_steps=warmup_steps)
-    hp = optim.hyperparams(config, plan)
-    rate = jax.jit(jax.vmap(lambda hp, step: optim.learning_rate(schedule, hp, step), (None, 0)))
+    hp = optimizers.hyperparams(config, plan)
+    rate = jax.jit(jax.vmap(lambda hp, step: optimizers.learning_rate(schedule, hp, step), (None, 0)))
     return np.asarray(rate(hp, np.arange(steps)))
 
 
@@ -141,7 +141,7 @@ def test_a_bfloat16_momentum_is_half_as_large_and_rounds(name):
     start = initial(MODEL, 0)
 
     def state_bytes(config):
-        state = jax.eval_shape(lambda: optim.transform(config, hyperparams(config), SPECS).init(start))
+        state = jax.eval_shape(lambda: optimizers.transform(config, hyperparams(config), SPECS).init(start))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if leaf.ndim)
 
     num_params = sum(p.size for p in start.values())

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from scaling import accounting
-from scaling.config import DataConfig, ExecutionConfig, MeshConfig
-from scaling.training import data, loop, sharding
+from scaling import accounting, data
+from scaling.config import DataConfig
+from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.training import calibration, loop, sharding
 from scaling.training.member import Member, Rider
 from scaling.training.pack import Pack
 from scaling.training.prefetch import Prefetched
@@ -289,7 +290,7 @@ def test_calibration_reads_ahead_and_ends_its_thread(corpus, monkeypatch):
     started = []
     enter = Prefetched.__enter__
     monkeypatch.setattr(Prefetched, "__enter__", lambda self: started.append(self) or enter(self))
-    timed = loop.calibrate(cell(corpus[0], steps=2).run, EXECUTION, corpus[1], seconds=0.01)
+    timed = calibration.calibrate(cell(corpus[0], steps=2).run, EXECUTION, corpus[1], seconds=0.01)
     assert timed["step_seconds"] > 0
     assert len(started) == 1
     assert not started[0]._thread.is_alive()

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scaling import data
 from scaling.config import DataConfig
-from scaling.training import data, sources
-from scaling.training.data import duplicates, preparation, shards
+from scaling.data import shards, sources
+from scaling.data.preparing import duplicates, preparation
 
 REPO = Path(__file__).parents[2]
 WORDS = ["the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at"]
@@ -115,8 +116,9 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from scaling.config import DataConfig
-from scaling.training import data, sources
-from scaling.training.data import part, preparation, sealing, shards
+from scaling import data
+from scaling.data import shards, sources
+from scaling.data.preparing import finish, preparation, tokenise
 sources.text.PART_BYTES = 4096
 config = DataConfig(source=sys.argv[1], seq_len=16, validation_fraction=0.25)
 calls = 0
@@ -128,7 +130,7 @@ def killing(function):
             os.kill(os.getpid(), 9)
         return function(*args, **kwargs)
     return wrapped
-for module in (part, preparation, sealing, shards):
+for module in (tokenise, preparation, finish, shards):
     if hasattr(module, sys.argv[3]):
         setattr(module, sys.argv[3], killing(getattr(module, sys.argv[3])))
 data.prepare(config, Path(sys.argv[2]))
@@ -231,7 +233,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     """Peak resident memory of preparing 20 and 200 MB: the same within 60 MB."""
     code = (
         "import resource, sys\nfrom pathlib import Path\nfrom scaling.config import DataConfig\n"
-        "from scaling.training import data\n"
+        "from scaling import data\n"
         "data.prepare(DataConfig(source=sys.argv[1]), Path(sys.argv[2]))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scaling import data
 from scaling.config import DataConfig
-from scaling.training import data, sources
+from scaling.data import sources
 
 
 def config_of(source: str, **kwargs) -> DataConfig:
@@ -339,7 +340,7 @@ def test_standard_library_corpus(tmp_path, capfd):
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path):
-    from scaling.training.sources import text
+    from scaling.data.sources import text
 
     for name in ("a.txt", "[ab].txt"):
         (tmp_path / name).write_text(name)

@@ -9,8 +9,10 @@ from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
 from scaling import accounting
-from scaling.config import ExecutionConfig, Horizon, MeshConfig, ModelConfig, OptimConfig, RunConfig, program_key
-from scaling.training import optim, sharding, step
+from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, program_key
+from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.training import optimizers, sharding
+from scaling.training.programs import for_pack, lower
 from tests.training.lab import QUICK
 
 # One layer: test_meshes and the slow tests here have two, which take twice as long to compile.
@@ -32,9 +34,9 @@ def losses(runs, mesh_config=None, num_devices=1, steps=10, execution=EXECUTION)
     mesh = sharding.make_mesh(mesh_config or MeshConfig(), jax.devices()[:num_devices])
     key = dataclasses.replace(program_key(runs[0]), data=dataclasses.replace(runs[0].data, seq_len=32))
     with jax.set_mesh(mesh):
-        programs = step.lower(key, execution, len(runs), mesh)
+        programs = lower(key, execution, len(runs), mesh)
         init, train = (p.compile(compiler_options=QUICK) for p in (programs.init, programs.train))
-        hparams = [optim.hyperparams(r.optim, accounting.plan(r)) for r in runs]
+        hparams = [optimizers.hyperparams(r.optim, accounting.plan(r)) for r in runs]
         state = init(
             np.array([r.seed for r in runs], np.int32), {k: np.stack([h[k] for h in hparams]) for k in hparams[0]}
         )
@@ -117,7 +119,7 @@ def test_where_a_run_is_kept_does_not_compile_it_again():
     kept = ExecutionConfig(disk_budget_gb=1, checkpoint_seconds=9, keep_final_checkpoint=True, trunks=False)
     with jax.set_mesh(mesh):
         one, same, other = (
-            step.programs(program_key(RUN), e, 1, mesh)
+            for_pack(program_key(RUN), e, 1, mesh)
             for e in (ExecutionConfig(), kept, ExecutionConfig(eval_batch_size=4))
         )
     assert one is same
@@ -133,7 +135,7 @@ def test_parts_of_a_batch_must_divide_too():
 def test_offload_is_refused_where_there_is_no_other_memory():
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"remat is 'offload'.*write full, dots or none"):
-        step.programs(program_key(RUN), ExecutionConfig(remat="offload"), 1, mesh)
+        for_pack(program_key(RUN), ExecutionConfig(remat="offload"), 1, mesh)
 
 
 def test_a_mesh_of_other_than_all_devices_is_refused():

@@ -7,19 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from scaling.config import (
-    DataConfig,
-    EvalConfig,
-    ExecutionConfig,
-    Horizon,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-)
+from scaling import data
+from scaling.config import DataConfig, EvalConfig, Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.data.stream import BLOCK_WINDOWS, STREAM_TOKENS
+from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.grid import Cell
-from scaling.training import data, loop
-from scaling.training.data.stream import BLOCK_WINDOWS, STREAM_TOKENS
+from scaling.training import loop
 
 SMALL = "synthetic:markov?symbols=5&order=1"
 CONFIG = DataConfig(source=SMALL, seq_len=16)

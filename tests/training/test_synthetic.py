@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from scaling.training.synthetic import SLOTS, Hierarchy, Markov, process
+from scaling.data.synthetic import SLOTS, Hierarchy, Markov, process
 
 MARKOV = Markov(symbols=3, order=2, zipf=0.8, concentration=2.0, backoff=0.3, seed=1)
 HIERARCHY = Hierarchy(symbols=3, rules=2, zipf=0.7, branching=2, depth=2, seed=1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.training import tokenizers
+from scaling.data import tokenizers
 
 REPO = Path(__file__).parents[2]
 
@@ -92,7 +92,7 @@ def test_bpe_has_the_size_asked_for_and_packs_text(bpe):
 def test_bpe_is_a_function_of_its_text(tmp_path):
     """Other runs, other numbers of threads: the merges are the same."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom scaling.training import tokenizers\n"
+        "import sys\nfrom pathlib import Path\nfrom scaling.data import tokenizers\n"
         "tokenizers.train_bpe([open(sys.argv[1]).read()] * 3, 600, Path(sys.argv[2]))\n"
         "print(tokenizers.load('bpe:600', Path(sys.argv[2])).fingerprint)"
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scaling import accounting, records
-from scaling.config import MeshConfig
-from scaling.training import checkpoint, optim
+from scaling.execution import MeshConfig
+from scaling.training import checkpoint, optimizers
 from tests.training.lab import EXECUTION, cell, essence, train, train_and_stop_at
 
 FLAT = {"cooldown_fraction": 0.25}
@@ -137,11 +137,11 @@ def test_the_rate_of_trunk_and_branch_is_equal_to_the_bit_while_flat(corpus):
     fractions = [{"final_lr_fraction": f} for f in np.linspace(0, 0.999, 40)]
     riders += [cell(corpus[0], s, schedule=FLAT | f) for s in (17, 23, 1000) for f in fractions]
     schedule = trunk.run.optim.schedule
-    rate = jax.jit(jax.vmap(lambda hp, step: optim.learning_rate(schedule, hp, step), (None, 0)))
+    rate = jax.jit(jax.vmap(lambda hp, step: optimizers.learning_rate(schedule, hp, step), (None, 0)))
 
     def rates(c):
         plan = accounting.plan(c.run)
-        every = np.asarray(rate(optim.hyperparams(c.run.optim, plan), np.arange(1000)))
+        every = np.asarray(rate(optimizers.hyperparams(c.run.optim, plan), np.arange(1000)))
         return every[: accounting.flat_steps(c.run, plan)]
 
     expected = rates(trunk)

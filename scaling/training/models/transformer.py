@@ -7,7 +7,6 @@ it. Layers are stored stacked, (L, …), however they are executed, so a checkpo
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -16,29 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from scaling.config import ExecutionConfig, ModelConfig
+from scaling.config import ModelConfig
+from scaling.execution import ExecutionConfig
 from scaling.training import sharding
 from scaling.training.models import attention
-
-
-@dataclass(frozen=True)
-class ParamSpec:
-    """One parameter (stacked over layers, where its first logical axis is ``layers``).
-
-    ``init_std`` None: ones. ``hidden_matrix``: both sides grow with width, so μP divides its learning rate by the width
-    multiplier and Muon orthogonalises it.
-    """
-
-    shape: tuple[int, ...]
-    logical_axes: tuple[str, ...]
-    init_std: float | None
-    group: str
-    hidden_matrix: bool = False
-
-
-def width_multiplier(config: ModelConfig) -> float:
-    """μP's m = d_model / base_d_model; 1 under the standard parameterisation."""
-    return config.d_model / config.base_d_model if config.parameterization == "mup" else 1.0
+from scaling.training.models.parameters import ParamSpec, dense, rms_norm, width_multiplier
 
 
 def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
@@ -83,13 +64,6 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     return specs
 
 
-def rms_norm(x, scale, eps: float):
-    """x / rms(x) · scale over the last axis, in float32."""
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
-
-
 def rotary(x_BTHK, theta: float):
     """Rotary position embedding on the two halves of K (Su et al. 2021).
 
@@ -105,13 +79,6 @@ def rotary(x_BTHK, theta: float):
     x_BHTK = x_BTHK.swapaxes(1, 2)
     # A roll: 1.03× faster steps than with halves split and joined.
     return (x_BHTK * cos + jnp.roll(x_BHTK, K // 2, axis=-1) * sin).swapaxes(1, 2)
-
-
-def dense(x_BTX, w_XY, dtype=None):
-    """x w over the last axis, as one 2-D product: batched ones leave the CPU backend's fast path. ``dtype``: of the
-    result, where it should be wider than the factors'."""
-    product = jnp.matmul(x_BTX.reshape(-1, x_BTX.shape[-1]), w_XY, preferred_element_type=dtype)
-    return product.reshape(*x_BTX.shape[:-1], w_XY.shape[-1])
 
 
 def _activate(name: str, hidden, gate):

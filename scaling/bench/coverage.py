@@ -1,0 +1,73 @@
+"""Coverage of the intervals that are printed, over five kinds of noise and five designs whose law is known."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from scaling.bench import laws
+from scaling.laws.answers import coverage
+from scaling.laws.forms import catalogue
+from scaling.laws.tables.observations import Observations
+
+NOISE = 0.004
+LEVEL = 0.90
+
+
+def designs() -> dict[str, Observations]:
+    """Where the runs of five designs are: three grids of sizes by horizons, IsoFLOP budgets over shared sizes, and a
+    ladder of tokens per parameter."""
+    return {
+        "5 sizes × 5 horizons": _grid(5, 5),
+        "8 sizes × 5 horizons": _grid(8, 5),
+        "12 sizes × 4 horizons": _grid(12, 4),
+        "5 budgets × 8 sizes": _budgets(5, 8),
+        "10 sizes × 5 tokens/N": _ladder(10, 5),
+    }
+
+
+def _grid(sizes: int, horizons: int) -> Observations:
+    n, d = np.meshgrid(np.geomspace(2e7, 2e9, sizes), np.geomspace(4e8, 4e10, horizons), indexing="ij")
+    return _runs(n.ravel(), d.ravel())
+
+
+def _budgets(budgets: int, sizes: int) -> Observations:
+    """Each budget's sizes are the ``sizes`` nearest its optimum of one ladder, as a person would choose them."""
+    ladder = np.geomspace(1e7, 1e10, 3 * sizes + 1)
+    n, d = [], []
+    for C in np.geomspace(1e18, 1e21, budgets):
+        best = 0.09 * C**0.5 * (C / 1e18) ** -0.05
+        near = ladder[np.argsort(np.abs(np.log(ladder / best)))[:sizes]]
+        n.append(near)
+        d.append(C / 6 / near)
+    return _runs(np.concatenate(n), np.concatenate(d))
+
+
+def _ladder(sizes: int, ratios: int) -> Observations:
+    n, ratio = np.meshgrid(np.geomspace(1e7, 2e9, sizes), np.geomspace(5, 320, ratios), indexing="ij")
+    return _runs(n.ravel(), (n * ratio).ravel())
+
+
+def study(num_draws: int = 400, report: Callable[[dict], None] | None = None) -> list[dict]:
+    """How often nominal 90 % intervals hold the truth, as the residuals' tests choose them; a row a noise and design.
+
+    Rows hold ``noise``, ``design``, ``num_runs`` and, for a and for N* at ten times the largest compute, ``coverage``
+    and median ``width`` of the ``chosen`` interval and of the ``profile`` alone. ``report`` is given each when done.
+    """
+    rows = []
+    for noise in coverage.NOISES:
+        for name, design in designs().items():
+            found = coverage.coverage(
+                design, catalogue.FORMS["chinchilla"], laws.HOFFMANN, noise=NOISE, kind=noise, level=LEVEL,
+                flops=10 * float(design.columns["flops"].max()), num_draws=num_draws,
+                methods=(coverage.CHOSEN, "profile"),
+            )  # fmt: skip
+            rows.append({"noise": noise, "design": name, "num_runs": len(design), **found})
+            if report:
+                report(rows[-1])
+    return rows
+
+
+def _runs(n: np.ndarray, d: np.ndarray) -> Observations:
+    columns = {"num_params": n, "num_tokens": d, "flops": 6 * n * d}
+    label = np.array([f"row {i}" for i in range(len(n))])
+    return Observations(columns, np.ones(len(n)), np.ones(len(n)), label, np.full(len(n), np.nan))

@@ -1,0 +1,1 @@
+"""Turns documents into token arrays: parts by worker processes, duplicates, the manifest."""

@@ -1,0 +1,89 @@
+"""Cells → packs: which of them become one program."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from scaling.config import RunConfig, canonical_json, program_key
+from scaling.engine.plan import trunks
+from scaling.engine.plan.table import Row
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Cells that train together, in one compiled step over a leading ``run`` axis. A lone run is a pack of one.
+
+    ``riders``: by the run_id of a row, the rows that it carries; ``after``: rows of this pack that another carries, so
+    that it waits for them to branch off.
+    """
+
+    rows: tuple[Row, ...]
+    riders: dict[str, tuple[Row, ...]] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Names the pack in events: the run_id of its first member."""
+        return self.rows[0].run_id
+
+    @property
+    def run_ids(self) -> list[str]:
+        return [row.run_id for row in self.rows]
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The runs that this pack carries."""
+        return tuple(rider.run_id for riders in self.riders.values() for rider in riders)
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """Orders packs by length: predicted seconds where known, else exact FLOPs."""
+        seconds = sum(row.seconds or 0.0 for row in self.rows)
+        return seconds, trunks.flops(self.rows)["spent"]
+
+    def steps_left(self, step: int, num_steps: int) -> int:
+        """Steps that the pack still makes when, of ``num_steps`` of its longest member, ``step`` are done."""
+        return min(self.num_steps, max(0, num_steps - step))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the pack makes: as many as its longest member."""
+        return max(row.own_steps for row in self.rows)
+
+    def steps_before(self, rider: Row) -> int:
+        """Steps that the pack makes until ``rider``, which it carries, branches off its member."""
+        (carrier,) = (row for row in self.rows if row.run_id in rider.carriers)
+        return rider.first_step - carrier.first_step
+
+
+def shape_of(run: RunConfig) -> str:
+    """Equal for runs that one program can train."""
+    return canonical_json(program_key(run))
+
+
+def build(rows: Sequence[Row], members: int | Mapping[str, int] = 1, *, carried: Sequence[Row] = ()) -> list[Pack]:
+    """Groups rows that one program can train (``config.program_key``; seeds, rates, horizons are free) into packs of at
+    most ``members``, the longest pack first. Rows that wait for another to carry them are packed apart from those that
+    do not. ``members`` may also hold a number by the ``shape_of`` a run. ``carried``: rows that train later, but are
+    carried by these already.
+    """
+    here = {row.run_id for row in rows}
+    riders: dict[str, list[Row]] = {}
+    waits = set()
+    for row in [*rows, *carried]:
+        for carrier in here.intersection(row.carriers):
+            riders.setdefault(carrier, []).append(row)
+            waits.add(row.run_id)
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.cell.holdout, row.run_id in waits, shape_of(row.cell.run)), []).append(row)
+    packs = []
+    for (_, waiting, shape), group in groups.items():
+        most = members if isinstance(members, int) else members.get(shape, 1)
+        # Members of about one length, riders of one trunk together: a pack is as long as its longest.
+        group.sort(key=lambda row: (row.carriers[-1] if waiting else "", -row.own_steps, row.run_id))
+        size = -(-len(group) // -(-len(group) // most))  # as few packs as can be, all about as large
+        for i in range(0, len(group), size):
+            some = tuple(group[i : i + size])
+            carries = {row.run_id: tuple(riders[row.run_id]) for row in some if row.run_id in riders}
+            packs.append(Pack(some, carries, tuple(row.run_id for row in some) if waiting else ()))
+    return sorted(packs, key=lambda pack: pack.cost, reverse=True)

@@ -1,0 +1,1 @@
+"""Carries a plan out: tasks, the executors that run them, what a person sees meanwhile."""

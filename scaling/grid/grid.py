@@ -1,0 +1,380 @@
+r"""A grid file → a list of cells.
+
+A grid file:
+
+    recipe: default@2                   # or {name: default@2, lr_scale: 2, batch_scale: 0.5}, or none
+    base:                               # what every run shares: a RunConfig, in part
+      model: {activation: gelu}
+      data: {seq_len: 128}
+    isoflop:                            # budgets × sizes; each cell's horizon is its budget
+      rule: exact
+      budgets: [3e11, {flops: 6e11, sizes: [24, 32, 48]}]
+      sizes: [16, 24, 32]               # for the budgets that list none of their own
+    axes:                               # product across axes, and with isoflop
+      recipe.lr_scale: [0.5, 1, 2]      # named by a path: a list of values
+      shape:                            # any other name: a list of partial runs, whose keys move together
+        - {model: {width: 64}, batch_size: 16}
+        - {model: {width: 96}, batch_size: 32, label: wide}
+    seeds: [0, 1]
+    exclude: [{lr_scale: 2, size: 48x3}]             # cells left out; a list of values means any of them
+    holdout: {budgets: [6e11], cells: [{width: 48}]} # cells kept out of the fit and forecast
+    execution: {mesh: {data: 2}}        # ExecutionConfig
+    hardware: {name: h100, devices: 8}  # HardwareConfig: what the plan counts time, money and energy on
+    fit: {flops: exact, by: shape}      # FitConfig; by: a law of its own for each value of that axis
+
+Later sections win over earlier ones, value by value: recipe, base, isoflop, axes in the order of the file, seeds. What
+the grid writes wins over what the recipe proposes. Cells are named in ``exclude`` and ``holdout`` by their labels
+(``budget_flops``, ``size``, ``width``, the axes' last path component) or by any path into the run (``model.d_ff``).
+
+A size is one dial, ``model.width`` or ``model.params`` (non-embedding; the nearest width), from which the shape follows
+by the rule in ``sizes``, or it is given in full. A number among ``sizes`` is a width. Any value that the rule decides
+may be given beside the dial and then wins.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from scaling import accounting
+from scaling.config import DataConfig, FlopRule, Horizon, ModelConfig, ParamCount, RunConfig
+from scaling.execution import ExecutionConfig, HardwareConfig
+from scaling.grid import sizes, strict
+from scaling.grid.choices import Layer, of
+from scaling.grid.recipes import RECIPES
+from scaling.grid.strict import GridError, Leaves, shown
+
+MAX_CELLS = 100_000
+SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit")
+HORIZONS = ("tokens", "flops", "tokens_per_param", "steps")
+DIALS = ("width", "params", "d_model")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How the sweep's records are fitted: the same options, and the same defaults, as ``python -m scaling.fit``.
+
+    ``delta`` null takes Huber's δ from the residuals (1.345 × their scale); 1e-3 is the field's habit. ``by`` names a
+    coordinate of the cells, a label or a path into the run: those that agree in it have laws, a forecast and a report
+    of their own (``Grid.groups``). Other data, or another optimiser, are not points of one law.
+    """
+
+    num_params: ParamCount = "non_embedding"
+    flops: FlopRule = "exact"
+    loss: Literal["huber", "lad", "squared", "tukey"] = "huber"
+    delta: float | None = None
+    bootstrap: int = 1000
+    seed: int = 0
+    laws: tuple[str, ...] | None = None  # as --law of scaling.fit; null: its default
+    by: str | None = None
+
+    def __post_init__(self):
+        if self.delta is not None and not (math.isfinite(self.delta) and self.delta > 0):
+            raise ValueError(f"delta is {self.delta!r}: write a positive number")
+        if self.bootstrap < 0:
+            raise ValueError(f"bootstrap is {self.bootstrap!r}: write an integer ≥ 0")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid and its place in it. ``labels`` are the grid's coordinates (budget_flops, size, axes …)."""
+
+    run: RunConfig
+    holdout: bool = False
+    recipe: str | None = None
+    labels: dict = field(default_factory=dict)
+
+    @property
+    def place(self) -> dict:
+        """What no training depends on: a grid may change it when the run is done."""
+        return {"holdout": self.holdout, "recipe": self.recipe, "labels": self.labels}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file, expanded."""
+
+    name: str  # the file's stem; results/<name>/
+    text: str  # the file as it was, for the report
+    cells: list[Cell]
+    execution: ExecutionConfig
+    fit: FitConfig
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    # run_ids by "<fit.by>=<value>", the folder of their laws in the results; empty where all runs are of one law
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+
+def load(path: str | Path) -> Grid:
+    """Reads and expands a grid file.
+
+    Raises GridError, in one line with the file, the key's path, the value and what to write instead.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [str(p) for p in sorted(path.parent.glob("*.y*ml"))]
+        raise GridError(f"{path}: no such grid file{strict.did_you_mean(path, siblings)}") from None
+    except (OSError, ValueError) as e:  # a folder, no permission, not UTF-8
+        raise GridError(f"{shown(str(path))}: not a readable text file ({e}); write the path of a YAML grid") from None
+    try:
+        return expand(strict.read_yaml(text), name=path.stem, text=text)
+    except GridError as e:
+        raise GridError(f"{path}: {e}") from None
+
+
+def expand(raw: Any, *, name: str, text: str = "") -> Grid:
+    """A grid from the plain dicts and lists of its file. Pure. Raises GridError."""
+    sections = strict.mapping(raw, "", SECTIONS)
+    choices = of(sections)
+    count = math.prod(map(len, choices))
+    if count > MAX_CELLS:
+        raise GridError(f"axes: {count} cells; write at most {MAX_CELLS}, in several grids if need be")
+    cells = [_cell(choice) for choice in itertools.product(*choices)]
+    cells = _exclude(cells, sections)
+    _refuse_duplicates(cells)
+    cells, fit = _hold_out(cells, sections), _settings(FitConfig, sections, "fit")
+    return Grid(
+        name=name,
+        text=text,
+        cells=cells,
+        execution=_settings(ExecutionConfig, sections, "execution"),
+        fit=fit,
+        hardware=_settings(HardwareConfig, sections, "hardware"),
+        groups=_groups(cells, fit.by) if fit.by is not None else {},
+    )
+
+
+def _settings(cls: type, sections: dict, name: str) -> Any:
+    leaves = strict.flatten(sections.get(name, {}), strict.schema_of(cls), name)
+    return strict.build(cls, {key: value for key, (value, _) in leaves.items()}, leaves, name)
+
+
+# ---- cells ----------------------------------------------------------------------------------------------------------
+
+
+def _cell(chosen: tuple[Layer, ...]) -> Cell:
+    """Merges one choice of layers into a run."""
+    leaves: Leaves = {}
+    labels: dict = {}
+    for layer in chosen:
+        leaves |= layer.leaves
+        labels |= layer.labels
+    try:
+        return _resolve(leaves, labels)
+    except OverflowError:
+        raise GridError(f"{_called(labels)}: its numbers overflow; write smaller ones") from None
+
+
+def _called(labels: dict) -> str:
+    if not labels:
+        return "base"
+    return "cell " + ", ".join(f"{key}={v if isinstance(v, str) else shown(v)}" for key, v in labels.items())
+
+
+def _resolve(leaves: Leaves, labels: dict) -> Cell:
+    """Expands the size, asks the recipe for what the grid leaves open, checks and counts."""
+    where = _called(labels)
+    dial = _only(leaves, "model", DIALS, where)
+    horizon = _only(leaves, "horizon", HORIZONS, where)
+    values = {key: value for key, (value, _) in leaves.items() if key[0] != "recipe"}
+    recipe = {key[1]: value for key, (value, _) in leaves.items() if key[0] == "recipe"}
+
+    if ("model", "vocab_size") not in values:
+        values |= _vocab_of(values, leaves)
+    try:
+        shape = sizes.model_fields(_part(values, "model"))
+    except ValueError as e:
+        raise GridError(f"{leaves['model', dial][1]}: {e}") from None
+    for name in ("width", "params"):
+        values.pop(("model", name), None)
+    values |= {("model", name): value for name, value in shape.items()}
+    if recipe["name"] != "none":
+        values |= _ask_recipe(recipe, values, leaves, where)
+    run = strict.build(RunConfig, values, leaves, where)
+    path = leaves["horizon", horizon][1]
+    try:
+        num_steps = accounting.plan(run).num_steps
+    except ValueError as e:
+        raise GridError(f"{path}: {e}") from None
+    if num_steps >= 2**31:
+        raise GridError(f"{path}: {num_steps:.3g} steps do not fit the step counter; write a shorter horizon")
+
+    labels = labels | {"size": f"{run.model.d_model}x{run.model.num_layers}"}
+    if dial == "params" and "params" not in labels:
+        labels["target_params"] = leaves["model", "params"][0]
+    labels |= {name: recipe[name] for name in ("lr_scale", "batch_scale") if name in recipe}
+    return Cell(run=run, recipe=None if recipe["name"] == "none" else recipe["name"], labels=labels)
+
+
+def _vocab_of(values: dict, leaves: Leaves) -> dict[tuple[str, ...], int]:
+    """The vocabulary that follows from the name of the tokenizer; bytes are the default of ModelConfig."""
+    tokenizer, path = leaves.get(("data", "tokenizer"), ("bytes", ""))
+    source, source_path = leaves.get(("data", "source"), ("", ""))
+    if "tokens:" in source:
+        raise GridError(f"{source_path}: model.vocab_size is missing; write what tokens.json says")
+    if tokenizer == "bytes":
+        return {}
+    if match := re.fullmatch(r"bpe:([0-9]{1,7})", tokenizer):  # DataConfig says which sizes can be
+        return {("model", "vocab_size"): int(match[1])}
+    raise GridError(f"{path}: model.vocab_size is missing; write it (it follows for bytes and bpe:<size> only)")
+
+
+def _only(leaves: Leaves, group: str, names: tuple[str, ...], where: str) -> str:
+    """Which one of ``names`` the group is given by."""
+    given = [name for name in names if leaves.get((group, name), (None, ""))[0] is not None]
+    if not given:
+        raise GridError(f"{where}: {group} is missing; write one of {', '.join(f'{group}.{name}' for name in names)}")
+    if len(given) > 1:
+        (first, first_path), (second, path) = (leaves[group, name] for name in given[:2])
+        what = f"{given[1]} is a second {group} beside {given[0]}, {shown(first)} at {first_path}"
+        raise GridError(f"{path}: {shown(second)}: {what}; write one of them")
+    return given[0]
+
+
+def _part(values: dict[tuple[str, ...], Any], group: str) -> dict[str, Any]:
+    """The values of one flat group of the run; null ones count as not given."""
+    return {key[1]: value for key, value in values.items() if key[0] == group and value is not None}
+
+
+def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[tuple[str, ...], Any]:
+    """The recipe's values for what the grid leaves open."""
+    for scale, target in (("lr_scale", ("optim", "peak_lr")), ("batch_scale", ("batch_size",))):
+        path = leaves.get(("recipe", scale), (None, ""))[1]
+        if scale in recipe and recipe[scale] <= 0:
+            raise GridError(f"{path}: {recipe[scale]!r} is not positive; write e.g. 0.5")
+        if scale in recipe and target in values:
+            raise GridError(f"{path}: {recipe[scale]!r} has no effect beside {leaves[target][1]}; write one of them")
+    model, data, horizon = (
+        strict.build(cls, {(k,): v for k, v in _part(values, group).items()}, leaves, where, (group,))
+        for cls, group in ((ModelConfig, "model"), (DataConfig, "data"), (Horizon, "horizon"))
+    )
+    optimizer = values.get(("optim", "name"), "adamw")
+    asks_rate, cannot = ("optim", "peak_lr") not in values, f"{where}: {recipe['name']} cannot give"
+    if asks_rate and optimizer not in ("adamw", "adam"):
+        raise GridError(f"{cannot} {optimizer}'s rate: it is AdamW's; write optim.peak_lr")
+    if asks_rate and model.parameterization == "mup":
+        raise GridError(f"{cannot} μP's rate: it falls with size, and μP's does so by itself; write optim.peak_lr")
+    batch_size = values.get(("batch_size",))
+    if horizon.steps is not None and batch_size is None:
+        path = leaves["horizon", "steps"][1]
+        raise GridError(f"{path}: steps need batch_size too: the recipe's batch follows from tokens; write batch_size")
+    num_tokens = accounting.requested_tokens(model, data.seq_len, batch_size or 1, horizon)
+    proposed = RECIPES[recipe["name"]](model, num_tokens, data.seq_len)
+    if batch_size is None:
+        batch_size = max(1, round(proposed.batch_tokens * recipe.get("batch_scale", 1.0) / data.seq_len))
+    batch_tokens = max(1, batch_size * data.seq_len)
+    answers = {
+        # Six digits: pow differs in its last bit between C libraries, and run_id must not.
+        ("optim", "peak_lr"): float(f"{proposed.peak_lr * recipe.get('lr_scale', 1.0):.6g}"),
+        # Whole steps, rounded down: a tenth of the run stays at most a tenth.
+        ("optim", "warmup_tokens"): proposed.warmup_tokens // batch_tokens * batch_tokens,
+        ("optim", "beta2"): proposed.beta2,
+        ("optim", "weight_decay"): 0.0 if optimizer == "adam" else proposed.weight_decay,
+        ("batch_size",): batch_size,
+    }
+    return {key: value for key, value in answers.items() if key not in values}
+
+
+# ---- selectors: cells named by their coordinates --------------------------------------------------------------------
+
+
+def _exclude(cells: list[Cell], sections: dict) -> list[Cell]:
+    if "exclude" not in sections:
+        return cells
+    left_out = [False] * len(cells)
+    for i, selector in enumerate(strict.nonempty(sections["exclude"], "exclude")):
+        left_out = [a or b for a, b in zip(left_out, _select(cells, selector, f"exclude[{i}]"))]
+    if all(left_out):
+        raise GridError("exclude: leaves no cell; remove an entry")
+    return [cell for cell, out in zip(cells, left_out) if not out]
+
+
+def _hold_out(cells: list[Cell], sections: dict) -> list[Cell]:
+    if "holdout" not in sections:
+        return cells
+    section = strict.mapping(sections["holdout"], "holdout", ("budgets", "cells"))
+    selectors = {}
+    if "budgets" in section:
+        for i, budget in enumerate(strict.nonempty(section["budgets"], "holdout.budgets")):
+            path = f"holdout.budgets[{i}]"
+            selectors[path] = {"budget_flops": strict.leaf(budget, float, path)}
+    if "cells" in section:
+        selectors |= {
+            f"holdout.cells[{i}]": s for i, s in enumerate(strict.nonempty(section["cells"], "holdout.cells"))
+        }
+    held = [False] * len(cells)
+    for path, selector in selectors.items():
+        held = [a or b for a, b in zip(held, _select(cells, selector, path))]
+    if all(held):
+        raise GridError("holdout: keeps every cell out; leave some to fit")
+    return [dataclasses.replace(cell, holdout=out) for cell, out in zip(cells, held)]
+
+
+def _select(cells: list[Cell], selector: Any, path: str) -> list[bool]:
+    """Which cells match every entry of a selector, whose values may be lists of alternatives.
+
+    Raises GridError when no cell does: a selector that selects nothing is a mistake.
+    """
+    wanted = {
+        key: value if isinstance(value, list) else [value]
+        for key, value in strict.nonempty(selector, path, dict).items()
+    }
+    found = {key: [_coordinate(cell, key, strict.join(path, key)) for cell in cells] for key in wanted}
+    chosen = [all(found[key][i] in values for key, values in wanted.items()) for i in range(len(cells))]
+    if not any(chosen):
+        have = "; ".join(f"{key} {', '.join(map(shown, list(dict.fromkeys(found[key]))[:12]))}" for key in found)
+        raise GridError(f"{path}: {shown(selector)} matches no cell; write from {have}")
+    return chosen
+
+
+def _groups(cells: list[Cell], by: str) -> dict[str, list[str]]:
+    """run_ids of the cells that agree in the coordinate ``by``, by the name of their folder. Raises GridError."""
+    groups: dict[str, list[Cell]] = {}
+    values: dict[str, Any] = {}
+    for cell in cells:
+        value = _coordinate(cell, by, f"fit.by: {shown(by)}")
+        if value is None:
+            raise GridError(f"fit.by: {shown(by)}: {_called(cell.labels)} has no value there; write one of all cells")
+        name = "=".join(re.sub(r"[^\w.+-]+", "-", str(part)).strip("-.") for part in (by, value))
+        other = values.setdefault(name.casefold(), value)  # some file systems take a and A for one
+        if other != value:
+            raise GridError(
+                f"fit.by: {shown(by)}: {shown(other)} and {shown(value)} would share the folder {name}; write an axis "
+                "whose entries have a label"
+            )
+        groups.setdefault(name, []).append(cell)
+    for name, members in groups.items():
+        if all(cell.holdout for cell in members):
+            raise GridError(f"holdout: keeps every cell of {name} out, which is fitted by itself; leave some to fit")
+    return {name: [cell.run.run_id for cell in members] for name, members in groups.items()}
+
+
+def _coordinate(cell: Cell, key: Any, where: str) -> Any:
+    """A cell's label, or the value at a path into its run; None at a section of it. Raises GridError."""
+    if key in cell.labels:
+        return cell.labels[key]
+    if key == "recipe":
+        return cell.recipe
+    node: Any = cell.run
+    for name in ("model.d_model" if key == "width" else str(key)).split("."):
+        if not dataclasses.is_dataclass(node) or name not in {f.name for f in dataclasses.fields(node)}:
+            names = [*cell.labels, "width", "recipe"]
+            guess = strict.did_you_mean(key, [*names, *strict.paths_of(strict.schema_of(RunConfig))])
+            raise GridError(f"{where}: no cell has that; write one of {', '.join(names)}{guess}")
+        node = getattr(node, name)
+    return None if dataclasses.is_dataclass(node) else node
+
+
+def _refuse_duplicates(cells: list[Cell]) -> None:
+    first: dict[str, int] = {}
+    for i, cell in enumerate(cells):
+        j = first.setdefault(cell.run.run_id, i)
+        if j != i:
+            raise GridError(
+                f"cells {j} and {i} are the same run, {cell.run.run_id}: {_called(cells[j].labels)} and "
+                f"{_called(cell.labels)}; write it once, or exclude one"
+            )

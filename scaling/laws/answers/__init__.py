@@ -1,0 +1,1 @@
+"""Answers what fits are made for: allocation, forecasts, IsoFLOP minima, comparisons, coverage, truth."""

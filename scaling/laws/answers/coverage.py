@@ -1,0 +1,207 @@
+"""What a design can be trusted with: coverage of intervals and scatter of estimates on data whose law is known.
+
+``coverage`` asks of a planned grid, before anything is trained, whether its intervals would hold what they promise and
+how wide they would be.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from scaling.laws.answers import allocation
+from scaling.laws.fitting.estimate import Fit, fit
+from scaling.laws.forms.law import Form
+from scaling.laws.intervals import diagnosis, resampling
+from scaling.laws.intervals.profile import profile
+from scaling.laws.tables.observations import Observations
+
+METHODS = ("bootstrap", "profile", "delta")
+CHOSEN = "chosen"  # the profile or the wild bootstrap, as the residuals' tests choose for a user
+# Noise that exists beside the Gaussian: growing with the loss; one error, .8 of the variance, for all rows of a size,
+# of a budget, or of three seeds of a run that each are a row.
+NOISES = ("gaussian", "loss", "sizes", "seeds", "budgets")
+SHARED = 0.8
+GROWTH = 4.0  # σ ∝ L⁴: sixteen times as noisy where the loss is twice as large
+Quantity = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+def quantities(form: Form, truth: Mapping[str, float], flops: float) -> dict[str, Quantity]:
+    """a, log N* at ``flops`` and log loss at the true optimum there: what coverage is asked about by default."""
+    cost, C = allocation.Cost(), np.array([flops])
+    n = allocation.optimal_num_params(form, truth, C, cost)[0]
+
+    def exponent(p):
+        return allocation.exponents(form, p)[0]
+
+    def size(p):
+        return np.log(allocation.optimal_num_params(form, p, C, cost))[..., 0]
+
+    def loss(p):
+        return np.log(form.predict(p, num_params=n, num_tokens=flops / (6 * n)))
+
+    return {"a": exponent, "num_params": size, "loss": loss}
+
+
+def synthetic(
+    design: Observations,
+    form: Form,
+    truth: Mapping[str, float],
+    noise: float,
+    rng,
+    outliers: float = 0.0,
+    kind: str = "gaussian",
+) -> Observations:
+    """Draws the design's losses from a known law with noise of the log, of root mean square ``noise``.
+
+    Args:
+      outliers: share of runs whose noise is ten times wider (Gaussian noise only).
+      kind: one of ``NOISES``; ``seeds`` has three rows for each of the design's.
+
+    Raises ValueError for another kind.
+    """
+    if kind not in NOISES:
+        raise ValueError(f"noise is {kind!r}: write one of {', '.join(NOISES)}")
+    if kind != "gaussian":
+        return _structured(design, form, truth, noise, rng, kind)
+    exact = form.predict(truth, **{c: design.columns[c] for c in form.columns})
+    scale = np.where(rng.random(len(design)) < outliers, 10 * noise, noise)
+    loss = exact * np.exp(scale * rng.normal(size=len(design)))
+    return Observations(design.columns, loss, design.weight, design.run, design.budget, design.source)
+
+
+def _structured(design, form, truth, noise, rng, kind) -> Observations:
+    """Losses whose errors are of unequal scale, or shared by groups of rows."""
+    rows = design.take(np.repeat(np.arange(len(design)), 3)) if kind == "seeds" else design
+    if kind == "seeds":
+        rows = replace(rows, run=np.array([f"row {i}" for i in range(len(rows))]))
+    exact = form.predict(truth, **{c: rows.columns[c] for c in form.columns})
+    own = rng.normal(size=len(rows))
+    if kind == "loss":
+        scale = (exact / exact.mean()) ** GROWTH
+        error = scale / np.sqrt(np.mean(scale**2)) * own
+    else:
+        label = np.arange(len(rows)) // 3
+        if kind != "seeds":
+            x = np.log(rows.columns["num_params" if kind == "sizes" else "flops"])
+            label = np.unique(np.round(x, 6), return_inverse=True)[1]
+        common = rng.normal(size=label.max() + 1)[label]
+        error = np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * own
+    return replace(rows, loss=exact * np.exp(noise * error))
+
+
+def _near(truth: Mapping[str, float]) -> list[dict[str, float]]:
+    """Two starts: the optimum of data from this law is near it."""
+    return [dict(truth), {name: 1.05 * value for name, value in truth.items()}]
+
+
+def coverage(
+    design: Observations,
+    form: Form,
+    truth: Mapping[str, float],
+    *,
+    noise: float,
+    flops: float,
+    level: float = 0.90,
+    num_draws: int = 500,
+    num_bootstrap: int = 400,
+    methods: Sequence[str] = METHODS,
+    seed: int = 0,
+    kind: str = "gaussian",
+    **options,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """How often intervals hold the truth on data drawn from a known law.
+
+    Args:
+      design: whose columns say where the runs are; its losses are not used.
+      noise: standard deviation of log loss.
+      kind: of the noise, one of ``NOISES``.
+      flops: where N* and the loss are asked for.
+      options: of ``fit`` (loss, delta).
+
+    Returns:
+      {method: {quantity: {"coverage": share, "width": median width}}}
+    """
+    rng = np.random.default_rng(seed)
+    asked = quantities(form, truth, flops)
+    true = {k: float(q({n: np.array([v]) for n, v in truth.items()})[0]) for k, q in asked.items()}
+    found = {(m, k): [] for m in methods for k in asked}
+    for draw in range(num_draws):
+        # From the form's own starts, as a user's fit: near the truth a worse optimum would never be met.
+        fitted = fit(synthetic(design, form, truth, noise, rng, kind=kind), form, **options)
+        for method in methods:
+            for k, ends in _intervals(fitted, method, asked, level, num_bootstrap, seed + draw).items():
+                found[method, k].append(ends)
+    out = {m: {} for m in methods}
+    for (m, k), ends in found.items():
+        lo, hi = np.array(ends).T
+        inside = (lo <= true[k]) & (true[k] <= hi)
+        out[m][k] = {"coverage": float(inside.mean()), "width": float(np.median(hi - lo))}
+    return out
+
+
+def _intervals(fitted: Fit, method, asked, level, num_bootstrap, seed) -> dict[str, tuple[float, float]]:
+    if method == CHOSEN:
+        found = diagnosis.diagnose(fitted)
+        if found.groups is None:
+            return _intervals(fitted, "profile", asked, level, num_bootstrap, seed)
+        draws = diagnosis.resample(fitted, found, num_bootstrap, seed)
+        return {k: tuple(resampling.interval(q(draws.params), level)) for k, q in asked.items()}
+    if method == "bootstrap":
+        draws = resampling.bootstrap(fitted, num_bootstrap, seed=seed)
+        return {k: tuple(resampling.interval(q(draws.params), level)) for k, q in asked.items()}
+    if method == "profile":
+        return {k: tuple(profile(fitted, q, level).interval) for k, q in asked.items()}
+    if method == "delta":
+        return {k: tuple(map(float, resampling.delta_interval(fitted, q, level)[1:])) for k, q in asked.items()}
+    raise ValueError(f"method is {method!r}: write one of {', '.join((*METHODS, CHOSEN))}")
+
+
+def scatter(
+    design: Observations,
+    form: Form,
+    truth: Mapping[str, float],
+    quantity: Quantity,
+    *,
+    noise: float,
+    outliers: float = 0.0,
+    num_draws: int = 200,
+    seed: int = 0,
+    **options,
+) -> float:
+    """Root mean square error of an estimated quantity on data drawn from a known law."""
+    rng = np.random.default_rng(seed)
+    true = float(quantity({n: np.array([v]) for n, v in truth.items()})[0])
+    errors = []
+    for _ in range(num_draws):
+        fitted = fit(synthetic(design, form, truth, noise, rng, outliers), form, starts=_near(truth), **options)
+        errors.append(float(quantity({n: np.array([v]) for n, v in fitted.params.items()})[0]) - true)
+    return float(np.sqrt(np.mean(np.square(errors))))
+
+
+def prediction_coverage(
+    design: Observations,
+    form: Form,
+    truth: Mapping[str, float],
+    new: Mapping[str, np.ndarray],
+    *,
+    noise: float,
+    level: float = 0.90,
+    num_draws: int = 150,
+    num_bootstrap: int = 400,
+    seed: int = 0,
+    **options,
+) -> float:
+    """How often prediction intervals hold the losses of new runs, ``new`` being their columns."""
+    rng = np.random.default_rng(seed)
+    exact = form.predict(truth, **new)
+    tails = [0.5 * (1 - level), 0.5 * (1 + level)]
+    held = []
+    for draw in range(num_draws):
+        fitted = fit(synthetic(design, form, truth, noise, rng), form, starts=_near(truth), **options)
+        actual = exact * np.exp(noise * rng.normal(size=len(exact)))
+        draws = resampling.bootstrap(fitted, num_bootstrap, seed=seed + draw)
+        predicted = resampling.prediction_draws(fitted, draws, seed=seed + draw, **new)
+        lo, hi = np.quantile(predicted, tails, axis=0)
+        held.append((lo <= actual) & (actual <= hi))
+    return float(np.mean(held))

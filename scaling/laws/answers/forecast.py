@@ -1,0 +1,103 @@
+"""What runs that nobody has trained will score: an interval for the run itself, law and noise."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from scaling.laws.answers.combination import Combination
+from scaling.laws.fitting.estimate import Draws, Fit
+from scaling.laws.intervals import resampling
+from scaling.laws.intervals.diagnosis import Noise
+from scaling.laws.tables.observations import Observations
+
+
+class Fitted(Protocol):
+    """What a forecast is made from: of an ``analysis.Analysis``, which forecasts its own held-out runs, these parts."""
+
+    observations: Observations
+    fits: dict[str, Fit]
+    draws: dict[str, Draws]
+    noise: dict[str, Noise]
+    combination: Combination | None
+    resampled: str
+    seed: int
+    warnings: tuple[str, ...]
+
+    @property
+    def forecaster(self) -> str | None: ...
+
+
+def forecast(analysis: Fitted, cells: Sequence[Mapping], level: float = 0.90) -> list[dict]:
+    """Predicted loss of new runs, with an interval for the run itself.
+
+    From the combination of forms where there is one (``combine``): laws by weight, each law's uncertainty and misfit, a
+    run's noise; from one law alone otherwise, of N and D or of one column. ``by_law`` says what each form expects on
+    its own.
+
+    Args:
+      cells: each with run_id, flops, and the columns of the laws (num_params, num_tokens in the analysis's convention).
+
+    Raises:
+      ValueError: no law that could forecast was fitted, or a cell lacks a column.
+    """
+    if analysis.forecaster is None:
+        why = "; ".join(analysis.warnings) or "none was asked for"
+        raise ValueError(f"{analysis.observations.source}: no law to forecast from: {why}")
+    if not cells:
+        return []
+    combined, alone = analysis.combination, analysis.fits[analysis.forecaster]
+    wanted = alone.form.columns if combined is None else combined.columns
+    for cell in cells:
+        if missing := [c for c in wanted if cell.get(c) is None]:
+            raise ValueError(f"cell {cell.get('run_id')}: {', '.join(missing)} is missing: the laws are of it")
+    columns = {c: np.array([float(cell[c]) for cell in cells]) for c in wanted}
+    if combined is None:
+        by_law = {analysis.forecaster: alone.predict(**columns)}
+        predicted, (lower, upper) = by_law[analysis.forecaster], _of_one_law(analysis, columns, level)
+    else:
+        predicted, by_law = combined.predict(**columns), combined.by_law(**columns)
+        lower, upper = _of_several(analysis, columns, level)
+    predicted = np.broadcast_to(predicted, len(cells))
+    return [
+        {
+            "run_id": cell.get("run_id"),
+            "flops": None if cell.get("flops") is None else float(cell["flops"]),
+            "predicted": float(predicted[i]),
+            "interval": [float(lower[i]), float(upper[i])],
+            "level": level,
+            "by_law": {name: float(np.broadcast_to(values, len(cells))[i]) for name, values in by_law.items()},
+        }
+        for i, cell in enumerate(cells)
+    ]
+
+
+def _of_several(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np.ndarray]:
+    if not analysis.draws:
+        return analysis.combination.interval(level, **columns)
+    num = max(map(len, analysis.draws.values()))
+    rows = analysis.fits[analysis.forecaster].observations
+    shared = {
+        "clusters": rows.run if analysis.resampled == "run" else None,
+        "noise": analysis.noise.get(analysis.forecaster),
+        "known": analysis.draws,
+    }
+    losses = analysis.combination.draws(num, seed=analysis.seed, **shared, **columns)
+    tail = 0.5 * (1.0 - level)
+    return tuple(np.quantile(losses, [tail, 1.0 - tail], axis=0))
+
+
+def _of_one_law(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np.ndarray]:
+    fitted, draws = analysis.fits[analysis.forecaster], analysis.draws.get(analysis.forecaster)
+    if draws is not None:
+        tail = 0.5 * (1.0 - level)
+        losses = resampling.prediction_draws(fitted, draws, seed=analysis.seed, **columns)
+        return tuple(np.quantile(losses, [tail, 1.0 - tail], axis=0))
+    _, lower, upper = resampling.delta_interval(
+        fitted,
+        lambda p: np.log(fitted.form.predict({k: v[:, None] for k, v in p.items()}, **columns)),
+        level,
+        noise=fitted.residual_rmse * math.sqrt(fitted.num_observations / max(fitted.degrees_of_freedom, 1)),
+    )
+    return np.exp(lower), np.exp(upper)

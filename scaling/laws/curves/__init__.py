@@ -1,0 +1,1 @@
+"""Fits laws of whole loss curves under a learning-rate schedule."""

@@ -1,0 +1,1 @@
+"""Fits a form to observations: coordinates, starts, solver, evidence."""

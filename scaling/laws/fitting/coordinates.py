@@ -1,0 +1,297 @@
+"""A form on given data: the coordinates it is fitted in, and its derivatives there.
+
+Fitting happens in coordinates where amplitudes are taken at the data's centre, which turns a Hessian with condition
+number 1e11 into one with 1e3. Derivatives are exact: analytic for sums of powers and for forms that bring their own,
+complex-step for every other form.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from scaling.laws.forms.law import Form, Parameter
+
+COMPLEX_STEP = 1e-30
+
+
+class Coordinates:
+    """Maps a form's parameters to the unconstrained-scale vector θ that is fitted, and back.
+
+    Args:
+      form: the law.
+      columns: the data, to take centres from.
+      loss: the observed losses, to take their scale from.
+    """
+
+    # Amplitudes between s·e^-16 (nothing) and s·e^8 at the data's centre.
+    AMPLITUDE_BOUNDS = (-16.0, 8.0)
+
+    def __init__(self, form: Form, columns: Mapping[str, np.ndarray], loss: np.ndarray):
+        self.form = form
+        self.names = tuple(form.parameters)
+        self.index = {name: j for j, name in enumerate(self.names)}
+        with np.errstate(divide="ignore"):  # a column that is no power's base may be zero
+            log_columns = {c: np.log(columns[c]) for c in form.columns}
+        self.centre = {c: float(x.mean()) for c, x in log_columns.items()}
+        self.log_scale = float(np.log(np.median(loss)))
+        bounds = [self._bounds(p, log_columns) for p in form.parameters.values()]
+        self.lower, self.upper = (np.array(b, dtype=np.float64) for b in zip(*bounds))
+        # What a multi-start tries for each parameter, natural units.
+        self.starts = {
+            name: tuple(np.exp(np.quantile(log_columns[p.of[0][1]], p.starts))) if p.kind == "location" else p.starts
+            for name, p in form.parameters.items()
+        }
+
+    def _bounds(self, p: Parameter, log_columns: Mapping[str, np.ndarray]) -> tuple[float, float]:
+        if p.kind in ("amplitude", "critical"):
+            return self.AMPLITUDE_BOUNDS
+        if p.kind == "location":
+            x = log_columns[p.of[0][1]]
+            return float(x.min()), float(x.max())
+        if p.kind == "log":
+            return (np.log(p.lower) if p.lower > 0 else -60.0), (np.log(p.upper) if np.isfinite(p.upper) else 60.0)
+        return p.lower, p.upper
+
+    def _shift(self, p: Parameter, exponents: Callable) -> np.ndarray:
+        return self.log_scale + sum(exponents(e) * self.centre[c] for e, c in p.of)
+
+    def _resolve(self, reference: str | float, at: Callable):
+        """An exponent's value: a number, ``at(its index)``, or minus that for "-name"."""
+        if not isinstance(reference, str):
+            return reference
+        sign, name = (-1.0, reference[1:]) if reference.startswith("-") else (1.0, reference)
+        return sign * at(self.index[name])
+
+    def decode(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """θ (…, P), real or complex, to natural parameters, each (…)."""
+
+        def value(reference):
+            return self._resolve(reference, lambda j: theta[..., j])
+
+        out = {}
+        for j, (name, p) in enumerate(self.form.parameters.items()):
+            t = theta[..., j]
+            if p.kind == "amplitude":
+                t = np.exp(t + self._shift(p, value))
+            elif p.kind == "slope":
+                (e, c), *_ = p.of
+                t = t / value(e) * np.exp(-value(e) * self.centre[c])
+            elif p.kind == "level":
+                (e, slope), *_ = p.of
+                t = t - value(slope) / value(e)
+            elif p.kind == "critical":
+                (e, c), *_ = p.of
+                # A tiny exponent puts x_c beyond float64: infinite, as it should read.
+                with np.errstate(over="ignore"):
+                    t = np.exp((t + self.log_scale) / value(e) + self.centre[c])
+            elif p.kind in ("log", "location"):
+                t = np.exp(t)
+            out[name] = t
+        return out
+
+    def encode(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Natural parameters to θ; the inverse of ``decode``, clipped to the bounds."""
+        values = [np.asarray(params[name], dtype=np.float64) for name in self.names]
+        theta = np.stack(np.broadcast_arrays(*values), axis=-1).astype(np.float64)
+
+        def value(reference):
+            return self._resolve(reference, lambda j: values[j])
+
+        with np.errstate(divide="ignore"):
+            for j, p in enumerate(self.form.parameters.values()):
+                if p.kind == "amplitude":
+                    theta[..., j] = np.log(values[j]) - self._shift(p, value)
+                elif p.kind == "slope":
+                    (e, c), *_ = p.of
+                    theta[..., j] = values[j] * value(e) * np.exp(value(e) * self.centre[c])
+                elif p.kind == "level":
+                    (e, slope), *_ = p.of
+                    theta[..., j] = values[j] + theta[..., self.index[slope]] / value(e)
+                elif p.kind == "critical":
+                    (e, c), *_ = p.of
+                    theta[..., j] = value(e) * (np.log(values[j]) - self.centre[c]) - self.log_scale
+                elif p.kind in ("log", "location"):
+                    theta[..., j] = np.log(values[j])
+        return np.clip(theta, self.lower, self.upper)
+
+    def natural_starts(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Starts of a grid in natural units: those of ``slope`` and ``level`` are given as what is fitted."""
+        out = dict(values)
+
+        def value(reference):  # of a parameter, or of one held at a known value by ``Form.fix``
+            return self._resolve(reference, lambda j: values[self.names[j]])
+
+        for name, p in self.form.parameters.items():
+            if p.kind == "slope":
+                (e, c), *_ = p.of
+                out[name] = values[name] / value(e) * math.exp(-value(e) * self.centre[c])
+            elif p.kind == "level":
+                (e, slope), *_ = p.of
+                out[name] = values[name] - value(slope) / value(e)
+        return out
+
+
+class Model:
+    """A form on given data, with derivatives in θ: what the solver sees.
+
+    Args:
+      coordinates: of the form on these data.
+      columns: data, each (n,).
+      log: whether the value is the logarithm of the loss.
+      exact: whether second derivatives are complete; otherwise those of a form that is no sum of powers are
+        Gauss-Newton's, which cost nothing and are enough to come near an optimum.
+    """
+
+    def __init__(
+        self, coordinates: Coordinates, columns: Mapping[str, np.ndarray], log: bool = True, exact: bool = True
+    ):
+        self.coordinates, self.log, self.exact = coordinates, log, exact
+        self.form = coordinates.form
+        self.columns = [columns[c] for c in self.form.columns]
+        if self.form.powers is not None:
+            z = {c: np.log(columns[c]) - coordinates.centre[c] for c in self.form.columns}
+            self.terms = [self._term(name, exponents, z) for name, exponents in self.form.powers.terms]
+
+    def take(self, rows: np.ndarray) -> "Model":
+        """The same form in the same coordinates on some of the rows."""
+        columns = dict(zip(self.form.columns, (x[rows] for x in self.columns)))
+        return Model(self.coordinates, columns, self.log, self.exact)
+
+    def _term(self, name: str, exponents: Mapping[str, str | float], z: Mapping[str, np.ndarray]):
+        """(parameter indices (q,), their derivatives of the term's log (q, n), the constant part (n,))."""
+        derivatives = {self.coordinates.index[name]: np.ones(len(next(iter(z.values()))))}
+        constant = np.full(len(next(iter(z.values()))), self.coordinates.log_scale)
+        for column, e in exponents.items():
+            if isinstance(e, str):
+                sign, e = (-1.0, e[1:]) if e.startswith("-") else (1.0, e)
+                j = self.coordinates.index[e]
+                derivatives[j] = derivatives.get(j, 0.0) - sign * z[column]
+            else:
+                constant = constant - e * z[column]
+        design = np.stack(list(derivatives.values()))
+        outer = (design[:, None, :] * design[None, :, :]).reshape(-1, design.shape[1]).T
+        return np.array(list(derivatives)), design, constant, np.ascontiguousarray(outer)
+
+    def value(self, theta: np.ndarray) -> np.ndarray:
+        """The (log) loss of each row, (B, n), at θ (B, P)."""
+        params = {k: v[:, None] for k, v in self.coordinates.decode(theta).items()}
+        with np.errstate(all="ignore"):
+            level = self.form.function(*self.columns, **params)
+            return np.log(level) if self.log else level
+
+    def derivatives(self, theta: np.ndarray):
+        """Value (B, n), Jacobian (B, P, n), and a function for second derivatives.
+
+        That function takes c, v (B, n) and returns Σ_i c_i J_i J_iᵀ + v_i ∇²f_i, (B, P, P).
+        """
+        return self._power_derivatives(theta) if self.form.powers is not None else self._step_derivatives(theta)
+
+    def _power_derivatives(self, theta):
+        (B, P), n = theta.shape, len(self.columns[0])
+        jacobian = np.zeros((B, P, n))
+        level = np.zeros((B, n))
+        if self.form.powers.offset is not None:
+            j = self.coordinates.index[self.form.powers.offset]
+            level += theta[:, j, None]
+            jacobian[:, j] = 1.0
+        values = []
+        for indices, design, constant, _ in self.terms:
+            with np.errstate(over="ignore"):
+                term = np.exp(theta[:, indices] @ design + constant)
+            level += term
+            values.append(term)
+            for j, row in zip(indices, design):
+                jacobian[:, j] += term * row
+        if self.log:
+            with np.errstate(all="ignore"):
+                inverse = 1.0 / level
+                jacobian *= inverse[:, None, :]
+                value = np.log(level)
+        else:
+            inverse, value = 1.0, level
+
+        def second(c, v):
+            u = v * inverse
+            if self.log:
+                c = c - v  # ∇² log L = ∇²L / L - J Jᵀ
+            hessian = (jacobian * c[:, None, :]) @ jacobian.swapaxes(1, 2)
+            for (indices, design, _, outer), term in zip(self.terms, values):
+                q = len(design)
+                hessian[:, indices[:, None], indices] += ((u * term) @ outer).reshape(B, q, q)
+            return hessian
+
+        return value, jacobian, second
+
+    def _step_derivatives(self, theta):
+        value = self.value(theta)
+        jacobian = self._jacobian(theta)
+
+        def second(c, v):
+            hessian = (jacobian * c[:, None, :]) @ jacobian.swapaxes(1, 2)
+            if not self.exact:
+                return hessian
+            # Central differences of the exact gradient: the step balances truncation against rounding.
+            step = 1e-5
+            for j in range(theta.shape[1]):
+                shift = np.zeros(theta.shape[1])
+                shift[j] = step
+                difference = self._jacobian(theta + shift) - self._jacobian(theta - shift)
+                hessian[:, :, j] += (difference @ v[:, :, None])[:, :, 0] / (2 * step)
+            return 0.5 * (hessian + hessian.swapaxes(1, 2))
+
+        return value, jacobian, second
+
+    def _jacobian(self, theta):
+        B, P = theta.shape
+        stepped = (theta[:, None, :] + 1j * COMPLEX_STEP * np.eye(P)).reshape(B * P, P)
+        if self.form.gradient is not None:
+            return self._chained(theta, stepped)
+        value = self.value(stepped)
+        return (value.imag / COMPLEX_STEP).reshape(B, P, -1)
+
+    def _chained(self, theta, stepped):
+        """∂ value / ∂θ from the form's own gradient in natural parameters."""
+        params = {k: v[:, None] for k, v in self.coordinates.decode(theta).items()}
+        with np.errstate(all="ignore"):
+            natural = self.form.gradient(*self.columns, **params)
+        inner = {k: v.imag.reshape(theta.shape) / COMPLEX_STEP for k, v in self.coordinates.decode(stepped).items()}
+        shape = (len(theta), len(self.columns[0]))
+        natural = np.stack([np.broadcast_to(natural[k], shape) for k in self.coordinates.names], axis=1)
+        with np.errstate(all="ignore"):
+            jacobian = np.stack([inner[k] for k in self.coordinates.names], axis=2) @ natural
+            return jacobian / self.form.function(*self.columns, **params)[:, None, :] if self.log else jacobian
+
+
+class Scaled:
+    """A model with every row multiplied by a number: residuals in units of their own noise."""
+
+    def __init__(self, model: Model, factor: np.ndarray):
+        self.model, self.factor = model, factor
+        self.form, self.coordinates = model.form, model.coordinates
+
+    def take(self, rows: np.ndarray) -> "Scaled":
+        """The same on some of the rows."""
+        return Scaled(self.model.take(rows), self.factor[rows])
+
+    @property
+    def log(self) -> bool:
+        return self.model.log
+
+    @property
+    def exact(self) -> bool:
+        return self.model.exact
+
+    @exact.setter
+    def exact(self, value: bool) -> None:
+        self.model = copy.copy(self.model)
+        self.model.exact = value
+
+    def value(self, theta: np.ndarray) -> np.ndarray:
+        return self.model.value(theta) * self.factor
+
+    def derivatives(self, theta: np.ndarray):
+        value, jacobian, second = self.model.derivatives(theta)
+        k = self.factor
+        return value * k, jacobian * k, lambda c, v: second(c * k**2, v * k)

@@ -1,0 +1,1 @@
+"""Declares what a law is, and the catalogue of them."""

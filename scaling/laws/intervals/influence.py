@@ -1,0 +1,215 @@
+"""Which runs a fit hangs on, and whether its residuals are noise: outliers, leave-one-out moves, trends.
+
+A robust loss limits how far a run pulls and says nothing of it; a law that bends where the data do not leaves residuals
+that follow N, D, C or D/N. Both are said here, in words and as fit.json's ``residual_tests``.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy import stats
+
+from scaling.laws.answers import allocation
+from scaling.laws.fitting.estimate import TUKEY_DELTA, Fit
+from scaling.laws.fitting.redescending import MAD_TO_SIGMA, trimmed_starts
+from scaling.laws.fitting.solver import Objective, solve
+from scaling.laws.intervals import resampling
+
+FAR = 6.0  # robust σ
+MAX_REFITS = 64  # exact leave-one-out fits of one law; above, of the runs whose one-step move is largest
+SMALLEST_P = 0.01  # of a trend, over the four asked about (Bonferroni)
+NAMED = 5
+# Above this many rows, and for forms whose derivatives are found by search, a law is asked only as it was fitted.
+MAX_REFITTED_ROWS = 2000
+TRENDS = {"num_params": "N", "num_tokens": "D", "flops": "C", "tokens_per_param": "D/N"}
+# A fit exact to rounding has no residuals to speak of.
+EXACT = 1e-9
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What a fit's residuals say.
+
+    Attributes:
+      scale: robust σ of the residuals (1.4826 MAD, inflated for the parameters fitted).
+      far: runs beyond ``FAR`` σ: {"run", "sigmas"}, the farthest first.
+      influential: runs whose leaving moves a quantity by more than its standard error: {"run", "quantity", "moves",
+        "standard_errors"}.
+      without_far: what the quantities are where runs that are far off have no weight, by a bisquare fit, if any are.
+      trends: by column, {"p", "correlation"}: of the residuals' linear and quadratic trend in its log.
+    """
+
+    scale: float
+    far: list[dict]
+    influential: list[dict]
+    trends: dict[str, dict]
+    without_far: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict:
+        """Plain numbers for fit.json."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def describe(self, law: str) -> list[str]:
+        """Warnings, a line each kind; none where there is nothing to say."""
+        out = []
+        if self.far:
+            named = ", ".join(f"{row['run']} ({row['sigmas']:+.3g} σ)" for row in self.far[:NAMED])
+            instead = ", ".join(f"{k} would be {v:.4g}" for k, v in self.without_far.items())
+            out.append(f"{law}: {_count(self.far)} more than {FAR:g} σ off the law: {named}{_more(self.far)}: look at "
+                       f"them, or give them no weight (--loss tukey{f': {instead}' if instead else ''})")  # fmt: skip
+        if self.influential:
+            named = ", ".join(
+                f"{row['run']} ({row['quantity']} {row['moves']:+.2g}, {abs(row['standard_errors']):.2g} of its errors)"
+                for row in self.influential[:NAMED]
+            )
+            out.append(
+                f"{law}: {_count(self.influential)} alone decisive: without it, {named}{_more(self.influential)}"
+            )
+        bad = {c: t for c, t in self.trends.items() if t["p"] < SMALLEST_P / len(self.trends)}
+        if bad:
+            named = ", ".join(f"{TRENDS[c]} (p {t['p']:.1g})" for c, t in sorted(bad.items(), key=lambda i: i[1]["p"]))
+            out.append(f"{law}: its residuals follow {named}: the form misses a bend in these data, which no interval "
+                       "here knows of")  # fmt: skip
+        return out
+
+
+def _count(rows: list) -> str:
+    return f"{len(rows)} {'run is' if len(rows) == 1 else 'runs are'}"
+
+
+def _more(rows: list) -> str:
+    return f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+
+
+def residuals(fit: Fit) -> Residuals:
+    """Names the runs that are far off and those a fit hangs on, and tests its residuals for trends."""
+    scale = robust_scale(fit)
+    if scale <= EXACT:
+        return Residuals(scale, [], [], {})
+    sigmas, without = -fit.residuals / scale, {}  # observed over predicted: a run that came out high is positive
+    cheap = fit.form.powers is not None and fit.num_observations <= MAX_REFITTED_ROWS
+    if cheap and ((np.abs(sigmas) > FAR).any() or not fit.converged):
+        # Several runs far off pull the law towards them, and others seem far: ask a law that they do not pull.
+        theta, sigmas = _redescended(fit)
+        if (np.abs(sigmas) > FAR).any():
+            params = fit.coordinates.decode(theta[None])
+            without = {name: float(np.asarray(q(params))[0]) for name, q in _asked(fit).items()}
+    far = np.flatnonzero(np.abs(sigmas) > FAR)
+    far = far[np.argsort(-np.abs(sigmas[far]))]
+    named = [{"run": str(fit.observations.run[i]), "sigmas": float(sigmas[i])} for i in far]
+    return Residuals(scale, named, _influential(fit), _trends(fit, scale), without)
+
+
+def _redescended(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """(θ of the bisquare's best optimum, observed - predicted there in units of its residuals' scale)."""
+    weight = fit.observations.weight
+    starts, scale = trimmed_starts(fit.problem, fit.theta, weight)
+    problem = replace(fit.problem, objective=Objective("tukey", TUKEY_DELTA * scale))
+    solution = solve(problem, starts, weight)
+    theta = solution.theta[np.argmin(solution.objective)]
+    residual = problem.target - problem.model.value(theta[None])[0]
+    inflate = np.sqrt(fit.num_observations / max(fit.degrees_of_freedom, 1))
+    return theta, residual / max(np.median(np.abs(residual)) * MAD_TO_SIGMA * inflate, EXACT)
+
+
+def robust_scale(fit: Fit) -> float:
+    """σ of the residuals from their median absolute value, inflated by sqrt(n / (n - P)).
+
+    With a fifth of the runs far off it is within a third of what it would be without them.
+    """
+    inflate = np.sqrt(fit.num_observations / max(fit.degrees_of_freedom, 1))
+    return float(np.median(np.abs(fit.residuals)) * MAD_TO_SIGMA * inflate)
+
+
+def _asked(fit: Fit) -> dict:
+    """The quantities whose moves are looked at: a, or a form's exponents where it has none."""
+    if allocation.exponents(fit.form, fit.params) is not None:
+        return {"a": lambda p: allocation.exponents(fit.form, p)[0]}
+    names = [name for name, p in fit.form.parameters.items() if not p.linear and name not in fit.at_bound]
+    return {name: lambda p, k=name: p[k] for name in names}
+
+
+def one_step(fit: Fit) -> np.ndarray:
+    """θ without each observation in turn, to first order: θ + H⁻¹ w ψ J, H without that observation, (n, P)."""
+    _, jacobian, _ = fit.problem.model.derivatives(fit.theta[None])
+    J, w = jacobian[0], fit.observations.weight
+    objective = fit.loss if fit.loss.name != "lad" else Objective("huber", max(robust_scale(fit), EXACT))
+    _, psi, _, omega = objective.smooth(fit.residuals)
+    free = np.array([name not in fit.at_bound for name in fit.coordinates.names])
+    J = J[free]
+    gauss = (J * (w * omega)) @ J.T
+    without = gauss[None] - np.einsum("pi,qi,i->ipq", J, J, w * omega)
+    scale = np.sqrt(np.maximum(np.diagonal(gauss), 1e-300))
+    without = without / scale[:, None] / scale + 1e-12 * np.eye(len(scale))
+    step = np.linalg.solve(without, ((J / scale[:, None]) * (w * psi)).T[:, :, None])[:, :, 0] / scale
+    theta = np.repeat(fit.theta[None], fit.num_observations, axis=0)
+    theta[:, free] += step
+    return np.clip(theta, fit.problem.lower, fit.problem.upper)
+
+
+def leave_one_out(fit: Fit, rows: np.ndarray) -> np.ndarray:
+    """θ refitted without each of ``rows`` in turn, from the fit's optimum, δ held: (len(rows), P)."""
+    weights = np.repeat(fit.observations.weight[None], len(rows), axis=0)
+    weights[np.arange(len(rows)), rows] = 0.0
+    return solve(fit.problem, np.repeat(fit.theta[None], len(rows), axis=0), weights).theta
+
+
+def _influential(fit: Fit) -> list[dict]:
+    asked = _asked(fit)
+    rows = np.arange(fit.num_observations)
+    if not asked:
+        return []
+    covariance = resampling.covariance(fit)
+    value = {k: float(np.asarray(q(fit.coordinates.decode(fit.theta[None])))[0]) for k, q in asked.items()}
+    slopes = {k: resampling.gradient(fit, q) for k, q in asked.items()}
+    errors = {k: float(np.sqrt(max(g @ covariance @ g, 0.0))) for k, g in slopes.items()}
+    errors = {k: e for k, e in errors.items() if np.isfinite(e) and e > EXACT * (1 + abs(value[k]))}
+    if len(rows) > MAX_REFITS:
+        near = fit.coordinates.decode(one_step(fit))
+        moved = [np.abs(np.asarray(asked[k](near)) - value[k]) / e for k, e in errors.items()]
+        moved = np.max(moved or [0.0 * rows], axis=0)
+        rows = np.sort(np.argsort(-np.nan_to_num(moved, posinf=np.inf))[:MAX_REFITS])
+    params = fit.coordinates.decode(leave_one_out(fit, rows))
+    found = []
+    for k, error in errors.items():
+        moves = np.asarray(asked[k](params)) - value[k]
+        found += [
+            {"run": str(fit.observations.run[rows[i]]), "quantity": k, "moves": float(moves[i]),
+             "standard_errors": float(moves[i] / error)}
+            for i in np.flatnonzero(np.abs(moves) > error)
+        ]  # fmt: skip
+    return sorted(found, key=lambda row: -abs(row["standard_errors"]))
+
+
+def _trends(fit: Fit, scale: float) -> dict[str, dict]:
+    """F tests of a linear and quadratic trend of the residuals in log N, D, C, D/N, beyond what the fit could remove.
+
+    Residuals are cut at 3 σ, so that a run that is far off is not a trend. The trend's part that the law's own columns
+    can mimic is taken out first (residuals are orthogonal to them): otherwise the test would reject too seldom.
+    """
+    w = fit.observations.weight / fit.observations.weight.mean()
+    root = np.sqrt(w)
+    _, jacobian, _ = fit.problem.model.derivatives(fit.theta[None])
+    J = (jacobian[0] / np.maximum(np.abs(jacobian[0]).max(axis=1, keepdims=True), 1e-300)).T * root[:, None]
+    y = root * np.clip(-fit.residuals, -3 * scale, 3 * scale)
+    y = y - J @ np.linalg.lstsq(J, y, rcond=1e-10)[0]
+    out = {}
+    for column in TRENDS:
+        x = fit.observations.columns.get(column)
+        if x is None or np.ptp(np.log(x)) < 1e-3:
+            continue
+        z = np.log(x) - np.log(x).mean()
+        shape = np.stack([z, z**2], axis=1) / np.ptp(z) * root[:, None]
+        shape = shape - J @ np.linalg.lstsq(J, shape, rcond=1e-10)[0]
+        basis, size, _ = np.linalg.svd(shape, full_matrices=False)
+        basis = basis[:, size > 1e-6 * root.sum() / len(root)]
+        k, dof = basis.shape[1], len(y) - len(fit.params) - basis.shape[1]
+        if k == 0 or dof < 3:
+            continue
+        explained = float(((basis.T @ y) ** 2).sum())
+        rest = max(float((y**2).sum()) - explained, 1e-300)
+        out[column] = {
+            "p": float(stats.f.sf(explained / k / (rest / dof), k, dof)),
+            "correlation": float(np.sqrt(explained / (explained + rest))),
+        }
+    return out

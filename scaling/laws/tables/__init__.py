@@ -1,0 +1,1 @@
+"""Reads tables as people have them and checks them into observations."""

@@ -1,0 +1,37 @@
+"""Numbers as a person reads them: counts, durations, dollars."""
+
+import math
+
+
+def compact(value: float, _position=None) -> str:
+    """A count a person reads at a glance, in at most five characters: 950, 30K, 1.25M, 7B.
+
+    ``_position`` is what matplotlib's formatters are also given.
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    suffixes = ("", "K", "M", "B", "T")
+    # Rounded to three digits first: 999,999 is 1M, not 1e+03K.
+    value = float(f"{value:.3g}")
+    group = min(max(math.floor(math.log10(abs(value)) / 3), 0), len(suffixes) - 1)
+    return f"{value / 1000**group:.3g}{suffixes[group]}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 8.4 s, 3:07 or 2:05:00; a dash for what is not known."""
+    if seconds is None:
+        return "–"
+    if 0 < seconds < 0.05:
+        return "<0.1 s"
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def dollars(value: float | None) -> str:
+    """$0.0031, $4.20, $12,300; a dash for what is not known."""
+    if value is None:
+        return "–"
+    return f"${value:,.0f}" if value >= 100 else f"${value:.2f}" if value >= 0.1 else f"${value:.2g}"

@@ -1,0 +1,1 @@
+"""Sets answers in type: page, figures, terminal. Computes none."""

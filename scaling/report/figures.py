@@ -1,0 +1,467 @@
+"""The figures of a sweep, composed: which plots, side by side how, with which caption; saved as SVG and PNG."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from scaling import storage
+from scaling.laws.answers import truth
+from scaling.laws.answers.approaches import select
+from scaling.laws.forms import catalogue
+from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT, from_table
+from scaling.numbers import compact
+from scaling.report import plots, plots_of_fits
+from scaling.report.axes import LABELS, mathtext
+from scaling.report.plots import excess, line
+
+FULL, HALF = 11.0, 5.6  # widths of a figure in inches: the page, and half of it
+# Exponents of N* ∝ C^a to hold one's own against.
+PUBLISHED_EXPONENTS = {"Hoffmann et al. 2022": 0.50, "Kaplan et al. 2020": 0.73}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, its file name's stem, and the words that go with it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Saved:
+    name: str
+    title: str
+    caption: str
+    svg: Path
+    png: Path
+    wide: bool  # takes the width of a page, not half of it
+
+
+def write(folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) -> list[Saved]:
+    """Draws every figure that the data allow and writes each to ``folder`` as SVG and PNG.
+
+    The same data give the same bytes: no date is written.
+
+    Args:
+      table, curves: of ``records``, or a CSV's table and None.
+      fit: fit.json; may be empty.
+      learning_rates: cells as ``plots.learning_rate`` takes them.
+    """
+    folder = storage.folder(folder)
+    saved = []
+    with plots.style():
+        for d in draw(table, curves, fit, learning_rates):
+            _name_convention(d.figure, fit)
+            svg, png = folder / f"{d.name}.svg", folder / f"{d.name}.png"
+            # Laid out once and drawn once for each: savefig would draw twice, and lay out each time.
+            png_canvas = FigureCanvasAgg(d.figure)
+            d.figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+            d.figure.get_layout_engine().execute(d.figure)
+            d.figure.set_layout_engine("none")
+            _save(png_canvas.print_png, png, {"Software": None})
+            _save(FigureCanvasSVG(d.figure).print_svg, svg, {"Date": None, "Creator": None})
+            saved.append(Saved(d.name, d.title, d.caption, svg, png, d.figure.get_figwidth() > HALF))
+    return saved
+
+
+def _save(print_to: Callable, path: Path, metadata: Mapping) -> None:
+    drawn = io.BytesIO()
+    print_to(drawn, metadata=metadata)
+    storage.write(path, drawn.getvalue(), synced=False)
+
+
+def _name_convention(figure: Figure, fit: Mapping) -> None:
+    """Says on the axes how N and C are counted: a figure leaves the report sooner or later."""
+    convention = _convention(fit)
+    named = {
+        LABELS["num_params"]: f"{convention['num_params'].replace('_', '-')} parameters $N$",
+        LABELS["flops"]: f"training compute $C$ (FLOPs, rule {convention['flops']})",
+    }
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        # "as given", in a CSV, says no more than the plain label.
+        text = named.get(axis.get_label_text(), "given")
+        if "given" not in text:
+            axis.set_label_text(text)
+
+
+def _convention(fit: Mapping) -> Mapping[str, str]:
+    return fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"}
+
+
+def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) -> Iterator[Drawing]:
+    """The figures of ``write``, in the order in which a reader wants them. Call inside ``plots.style()``."""
+    convention = _convention(fit)
+    table = plots.observations(table, convention)
+    done = table.assign(label=_labels(table))[table["loss"].notna()]
+    if "status" in done:
+        done = done[done["status"] == "completed"]
+    # A CSV does not say which rows --holdout-flops left out; the fit does.
+    held = {row.get("run") for row in fit.get("excluded") or [] if row.get("reason") in (HELD_OUT, LEFT_OUT)}
+    if held:
+        done = done.assign(holdout=done["label"].isin(held))
+    rates_first = is_about_rates(learning_rates, done)
+    if learning_rates and rates_first:
+        yield _learning_rate(learning_rates)
+    for figure in FIGURES:
+        drawing = figure(done, fit) if len(done) else None
+        if drawing:
+            yield drawing
+    if curves is not None and len(curves):
+        yield _curves(plots.observations(curves, convention), fit, truth.least_loss(done))
+    if learning_rates and not rates_first:
+        yield _learning_rate(learning_rates)
+
+
+def is_about_rates(learning_rates: Sequence[Mapping], table) -> bool:
+    """Whether most runs are there to find a rate: then a law through all of them is beside the point."""
+    return sum(len(cell["rates"]) for cell in learning_rates) > len(table) / 2
+
+
+def _labels(table) -> list[str]:
+    """Rows as fit.json names them."""
+    for column in ("run_id", "run", "name", "run_name"):
+        if column in table:
+            return table[column].astype(str).tolist()
+    return [f"row {i}" for i in range(len(table))]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _part(fit: Mapping, key: str) -> Mapping:
+    return fit.get(key) or {}
+
+
+def predictor(fit: Mapping, law: str | None = None):
+    """A fitted law as a function of its columns (num_params=…, num_tokens=…); by default the one allocation is from.
+
+    None if it was not fitted, or is a form of the user's that is not known here.
+    """
+    law = law or _part(fit, "allocation").get("law")
+    fitted = _part(fit, "laws").get(law)
+    if not fitted or law not in catalogue.FORMS:
+        return None
+    form = catalogue.FORMS[law]
+    return lambda **columns: form.predict(fitted["params"], **columns)
+
+
+def exponent_rows(fit: Mapping) -> list[dict]:
+    """Exponents of N* ∝ C^a, D* ∝ C^b by every approach that gave one: name, a, a_interval, b, b_interval."""
+    isoflop, law = _part(fit, "isoflop"), _part(fit, "allocation")
+    local = {"a": law.get("a_local"), "a_interval": law.get("a_local_interval")}
+    found = {
+        "1  envelope of curves": _part(fit, "envelope"),
+        "2  IsoFLOP minima, parabola": isoflop,
+        "2  IsoFLOP minima, interpolated": _part(isoflop, "interpolated"),
+        "3  parametric law, fitted range": local,
+        "3  parametric law, asymptotic": law,
+    }
+    keys = ("a", "a_interval", "b", "b_interval")
+    return [{"name": n} | {k: part.get(k) for k in keys} for n, part in found.items() if part.get("a") is not None]
+
+
+def _exponents(done, fit) -> Drawing | None:
+    rows = exponent_rows(fit)
+    if len(rows) < 2:  # nothing to compare
+        return None
+    figure = Figure(figsize=(FULL, 1.2 + 0.27 * len(rows)))
+    plots.exponents(figure.subplots(), [(r["name"], r["a"], r["a_interval"]) for r in rows], PUBLISHED_EXPONENTS)
+    caption = (
+        "Exponent of N* against C by each approach, with 95 % intervals. The asymptotic one is β/(α+β), where the head "
+        "and attention no longer count; the one over the fitted range is what IsoFLOP minima estimate."
+    )
+    return Drawing("exponents", "How model size grows with compute", caption, figure)
+
+
+def _excess(done, fit) -> Drawing | None:
+    least = truth.least_loss(done)
+    if least is None or not (done["loss"] > least).any():
+        return None
+    figure = Figure(figsize=(HALF, 4.4))
+    excess(figure.subplots(), done[done["loss"] > least], least, fit.get("frontier") or [])
+    caption = (
+        f"What runs lose beyond {least:.4f} nats per token, what the source itself has on this validation split. "
+        "A law whose irreducible loss is too high plunges here, one that has it too low flattens out."
+    )
+    return Drawing("excess", "Loss beyond the least possible", caption, figure)
+
+
+def _isoflop(done, fit) -> Drawing | None:
+    budgets = _part(fit, "isoflop").get("budgets") or []
+    if not budgets:
+        return None
+    figure = Figure(figsize=(HALF, 4.4))
+    ax = plots.isoflop(figure.subplots(), budgets)
+    if (least := truth.least_loss(done)) is not None:
+        line(ax, least)
+    bracketed = sum(b["minimum"]["bracketed"] for b in budgets)
+    caption = (
+        "Final loss against size at equal compute, with the parabola in log N through each budget and its minimum. "
+        f"Runs bracket the minimum in {bracketed} of {_count(len(budgets), 'budget')}."
+    )
+    return Drawing("isoflop", "IsoFLOP profiles", caption, figure)
+
+
+def _allocation(done, fit) -> Drawing | None:
+    frontier = fit.get("frontier") or []
+    minima = _part(fit, "isoflop").get("minima") or []
+    if not frontier and not any(m.get("num_params") for m in minima):
+        return None
+    figure = Figure(figsize=(FULL, 3.7))
+    axes = figure.subplots(1, 3)
+    fitted = _part(fit, "allocation").get("fitted_flops")
+    # The envelope reaches down to the first steps of training; a decade of it is enough beside the rest.
+    lowest = (fitted[0] if fitted else min(m["flops"] for m in minima)) / 10
+    envelope = [p for p in _part(fit, "envelope").get("points") or [] if p["flops"] >= lowest]
+    for ax, quantity in zip(axes, ("num_params", "num_tokens", "tokens_per_param")):
+        plots.allocation(ax, quantity, frontier, minima, envelope, fitted)
+        ax.get_legend().remove()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=5)
+    caption = "Size, tokens and their ratio that spend a budget best, by each approach."
+    if frontier:
+        caption += (
+            " The line is the optimum of the parametric law at what the runs' own tokens cost, dashed outside the "
+        )
+        caption += "compute that was fitted; the band is its 95 % interval."
+    return Drawing("allocation", "Compute-optimal size and data", caption, figure)
+
+
+def _surface(done, fit) -> Drawing | None:
+    predict = predictor(fit)
+    if predict is None:
+        return None
+    figure = Figure(figsize=(HALF, 4.4))
+    frontier = fit.get("frontier") or []
+    plots.surface(figure.subplots(), done, lambda n, d: predict(num_params=n, num_tokens=d), frontier)
+    held = bool(done["holdout"].any()) if "holdout" in done else False
+    caption = f"Contours of the fitted loss, nats per token; markers are runs{', open if held out' if held else ''}."
+    return Drawing("surface", "The parametric surface L(N, D)", caption, figure)
+
+
+def _forecast(done, fit) -> Drawing | None:
+    rows = fit.get("forecast") or []
+    if not rows:
+        return None
+    sizes = dict(zip(done["label"], done["num_params"]))
+    rows = [{"num_params": sizes.get(r["run_id"]), **r} for r in rows]
+    figure = Figure(figsize=(FULL, 3.7))
+    left, right = figure.subplots(1, 2)
+    plots.forecast(left, rows)
+    plots.forecast(right, rows, relative=True)
+    right.get_legend().remove()
+    caption = "Held-out cells: the loss forecast from the fitted runs and the loss that training gave."
+    return Drawing("forecast", "Forecast and outcome", caption, figure)
+
+
+def _repetition(done, fit) -> Drawing | None:
+    # Up to four epochs repeated tokens are as good as new (Muennighoff et al. 2023): nothing to see.
+    if not {"epochs", "unique_tokens"} <= set(done) or not (done["epochs"] > 4).any():
+        return None
+    sizes = [rows for _, rows in done.groupby("num_params") if rows["epochs"].nunique() > 1]
+    if not sizes:
+        return None
+    law = next(
+        (
+            name
+            for name in _part(fit, "laws")
+            if name in catalogue.FORMS and "unique_tokens" in catalogue.FORMS[name].columns
+        ),
+        None,
+    )
+    columns = min(4, len(sizes))
+    rows = -(-len(sizes) // columns)
+    figure = Figure(figsize=(FULL, 3.4 * rows))
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax, table in zip(axes, sizes):
+        plots.repetition(ax, table, law and predictor(fit, law), key=ax is axes[len(sizes) - 1])
+        ax.label_outer()
+    for ax in axes[len(sizes) :]:
+        ax.remove()
+    caption = "Loss against how often the same tokens were read, a panel for each size."
+    if law:
+        caption += f" Lines: {catalogue.FORMS[law].equation}, fitted to all of them."
+    return Drawing("repetition", "Repeated tokens", caption, figure)
+
+
+def _residuals(done, fit) -> Drawing | None:
+    predict = predictor(fit)
+    if predict is None:
+        return None
+    figure = Figure(figsize=(FULL, 3.7))
+    axes = figure.subplots(1, 2, sharey=True)
+    predicted = predict(num_params=done["num_params"], num_tokens=done["num_tokens"])
+    for ax, quantity in zip(axes, ("num_tokens", "flops")):
+        plots.residuals(ax, done, predicted, quantity, key=ax is axes[-1])
+    axes[1].set_ylabel("")
+    caption = (
+        "Loss above (+) or below (−) the parametric law; darker is less compute. A pattern is what the law cannot say."
+    )
+    return Drawing("residuals", "Residuals of the parametric law", caption, figure)
+
+
+def _profiles(done, fit) -> Drawing | None:
+    law = _part(fit, "laws").get(_part(fit, "allocation").get("law")) or {}
+    walked = law.get("profiles") or {}
+    if not walked or "profile_cut" not in law:  # a fit.json older than the cut
+        return None
+    derived = _part(_part(fit, "allocation"), "profiles")
+    panels = [(k, p | {"interval": law["profile_intervals"][k]}, law["params"][k]) for k, p in walked.items()]
+    panels += [(k, p, p["value"]) for k, p in derived.items() if len(p["grid"]) > 2]
+    columns, rows = 4, -(-len(panels) // 4)
+    figure = Figure(figsize=(FULL, 2.35 * rows))
+    figure.get_layout_engine().set(h_pad=0.07, w_pad=0.06)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    resampled = law.get("bootstrap_intervals") or {}
+    resampled |= {k: v for k in ("a", "b", "a_local") if (v := fit["allocation"].get(f"{k}_bootstrap_interval"))}
+    for ax, (name, entry, value) in zip(axes.ravel(), panels):
+        plots_of_fits.profile(ax, name, entry, law["profile_cut"], value, resampled.get(name))
+    for ax in axes.ravel()[len(panels) :]:
+        ax.remove()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("deviance")
+    top = _part(fit, "allocation").get("fitted_flops")
+    caption = (
+        "How much worse the law fits when one quantity is held and all else refitted (dots). The shaded interval ends "
+        f"where the deviance crosses the dashed level ({100 * law['level']:.0f} %); the bar below is the bootstrap's."
+    )
+    if derived and top:
+        caption += f" N*, D*, their ratio and L* are those at {engineering_flops(top[1])} FLOPs, the largest fitted."
+    return Drawing("profiles", "Profile likelihoods", caption, figure)
+
+
+def engineering_flops(value: float) -> str:
+    """2.9e19, without the plus that Python writes."""
+    return f"{value:.2g}".replace("e+", "e")
+
+
+def _clouds(done, fit) -> Drawing | None:
+    name = _part(fit, "allocation").get("law")
+    law = _part(fit, "laws").get(name) or {}
+    draws = law.get("draws") or {}
+    pairs = cloud_pairs(catalogue.FORMS[name]) if name in catalogue.FORMS else []
+    if len(next(iter(draws.values()), ())) < 20 or not pairs:
+        return None
+    figure = Figure(figsize=(FULL, 3.2))
+    for ax, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs):
+        plots_of_fits.cloud(ax, draws, law["params"], pair)
+    caption = (
+        f"{len(next(iter(draws.values())))} of the {law['num_bootstrap']} bootstrap replicates; the star is the fit. "
+        "An amplitude and its exponent move together so closely that neither means much without the other."
+    )
+    return Drawing("clouds", "How the parameters move together", caption, figure)
+
+
+def cloud_pairs(form) -> list[tuple[str, str]]:
+    """Pairs worth seeing: the exponents, each amplitude with its exponent, the offset with the first exponent."""
+    with_exponent = [
+        (name, p.of[0][0])
+        for name, p in form.parameters.items()
+        if p.kind == "amplitude" and p.of[0][0] in form.parameters
+    ]
+    exponents = list(dict.fromkeys(e for _, e in with_exponent))
+    pairs = [tuple(exponents[:2])] if len(exponents) > 1 else []
+    pairs += with_exponent[:2]
+    if "E" in form.parameters and exponents:
+        pairs.append(("E", exponents[0]))
+    return pairs
+
+
+def _forecast_growth(done, fit) -> Drawing | None:
+    members = _part(fit, "combination").get("members") or []
+    if not members:
+        return None
+    figure = Figure(figsize=(FULL, 3.7))
+    left, right = figure.subplots(1, 2)
+    plots_of_fits.forecast_growth(left, members)
+    plots_of_fits.forecast_distance(right, members)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    caption = (
+        "Each form, fitted to the runs up to some compute, forecasts every run beyond it: by the range that was "
+        "fitted, and by how far beyond it the run lies. The forecast of new runs weighs the forms by these errors and "
+        "by how far off it lies; the weights here are those at ten times the largest compute."
+    )
+    return Drawing("forecast_growth", "Forecast error against compute held out", caption, figure)
+
+
+def _power_laws(done, fit) -> Drawing | None:
+    panels = {"num_params": "kaplan_n", "num_tokens": "kaplan_d", "flops": "kaplan_c"}
+    found = {q: law for q, name in panels.items() for law in (name, f"{name}_offset") if predictor(fit, law)}
+    if not found:
+        return None
+    figure = Figure(figsize=(FULL, 3.7))
+    axes = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+    excluded = {row.get("run") for row in fit.get("excluded") or []}
+    candidates = done[~done["label"].isin(excluded)]
+    columns = candidates[["label", "num_params", "num_tokens", "flops", "loss"]].rename(columns={"label": "run"})
+    given = from_table(columns, units_known=True)
+    for ax, (quantity, law) in zip(axes, found.items()):
+        rows, _ = select(given, catalogue.FORMS[law])
+        predict = predictor(fit, law)
+        shown = done.assign(fitted=done["label"].isin(given.run[rows]))
+        label = mathtext(catalogue.FORMS[law].equation.split(" = ", 1)[-1])
+        plots.power_law(ax, shown, quantity, lambda x, q=quantity, p=predict: p(**{q: x}), label=label)
+        alpha = fit["laws"][law]["params"]["alpha"]
+        ax.set_title(f"$\\alpha$ = {alpha:.3f}")
+        if (least := truth.least_loss(done)) is not None:
+            line(ax, least)
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+    caption = (
+        "Each law of one quantity is fitted where nothing else limits the loss: to the runs that no run with as little "
+        "of that quantity beats. The others, held-out runs among them, are grey."
+    )
+    return Drawing("power_laws", "Loss against size, data or compute alone", caption, figure)
+
+
+def _curves(curves, fit, least: float | None) -> Drawing:
+    figure = Figure(figsize=(FULL, 4.6))
+    envelope = _part(fit, "envelope")
+    ax = plots.loss_curves(figure.subplots(), curves, envelope.get("points") or ())
+    if least is not None:
+        line(ax, least)
+    caption = "Validation loss as runs go. A marker is a run's final loss."
+    if envelope.get("points"):
+        caption += f" The envelope is over {_count(envelope.get('num_runs', 0), 'fitted run')}"
+        caption += f"; {envelope['note']}." if envelope.get("note") else "."
+    return Drawing(
+        "curves", f"Training curves{' and their envelope' if envelope.get('points') else ''}", caption, figure
+    )
+
+
+def _learning_rate(cells: Sequence[Mapping]) -> Drawing:
+    sizes = sorted({c["num_params"] for c in cells})
+    columns = min(3, len(sizes))
+    rows = -(-len(sizes) // columns)
+    figure = Figure(figsize=(FULL if columns > 1 else HALF, 3.6 * rows))
+    figure.get_layout_engine().set(h_pad=0.12)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, size in zip(axes, sizes):
+        plots.learning_rate(ax, [c for c in cells if c["num_params"] == size])
+        ax.set_title(f"$N$ = {compact(size)}")
+    for ax in axes[len(sizes) :]:
+        ax.remove()
+    edge = sum(not c["interior"] for c in cells)
+    where = (
+        f"in {_count(edge, 'cell')} it lies at the edge of the range"
+        if edge
+        else "in every cell it lies inside the range"
+    )
+    caption = (
+        f"Final loss against the peak rate, a panel per size, a line per horizon. A star is the best rate: {where}."
+    )
+    return Drawing("learning_rate", "Learning rate", caption, figure)
+
+
+FIGURES = (
+    _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth, _residuals,
+    _profiles, _clouds, _power_laws,
+)  # fmt: skip

@@ -1,0 +1,42 @@
+"""How a parameter is declared, and the layers that families share."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from scaling.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One parameter (stacked over layers, where its first logical axis is ``layers``).
+
+    ``init_std`` None: ones. ``hidden_matrix``: both sides grow with width, so μP divides its learning rate by the width
+    multiplier and Muon orthogonalises it.
+    """
+
+    shape: tuple[int, ...]
+    logical_axes: tuple[str, ...]
+    init_std: float | None
+    group: str
+    hidden_matrix: bool = False
+
+
+def width_multiplier(config: ModelConfig) -> float:
+    """μP's m = d_model / base_d_model; 1 under the standard parameterisation."""
+    return config.d_model / config.base_d_model if config.parameterization == "mup" else 1.0
+
+
+def rms_norm(x, scale, eps: float):
+    """x / rms(x) · scale over the last axis, in float32."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def dense(x_BTX, w_XY, dtype=None):
+    """x w over the last axis, as one 2-D product: batched ones leave the CPU backend's fast path. ``dtype``: of the
+    result, where it should be wider than the factors'."""
+    product = jnp.matmul(x_BTX.reshape(-1, x_BTX.shape[-1]), w_XY, preferred_element_type=dtype)
+    return product.reshape(*x_BTX.shape[:-1], w_XY.shape[-1])

@@ -1,0 +1,1 @@
+"""Objectives: what a batch is made of, and the loss that a law is of."""
