@@ -7,11 +7,11 @@ untrusted mappings (``parse``) goes through pydantic, imported where it is first
 import dataclasses
 import functools
 import hashlib
-import json
-import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Literal
+
+from scaling.fields import Strict, canonical_json, require, require_fraction, require_positive, since
 
 # 256 bytes and the separator of documents: a smaller byte-level vocabulary could not write every text.
 SMALLEST_BPE = 257
@@ -20,39 +20,8 @@ FlopRule = Literal["6ND", "6ND_total", "kaplan", "chinchilla", "exact"]
 ParamCount = Literal["non_embedding", "total"]
 
 
-def _require(ok: bool, name: str, value: Any, want: str) -> None:
-    """Raises ValueError naming the field, its value and what to write instead."""
-    if not ok:
-        raise ValueError(f"{name} is {value!r}: write {want}")
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(math.isfinite(value) and value > 0, name, value, "a positive number")
-
-
-def _require_fraction(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(0 <= value < 1, name, value, "a number in [0, 1)")
-
-
-def _since(schema: int, default: Any) -> Any:
-    """A field that records made before ``schema`` do not have. ``default`` is what the code did before there was the
-    field, for ever: at that value it is left out of the canonical JSON, so that ids given earlier stay what they were.
-    """
-    return field(default=default, metadata={"since": schema})
-
-
-class _Strict:
-    """Unknown keys are errors when pydantic builds one of these."""
-
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
-
-
 @dataclass(frozen=True)
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """A decoder-only Transformer; every size is explicit (the grid's one-dial sizes are expanded there).
 
     Letters used in shapes: D ``d_model``, F ``d_ff``, H ``num_heads``, G ``num_kv_heads``, K ``head_dim``,
@@ -82,30 +51,30 @@ class ModelConfig(_Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        _require_positive(
+        require_positive(
             self, "d_model", "num_layers", "num_heads", "head_dim", "num_kv_heads", "d_ff", "vocab_size",
             "rope_theta", "norm_eps",
         )  # fmt: skip
-        _require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (RoPE rotates pairs)")
-        _require(
+        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (RoPE rotates pairs)")
+        require(
             self.num_heads % self.num_kv_heads == 0,
             "num_kv_heads",
             self.num_kv_heads,
             f"a divisor of num_heads ({self.num_heads})",
         )
         if self.logit_softcap is not None:
-            _require_positive(self, "logit_softcap")
+            require_positive(self, "logit_softcap")
         for name in ("base_d_model", "base_head_dim"):
             value = getattr(self, name)
             if self.parameterization == "mup":
                 want = "the size at which the learning rate was tuned (μP scales from it)"
-                _require(value is not None and value > 0, name, value, want)
+                require(value is not None and value > 0, name, value, want)
             else:
-                _require(value is None, name, value, "null, or set parameterization: mup")
+                require(value is None, name, value, "null, or set parameterization: mup")
 
 
 @dataclass(frozen=True)
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """Which text, how it becomes tokens, and how long a training window is."""
 
     # python-stdlib | tfds:<name>[/config] | text:<folder or glob> | tokens:<folder>, or a mixture of them:
@@ -117,20 +86,20 @@ class DataConfig(_Strict):
     validation_fraction: float = 0.06  # of documents, chosen by the hash of their text
     # Train on so many tokens of the train split, again and again: its documents in order of their hash, so that a small
     # subset lies inside a large one. null: on all of it.
-    unique_tokens: int | None = _since(2, None)
-    near_duplicates: Literal["keep", "drop"] = _since(2, "keep")  # train documents that are near one of validation
-    mask_documents: bool = _since(2, False)  # no attention across documents, positions counted within each
+    unique_tokens: int | None = since(2, None)
+    near_duplicates: Literal["keep", "drop"] = since(2, "keep")  # train documents that are near one of validation
+    mask_documents: bool = since(2, False)  # no attention across documents, positions counted within each
 
     def __post_init__(self):
-        _require_positive(self, "seq_len")
+        require_positive(self, "seq_len")
         want = f"bytes, bpe:<size> with a size of {SMALLEST_BPE} or more, or file:<path>"
-        _require(self.tokenizer == "bytes" or self.tokenizer[:5] == "file:" or self.bpe_size is not None,
+        require(self.tokenizer == "bytes" or self.tokenizer[:5] == "file:" or self.bpe_size is not None,
                  "tokenizer", self.tokenizer, want)  # fmt: skip
         if self.unique_tokens is not None:
-            _require_positive(self, "unique_tokens")
+            require_positive(self, "unique_tokens")
         if self.source.startswith("synthetic:"):
-            _require(not self.mask_documents, "mask_documents", True, "false: a synthetic source has no documents")
-        _require(
+            require(not self.mask_documents, "mask_documents", True, "false: a synthetic source has no documents")
+        require(
             0 < self.validation_fraction < 1,
             "validation_fraction",
             self.validation_fraction,
@@ -145,7 +114,7 @@ class DataConfig(_Strict):
 
 
 @dataclass(frozen=True)
-class ScheduleConfig(_Strict):
+class ScheduleConfig(Strict):
     """Learning rate against step, as a multiple of ``peak_lr``. Warm-up is linear from 0.
 
     wsd: constant, then over the last ``cooldown_fraction`` of the run down to ``final_lr_fraction``,
@@ -158,11 +127,11 @@ class ScheduleConfig(_Strict):
     final_lr_fraction: float = 0.0
 
     def __post_init__(self):
-        _require_fraction(self, "cooldown_fraction", "final_lr_fraction")
+        require_fraction(self, "cooldown_fraction", "final_lr_fraction")
 
 
 @dataclass(frozen=True)
-class OptimConfig(_Strict):
+class OptimConfig(Strict):
     """Optimiser, its hyperparameters and the schedule. ``beta1`` is the momentum of sgd-like optimisers."""
 
     peak_lr: float
@@ -178,24 +147,24 @@ class OptimConfig(_Strict):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     # Of the first moment alone. A second moment in bfloat16 would stand still: (1 - beta2) of it is less than half a
     # unit in its last place.
-    momentum_dtype: Literal["float32", "bfloat16"] = _since(2, "float32")
+    momentum_dtype: Literal["float32", "bfloat16"] = since(2, "float32")
 
     def __post_init__(self):
-        _require_positive(self, "peak_lr", "eps")
-        _require_fraction(self, "beta1", "beta2")
+        require_positive(self, "peak_lr", "eps")
+        require_fraction(self, "beta1", "beta2")
         for name in ("warmup_tokens", "weight_decay", "z_loss"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number ≥ 0")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a number ≥ 0")
         if self.clip_norm is not None:
-            _require_positive(self, "clip_norm")
+            require_positive(self, "clip_norm")
         if self.name in ("sgd", "adagrad"):
             want = "float32: this optimiser has no momentum"
-            _require(self.momentum_dtype == "float32", "momentum_dtype", self.momentum_dtype, want)
+            require(self.momentum_dtype == "float32", "momentum_dtype", self.momentum_dtype, want)
         if self.name == "adam":
-            _require(self.weight_decay == 0, "weight_decay", self.weight_decay, "0, or name: adamw")
+            require(self.weight_decay == 0, "weight_decay", self.weight_decay, "0, or name: adamw")
 
 
 @dataclass(frozen=True)
-class Horizon(_Strict):
+class Horizon(Strict):
     """How long to train, said once: exactly one of the four. ``rule`` names the FLOP rule ``flops`` is counted by,
     ``params`` the parameters ``tokens_per_param`` refers to."""
 
@@ -208,29 +177,29 @@ class Horizon(_Strict):
 
     def __post_init__(self):
         given = [n for n in ("tokens", "flops", "tokens_per_param", "steps") if getattr(self, n) is not None]
-        _require(len(given) == 1, "horizon", given, "exactly one of tokens, flops, tokens_per_param, steps")
-        _require_positive(self, given[0])
+        require(len(given) == 1, "horizon", given, "exactly one of tokens, flops, tokens_per_param, steps")
+        require_positive(self, given[0])
 
 
 @dataclass(frozen=True)
-class EvalConfig(_Strict):
+class EvalConfig(Strict):
     """Validation. The final loss is over the validation split's first ``final_tokens`` tokens (null: the whole split),
     the ``num_points`` log-spaced points of the curve over its first ``curve_tokens`` (null: the whole split). The split
     is in a fixed shuffled order: its first tokens are a fair sample, the same for every run."""
 
     num_points: int = 20
     curve_tokens: int | None = 16_384
-    final_tokens: int | None = _since(2, None)
+    final_tokens: int | None = since(2, None)
 
     def __post_init__(self):
-        _require(self.num_points >= 0, "num_points", self.num_points, "a number ≥ 0")
+        require(self.num_points >= 0, "num_points", self.num_points, "a number ≥ 0")
         for name in ("curve_tokens", "final_tokens"):
             if getattr(self, name) is not None:
-                _require_positive(self, name)
+                require_positive(self, name)
 
 
 @dataclass(frozen=True)
-class DivergenceConfig(_Strict):
+class DivergenceConfig(Strict):
     """A run stops as ``diverged`` when its training loss is not finite, or above ``loss`` for ``patience_steps``
     steps in a row (null: 1.5 × the log of the vocabulary size, the loss of a uniform guess and half as much again)."""
 
@@ -238,13 +207,13 @@ class DivergenceConfig(_Strict):
     patience_steps: int = 50
 
     def __post_init__(self):
-        _require_positive(self, "patience_steps")
+        require_positive(self, "patience_steps")
         if self.loss is not None:
-            _require_positive(self, "loss")
+            require_positive(self, "loss")
 
 
 @dataclass(frozen=True)
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """One training run, in full: two equal RunConfigs give the same record on the same machine.
 
     ``batch_size`` is in sequences. Where and how it is executed (mesh, workers, attention kernel) is not part of it:
@@ -261,16 +230,16 @@ class RunConfig(_Strict):
     seed: int = 0
 
     def __post_init__(self):
-        _require_positive(self, "batch_size")
-        _require(0 <= self.seed < 2**31, "seed", self.seed, "an integer in [0, 2^31)")
+        require_positive(self, "batch_size")
+        require(0 <= self.seed < 2**31, "seed", self.seed, "an integer in [0, 2^31)")
         if self.data.source.startswith("synthetic:"):  # whose own loss is known of the whole of its split alone
-            _require(
+            require(
                 self.eval.final_tokens is None, "eval.final_tokens", self.eval.final_tokens,
                 f"null: {self.data.source} validates on half a million tokens, over which its own loss is known",
             )  # fmt: skip
         if self.model.parameterization == "mup":
             adam_like = ("adamw", "adam", "lion")  # whose update does not scale with the gradient: μP's table 8
-            _require(
+            require(
                 self.optim.name in adam_like, "optim.name", self.optim.name, f"one of {', '.join(adam_like)} for mup"
             )
 
@@ -310,51 +279,3 @@ def program_key(run: RunConfig) -> RunConfig:
         eval=dataclasses.replace(run.eval, num_points=0),
         divergence=DivergenceConfig(),
     )
-
-
-def to_dict(config: Any) -> dict:
-    """A config as plain nested dicts, every default written out."""
-    return dataclasses.asdict(config)
-
-
-def canonical_json(config: Any) -> str:
-    """Sorted keys, no spaces, shortest round-trip floats, fields younger than the config left out; the text that
-    ``run_id`` hashes."""
-    return json.dumps(_canonical(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _canonical(value: Any) -> Any:
-    if not dataclasses.is_dataclass(value):
-        return value
-    pairs = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
-    return {f.name: _canonical(v) for f, v in pairs if not ("since" in f.metadata and v == f.default)}
-
-
-def from_dict(cls: type, raw: dict) -> Any:
-    """Builds the dataclass ``cls`` from what ``to_dict`` gave, with the standard library alone.
-
-    For trusted text only (a worker's input, a record's config): types are not checked, unknown and missing keys raise
-    TypeError. Everything a person wrote goes through ``parse``.
-    """
-    hints = get_type_hints(cls)
-    return cls(
-        **{
-            key: from_dict(hints[key], value) if dataclasses.is_dataclass(hints.get(key)) else value
-            for key, value in raw.items()
-        }
-    )
-
-
-@functools.cache
-def _adapter(cls: type):
-    import pydantic
-
-    return pydantic.TypeAdapter(cls)
-
-
-def parse(cls: type, raw: Any) -> Any:
-    """Builds the dataclass ``cls`` from plain dicts.
-
-    Raises pydantic.ValidationError, whose ``errors()`` carry the path of every bad key.
-    """
-    return _adapter(cls).validate_python(raw)

@@ -4,11 +4,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from scaling.config import _require, _require_positive, _Strict
+from scaling.fields import Strict, require, require_positive
 
 
 @dataclass(frozen=True)
-class MeshConfig(_Strict):
+class MeshConfig(Strict):
     """Sizes of the mesh axes. One of ``data`` and ``fsdp`` may be -1: whatever devices the others leave."""
 
     run: int = 1
@@ -18,15 +18,15 @@ class MeshConfig(_Strict):
 
     def __post_init__(self):
         for name in ("run", "tensor"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
         for name in ("data", "fsdp"):
             value = getattr(self, name)
-            _require(value == -1 or value >= 1, name, value, "an integer ≥ 1, or -1 for all that are left")
-        _require(self.data != -1 or self.fsdp != -1, "fsdp", self.fsdp, "data beside it: only one of them can be -1")
+            require(value == -1 or value >= 1, name, value, "an integer ≥ 1, or -1 for all that are left")
+        require(self.data != -1 or self.fsdp != -1, "fsdp", self.fsdp, "data beside it: only one of them can be -1")
 
 
 @dataclass(frozen=True)
-class ExecutionConfig(_Strict):
+class ExecutionConfig(Strict):
     """How runs are executed: changes speed and memory, and results only by rounding. Not part of ``run_id``."""
 
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -50,10 +50,10 @@ class ExecutionConfig(_Strict):
     wandb: bool = False
 
     def __post_init__(self):
-        _require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size")
+        require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size")
         for name in ("loss_chunk_tokens", "accumulation_steps"):
             if getattr(self, name) is not None:
-                _require_positive(self, name)
+                require_positive(self, name)
 
     @property
     def asked_parts(self) -> int:
@@ -76,7 +76,7 @@ PROFILE_NAMES: tuple[str, ...] = get_args(HardwareName)
 
 
 @dataclass(frozen=True)
-class HardwareConfig(_Strict):
+class HardwareConfig(Strict):
     """What a plan counts time, money and energy on. Not part of ``run_id``. What is null is the profile's of that name
     (``scaling/engine/plan/hardware.py``; no name: this machine's)."""
 
@@ -89,5 +89,5 @@ class HardwareConfig(_Strict):
     def __post_init__(self):
         for name in ("devices", "price_per_device_hour", "power_watts", "mfu"):
             if getattr(self, name) is not None:
-                _require_positive(self, name)
-        _require(self.mfu is None or self.mfu <= 1, "mfu", self.mfu, "a share of the peak in (0, 1], as 0.4")
+                require_positive(self, name)
+        require(self.mfu is None or self.mfu <= 1, "mfu", self.mfu, "a share of the peak in (0, 1], as 0.4")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scaling import storage
-from scaling.config import RunConfig, from_dict
+from scaling.config import RunConfig
+from scaling.fields import from_dict
 
 if TYPE_CHECKING:
     import pandas as pd

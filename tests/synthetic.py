@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from scaling import accounting, records
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, from_dict, to_dict
+from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.fields import from_dict, to_dict
 
 LAW = {"E": 0.70, "A": 11.0, "alpha": 0.29, "B": 800.0, "beta": 0.54}
 SIZES = ((16, 2), (24, 2), (32, 2), (48, 2), (48, 3), (64, 3))  # width, layers

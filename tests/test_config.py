@@ -10,7 +10,6 @@ import sys
 import pydantic
 import pytest
 
-from scaling import config
 from scaling.config import (
     DataConfig,
     DivergenceConfig,
@@ -22,6 +21,7 @@ from scaling.config import (
     ScheduleConfig,
 )
 from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.fields import canonical_json, from_dict, parse, since, to_dict
 
 MODEL = {"d_model": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16, "num_kv_heads": 2, "d_ff": 128}
 OPTIM = {"peak_lr": 0.01, "warmup_tokens": 0}
@@ -38,9 +38,9 @@ def first_fields(node) -> dict:
 
 
 def test_the_id_is_the_hash_of_the_canonical_json():
-    run = config.parse(RunConfig, RUN)
+    run = parse(RunConfig, RUN)
     written = json.dumps(first_fields(run), sort_keys=True, separators=(",", ":"))
-    assert config.canonical_json(run) == written
+    assert canonical_json(run) == written
     assert run.run_id == hashlib.sha256(written.encode()).hexdigest()[:12]
 
 
@@ -52,8 +52,8 @@ def test_every_field_of_a_run_is_in_its_id():
                 continue
             yield from ((f.name, *p) for p in paths(value)) if dataclasses.is_dataclass(value) else [(f.name,)]
 
-    run = config.parse(RunConfig, RUN)
-    hashed = json.loads(config.canonical_json(run))
+    run = parse(RunConfig, RUN)
+    hashed = json.loads(canonical_json(run))
     for path in paths(run):
         node, written = run, hashed
         for name in path:
@@ -68,16 +68,16 @@ def test_a_field_added_later_moves_no_id_until_it_is_used():
 
     @dataclasses.dataclass(frozen=True)
     class After(Before):
-        depth: int | None = config._since(2, None)
+        depth: int | None = since(2, None)
 
-    assert config.canonical_json(After()) == config.canonical_json(Before()) == '{"width":3}'
-    assert config.canonical_json(After(depth=1)) == '{"depth":1,"width":3}'
-    assert config.from_dict(After, json.loads(config.canonical_json(After()))) == After()
+    assert canonical_json(After()) == canonical_json(Before()) == '{"width":3}'
+    assert canonical_json(After(depth=1)) == '{"depth":1,"width":3}'
+    assert from_dict(After, json.loads(canonical_json(After()))) == After()
 
 
 def test_a_field_for_a_part_of_validation_leaves_earlier_ids():
-    assert '"final_tokens"' not in config.canonical_json(EvalConfig())
-    assert '"final_tokens":100' in config.canonical_json(EvalConfig(final_tokens=100))
+    assert '"final_tokens"' not in canonical_json(EvalConfig())
+    assert '"final_tokens":100' in canonical_json(EvalConfig(final_tokens=100))
 
 
 def test_the_published_ids_stand():
@@ -85,32 +85,32 @@ def test_the_published_ids_stand():
     paths = sorted((pathlib.Path(__file__).parents[1] / "results").glob("*/runs/*.json"))
     assert paths
     for path in paths:
-        assert config.from_dict(RunConfig, json.loads(path.read_text())["config"]).run_id == path.stem
+        assert from_dict(RunConfig, json.loads(path.read_text())["config"]).run_id == path.stem
 
 
 def test_equal_runs_have_equal_ids_whatever_the_order_and_spelling():
     shuffled = {key: RUN[key] for key in reversed(RUN)}
-    written_out = config.to_dict(config.parse(RunConfig, RUN))
-    ids = {config.parse(RunConfig, raw).run_id for raw in (RUN, shuffled, written_out, {**RUN, "batch_size": 16.0})}
+    written_out = to_dict(parse(RunConfig, RUN))
+    ids = {parse(RunConfig, raw).run_id for raw in (RUN, shuffled, written_out, {**RUN, "batch_size": 16.0})}
     assert len(ids) == 1
-    assert config.parse(RunConfig, {**RUN, "seed": 1}).run_id not in ids
+    assert parse(RunConfig, {**RUN, "seed": 1}).run_id not in ids
 
 
 def test_round_trips():
-    run = config.parse(RunConfig, RUN)
-    through_json = json.loads(config.canonical_json(run))
-    assert config.parse(RunConfig, through_json) == run
-    assert config.from_dict(RunConfig, through_json) == run
-    assert config.from_dict(RunConfig, through_json).run_id == run.run_id
+    run = parse(RunConfig, RUN)
+    through_json = json.loads(canonical_json(run))
+    assert parse(RunConfig, through_json) == run
+    assert from_dict(RunConfig, through_json) == run
+    assert from_dict(RunConfig, through_json).run_id == run.run_id
 
 
 def test_execution_is_not_part_of_a_run():
-    assert "execution" not in config.to_dict(config.parse(RunConfig, RUN))
+    assert "execution" not in to_dict(parse(RunConfig, RUN))
 
 
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.parse(RunConfig, RUN).seed = 3
+        parse(RunConfig, RUN).seed = 3
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_configs_are_frozen():
 )
 def test_bad_values_are_named_with_their_remedy(cls, raw, says):
     with pytest.raises(pydantic.ValidationError) as caught:
-        config.parse(cls, raw)
+        parse(cls, raw)
     assert says in str(caught.value)
 
 
@@ -169,7 +169,7 @@ def test_bad_values_are_named_with_their_remedy(cls, raw, says):
 )
 def test_errors_carry_their_path(raw, path):
     with pytest.raises(pydantic.ValidationError) as caught:
-        config.parse(RunConfig, raw)
+        parse(RunConfig, raw)
     assert caught.value.errors()[0]["loc"] == path
 
 
@@ -181,8 +181,8 @@ def test_a_config_is_read_with_the_standard_library_alone():
         "run = config.from_dict(config.RunConfig, json.load(sys.stdin))\n"
         "print(run.run_id, sorted({'pydantic', 'numpy', 'jax', 'yaml', 'pandas'} & set(sys.modules)))\n"
     )
-    run = config.parse(RunConfig, RUN)
+    run = parse(RunConfig, RUN)
     done = subprocess.run(
-        [sys.executable, "-c", script], input=config.canonical_json(run), capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], input=canonical_json(run), capture_output=True, text=True, check=True
     )
     assert done.stdout.split(maxsplit=1) == [run.run_id, "[]\n"]

@@ -253,3 +253,12 @@ def test_one_law_from_python():
     assert fitted.converged
     assert fitted.params["alpha"] == pytest.approx(0.34, abs=0.03)
     assert published.ROOT.exists()
+
+
+def test_a_table_without_tokens_is_drawn_as_it_was_fitted(tmp_path, capsys):
+    """D = C / (6 N) for the figures too: the fit had it, and the drawing ended in a KeyError."""
+    table = data.scattered(30, noise=0.01)
+    table["flops"] = 6 * table["num_params"] * table["num_tokens"]
+    table.drop(columns="num_tokens").to_csv(tmp_path / "runs.csv", index=False)
+    assert fit.main([str(tmp_path / "runs.csv"), "--law", "chinchilla", "--one-law", "--bootstrap", "0"]) == 0
+    assert (tmp_path / "figures" / "surface.svg").exists()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from scaling import numbers, records
 from scaling.fit import analyse
+from scaling.laws.tables.observations import as_counted
 from scaling.report import axes, figures, plots
 from tests import synthetic
 
@@ -67,11 +68,11 @@ def test_colours_darken_to_lighten_so_that_grey_prints_keep_their_order():
 
 def test_observations_count_as_the_fit_does(runs):
     table = records.table(runs)
-    seen = plots.observations(table, {"num_params": "total", "flops": "6ND"})
+    seen = as_counted(table, {"num_params": "total", "flops": "6ND"})
     assert (seen["num_params"] == table["num_params_total"]).all()
     assert (seen["flops"] == table["flops_6ND"]).all()
     letters = table[["num_params", "num_tokens", "loss"]].set_axis(["N", "D", "L"], axis=1)
-    seen = plots.observations(letters, {"num_params": "as given", "flops": "6ND"})
+    seen = as_counted(letters, {"num_params": "as given", "flops": "6ND"})
     assert (seen["flops"] == 6.0 * table["num_params"] * table["num_tokens"]).all()
 
 
@@ -124,7 +125,7 @@ def test_the_frontier_is_dashed_where_nothing_was_fitted(ax):
 
 
 def test_contours_carry_the_losses_of_the_law(ax, runs):
-    table = plots.observations(records.table(runs), {"num_params": "non_embedding", "flops": "exact"})
+    table = as_counted(records.table(runs), {"num_params": "non_embedding", "flops": "exact"})
     plots.surface(ax, table[table["status"] == "completed"], synthetic.law)
     [contours] = [c for c in ax.collections if hasattr(c, "levels")]
     for level, path in zip(contours.levels, contours.get_paths()):
@@ -134,7 +135,7 @@ def test_contours_carry_the_losses_of_the_law(ax, runs):
 
 
 def test_residuals_of_the_truth_are_the_noise(ax, runs):
-    table = plots.observations(records.table(runs), {"num_params": "non_embedding", "flops": "exact"})
+    table = as_counted(records.table(runs), {"num_params": "non_embedding", "flops": "exact"})
     plots.residuals(ax, table, synthetic.law(table["num_params"], table["num_tokens"]))
     drawn = np.concatenate([c.get_offsets()[:, 1] for c in ax.collections])
     fitted = table[(table["status"] == "completed")]

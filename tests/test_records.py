@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scaling import accounting, records
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, to_dict
+from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.fields import to_dict
 
 MODEL = ModelConfig(d_model=32, num_layers=2, num_heads=2, head_dim=16, num_kv_heads=2, d_ff=128)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, config, grid, machine, records, storage, terminal
+from scaling import accounting, fields, grid, machine, records, storage, terminal
 from scaling.config import DataConfig, Horizon, ModelConfig, OptimConfig, RunConfig
 from scaling.engine.plan import timings
 from scaling.engine.plan.table import step_flops
@@ -97,7 +97,7 @@ def _timed(
 ) -> list[dict]:  # fmt: skip
     """What ``loop.calibrate`` answers to a run in every worker at once. Raises ValueError with the first reason why one
     cannot."""
-    payload = {"execution": config.to_dict(execution), "cache_dir": str(cache_dir), "run": config.to_dict(run)}
+    payload = {"execution": fields.to_dict(execution), "cache_dir": str(cache_dir), "run": fields.to_dict(run)}
     tasks = [Task(f"{i}", "calibrate", payload | options) for i in range(workers)]
     answers = executor.run(tasks).values()
     failed = [answer.reason for answer in answers if answer.value is None]

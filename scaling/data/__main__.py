@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling import config, grid, machine, records, storage, terminal
+from scaling import fields, grid, machine, records, storage, terminal
 from scaling.config import DataConfig
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -145,7 +145,7 @@ def _describe(args: argparse.Namespace, configs: list[DataConfig], cache_dir: Pa
             _show_across(described["leakage_across"])
         if "entropy_rate" in described:
             _show(described, _synthetic_rows(described))
-        found.append({"config": config.to_dict(data_config), **described})
+        found.append({"config": fields.to_dict(data_config), **described})
     if args.out:
         records.write_json(args.out, found)
         print(f"written: {args.out}")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import config, machine, numbers, records, storage, terminal
+from scaling import config, fields, machine, numbers, records, storage, terminal
 from scaling.engine.folder import signs
 from scaling.engine.folder.cells import Cells, failed_record
 from scaling.engine.folder.manifest import Manifest
@@ -268,9 +268,9 @@ class Session:
 
     def _about_shape(self, run: config.RunConfig) -> dict:
         return {
-            "execution": config.to_dict(self._grid.execution),
+            "execution": fields.to_dict(self._grid.execution),
             "cache_dir": str(self._cache_dir),
-            "run": config.to_dict(run),
+            "run": fields.to_dict(run),
         }
 
     # ---- training ---------------------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ class Session:
         # A worker's share of the disk is of what those that wait leave.
         gigabytes = (self._disk_bytes - order.kept - order.waiting) / self.workers / 1e9
         shared = {
-            "execution": config.to_dict(dataclasses.replace(self._grid.execution, disk_budget_gb=gigabytes)),
+            "execution": fields.to_dict(dataclasses.replace(self._grid.execution, disk_budget_gb=gigabytes)),
             "workdir": str(self._workdir),
             "results": str(self.cells.results),
             "cache_dir": str(self._cache_dir),

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
 
-from scaling import config
+from scaling import fields
 
 Leaves = dict[tuple[str, ...], tuple[Any, str]]
 
@@ -195,7 +195,7 @@ def flatten(raw: Any, schema: Any, path: str, key: tuple[str, ...] = ()) -> Leav
 
 
 def build(cls: type, values: dict[tuple[str, ...], Any], leaves: Leaves, where: str, prefix: tuple[str, ...] = ()):
-    """``config.parse`` on flat values.
+    """``fields.parse`` on flat values.
 
     Its first error becomes a GridError at the place in the file that ``leaves`` knows for it, or at ``where``.
     ``prefix`` is the path of ``cls`` in the run.
@@ -209,7 +209,7 @@ def build(cls: type, values: dict[tuple[str, ...], Any], leaves: Leaves, where: 
             inner = inner.setdefault(name, {})
         inner[key[-1]] = value
     try:
-        return config.parse(cls, nested)
+        return fields.parse(cls, nested)
     except pydantic.ValidationError as e:
         error = e.errors(include_url=False)[0]
     key = (*prefix, *(str(part) for part in error["loc"]))

@@ -14,7 +14,7 @@ from scaling import storage
 from scaling.laws.answers import truth
 from scaling.laws.answers.approaches import select
 from scaling.laws.forms import catalogue
-from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT, from_table
+from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT, as_counted, from_table
 from scaling.numbers import compact
 from scaling.report import plots, plots_of_fits
 from scaling.report.axes import LABELS, mathtext
@@ -99,7 +99,7 @@ def _convention(fit: Mapping) -> Mapping[str, str]:
 def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) -> Iterator[Drawing]:
     """The figures of ``write``, in the order in which a reader wants them. Call inside ``plots.style()``."""
     convention = _convention(fit)
-    table = plots.observations(table, convention)
+    table = as_counted(table, convention)
     done = table.assign(label=_labels(table))[table["loss"].notna()]
     if "status" in done:
         done = done[done["status"] == "completed"]
@@ -115,7 +115,7 @@ def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) ->
         if drawing:
             yield drawing
     if curves is not None and len(curves):
-        yield _curves(plots.observations(curves, convention), fit, truth.least_loss(done))
+        yield _curves(as_counted(curves, convention), fit, truth.least_loss(done))
     if learning_rates and not rates_first:
         yield _learning_rate(learning_rates)
 

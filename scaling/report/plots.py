@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from scaling.laws.tables.columns import choose
 from scaling.numbers import compact
 from scaling.report.axes import (
     DASHES,
@@ -36,22 +35,6 @@ from scaling.report.axes import style as style
 
 # More budgets or sizes than this are told apart by a colour bar: a legend would cover the data.
 MAX_KEYS = 6
-
-
-def observations(table, convention: Mapping[str, str]):
-    """The table with ``num_params`` and ``flops`` as fit.json's ``convention`` counts them.
-
-    Records carry every count (``num_params_total``, ``flops_6ND`` …). A CSV has one, under any of its aliases; where it
-    has no FLOPs they are 6 N D, as in the fit.
-    """
-    table = table.rename(columns={old: new for old, (new, _) in choose(table)[0].items() if new in LABELS})
-    for name in ("num_params", "flops"):
-        counted = f"{name}_{convention.get(name)}"
-        if counted in table:
-            table = table.assign(**{name: table[counted]})
-    if "flops" not in table:
-        table = table.assign(flops=6.0 * table["num_params"] * table["num_tokens"])
-    return table
 
 
 def loss_curves(ax: Axes, curves, envelope: Sequence[Mapping] = ()) -> Axes:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from scaling.config import RunConfig, to_dict
+from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig
+from scaling.fields import to_dict
 
 
 class StepLogs:

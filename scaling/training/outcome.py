@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from scaling import config, machine, records
+from scaling import fields, machine, records
 from scaling.training import memory
 from scaling.training.evaluation import Evaluated
 from scaling.training.member import Member, finite
@@ -35,7 +35,7 @@ def record(
     return records.RunRecord(
         run_id=run.run_id,
         status="diverged" if diverged else "completed",
-        config=config.to_dict(run),
+        config=fields.to_dict(run),
         sweep={"name": sweep_name, **member.cell.place},
         num_params=plan.num_params,
         num_tokens=num_tokens,

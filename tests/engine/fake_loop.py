@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from scaling import accounting, config, records
+from scaling import accounting, fields, records
 
 STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.01"))
 stop_requested = threading.Event()
@@ -112,7 +112,7 @@ def record(cell, plan, state, started_at, sweep_name):
     return records.RunRecord(
         run_id=cell.run.run_id,
         status="diverged" if diverged else "completed",
-        config=config.to_dict(cell.run),
+        config=fields.to_dict(cell.run),
         sweep={
             "name": sweep_name,
             "holdout": cell.holdout,

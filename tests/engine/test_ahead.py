@@ -6,7 +6,7 @@ import threading
 import jax
 import pytest
 
-from scaling import config, records
+from scaling import fields, records
 from scaling.engine.run import worker
 from scaling.engine.run.inline import Inline
 from scaling.engine.run.tasks import Line, Task
@@ -24,7 +24,7 @@ def corpus(tmp_path_factory):
 def task(cells, corpus, folder):
     payload = {
         "cells": [worker.cell_to_json(c) for c in cells],
-        "execution": config.to_dict(EXECUTION),
+        "execution": fields.to_dict(EXECUTION),
         "workdir": str(folder / "work"),
         "results": str(folder / "results"),
         "cache_dir": str(corpus[1]),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling import config, machine, records
+from scaling import fields, machine, records
 from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
 from scaling.engine.run import tasks, worker
 from scaling.engine.run import workers as executors
@@ -41,7 +41,7 @@ def cell(seed, num_steps=12, bad=None):
 def task(a_cell, folder):
     payload = {
         "cells": [worker.cell_to_json(a_cell)],
-        "execution": config.to_dict(ExecutionConfig()),
+        "execution": fields.to_dict(ExecutionConfig()),
         "workdir": str(folder),
         "results": str(folder / "results"),
         "cache_dir": str(folder),

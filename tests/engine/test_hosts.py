@@ -22,7 +22,7 @@ HOST = """
 import sys
 from pathlib import Path
 from scaling import records
-from scaling.config import to_dict
+from scaling.fields import to_dict
 from scaling.engine import executors, hosts
 from scaling.training import distributed
 from tests.engine import test_hosts as t
@@ -51,9 +51,10 @@ sys.exit(code)
 
 
 def task(seed, cache, source):
-    from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, to_dict
+    from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
     from scaling.engine.run import tasks, worker
     from scaling.execution import ExecutionConfig
+    from scaling.fields import to_dict
     from scaling.grid import Cell
 
     model = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)

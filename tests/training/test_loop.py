@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from scaling import accounting, data, records
-from scaling.config import DataConfig, to_dict
+from scaling.config import DataConfig
 from scaling.data import corpus as data_corpus
 from scaling.execution import ExecutionConfig
+from scaling.fields import to_dict
 from scaling.training import evaluation
 from scaling.training.member import Member
 from scaling.training.models import transformer

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling import config, machine, records, storage
+from scaling import fields, machine, records, storage
 from scaling.config import RunConfig
 from scaling.engine.plan import costs, table, trunks
 from scaling.engine.plan.hardware import Hardware
@@ -168,7 +168,7 @@ def failed_record(row: table.Row, sweep_name: str, reason: str) -> records.RunRe
     return records.RunRecord(
         run_id=row.run_id,
         status="failed",
-        config=config.to_dict(cell.run),
+        config=fields.to_dict(cell.run),
         sweep={"name": sweep_name, **cell.place},
         num_params=counts.num_params,
         num_tokens=0,

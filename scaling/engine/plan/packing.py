@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scaling.config import RunConfig, canonical_json, program_key
+from scaling.config import RunConfig, program_key
 from scaling.engine.plan import trunks
 from scaling.engine.plan.table import Row
+from scaling.fields import canonical_json
 
 
 @dataclass(frozen=True)

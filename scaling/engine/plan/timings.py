@@ -18,9 +18,10 @@ from importlib import metadata
 from pathlib import Path
 
 from scaling import accounting, machine, records
-from scaling.config import Horizon, RunConfig, canonical_json
+from scaling.config import Horizon, RunConfig
 from scaling.engine.plan.table import Row, step_flops
 from scaling.execution import ExecutionConfig
+from scaling.fields import canonical_json
 from scaling.machine import processor
 
 # Longest step, in exact FLOPs, that is timed on a CPU before a sweep: above it a few steps and their compilation would

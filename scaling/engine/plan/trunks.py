@@ -15,8 +15,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from scaling import accounting
-from scaling.config import DivergenceConfig, Horizon, RunConfig, canonical_json
+from scaling.config import DivergenceConfig, Horizon, RunConfig
 from scaling.engine.plan.table import Row, step_flops
+from scaling.fields import canonical_json
 
 
 def flat_steps(row: Row) -> int:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scaling import records
-from scaling.config import DataConfig, RunConfig, from_dict, to_dict
+from scaling.config import DataConfig, RunConfig
 from scaling.engine.run import inline
 from scaling.engine.run import worker as worker_module
 from scaling.engine.run.tasks import LOOP, ExecutorError, Task, ignore
+from scaling.fields import from_dict, to_dict
 from scaling.training.distributed import Group
 
 

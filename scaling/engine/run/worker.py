@@ -26,17 +26,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TextIO
 
-from scaling import config, storage
+from scaling import config, fields, storage
 from scaling.execution import ExecutionConfig
 from scaling.grid import Cell
 
 
 def cell_to_json(cell: Cell) -> dict:
-    return {"run": config.to_dict(cell.run), **cell.place}
+    return {"run": fields.to_dict(cell.run), **cell.place}
 
 
 def cell_from_json(raw: dict) -> Cell:
-    return Cell(**{**raw, "run": config.from_dict(config.RunConfig, raw["run"])})
+    return Cell(**{**raw, "run": fields.from_dict(config.RunConfig, raw["run"])})
 
 
 def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[dict], None]) -> dict:
@@ -48,17 +48,17 @@ def execute(loop: ModuleType, command: str, payload: dict, on_event: Callable[[d
     ``memory``: compiles one shape for ``num_members`` through ``loop.measure_memory``; answers {"memory": its bytes}.
     ``pack_size``: how many of one shape, at most ``most``, fit one program; answers {"members": their number}.
     """
-    execution = config.from_dict(ExecutionConfig, payload["execution"])
+    execution = fields.from_dict(ExecutionConfig, payload["execution"])
     cache_dir = Path(payload["cache_dir"])
     if command == "calibrate":
-        run = config.from_dict(config.RunConfig, payload["run"])
+        run = fields.from_dict(config.RunConfig, payload["run"])
         options = {name: payload[name] for name in ("num_members", "since") if name in payload}
         return loop.calibrate(run, execution, cache_dir, payload["seconds"], **options)
     if command == "memory":
-        run = config.from_dict(config.RunConfig, payload["run"])
+        run = fields.from_dict(config.RunConfig, payload["run"])
         return {"memory": loop.measure_memory(run, execution, cache_dir, payload["num_members"])}
     if command == "pack_size":
-        run = config.from_dict(config.RunConfig, payload["run"])
+        run = fields.from_dict(config.RunConfig, payload["run"])
         return {"members": loop.pack_size(run, execution, cache_dir, payload["most"])}
     if command != "train":
         raise ValueError(f"unknown command {command!r}")
@@ -109,7 +109,7 @@ class Ahead:
         with suppress(Exception):  # the task itself will meet it, and say so
             self._loop.compile_ahead(
                 [cell_from_json(raw) for raw in payload["cells"]],
-                config.from_dict(ExecutionConfig, payload["execution"]),
+                fields.from_dict(ExecutionConfig, payload["execution"]),
             )
 
 

@@ -21,7 +21,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 
-from scaling import config, machine
+from scaling import config, fields, machine
 from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig
 
@@ -89,7 +89,7 @@ class Compiler:
 
     def ask(self, run: RunConfig, execution: ExecutionConfig) -> Verdict:
         """Compiles one run's train step; a compiler that ended instead of answering is a reason too."""
-        question = {"run": config.to_dict(run), "execution": config.to_dict(execution)}
+        question = {"run": fields.to_dict(run), "execution": fields.to_dict(execution)}
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
@@ -119,8 +119,8 @@ def main() -> None:
         problem = f"topology {sys.argv[1]!r}: {_first_line(e)}: write one as v5e:8x8, v5p:4x4x4, v6e:16x16"
     for line in sys.stdin:
         raw = json.loads(line)
-        run = config.from_dict(RunConfig, raw["run"])
-        execution = config.from_dict(ExecutionConfig, raw["execution"])
+        run = fields.from_dict(RunConfig, raw["run"])
+        execution = fields.from_dict(ExecutionConfig, raw["execution"])
         verdict = Verdict(reason=problem) if problem else compile_step(run, execution, devices)
         answers.write(json.dumps(dataclasses.asdict(verdict)) + "\n")
         answers.flush()

@@ -1,7 +1,7 @@
 """Tables → checked observations: what a law is fitted to, and what was left out and why."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scaling.laws.tables import reading, units
-from scaling.laws.tables.columns import NAMES, canonical, choose, says_ones, words_of
+from scaling.laws.tables.columns import MEASURED, NAMES, canonical, choose, says_ones, words_of
 from scaling.laws.tables.reading import NOTES, listed
 
 if TYPE_CHECKING:
@@ -270,6 +270,28 @@ def _convention(table, num_params, flops, source, need_size=True):
             ratio = _numbers(table, "num_tokens", source) / _numbers(table, "num_params", source)
         table = table.assign(tokens_per_param=ratio)  # of the count that was chosen
     return table, convention
+
+
+def as_counted(table: "pd.DataFrame", convention: Mapping[str, str]) -> "pd.DataFrame":
+    """Returns a table, all its rows, with ``num_params``, ``num_tokens`` and ``flops`` as ``convention`` counts them.
+
+    ``convention`` is what ``from_table`` has said of the same table (fit.json's): records carry every count
+    (``num_params_total``, ``flops_6ND`` …); a table of a person's one, under any of its aliases. Where it has no FLOPs
+    they are 6 N D, where it has no tokens they are C / (6 N), as in the fit.
+    """
+    for old, (new, unit) in choose(table)[0].items():
+        if new in MEASURED:
+            table = table.rename(columns={old: new})
+            table = table if unit == 1 else table.assign(**{new: table[new] * unit})
+    for name in ("num_params", "flops"):
+        counted = f"{name}_{convention.get(name)}"
+        if counted in table:
+            table = table.assign(**{name: table[counted]})
+    if "num_tokens" not in table and {"num_params", "flops"} <= set(table.columns):
+        table = table.assign(num_tokens=table["flops"] / (6.0 * table["num_params"]))
+    if "flops" not in table:
+        table = table.assign(flops=6.0 * table["num_params"] * table["num_tokens"])
+    return table
 
 
 def _hint(table, missing: list[str]) -> str:

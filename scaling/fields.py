@@ -1,0 +1,90 @@
+"""Frozen dataclasses that check themselves: what their fields may be, and their JSON.
+
+Only the standard library is imported here, so that a bare accelerator image can read a config. What a person wrote goes
+through ``parse``, whose pydantic is imported where it is first needed."""
+
+import dataclasses
+import functools
+import json
+import math
+from dataclasses import field
+from typing import Any, ClassVar, get_type_hints
+
+
+def require(ok: bool, name: str, value: Any, want: str) -> None:
+    """Raises ValueError naming the field, its value and what to write instead."""
+    if not ok:
+        raise ValueError(f"{name} is {value!r}: write {want}")
+
+
+def require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(math.isfinite(value) and value > 0, name, value, "a positive number")
+
+
+def require_fraction(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value < 1, name, value, "a number in [0, 1)")
+
+
+def since(schema: int, default: Any) -> Any:
+    """A field that records made before ``schema`` do not have. ``default`` is what the code did before there was the
+    field, for ever: at that value it is left out of the canonical JSON, so that ids given earlier stay what they were.
+    """
+    return field(default=default, metadata={"since": schema})
+
+
+class Strict:
+    """Unknown keys are errors when pydantic builds one of these."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+
+def to_dict(config: Any) -> dict:
+    """A config as plain nested dicts, every default written out."""
+    return dataclasses.asdict(config)
+
+
+def canonical_json(config: Any) -> str:
+    """Sorted keys, no spaces, shortest round-trip floats, fields younger than the config left out; the text that
+    ``run_id`` hashes."""
+    return json.dumps(_canonical(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _canonical(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    pairs = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {f.name: _canonical(v) for f, v in pairs if not ("since" in f.metadata and v == f.default)}
+
+
+def from_dict(cls: type, raw: dict) -> Any:
+    """Builds the dataclass ``cls`` from what ``to_dict`` gave, with the standard library alone.
+
+    For trusted text only (a worker's input, a record's config): types are not checked, unknown and missing keys raise
+    TypeError. Everything a person wrote goes through ``parse``.
+    """
+    hints = get_type_hints(cls)
+    return cls(
+        **{
+            key: from_dict(hints[key], value) if dataclasses.is_dataclass(hints.get(key)) else value
+            for key, value in raw.items()
+        }
+    )
+
+
+@functools.cache
+def _adapter(cls: type):
+    import pydantic
+
+    return pydantic.TypeAdapter(cls)
+
+
+def parse(cls: type, raw: Any) -> Any:
+    """Builds the dataclass ``cls`` from plain dicts.
+
+    Raises pydantic.ValidationError, whose ``errors()`` carry the path of every bad key.
+    """
+    return _adapter(cls).validate_python(raw)
