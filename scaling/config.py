@@ -1,7 +1,6 @@
 """What a run is: frozen dataclasses, checked on construction, hashed to a ``run_id``.
 
-Only the standard library is imported here, so a bare accelerator image can read a config. Parsing from
-untrusted mappings (``parse``) goes through pydantic, imported where it is first needed.
+Only the standard library is imported here, so a bare accelerator image can read a config.
 """
 
 import dataclasses
@@ -11,66 +10,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from scaling.families import FAMILIES, ModelConfig
+from scaling.families.counting import RULES
 from scaling.fields import Strict, canonical_json, require, require_fraction, require_positive, since
+from scaling.objectives import NEXT_TOKEN, OBJECTIVES, ObjectiveConfig
 
 # 256 bytes and the separator of documents: a smaller byte-level vocabulary could not write every text.
 SMALLEST_BPE = 257
 
-FlopRule = Literal["6ND", "6ND_total", "kaplan", "chinchilla", "exact"]
 ParamCount = Literal["non_embedding", "total"]
-
-
-@dataclass(frozen=True)
-class ModelConfig(Strict):
-    """A decoder-only Transformer; every size is explicit (the grid's one-dial sizes are expanded there).
-
-    Letters used in shapes: D ``d_model``, F ``d_ff``, H ``num_heads``, G ``num_kv_heads``, K ``head_dim``,
-    V ``vocab_size``, L ``num_layers``.
-    """
-
-    d_model: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    num_kv_heads: int
-    d_ff: int
-    vocab_size: int = 256
-    family: Literal["transformer"] = "transformer"
-    activation: Literal["gelu", "swiglu", "relu2"] = "gelu"
-    qk_norm: bool = False
-    tied_embeddings: bool = False
-    logit_softcap: float | None = None
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    # "mup": width-μP for Adam-like optimisers (Yang et al. 2022, table 8), relative to base_d_model. Hidden matrices
-    # learn, and decay, at 1/m of the rate, m = d_model / base_d_model.
-    parameterization: Literal["standard", "mup"] = "standard"
-    base_d_model: int | None = None
-    base_head_dim: int | None = None
-    # Compute dtype; weights and optimiser state are float32 always.
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        require_positive(
-            self, "d_model", "num_layers", "num_heads", "head_dim", "num_kv_heads", "d_ff", "vocab_size",
-            "rope_theta", "norm_eps",
-        )  # fmt: skip
-        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (RoPE rotates pairs)")
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            "num_kv_heads",
-            self.num_kv_heads,
-            f"a divisor of num_heads ({self.num_heads})",
-        )
-        if self.logit_softcap is not None:
-            require_positive(self, "logit_softcap")
-        for name in ("base_d_model", "base_head_dim"):
-            value = getattr(self, name)
-            if self.parameterization == "mup":
-                want = "the size at which the learning rate was tuned (μP scales from it)"
-                require(value is not None and value > 0, name, value, want)
-            else:
-                require(value is None, name, value, "null, or set parameterization: mup")
 
 
 @dataclass(frozen=True)
@@ -172,12 +120,13 @@ class Horizon(Strict):
     flops: float | None = None
     tokens_per_param: float | None = None
     steps: int | None = None
-    rule: FlopRule = "exact"
+    rule: str = "exact"
     params: ParamCount = "non_embedding"
 
     def __post_init__(self):
         given = [n for n in ("tokens", "flops", "tokens_per_param", "steps") if getattr(self, n) is not None]
         require(len(given) == 1, "horizon", given, "exactly one of tokens, flops, tokens_per_param, steps")
+        require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
         require_positive(self, given[0])
 
 
@@ -228,9 +177,11 @@ class RunConfig(Strict):
     eval: EvalConfig = field(default_factory=EvalConfig)
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     seed: int = 0
+    objective: ObjectiveConfig = since(3, NEXT_TOKEN)  # noqa: RUF009
 
     def __post_init__(self):
         require_positive(self, "batch_size")
+        self._require_both_ways()
         require(0 <= self.seed < 2**31, "seed", self.seed, "an integer in [0, 2^31)")
         if self.data.source.startswith("synthetic:"):  # whose own loss is known of the whole of its split alone
             require(
@@ -242,6 +193,18 @@ class RunConfig(Strict):
             require(
                 self.optim.name in adam_like, "optim.name", self.optim.name, f"one of {', '.join(adam_like)} for mup"
             )
+
+    def _require_both_ways(self) -> None:
+        """Raises ValueError for an objective that sees both sides of a token, of what can see one only."""
+        if OBJECTIVES[self.objective.name].is_causal:
+            return
+        family = self.model.family
+        require(
+            not FAMILIES[family].is_causal_only, "objective.name", self.objective.name,
+            f"next_token: a {family} model reads one way",
+        )  # fmt: skip
+        want = f"false: what is {self.objective.name} no longer says where a document begins"
+        require(not self.data.mask_documents, "data.mask_documents", True, want)
 
     @property
     def batch_tokens(self) -> int:

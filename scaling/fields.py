@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, ClassVar, get_type_hints
 
@@ -42,6 +43,49 @@ class Strict:
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
 
+class Variants(Strict):
+    """A base of configs that are told apart by one of their fields, ``told_by``: ``family`` of a model, say.
+
+    Its subclasses are entered in ``variants`` by their default of that field; JSON that has none means ``usual``.
+    """
+
+    told_by: ClassVar[str]
+    usual: ClassVar[str]
+    variants: ClassVar[dict[str, type]]
+
+    def __init_subclass__(cls, *, told_by: str | None = None, usual: str = "", **kwargs):
+        super().__init_subclass__(**kwargs)
+        if told_by is not None:
+            cls.told_by, cls.usual, cls.variants = told_by, usual, {}
+        else:
+            cls.variants[getattr(cls, cls.told_by)] = cls
+
+    @classmethod
+    def variant(cls, raw: Mapping) -> type:
+        """Returns the class that ``raw`` is of, ``cls`` itself if that is one; raises ValueError for none."""
+        if cls in cls.variants.values():
+            return cls
+        name = raw.get(cls.told_by, cls.usual)
+        require(name in cls.variants, cls.told_by, name, f"one of {', '.join(cls.variants)}")
+        return cls.variants[name]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """How pydantic builds a field of this type: as the variant that is named."""
+        if cls in cls.variants.values():
+            return handler(source)
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(cls._validated)
+
+    @classmethod
+    def _validated(cls, raw: Any) -> Any:
+        if isinstance(raw, cls):
+            return raw
+        require(isinstance(raw, Mapping), cls.told_by, raw, "a mapping of its fields")
+        return parse(cls, raw)
+
+
 def to_dict(config: Any) -> dict:
     """A config as plain nested dicts, every default written out."""
     return dataclasses.asdict(config)
@@ -66,6 +110,7 @@ def from_dict(cls: type, raw: dict) -> Any:
     For trusted text only (a worker's input, a record's config): types are not checked, unknown and missing keys raise
     TypeError. Everything a person wrote goes through ``parse``.
     """
+    cls = cls.variant(raw) if hasattr(cls, "variant") else cls  # a base whose subclasses are told apart by a field
     hints = get_type_hints(cls)
     return cls(
         **{
@@ -87,4 +132,4 @@ def parse(cls: type, raw: Any) -> Any:
 
     Raises pydantic.ValidationError, whose ``errors()`` carry the path of every bad key.
     """
-    return _adapter(cls).validate_python(raw)
+    return _adapter(cls.variant(raw) if hasattr(cls, "variant") else cls).validate_python(raw)

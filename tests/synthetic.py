@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from scaling import accounting, records
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import Horizon, OptimConfig, RunConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.fields import from_dict, to_dict
 
 LAW = {"E": 0.70, "A": 11.0, "alpha": 0.29, "B": 800.0, "beta": 0.54}
@@ -34,7 +35,7 @@ def run_config(
     """A run of the default grid's kind: width × layers, byte vocabulary, 16 × 128 tokens a batch."""
     width, layers = size
     heads = max(1, width // 16)
-    model = ModelConfig(
+    model = TransformerConfig(
         d_model=width,
         num_layers=layers,
         num_heads=heads,

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling import accounting
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from scaling.config import Horizon, OptimConfig, RunConfig, ScheduleConfig
+from scaling.families.counting import RULES
+from scaling.families.transformer import TransformerConfig
 
 
 def model(d_model, num_layers, num_heads, head_dim, d_ff, vocab_size, **more):
     more.setdefault("num_kv_heads", num_heads)
-    return ModelConfig(
+    return TransformerConfig(
         d_model=d_model,
         num_layers=num_layers,
         num_heads=num_heads,
@@ -151,7 +153,7 @@ def test_kaplan_rule_is_his_table_1():
 def test_six_nd_rules_differ_by_the_embeddings():
     found = accounting.flops_per_token(TINY, 128)
     assert found["6ND_total"] - found["6ND"] == 6 * 2 * 256 * 32
-    assert set(found) == set(accounting.FLOP_RULES)
+    assert set(found) == set(RULES)
 
 
 def test_head_dominates_small_models():

@@ -10,17 +10,9 @@ import sys
 import pydantic
 import pytest
 
-from scaling.config import (
-    DataConfig,
-    DivergenceConfig,
-    EvalConfig,
-    Horizon,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    ScheduleConfig,
-)
+from scaling.config import DataConfig, DivergenceConfig, EvalConfig, Horizon, OptimConfig, RunConfig, ScheduleConfig
 from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.families import ModelConfig
 from scaling.fields import canonical_json, from_dict, parse, since, to_dict
 
 MODEL = {"d_model": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16, "num_kv_heads": 2, "d_ff": 128}
@@ -177,8 +169,8 @@ def test_a_config_is_read_with_the_standard_library_alone():
     """On an image with nothing but Python and JAX a worker reads its runs: no pydantic, no numpy."""
     script = (
         "import json, sys\n"
-        "from scaling import config\n"
-        "run = config.from_dict(config.RunConfig, json.load(sys.stdin))\n"
+        "from scaling import config, fields\n"
+        "run = fields.from_dict(config.RunConfig, json.load(sys.stdin))\n"
         "print(run.run_id, sorted({'pydantic', 'numpy', 'jax', 'yaml', 'pandas'} & set(sys.modules)))\n"
     )
     run = parse(RunConfig, RUN)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from scaling import accounting, grid
+from scaling.families import transformer
 from scaling.grid import sizes, strict
 
 SWEEPS = sorted((Path(__file__).resolve().parent.parent / "sweeps").glob("*.yaml"))
@@ -81,18 +82,18 @@ def test_shape_follows_from_width(width, num_layers, matmul_params):
 
 @pytest.mark.parametrize("width", [8, 16, 24, 40, 64, 80, 128, 256, 768, 1024, 2048, 4096, 12288])
 def test_rule_keeps_its_word(width):
-    shape = sizes.shape_of_width(width)
+    shape = transformer.shape(width, {})
     assert shape["num_heads"] * shape["head_dim"] == width
     assert shape["head_dim"] in (8, 16, 32, 64, 128)
     assert shape["head_dim"] ** 2 <= 8 * width
     assert shape["d_ff"] == 4 * width
-    assert sizes.shape_of_width(width)["num_layers"] <= sizes.shape_of_width(width + 8)["num_layers"]
+    assert transformer.shape(width, {})["num_layers"] <= transformer.shape(width + 8, {})["num_layers"]
 
 
 def test_rule_at_the_scale_of_known_models():
-    assert sizes.shape_of_width(768)["num_layers"] == 12  # GPT-2, 12 heads of 64
-    assert sizes.shape_of_width(768)["num_heads"] == 12
-    assert sizes.shape_of_width(4096)["head_dim"] == 128  # 7B models
+    assert transformer.shape(768, {})["num_layers"] == 12  # GPT-2, 12 heads of 64
+    assert transformer.shape(768, {})["num_heads"] == 12
+    assert transformer.shape(4096, {})["head_dim"] == 128  # 7B models
 
 
 def test_swiglu_keeps_the_parameters():
@@ -109,7 +110,7 @@ def test_params_dial_takes_the_nearest_width(target):
     assert cell.labels["target_params"] == target
 
     def off(width):  # brute force with the approximate count 12 L d^2, norms added by hand
-        shape = sizes.shape_of_width(width)
+        shape = transformer.shape(width, {})
         count = 12 * shape["num_layers"] * width**2 + (2 * shape["num_layers"] + 1) * width
         return abs(math.log(count / target))
 

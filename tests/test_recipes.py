@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 
 from scaling import accounting
-from scaling.config import ModelConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.grid import recipes
 
 STDLIB_TOKENS = 12e6
 
 
 def model(d_model, num_layers, num_heads, d_ff, vocab_size, activation="gelu", **more):
-    return ModelConfig(
+    return TransformerConfig(
         d_model=d_model,
         num_layers=num_layers,
         num_heads=num_heads,

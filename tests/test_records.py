@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scaling import accounting, records
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import Horizon, OptimConfig, RunConfig
+from scaling.families.counting import RULES
+from scaling.families.transformer import TransformerConfig
 from scaling.fields import to_dict
 
-MODEL = ModelConfig(d_model=32, num_layers=2, num_heads=2, head_dim=16, num_kv_heads=2, d_ff=128)
+MODEL = TransformerConfig(d_model=32, num_layers=2, num_heads=2, head_dim=16, num_kv_heads=2, d_ff=128)
 
 
 def record(*, seed=0, status="completed", loss=1.5, holdout=False, **labels) -> records.RunRecord:
@@ -201,7 +203,7 @@ def test_the_table_has_every_run_and_every_convention(tmp_path):
         row = table.loc[r.run_id]
         assert row["status"] == r.status
         assert row["num_params"] == r.num_params["non_embedding"]
-        for rule in accounting.FLOP_RULES:
+        for rule in RULES:
             assert row[f"flops_{rule}"] == r.flops[rule]
         for group in (*accounting.PARAM_GROUPS, "non_embedding", "total"):
             assert row[f"num_params_{group}"] == r.num_params[group]

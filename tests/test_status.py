@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 
 from scaling import numbers, records, sweep, terminal
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import Horizon, OptimConfig, RunConfig
 from scaling.engine.folder import signs
 from scaling.engine.folder.cells import failed_record
 from scaling.engine.folder.signs import Board, clear_stale, read_signs, signs_folder
 from scaling.engine.plan import table
 from scaling.engine.run import status
+from scaling.families.transformer import TransformerConfig
 from scaling.grid import Cell
 
 ENGINE = Path(__file__).parent / "engine"
-MODEL = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
+MODEL = TransformerConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
 
 
 def make_rows(count, num_steps=100):

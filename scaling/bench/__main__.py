@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling import accounting, fields, grid, machine, records, storage, terminal
-from scaling.config import DataConfig, Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig
 from scaling.engine.plan import timings
 from scaling.engine.plan.table import step_flops
 from scaling.engine.run.tasks import ExecutorError, Task
 from scaling.engine.run.workers import Local, auto_workers
 from scaling.execution import ExecutionConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.machine import processor
 
 # (width, layers) at about 50K, 300K and 1M non-embedding parameters, heads of 32: the sizes of the published
@@ -45,7 +46,9 @@ def default_runs() -> list[RunConfig]:
 
     def run(width: int, layers: int) -> RunConfig:
         heads = width // 32
-        model = ModelConfig(width, layers, num_heads=heads, head_dim=32, num_kv_heads=heads, d_ff=4 * width)
+        model = TransformerConfig(
+            d_model=width, num_layers=layers, num_heads=heads, head_dim=32, num_kv_heads=heads, d_ff=4 * width
+        )
         data = DataConfig(seq_len=256)
         return RunConfig(
             model, OptimConfig(peak_lr=0.01, warmup_tokens=0), Horizon(steps=100), batch_size=16, data=data
@@ -117,7 +120,7 @@ def _row(run: RunConfig, num_members: int, timed: list[dict], corpus) -> dict:
         "seq_len": run.data.seq_len,
         "batch_size": run.batch_size,
         "tokens_per_s": tokens_per_s,
-        "flops_per_s": tokens_per_s * accounting.flops_per_token(run.model, run.data.seq_len)["exact"],
+        "flops_per_s": tokens_per_s * accounting.flops_of(run)["exact"],
         "eval_tokens_per_s": sum(num_members * corpus.validation_tokens / t["eval_seconds"] for t in timed),
         "compile_seconds": max(t["compile_seconds"] for t in timed),
         "memory_bytes": timed[0].get("memory_bytes"),

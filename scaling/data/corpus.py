@@ -106,12 +106,14 @@ class Corpus:
             "text_bytes": None if None in text_bytes else sum(text_bytes),
         }
 
-    def require_vocab(self, vocab_size: int) -> None:
-        """Raises ValueError if a model of this vocabulary cannot read the corpus."""
-        if vocab_size < self.vocab_size:
+    def require_vocab(self, vocab_size: int, extra_ids: int = 0) -> None:
+        """Raises ValueError if a model of this vocabulary, ``extra_ids`` of it not the corpus's, cannot read it."""
+        if vocab_size < self.vocab_size + extra_ids:
             name = self.manifest["tokenizer"]["name"]
+            own = f", and the objective {extra_ids} of its own" if extra_ids else ""
             raise ValueError(
-                f"model.vocab_size is {vocab_size}: write {self.vocab_size} or more, the tokenizer {name} has as many"
+                f"model.vocab_size is {vocab_size}: write {self.vocab_size + extra_ids} or more, the tokenizer {name} "
+                f"has {self.vocab_size if extra_ids else 'as many'}{own}"
             )
 
     def require_horizon(self, num_tokens: float) -> None:

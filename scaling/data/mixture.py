@@ -150,8 +150,9 @@ class Mixture:
             "sources": [{**part, "weight": weight} for weight, part in zip(self.weights, parts)],
         }
 
-    def require_vocab(self, vocab_size: int) -> None:
-        self.corpora[0].require_vocab(vocab_size)
+    def require_vocab(self, vocab_size: int, extra_ids: int = 0) -> None:
+        """As ``Corpus.require_vocab``; all sources have one tokenizer."""
+        self.corpora[0].require_vocab(vocab_size, extra_ids)
 
     def require_horizon(self, num_tokens: float) -> None:
         """As ``Corpus.require_horizon``, of each source's share."""

@@ -105,12 +105,13 @@ class Stream:
         symbols_WT = self.validation()[0][:, 1:] - 1
         return float(self.process.negative_log_probability(symbols_WT).mean() / self.seq_len)
 
-    def require_vocab(self, vocab_size: int) -> None:
+    def require_vocab(self, vocab_size: int, extra_ids: int = 0) -> None:
         """Raises ValueError if a model of this vocabulary cannot read the stream."""
-        if vocab_size < self.vocab_size:
+        if vocab_size < self.vocab_size + extra_ids:
             raise ValueError(
-                f"model.vocab_size is {vocab_size}: write {self.vocab_size} or more: {self.source} has "
+                f"model.vocab_size is {vocab_size}: write {self.vocab_size + extra_ids} or more: {self.source} has "
                 f"{self.process.num_symbols} symbols and a separator"
+                + (f", and the objective {extra_ids} of its own" if extra_ids else "")
             )
 
     def require_horizon(self, num_tokens: float) -> None:

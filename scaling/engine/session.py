@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import config, fields, machine, numbers, records, storage, terminal
+from scaling import config, fields, machine, numbers, objectives, records, storage, terminal
 from scaling.engine.folder import signs
 from scaling.engine.folder.cells import Cells, failed_record
 from scaling.engine.folder.manifest import Manifest
@@ -211,7 +211,8 @@ class Session:
                 corpus = data.open(data_config, self._cache_dir)
                 for row in rows:
                     if row.cell.run.data == data_config:
-                        corpus.require_vocab(row.cell.run.model.vocab_size)
+                        run = row.cell.run
+                        corpus.require_vocab(run.model.vocab_size, objectives.of(run.objective).extra_ids)
                         corpus.require_horizon(row.plan.num_tokens)
 
     def measure(self, rows: Sequence[Row]) -> None:

@@ -7,16 +7,23 @@ entries, ``seeds`` one among seeds.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scaling.config import FlopRule, ModelConfig, RunConfig
+from scaling.config import RunConfig
+from scaling.families import FAMILIES
+from scaling.families.counting import RULES
 from scaling.grid import strict
 from scaling.grid.recipes import RECIPES
 from scaling.grid.strict import GridError, Leaves
+from scaling.objectives import OBJECTIVES
 
 # Columns of the records' table that no axis may take the name of.
 RESERVED_LABELS = ("run_id", "status", "holdout", "budget_flops", "label")
 RECIPE_SCHEMA = {"name": Literal[(*RECIPES, "none")], "lr_scale": float, "batch_scale": float}
-MODEL_SCHEMA = {"width": int, "params": float, **strict.schema_of(ModelConfig)}
-RUN_SCHEMA = {**strict.schema_of(RunConfig), "model": MODEL_SCHEMA, "recipe": RECIPE_SCHEMA}
+# Every family's fields; which of them the family of a cell has is seen when the cell is built (``grid``).
+MODEL_SCHEMA = {"width": int, "params": float, **strict.schema_of_any(FAMILIES, "family")}
+OBJECTIVE_SCHEMA = strict.schema_of_any(OBJECTIVES, "name")
+RUN_SCHEMA = {
+    **strict.schema_of(RunConfig), "model": MODEL_SCHEMA, "objective": OBJECTIVE_SCHEMA, "recipe": RECIPE_SCHEMA
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def _base_layer(sections: dict) -> Layer:
 def _isoflop_layers(raw: Any) -> list[Layer]:
     """Budgets × sizes: each cell's horizon is its budget under the rule."""
     strict.mapping(raw, "isoflop", ("rule", "budgets", "sizes"))
-    rule = strict.leaf(raw.get("rule", "exact"), FlopRule, "isoflop.rule")
+    rule = strict.leaf(raw.get("rule", "exact"), Literal[tuple(RULES)], "isoflop.rule")
     layers = []
     for i, budget in enumerate(strict.nonempty(raw.get("budgets"), "isoflop.budgets")):
         path = f"isoflop.budgets[{i}]"

@@ -40,12 +40,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scaling import accounting
-from scaling.config import DataConfig, FlopRule, Horizon, ModelConfig, ParamCount, RunConfig
+from scaling.config import DataConfig, Horizon, ParamCount, RunConfig
 from scaling.execution import ExecutionConfig, HardwareConfig
+from scaling.families import FAMILIES, ModelConfig
+from scaling.families.counting import RULES
 from scaling.grid import sizes, strict
 from scaling.grid.choices import Layer, of
 from scaling.grid.recipes import RECIPES
 from scaling.grid.strict import GridError, Leaves, shown
+from scaling.objectives import OBJECTIVES
 
 MAX_CELLS = 100_000
 SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit")
@@ -63,7 +66,7 @@ class FitConfig:
     """
 
     num_params: ParamCount = "non_embedding"
-    flops: FlopRule = "exact"
+    flops: str = "exact"
     loss: Literal["huber", "lad", "squared", "tukey"] = "huber"
     delta: float | None = None
     bootstrap: int = 1000
@@ -72,6 +75,8 @@ class FitConfig:
     by: str | None = None
 
     def __post_init__(self):
+        if self.flops not in RULES:
+            raise ValueError(f"flops is {self.flops!r}: write one of {', '.join(RULES)}")
         if self.delta is not None and not (math.isfinite(self.delta) and self.delta > 0):
             raise ValueError(f"delta is {self.delta!r}: write a positive number")
         if self.bootstrap < 0:
@@ -183,6 +188,10 @@ def _resolve(leaves: Leaves, labels: dict) -> Cell:
     values = {key: value for key, (value, _) in leaves.items() if key[0] != "recipe"}
     recipe = {key[1]: value for key, (value, _) in leaves.items() if key[0] == "recipe"}
 
+    family = FAMILIES[values.get(("model", "family"), "transformer")]
+    strict.require_known("model", family.Config, leaves, f"a {family.Config.family} model", ("width", "params"))
+    objective = OBJECTIVES[values.get(("objective", "name"), "next_token")]
+    strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")
     if ("model", "vocab_size") not in values:
         values |= _vocab_of(values, leaves)
     try:
@@ -211,15 +220,16 @@ def _resolve(leaves: Leaves, labels: dict) -> Cell:
 
 
 def _vocab_of(values: dict, leaves: Leaves) -> dict[tuple[str, ...], int]:
-    """The vocabulary that follows from the name of the tokenizer; bytes are the default of ModelConfig."""
+    """The vocabulary that follows from the names of the tokenizer and of the objective."""
+    extra_ids = OBJECTIVES[values.get(("objective", "name"), "next_token")].extra_ids
     tokenizer, path = leaves.get(("data", "tokenizer"), ("bytes", ""))
     source, source_path = leaves.get(("data", "source"), ("", ""))
     if "tokens:" in source:
         raise GridError(f"{source_path}: model.vocab_size is missing; write what tokens.json says")
     if tokenizer == "bytes":
-        return {}
+        return {("model", "vocab_size"): 256 + extra_ids} if extra_ids else {}
     if match := re.fullmatch(r"bpe:([0-9]{1,7})", tokenizer):  # DataConfig says which sizes can be
-        return {("model", "vocab_size"): int(match[1])}
+        return {("model", "vocab_size"): int(match[1]) + extra_ids}
     raise GridError(f"{path}: model.vocab_size is missing; write it (it follows for bytes and bpe:<size> only)")
 
 
@@ -262,7 +272,8 @@ def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[
     if horizon.steps is not None and batch_size is None:
         path = leaves["horizon", "steps"][1]
         raise GridError(f"{path}: steps need batch_size too: the recipe's batch follows from tokens; write batch_size")
-    num_tokens = accounting.requested_tokens(model, data.seq_len, batch_size or 1, horizon)
+    causal = OBJECTIVES[values.get(("objective", "name"), "next_token")].is_causal
+    num_tokens = accounting.requested_tokens(model, data.seq_len, batch_size or 1, horizon, causal=causal)
     proposed = RECIPES[recipe["name"]](model, num_tokens, data.seq_len)
     if batch_size is None:
         batch_size = max(1, round(proposed.batch_tokens * recipe.get("batch_scale", 1.0) / data.seq_len))

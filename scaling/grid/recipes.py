@@ -16,8 +16,8 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scaling import accounting
-from scaling.config import ModelConfig
+from scaling import accounting, families
+from scaling.families import ModelConfig
 
 MAX_WARMUP_FRACTION = 0.1
 
@@ -121,10 +121,9 @@ def deepseek_v1(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperpar
 
     Reference: DeepSeek-AI 2024, "DeepSeek LLM: Scaling Open-Source Language Models with Longtermism", equations 1, 2.
     """
-    counts = accounting.param_counts(model)
-    attn_width = model.num_heads * model.head_dim
-    matmul_weights = counts["attention"] + counts["mlp"]
-    flops = (6 * matmul_weights + 12 * model.num_layers * attn_width * seq_len) * num_tokens
+    counts = families.of(model).counts(model)
+    attention = sum(12 * m.layers * m.width * seq_len for m in counts.attention)
+    flops = (6 * counts.inner_weights + attention) * num_tokens
     batch_tokens = 0.2920 * flops**0.3271
     return Hyperparameters(
         peak_lr=0.3118 * flops**-0.1250,

@@ -11,7 +11,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from scaling import fields
@@ -104,6 +104,25 @@ def schema_of(cls: type) -> dict:
         f.name: schema_of(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else hints[f.name]
         for f in dataclasses.fields(cls)
     }
+
+
+def schema_of_any(variants: dict[str, Any], told_by: str) -> dict:
+    """Field names → type hints of all of several configs, the first one's where they differ; ``told_by`` names one."""
+    found: dict = {}
+    for variant in reversed(variants.values()):
+        found |= schema_of(variant.Config)
+    return found | {told_by: Literal[tuple(variants)]}
+
+
+def require_known(group: str, config: type, leaves: Leaves, called: str, dials: Collection[str] = ()) -> None:
+    """Raises GridError for a leaf of ``group`` that ``config`` has no field for: another variant's.
+
+    ``called``: what the message calls the variant; ``dials``: names that stand for fields of it.
+    """
+    known = {*dials, *(f.name for f in dataclasses.fields(config))}
+    for key, (_, path) in leaves.items():
+        if key[0] == group and key[-1] not in known:
+            raise GridError(f"{path}: {called} has no {key[-1]}; write one of {', '.join(sorted(known))}")
 
 
 def join(path: str, key: Any) -> str:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from scaling import data
+from scaling import data, objectives
+from scaling.config import RunConfig
 from scaling.training import sharding
 from scaling.training.programs import Programs
 
@@ -57,10 +58,11 @@ class Evaluator:
     """Validation windows, made in batches of the program's size as they are wanted: a split of billions of tokens takes
     no more memory than a small one, but for 4 bytes a window."""
 
-    def __init__(self, corpus: data.Corpus, num_tokens: int | None, programs: Programs):
-        self.corpus, self._asked = corpus, num_tokens
+    def __init__(self, corpus: data.Corpus, run: RunConfig, num_tokens: int | None, programs: Programs):
+        self.corpus, self.run, self._asked = corpus, run, num_tokens
+        self.objective = objectives.of(run.objective)
         self.shares = corpus.validation_shares(num_tokens)
-        self.tokens_W = corpus.validation_counts(num_tokens)
+        self.tokens_W = self.objective.predicted(run.objective, corpus.validation_counts(num_tokens))
         self.programs = programs
 
     def by(self, programs: Programs) -> "Evaluator":
@@ -75,22 +77,31 @@ class Evaluator:
 
     def __call__(self, params) -> list[Evaluated]:
         """What each member's loss is."""
-        rows = self.programs.eval_rows
-        W, S = len(self.tokens_W), self.corpus.seq_len + 1
+        rows, W = self.programs.eval_rows, len(self.tokens_W)
         spec, mesh = P(("data", "fsdp")), self.programs.mesh
         sums, under_way = [], None
         for start in range(0, W, rows):
-            made = self.corpus.validation_windows(start, min(start + rows, W), self._asked)
-            windows, weights = (_padded(part, rows) for part in made)
-            tokens = sharding.host_array(mesh, spec, (rows, S), lambda index, w=windows: w[index])
-            mask = sharding.host_array(mesh, spec, (rows, S - 1), lambda index, w=weights: w[index])
+            made = self._batch(start, min(start + rows, W))
+            whole = {name: _padded(part, rows) for name, part in made.items()}
+            batch = {name: sharding.host_array(mesh, spec, x.shape, x.__getitem__) for name, x in whole.items()}
             # One ahead of what is read: hundreds at once hold all windows in memory, and on several virtual CPU devices
             # starve each other of the threads that their collectives wait for, until XLA aborts.
-            before, under_way = under_way, self.programs.evaluate(params, tokens, mask)
+            before, under_way = under_way, self.programs.evaluate(params, batch)
             if before is not None:
                 sums.append(to_host(before))
         sums_KW = np.concatenate([*sums, to_host(under_way)], axis=1)[:, :W]
         return [evaluated(sums_W, self.tokens_W, self.shares) for sums_W in sums_KW]
+
+    def _batch(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Windows ``start`` to ``stop`` as the objective has them, corrupted alike for every run."""
+        windows_WS, weights_WT = self.corpus.validation_windows(start, stop, self._asked)
+        keys_W = keys_of(0, np.arange(start, stop, dtype=np.uint64))
+        return self.objective.batch(self.run.objective, self.run.model.vocab_size, windows_WS, keys_W, weights_WT)
+
+
+def keys_of(seed: int, index_R: np.ndarray) -> np.ndarray:
+    """Returns a key a window, from a seed below 2^31 and its place in training (or validation) below 2^33."""
+    return index_R + (np.uint64(seed) << np.uint64(33))
 
 
 def _padded(array: np.ndarray, rows: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scaling import accounting, config, data, records, storage
+from scaling import accounting, config, data, objectives, records, storage
 from scaling.execution import ExecutionConfig
 from scaling.grid import Cell
 from scaling.training import checkpoint, outcome, sharding
@@ -81,7 +81,7 @@ def train(
     use_compilation_cache(cache_dir)
     run = cells[0].run
     corpus = data.open(run.data, cache_dir)
-    corpus.require_vocab(run.model.vocab_size)
+    corpus.require_vocab(run.model.vocab_size, objectives.of(run.objective).extra_ids)
     mesh = sharding.make_mesh(execution.mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))

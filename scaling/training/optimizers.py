@@ -11,7 +11,8 @@ import optax
 import optax.contrib
 
 from scaling.accounting import Plan
-from scaling.config import ModelConfig, OptimConfig, ScheduleConfig
+from scaling.config import OptimConfig, ScheduleConfig
+from scaling.families import ModelConfig
 from scaling.training.models.parameters import ParamSpec, width_multiplier
 
 
@@ -72,10 +73,10 @@ def transform(config: OptimConfig, hp: dict, specs: dict[str, ParamSpec]) -> opt
     dtype = jnp.dtype(config.momentum_dtype)
     adam = optax.scale_by_adam(hp["beta1"], hp["beta2"], hp["eps"], mu_dtype=dtype)
     if config.name == "muon":
-        matrices = {n for n, spec in specs.items() if spec.hidden_matrix}
+        matrices = {n for n, spec in specs.items() if spec.matrix is not None}
         # Matrices only; the rest by Adam. The scale makes an update's RMS that of AdamW's, so that rate and decay carry
         # over (Liu et al. 2025, "Muon is scalable", eq. 4).
-        dims = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+        dims = {n: optax.contrib.MuonDimensionNumbers(*specs[n].matrix) for n in matrices}
         muon = optax.chain(
             optax.contrib.scale_by_muon(beta=hp["beta1"], mu_dtype=dtype, weight_dimension_numbers=_only(dims)),
             optax.stateless(lambda updates, _: jax.tree.map(lambda u: 0.2 * max(u.shape[-2:]) ** 0.5 * u, updates)),
@@ -92,9 +93,9 @@ def transform(config: OptimConfig, hp: dict, specs: dict[str, ParamSpec]) -> opt
     }[config.name]()
 
 
-def _only(dims):
-    """The same dimension numbers for every array that is there (optax hands over masked trees)."""
-    return lambda updates: jax.tree.map(lambda _: dims, updates)
+def _only(dims: dict):
+    """The dimension numbers of the arrays that are there (optax hands over masked trees)."""
+    return lambda updates: {n: dims.get(n) if not isinstance(u, optax.MaskedNode) else u for n, u in updates.items()}
 
 
 def rate_multipliers(model: ModelConfig, specs: dict[str, ParamSpec]) -> dict[str, float]:
@@ -104,12 +105,12 @@ def rate_multipliers(model: ModelConfig, specs: dict[str, ParamSpec]) -> dict[st
     models decay less.
     """
     m = width_multiplier(model)
-    return {name: 1.0 / m if spec.hidden_matrix else 1.0 for name, spec in specs.items()}
+    return {name: 1.0 / m if spec.mup == "hidden" else 1.0 for name, spec in specs.items()}
 
 
 def decays(optim: OptimConfig, spec: ParamSpec) -> bool:
     """Whether weight decay acts on a parameter: hidden matrices and the head; all of them if configured so."""
-    return optim.decay_norms_and_embeddings or spec.group not in ("norm", "embedding")
+    return optim.decay_norms_and_embeddings or spec.decay
 
 
 def update(model: ModelConfig, optim: OptimConfig, specs, hp: dict, step, grads, opt_state, params):

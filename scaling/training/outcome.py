@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from scaling import fields, machine, records
+from scaling import fields, machine, objectives, records
 from scaling.training import memory
 from scaling.training.evaluation import Evaluated
 from scaling.training.member import Member, finite
@@ -24,6 +24,7 @@ def record(
     share = num_tokens / plan.num_tokens
     loss, standard_error = (None, None) if diverged else (evaluated.loss, evaluated.standard_error)
     described = corpus.describe()
+    bits_per_byte = None
     tokens_per_byte = described["tokens_per_byte"]  # None: no text, or its maker did not say
     for source in described.get("sources", ()):  # of a mixture: how each fared and how often it was read
         mine = {} if diverged else evaluated.by_source[source["source"]]
@@ -32,6 +33,8 @@ def record(
             tokens = corpus.validation_tokens_by_source(run.eval.final_tokens)
             source["num_eval_tokens"] = tokens[source["source"]]
         source["epochs"] = source["weight"] * num_tokens / source["epoch_tokens"]
+    if objectives.of(run.objective).is_likelihood and None not in (loss, tokens_per_byte):
+        bits_per_byte = loss / math.log(2) * tokens_per_byte
     return records.RunRecord(
         run_id=run.run_id,
         status="diverged" if diverged else "completed",
@@ -47,7 +50,7 @@ def record(
         flops={rule: flops * share for rule, flops in plan.flops.items()},
         loss=loss,
         loss_standard_error=finite(standard_error),
-        bits_per_byte=None if None in (loss, tokens_per_byte) else loss / math.log(2) * tokens_per_byte,
+        bits_per_byte=bits_per_byte,
         num_eval_tokens=num_eval_tokens,
         diverged_at_step=ended_at if diverged else None,
         curve=member.curve,

@@ -5,6 +5,7 @@ end; the rest go on.
 """
 
 import copy
+import functools
 import itertools
 import math
 import time
@@ -15,11 +16,11 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from scaling import data
+from scaling import data, objectives
 from scaling.config import program_key
 from scaling.execution import ExecutionConfig
 from scaling.training import optimizers, programs, sharding
-from scaling.training.evaluation import Evaluated, Evaluator
+from scaling.training.evaluation import Evaluated, Evaluator, keys_of
 from scaling.training.member import Clock, Member
 from scaling.training.prefetch import Prefetched
 
@@ -55,7 +56,7 @@ class Pack:
         self.programs = programs.for_pack(program_key(self.run), self.execution, len(self.members), self.mesh)
         with self.clock.timed("compile"):
             _ = self.programs.train, self.programs.evaluate
-        self.curve_eval = Evaluator(self.corpus, self.run.eval.curve_tokens, self.programs)
+        self.curve_eval = Evaluator(self.corpus, self.run, self.run.eval.curve_tokens, self.programs)
 
     @property
     def live(self) -> dict[int, Member]:
@@ -102,42 +103,58 @@ class Pack:
         return {**row, "hparams": jax.tree.map(put, values, row["hparams"])}
 
     @property
-    def _batch_shape(self) -> tuple[int, int, int]:
-        return len(self.members), self.run.batch_size, self.run.data.seq_len + 1
+    def _batch_shapes(self) -> dict[str, tuple[int, int, int]]:
+        spec = programs.batch_spec(self.run)
+        return {name: (len(self.members), self.run.batch_size, columns) for name, (columns, _) in spec.items()}
 
-    def batches(self, num_steps: int | None = None) -> Prefetched[sharding.Blocks]:
+    def batches(self, num_steps: int | None = None) -> Prefetched[dict[str, sharding.Blocks]]:
         """For ``batch``: the next ``num_steps`` batches of the members that are live now, or batches without end.
 
         What they are is settled here, by each member's step; so none outlives a boundary, at which members change.
         """
-        run, shape = self.run, self._batch_shape
+        run, shapes, spec = self.run, self._batch_shapes, programs.batch_spec(self.run)
+        objective = objectives.of(run.objective)
         live = {k: (member.step, member.run.seed) for k, member in self.live.items()}
 
-        def block_of(k: int, rows: slice, i: int) -> np.ndarray:
+        def rows_of_member(k: int, rows: slice, i: int) -> dict[str, np.ndarray]:
             if k not in live:
-                return np.zeros((rows.stop - rows.start, shape[2]), np.int32)
+                return {name: np.zeros((rows.stop - rows.start, n), dtype) for name, (n, dtype) in spec.items()}
             step, seed = live[k]
-            return self.corpus.batch(step + i, run.batch_size, seed, rows)
+            windows_RS = self.corpus.batch(step + i, run.batch_size, seed, rows)
+            index_R = np.arange(rows.start, rows.stop, dtype=np.uint64) + np.uint64((step + i) * run.batch_size)
+            return objective.batch(run.objective, run.model.vocab_size, windows_RS, keys_of(seed, index_R))
 
-        def blocks(i: int) -> sharding.Blocks:
-            def rows_of(index):
+        def blocks(i: int) -> dict[str, sharding.Blocks]:
+            made = functools.cache(lambda k, start, stop: rows_of_member(k, slice(start, stop), i))
+
+            def block_of(name: str, index) -> np.ndarray:
                 runs, rows, columns = index
-                return np.stack([block_of(k, rows, i) for k in range(runs.start, runs.stop)])[:, :, columns]
+                each = [made(k, rows.start, rows.stop)[name] for k in range(runs.start, runs.stop)]
+                return np.stack(each)[:, :, columns]
 
-            return sharding.host_blocks(self.mesh, BATCH_SPEC, shape, rows_of)
+            return {
+                name: sharding.host_blocks(self.mesh, BATCH_SPEC, shape, functools.partial(block_of, name))
+                for name, shape in shapes.items()
+            }
 
-        batch_bytes = 4 * math.prod(shape) // jax.process_count()
+        batch_bytes = 4 * sum(map(math.prod, shapes.values())) // jax.process_count()
         depth = min(max(2, AHEAD_BYTES // batch_bytes), AHEAD_STEPS)
         return Prefetched(map(blocks, itertools.count() if num_steps is None else range(num_steps)), depth)
 
-    def batch(self, batches: Prefetched[sharding.Blocks], in_flight: dict[str, jax.Array] | None = None) -> jax.Array:
+    def batch(
+        self, batches: Prefetched[dict[str, sharding.Blocks]], in_flight: dict[str, jax.Array] | None = None
+    ) -> dict[str, jax.Array]:
         """The next batch of every member, each at its own step; zeros where none is looked at.
 
         It is taken while the device is busy with the step of ``in_flight``, its metrics. It counts as time spent on
         data only if that step was done before it: then the device had to wait.
         """
         started = time.perf_counter()
-        taken = sharding.from_blocks(self.mesh, BATCH_SPEC, self._batch_shape, next(batches))
+        shapes = self._batch_shapes
+        taken = {
+            name: sharding.from_blocks(self.mesh, BATCH_SPEC, shapes[name], blocks)
+            for name, blocks in next(batches).items()
+        }
         if in_flight is None or all(value.is_ready() for value in in_flight.values()):
             self.clock.seconds["data"] += time.perf_counter() - started
         return taken
@@ -152,7 +169,7 @@ class Pack:
 
     def evaluate_all(self, rows: Sequence[int]) -> tuple[dict[int, Evaluated], int]:
         """The loss of the members of ``rows`` over what the config takes of the validation split, and its tokens."""
-        evaluator = Evaluator(self.corpus, self.run.eval.final_tokens, self.programs)
+        evaluator = Evaluator(self.corpus, self.run, self.run.eval.final_tokens, self.programs)
         return self._evaluate(evaluator, rows), evaluator.num_tokens
 
     def _evaluate(self, evaluator: Evaluator, rows: Sequence[int]) -> dict[int, Evaluated]:

@@ -11,11 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling import accounting
+from scaling import accounting, objectives
 from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig, program_execution
-from scaling.training import optimizers, sharding
-from scaling.training.models import transformer
+from scaling.training import models, optimizers, sharding
 from scaling.training.step import eval_step, init_state, train_step
 
 
@@ -78,18 +77,24 @@ class Lowered:
             out_shardings=(_shardings_of(self.abstract_state), NamedSharding(self.mesh, P("run"))),
             donate_argnums=0,
         )
-        shape = (self.num_members, self.key.batch_size, self.key.data.seq_len + 1)
-        return train.lower(self.abstract_state, self._spec(shape, np.int32, P("run", ("data", "fsdp"))))
+        rows = self.key.batch_size
+        spec = P("run", ("data", "fsdp"))
+        batch = {
+            name: self._spec((self.num_members, rows, columns), dtype, spec)
+            for name, (columns, dtype) in batch_spec(self.key).items()
+        }
+        return train.lower(self.abstract_state, batch)
 
     @functools.cached_property
     def evaluate(self) -> jax.stages.Lowered:
         one_eval = _under_rules(functools.partial(eval_step, self.key, self.execution))
         by_run = NamedSharding(self.mesh, P("run"))
-        evaluate = jax.jit(lift(one_eval, self.num_members, in_axes=(0, None, None)), out_shardings=by_run)
-        S = self.key.data.seq_len + 1
-        windows = self._spec((self.eval_rows, S), np.int32, P(("data", "fsdp")))
-        weights = self._spec((self.eval_rows, S - 1), np.float32, P(("data", "fsdp")))
-        return evaluate.lower(self.abstract_state["params"], windows, weights)
+        evaluate = jax.jit(lift(one_eval, self.num_members, in_axes=(0, None)), out_shardings=by_run)
+        batch = {
+            name: self._spec((self.eval_rows, columns), dtype, P(("data", "fsdp")))
+            for name, (columns, dtype) in batch_spec(self.key, weighed=True).items()
+        }
+        return evaluate.lower(self.abstract_state["params"], batch)
 
     def _spec(self, shape, dtype, spec: P) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
@@ -121,12 +126,12 @@ class Programs:
 
     @functools.cached_property
     def train(self) -> jax.stages.Compiled:
-        """(state, tokens_KBS) → (state, metrics of (K,)); the state is donated."""
+        """(state, batch of (K, B, …)) → (state, metrics of (K,)); the state is donated."""
         return self.lowered.train.compile(compiler_options=_optimised(2))
 
     @functools.cached_property
     def evaluate(self) -> jax.stages.Compiled:
-        """(params, tokens_WS, weights_WT) → (K, W)."""
+        """(params, batch of (W, …)) → (K, W)."""
         return self.lowered.evaluate.compile(compiler_options=_optimised(2))
 
     @functools.cached_property
@@ -167,6 +172,12 @@ def _optimised(level: int) -> dict[str, int] | None:
     return {"xla_backend_optimization_level": level} if sharding.platform() == "cpu" else None
 
 
+def batch_spec(run: RunConfig, *, weighed: bool = False) -> dict[str, tuple[int, str]]:
+    """Columns and dtype of each array of a run's batches; ``weighed``: of validation, where padding weighs nothing."""
+    spec = objectives.of(run.objective).batch_spec(run.objective, run.data.seq_len)
+    return {**spec, "weights": (run.data.seq_len, "float32")} if weighed else spec
+
+
 def _shardings_of(abstract):
     return jax.tree.map(lambda a: a.sharding, abstract)
 
@@ -192,7 +203,7 @@ def lower(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Me
     _check_can_run(key, execution, num_members, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     abstract = jax.eval_shape(_init_of(key, num_members), *_init_args(key, num_members))
-    axes = {name: spec.logical_axes for name, spec in transformer.param_specs(key.model).items()}
+    axes = {name: spec.logical_axes for name, spec in models.param_specs(key.model).items()}
     shardings = sharding.state_shardings(mesh, abstract, axes)
     return Lowered(
         key=key,

@@ -13,8 +13,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling.config import ModelConfig
+from scaling import families
 from scaling.execution import MeshConfig
+from scaling.families import ModelConfig
 
 MESH_AXES = ("run", "data", "fsdp", "tensor")
 
@@ -94,11 +95,7 @@ def check_divides(
     wanted = [
         ("members of the pack", num_members, "run", size["run"]),
         ("batch_size", batch_size, *parts),
-        ("model.d_model", model.d_model, "fsdp", size["fsdp"]),
-        ("model.num_heads", model.num_heads, "tensor", size["tensor"]),
-        ("model.num_kv_heads", model.num_kv_heads, "tensor", size["tensor"]),
-        ("model.d_ff", model.d_ff, "tensor", size["tensor"]),
-        ("model.vocab_size", model.vocab_size, "tensor", size["tensor"]),
+        *((f"model.{name}", n, axis, size[axis]) for name, n, axis in families.of(model).divided(model)),
     ]
     for name, value, axes, divisor in wanted:
         if value % divisor:

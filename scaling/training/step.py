@@ -12,9 +12,7 @@ import jax.numpy as jnp
 
 from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig
-from scaling.training import optimizers, sharding
-from scaling.training.models import transformer
-from scaling.training.objectives import next_token
+from scaling.training import loss, models, optimizers, sharding
 
 # Tokens of a part of a batch on a CPU, at least. Parts of 1,024 are 1.08 to 1.10 times as fast as 4,096 at once at 49K
 # to 984K parameters, and 1.03 to 1.04 times as fast as 2,048 at once in the default grid. Fewer gain up to 1.16 at 21K
@@ -24,8 +22,8 @@ PART_TOKENS = 1024
 
 def init_state(run: RunConfig, seed, hparams: dict) -> dict:
     """The state of one run after 0 updates. ``seed`` and ``hparams`` may be traced."""
-    params = transformer.init(run.model, jax.random.key(seed))
-    specs = transformer.param_specs(run.model)
+    params = models.init(run.model, jax.random.key(seed))
+    specs = models.param_specs(run.model)
     return {
         "step": jnp.zeros((), jnp.int32),
         "hparams": hparams,
@@ -34,20 +32,25 @@ def init_state(run: RunConfig, seed, hparams: dict) -> dict:
     }
 
 
-def train_step(run: RunConfig, execution: ExecutionConfig, state: dict, tokens_BS) -> tuple[dict, dict]:
-    """One update of one run. Metrics: ``loss`` (nats per token, before the update, without the z-loss), ``grad_norm``,
-    ``learning_rate``."""
+def train_step(run: RunConfig, execution: ExecutionConfig, state: dict, batch: dict) -> tuple[dict, dict]:
+    """One update of one run, on a batch of its objective. Metrics: ``loss`` (the objective's unit, before the update,
+    without the z-loss), ``grad_norm``, ``learning_rate``."""
     hp = state["hparams"]
+    if "weights" in batch:  # of the whole batch, so that the mean of its parts' means is the batch's own
+        batch = {**batch, "weights": batch["weights"] / jnp.mean(batch["weights"])}
 
-    def objective(params, tokens_BS):
-        losses_BT, log_normalizer_BT = next_token.token_losses(run, execution, params, tokens_BS)
+    def objective(params, batch):
+        losses_BT, log_normalizer_BT, weights_BT = loss.token_losses(run, execution, params, batch)
+        squares_BT = jnp.square(log_normalizer_BT)
+        if weights_BT is not None:
+            losses_BT, squares_BT = losses_BT * weights_BT, squares_BT * weights_BT
         mean = jnp.mean(losses_BT)
-        return mean + hp["z_loss"] * jnp.mean(jnp.square(log_normalizer_BT)), mean
+        return mean + hp["z_loss"] * jnp.mean(squares_BT), mean
 
-    specs = transformer.param_specs(run.model)
+    specs = models.param_specs(run.model)
     gradient = jax.grad(objective, has_aux=True)
     num_parts = _num_parts(run, execution.accumulation_steps)
-    grads, mean_loss = _accumulated(gradient, num_parts, specs, state["params"], tokens_BS)
+    grads, mean_loss = _accumulated(gradient, num_parts, specs, state["params"], batch)
     params, opt_state, metrics = optimizers.update(
         run.model, run.optim, specs, hp, state["step"], grads, state["opt"], state["params"]
     )
@@ -65,28 +68,29 @@ def _num_parts(run: RunConfig, given: int | None) -> int:
     return max((n for n in range(1, min(most, run.batch_size) + 1) if run.batch_size % n == 0), default=1)
 
 
-def _accumulated(gradient, num_parts: int, specs, params, tokens_BS):
-    """``gradient(params, tokens_BS)``, (grads, loss), as the mean over ``num_parts`` equal parts of the rows, one part
+def _accumulated(gradient, num_parts: int, specs, params, batch: dict):
+    """``gradient(params, batch)``, (grads, loss), as the mean over ``num_parts`` equal parts of the rows, one part
     after another: the same but for rounding, with the activations of one part."""
     if num_parts == 1:
-        return gradient(params, tokens_BS)
-    B, S = tokens_BS.shape
+        return gradient(params, batch)
     # Every n-th row, so that each device has as many rows of every part, and they are its own.
-    tokens_NBS = tokens_BS.reshape(B // num_parts, num_parts, S).swapaxes(0, 1)
-    tokens_NBS = nn.with_logical_constraint(tokens_NBS, (None, "batch", None))
 
-    def add(total, tokens_BS):
-        grads, mean_loss = gradient(params, tokens_BS)
+    def parts(x_BS):
+        x_NBS = x_BS.reshape(x_BS.shape[0] // num_parts, num_parts, *x_BS.shape[1:]).swapaxes(0, 1)
+        return nn.with_logical_constraint(x_NBS, (None, "batch", None))
+
+    def add(total, part):
+        grads, mean_loss = gradient(params, part)
         # Sharded like the parameters after every part: whole, they would not fit.
         grads = {n: nn.with_logical_constraint(g, specs[n].logical_axes) for n, g in grads.items()}
         return jax.tree.map(jnp.add, total, (grads, mean_loss)), None
 
     zeros = jax.tree.map(jnp.zeros_like, (params, jnp.float32(0)))
-    total, _ = jax.lax.scan(add, zeros, tokens_NBS)
+    total, _ = jax.lax.scan(add, zeros, jax.tree.map(parts, batch))
     return jax.tree.map(lambda x: x / num_parts, total)
 
 
-def eval_step(run: RunConfig, execution: ExecutionConfig, params, tokens_WS, weights_WT):
-    """Sum over each window of its weighted token losses, (W,), nats."""
-    losses_WT, _ = next_token.token_losses(run, execution, params, tokens_WS)
+def eval_step(run: RunConfig, execution: ExecutionConfig, params, batch: dict):
+    """Sum over each window of its weighted token losses, (W,), nats. ``batch`` has ``weights`` under any objective."""
+    losses_WT, _, weights_WT = loss.token_losses(run, execution, params, batch)
     return jnp.sum(losses_WT * weights_WT, axis=-1)

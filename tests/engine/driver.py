@@ -56,7 +56,7 @@ FAKES = {
         "prepare": lambda config, cache_dir, progress=None: cache_dir,
         "is_prepared": lambda config, cache_dir: False,
         "open": lambda config, cache_dir: types.SimpleNamespace(
-            require_vocab=lambda vocab_size: None, require_horizon=lambda num_tokens: None
+            require_vocab=lambda vocab_size, extra_ids=0: None, require_horizon=lambda num_tokens: None
         ),
     },
 }

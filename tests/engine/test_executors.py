@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 
 from scaling import fields, machine, records
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import Horizon, OptimConfig, RunConfig
 from scaling.engine.run import tasks, worker
 from scaling.engine.run import workers as executors
 from scaling.engine.run.inline import Inline, stopping_politely
 from scaling.engine.run.tasks import Task
 from scaling.engine.run.workers import Local
 from scaling.execution import ExecutionConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.grid import Cell
 
 HERE = Path(__file__).parent
-MODEL = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
+MODEL = TransformerConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,13 @@ import time
 import pytest
 
 from scaling import records
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import Horizon, OptimConfig, RunConfig
 from scaling.engine.folder import cells, forecast, manifest, workdir
 from scaling.engine.folder.lock import HeldError, Lock
 from scaling.engine.plan import table as plan
 from scaling.engine.plan.hardware import EnergyMeter
 from scaling.execution import ExecutionConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.grid import Cell, FitConfig, Grid
 
 HOLD = """
@@ -102,7 +103,7 @@ def test_a_killed_sweeps_folder_is_held_until_its_last_worker_is_gone(tmp_path):
 
 
 def row(seed=0, holdout=False):
-    model = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
+    model = TransformerConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
     run = RunConfig(model, OptimConfig(1e-2, 100), Horizon(steps=10), batch_size=4, seed=seed)
     return plan.rows([Cell(run, holdout, "default@1", {"budget_flops": 1e9})])[0]
 

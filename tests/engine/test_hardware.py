@@ -6,14 +6,15 @@ import math
 import pytest
 
 from scaling import accounting, execution
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import Horizon, OptimConfig, RunConfig
 from scaling.engine.plan import hardware
 from scaling.engine.plan.hardware import PROFILES, Hardware
 from scaling.execution import HardwareConfig
+from scaling.families.transformer import TransformerConfig
 
 
 def run_of(dtype="bfloat16"):
-    model = ModelConfig(
+    model = TransformerConfig(
         d_model=4096, num_layers=32, num_heads=32, head_dim=128, num_kv_heads=32, d_ff=16384, vocab_size=50304,
         dtype=dtype,
     )  # fmt: skip

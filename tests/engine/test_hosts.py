@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from scaling import records
 from scaling.fields import to_dict
-from scaling.engine import executors, hosts
+from scaling.engine.run import hosts, tasks
 from scaling.training import distributed
 from tests.engine import test_hosts as t
 
@@ -41,7 +41,7 @@ else:
     try:
         answers = leader.run([t.task(seed, cache, source) for seed in seeds], lambda e: print(e["event"], flush=True))
         print({key: answer.reason for key, answer in answers.items()}, flush=True)
-    except executors.ExecutorError as e:
+    except tasks.ExecutorError as e:
         print(f"error: {e}", file=sys.stderr)
         code = 2
     group.publish({"stop": code})
@@ -51,13 +51,14 @@ sys.exit(code)
 
 
 def task(seed, cache, source):
-    from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+    from scaling.config import Horizon, OptimConfig, RunConfig
     from scaling.engine.run import tasks, worker
     from scaling.execution import ExecutionConfig
+    from scaling.families.transformer import TransformerConfig
     from scaling.fields import to_dict
     from scaling.grid import Cell
 
-    model = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
+    model = TransformerConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
     config = DataConfig(source=source, seq_len=32)
     run = RunConfig(model, OptimConfig(1e-2, 100), Horizon(steps=10), batch_size=4, seed=seed, data=config)
     payload = {"cells": [worker.cell_to_json(Cell(run))], "execution": to_dict(ExecutionConfig()), "sweep_name": "s"}

@@ -4,17 +4,20 @@ import dataclasses
 
 import pytest
 
-from scaling.config import EvalConfig, Horizon, ModelConfig, OptimConfig, RunConfig, program_key
+from scaling.config import EvalConfig, Horizon, OptimConfig, RunConfig, program_key
 from scaling.engine.folder.cells import deal, select
 from scaling.engine.plan import packing, timings
 from scaling.engine.plan.table import predicted_wall, rows, step_flops
 from scaling.engine.plan.timings import Timing
 from scaling.execution import ExecutionConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.grid import Cell
 
 
 def run_of(width=16, *, batch_size=4, num_steps=100, seed=0, peak_lr=1e-2, num_points=10):
-    model = ModelConfig(d_model=width, num_layers=2, num_heads=2, head_dim=width // 2, num_kv_heads=2, d_ff=4 * width)
+    model = TransformerConfig(
+        d_model=width, num_layers=2, num_heads=2, head_dim=width // 2, num_kv_heads=2, d_ff=4 * width
+    )
     return RunConfig(
         model,
         OptimConfig(peak_lr, 100),

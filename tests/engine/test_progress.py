@@ -7,13 +7,14 @@ import pytest
 from rich.console import Console
 
 from scaling import numbers
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import Horizon, OptimConfig, RunConfig
 from scaling.engine.folder.cells import failed_record
 from scaling.engine.plan import packing, table, trunks
 from scaling.engine.run import progress
+from scaling.families.transformer import TransformerConfig
 from scaling.grid import Cell
 
-MODEL = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
+MODEL = TransformerConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64)
 
 
 def rows_of(seconds):

@@ -9,20 +9,11 @@ import random
 import jax
 
 from scaling import data
-from scaling.config import (
-    DataConfig,
-    DivergenceConfig,
-    EvalConfig,
-    Horizon,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    ScheduleConfig,
-)
+from scaling.config import DataConfig, DivergenceConfig, EvalConfig, Horizon, OptimConfig, RunConfig, ScheduleConfig
 from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.grid import Cell
-from scaling.training import loop
-from scaling.training.models import transformer
+from scaling.training import loop, models
 
 EXECUTION = ExecutionConfig(mesh=MeshConfig(data=1, fsdp=8), checkpoint_seconds=1e9, eval_batch_size=8)
 
@@ -36,7 +27,7 @@ quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 def initial(config, seed):
     """A model's first parameters. The seed is an argument: XLA would fold the random numbers of a constant one, for
     tens of seconds."""
-    return transformer.init(config, jax.random.key(seed))
+    return models.init(config, jax.random.key(seed))
 
 
 def make_corpus(folder, cache):
@@ -51,7 +42,7 @@ def make_corpus(folder, cache):
 
 
 def cell(data_config, steps=24, seed=0, holdout=False, schedule=None, **optim):
-    model = ModelConfig(d_model=16, num_layers=1, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=32)
+    model = TransformerConfig(d_model=16, num_layers=1, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=32)
     optim = {"peak_lr": 0.01, "warmup_tokens": 128, "schedule": ScheduleConfig(**(schedule or {}))} | optim
     run = RunConfig(
         model,

@@ -18,9 +18,8 @@ from scaling.config import DataConfig
 from scaling.data import corpus as data_corpus
 from scaling.execution import ExecutionConfig
 from scaling.fields import to_dict
-from scaling.training import evaluation
+from scaling.training import evaluation, models
 from scaling.training.member import Member
-from scaling.training.models import transformer
 from scaling.training.pack import Pack
 from tests.training.lab import EXECUTION, cell, essence, train, train_and_stop_at
 
@@ -56,7 +55,7 @@ def test_the_final_loss_is_the_mean_over_every_validation_token(corpus, tmp_path
     run = cell(corpus[0], steps=3).run
     windows, weights = data.open(*corpus).validation()
     reference = ExecutionConfig(attention="einsum")
-    logits = jax.jit(lambda p, t: transformer.apply(run.model, reference, p, t))(params, windows[:, :-1])
+    logits = jax.jit(lambda p, t: models.apply(run.model, reference, p, t))(params, windows[:, :-1])
     log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
     nll = -np.take_along_axis(log_probs, windows[:, 1:, None], axis=-1)[..., 0]
     assert record.num_eval_tokens == weights.sum() == data.open(*corpus).validation_tokens - 1
@@ -168,7 +167,9 @@ def test_a_run_on_a_mixture_says_how_each_source_fared(tmp_path):
 KILLED = """
 import json, sys
 from pathlib import Path
-from scaling.config import ExecutionConfig, RunConfig, parse
+from scaling.config import RunConfig
+from scaling.execution import ExecutionConfig
+from scaling.fields import parse
 from scaling.grid import Cell
 from scaling.training import loop
 run, cache, folder = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])

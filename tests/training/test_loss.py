@@ -10,14 +10,14 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scaling import accounting
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import Horizon, OptimConfig, RunConfig
 from scaling.execution import ExecutionConfig
-from scaling.training import optimizers, sharding, step
+from scaling.families.transformer import TransformerConfig
+from scaling.training import loss, models, optimizers, sharding, step
 from scaling.training.models import transformer
-from scaling.training.objectives import next_token
 from tests.training.lab import initial, quick_jit
 
-MODEL = ModelConfig(
+MODEL = TransformerConfig(
     d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=32, vocab_size=48, activation="swiglu"
 )
 RUN = RunConfig(MODEL, OptimConfig(0.01, 0, z_loss=1e-2), Horizon(steps=20), batch_size=8)
@@ -29,7 +29,7 @@ def tokens(rows=8, length=13, vocab=48):
 
 def reference_losses(params, tokens_BS):
     """From the definition, in float64, with logits the model's own."""
-    logits = np.asarray(transformer.apply(MODEL, ExecutionConfig(), params, tokens_BS[:, :-1]), np.float64)
+    logits = np.asarray(models.apply(MODEL, ExecutionConfig(), params, tokens_BS[:, :-1]), np.float64)
     normalizer = np.log(np.exp(logits - logits.max()).sum(-1)) + logits.max()
     return normalizer - np.take_along_axis(logits, tokens_BS[:, 1:, None], -1)[..., 0], normalizer
 
@@ -39,7 +39,7 @@ def reference_losses(params, tokens_BS):
 @pytest.mark.parametrize("chunk", [1, 40])
 def test_chunked_losses_are_the_definition(chunk):
     params, execution = initial(MODEL, 0), ExecutionConfig(loss_chunk_tokens=chunk)
-    found = jax.jit(lambda p, t: next_token.token_losses(RUN, execution, p, t))(params, tokens())
+    found = jax.jit(lambda p, t: loss.token_losses(RUN, execution, p, {"tokens": t})[:2])(params, tokens())
     for ours, want in zip(found, reference_losses(params, tokens())):
         assert_allclose(ours, want, rtol=1e-5, atol=2e-6)
 
@@ -55,7 +55,7 @@ def loss_and_update(execution, num_layers):
     start = initial(model, 0)
     state = {"step": jnp.int32(0), "hparams": hp, "params": start, "opt": optimizers.transform(
         optim, hp, transformer.param_specs(model)).init(start)}  # fmt: skip
-    state, metrics = quick_jit(lambda s, t: step.train_step(plain, execution, s, t))(state, tokens())
+    state, metrics = quick_jit(lambda s, t: step.train_step(plain, execution, s, {"tokens": t}))(state, tokens())
     return metrics["loss"], {n: start[n] - state["params"][n] for n in start}
 
 
@@ -92,11 +92,11 @@ def test_what_is_split_by_itself(batch_size, seq_len, num_parts):
 
 def test_what_is_chunked_by_itself():
     """16 rows of 128 bytes stay whole; 8 of 2,048 tokens of a vocabulary of 32,000 are 2 GB, in parts of 128 MiB."""
-    assert next_token._chunk_length(None, rows=16, length=128, vocab_size=256) == 128
-    C = next_token._chunk_length(None, rows=8, length=2048, vocab_size=32_000)
+    assert loss._chunk_length(None, rows=16, length=128, vocab_size=256) == 128
+    C = loss._chunk_length(None, rows=8, length=2048, vocab_size=32_000)
     assert abs(2048 / C - 8 * 2048 * 32_000 * 4 / 2**27) < 1
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))):
-        assert next_token._chunk_length(None, rows=8, length=2048, vocab_size=32_000) == pytest.approx(8 * C, rel=0.02)
+        assert loss._chunk_length(None, rows=8, length=2048, vocab_size=32_000) == pytest.approx(8 * C, rel=0.02)
 
 
 @pytest.mark.slow
@@ -104,13 +104,13 @@ def test_logits_of_a_large_vocabulary_are_never_whole():
     """2 rows of 1,024 tokens, 32,000 words: 262 MB of logits in float32, which the step without chunks has at least
     once; chunks of a sixteenth, in the few copies that a softmax and its gradient need, stay below a third of that."""
     model = dataclasses.replace(MODEL, vocab_size=32_000)
-    params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+    params = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
     batch = jax.ShapeDtypeStruct((2, 1025), jnp.int32)
     run = dataclasses.replace(RUN, model=model, data=dataclasses.replace(RUN.data, seq_len=1024), batch_size=2)
 
     def temporaries(chunk):
         def objective(p, t):
-            return jnp.mean(next_token.token_losses(run, ExecutionConfig(loss_chunk_tokens=chunk), p, t)[0])
+            return jnp.mean(loss.token_losses(run, ExecutionConfig(loss_chunk_tokens=chunk), p, {"tokens": t})[0])
 
         compiled = jax.jit(jax.grad(objective)).lower(params, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes

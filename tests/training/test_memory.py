@@ -47,8 +47,9 @@ import jax, numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_memory import run_of
 from scaling import accounting
-from scaling.config import ExecutionConfig, program_key
-from scaling.training import memory, optim, sharding, step
+from scaling.config import program_key
+from scaling.execution import ExecutionConfig
+from scaling.training import memory, optimizers, programs, sharding
 
 def resident(field):
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
@@ -57,21 +58,21 @@ K, width, batch_size, parts = map(int, sys.argv[2:])
 run, execution = run_of(width, 256, batch_size), ExecutionConfig(accumulation_steps=parts or None)
 mesh = sharding.make_mesh(execution.mesh)
 with jax.set_mesh(mesh):
-    programs = step.for_pack(program_key(run), execution, K, mesh)
-    programs.init, programs.train, programs.evaluate  # each compiles when first asked for
+    compiled = programs.for_pack(program_key(run), execution, K, mesh)
+    compiled.init, compiled.train, compiled.evaluate  # each compiles when first asked for
     gc.collect()
     before = resident("VmRSS")
-    one = optim.hyperparams(run.optim, accounting.plan(run))
-    state = programs.init(np.arange(K, dtype=np.int32), {name: np.stack([value] * K) for name, value in one.items()})
+    one = optimizers.hyperparams(run.optim, accounting.plan(run))
+    state = compiled.init(np.arange(K, dtype=np.int32), {name: np.stack([value] * K) for name, value in one.items()})
     spec = jax.sharding.PartitionSpec("run", ("data", "fsdp"))
     tokens = np.zeros((K, run.batch_size, run.data.seq_len + 1), np.int32)
     tokens = jax.device_put(tokens, jax.sharding.NamedSharding(mesh, spec))
     with open("/proc/self/clear_refs", "w") as f:
         f.write("5")  # the peak starts anew
     for _ in range(3):
-        state, metrics = programs.train(state, tokens)
+        state, metrics = compiled.train(state, {"tokens": tokens})
         jax.block_until_ready(metrics)
-    print(memory.of_programs(programs)["total_bytes"], resident("VmHWM") - before)
+    print(memory.of_programs(compiled)["total_bytes"], resident("VmHWM") - before)
 """
 
 

@@ -8,13 +8,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from scaling import accounting
-from scaling.config import DataConfig, Horizon, ModelConfig, OptimConfig, RunConfig, program_key
+from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig, program_key
 from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.training import optimizers, sharding
 from scaling.training.programs import for_pack
 
 STEPS = 20
-MODEL = ModelConfig(
+MODEL = TransformerConfig(
     d_model=32, num_layers=2, num_heads=8, head_dim=4, num_kv_heads=8, d_ff=64, vocab_size=64, activation="swiglu"
 )
 RUN = RunConfig(MODEL, OptimConfig(0.01, 0), Horizon(steps=STEPS), batch_size=16, data=DataConfig(seq_len=32))
@@ -45,7 +46,7 @@ def losses(run, execution, devices):
         for batch in tokens:
             spec = P("run", ("data", "fsdp"))
             x = sharding.host_array(mesh, spec, batch.shape, lambda at, batch=batch: batch[at])
-            state, metrics = programs.train(state, x)
+            state, metrics = programs.train(state, {"tokens": x})
             seen.append(float(metrics["loss"][0]))
     return np.array(seen)
 

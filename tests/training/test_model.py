@@ -10,12 +10,13 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scaling import accounting
-from scaling.config import ModelConfig
 from scaling.execution import ExecutionConfig
+from scaling.families.transformer import TransformerConfig
+from scaling.training import models
 from scaling.training.models import attention, transformer
 from tests.training.lab import QUICK, initial, quick_jit
 
-SMALL = ModelConfig(d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32)
+SMALL = TransformerConfig(d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32)
 VARIANTS = {
     "gelu": SMALL,
     "swiglu": dataclasses.replace(SMALL, activation="swiglu"),
@@ -31,7 +32,7 @@ def tokens(rows, length, vocab=32, seed=0):
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_param_counts_are_those_of_the_model(config):
-    shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
     specs = transformer.param_specs(config)
     by_group = dict.fromkeys(accounting.PARAM_GROUPS, 0)
     for name, leaf in shapes.items():
@@ -44,7 +45,7 @@ def test_param_counts_are_those_of_the_model(config):
 
 @functools.partial(quick_jit, static_argnums=0)
 def apply(config, params, batch):
-    return transformer.apply(config, ExecutionConfig(), params, batch)
+    return models.apply(config, ExecutionConfig(), params, batch)
 
 
 def logits_of(config, batch):
@@ -135,7 +136,7 @@ def test_execution_changes_rounding_only(config):
 
     def loss_and_grads(execution):
         def loss(params):
-            logits = transformer.apply(config, execution, params, batch)
+            logits = models.apply(config, execution, params, batch)
             return jnp.mean(jnp.square(jax.nn.log_softmax(logits)))
 
         return jax.jit(jax.value_and_grad(loss))(params)
@@ -164,7 +165,7 @@ def test_softcap_bounds_and_init_is_near_uniform():
 
 def test_bfloat16_computes_near_float32_from_float32_weights():
     config = dataclasses.replace(SMALL, dtype="bfloat16")
-    shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
     assert {p.dtype for p in shapes.values()} == {jnp.dtype("float32")}
     half, full = (apply(c, initial(SMALL, 0), tokens(4, 16)) for c in (config, SMALL))
     assert half.dtype == jnp.float32
@@ -175,15 +176,16 @@ def test_bfloat16_computes_near_float32_from_float32_weights():
 @pytest.mark.parametrize("activation,tied", [("gelu", False), ("swiglu", True)])
 def test_exact_flops_are_within_2_percent_of_xlas(activation, tied):
     """XLA counts the whole attention square and the elementwise operations: wide and short keeps those small."""
-    config = ModelConfig(
-        256, 2, 4, 64, 2, 768, vocab_size=512, activation=activation, tied_embeddings=tied
+    config = TransformerConfig(
+        d_model=256, num_layers=2, num_heads=4, head_dim=64, num_kv_heads=2, d_ff=768, vocab_size=512,
+        activation=activation, tied_embeddings=tied,
     )  # fmt: skip
     rows, length = 2, 32
-    params = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
     execution = ExecutionConfig(attention="einsum", scan_layers=False)
 
     def loss(params, batch):
-        logits = transformer.apply(config, execution, params, batch)
+        logits = models.apply(config, execution, params, batch)
         return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
 
     lowered = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((rows, length), jnp.int32))
@@ -200,12 +202,12 @@ def logit_change(config, steps=3):
     params = start = initial(config, 0)
     batch = tokens(4, 32)
     multipliers = optimizers.rate_multipliers(config, transformer.param_specs(config))
-    run = jax.jit(lambda p: transformer.apply(config, ExecutionConfig(), p, batch[:, :-1]))
+    run = jax.jit(lambda p: models.apply(config, ExecutionConfig(), p, batch[:, :-1]))
 
     @jax.jit
     @jax.grad
     def grad(p):
-        logits = transformer.apply(config, ExecutionConfig(), p, batch[:, :-1])
+        logits = models.apply(config, ExecutionConfig(), p, batch[:, :-1])
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), batch[:, 1:, None], axis=-1))
 
     for _ in range(steps):
@@ -220,7 +222,7 @@ def test_mup_coordinate_check():
 
     def at(width, parameterization):
         base = {"base_d_model": 32, "base_head_dim": 8} if parameterization == "mup" else {}
-        config = ModelConfig(
+        config = TransformerConfig(
             width, 2, width // 8, 8, width // 8, 4 * width, vocab_size=32, parameterization=parameterization, **base
         )
         return logit_change(config)
@@ -268,7 +270,7 @@ def test_a_window_of_documents_gives_what_each_gives_in_its_own():
     window[window == 0] = 1
     window[0, [8, 16]] = 0
     params = initial(config, 1)
-    apply = jax.jit(functools.partial(transformer.apply, config, execution), static_argnames="mask_documents")
+    apply = jax.jit(functools.partial(models.apply, config, execution), static_argnames="mask_documents")
     masked = apply(params, window, mask_documents=True)
     alone = apply(params, window.reshape(3, 8), mask_documents=False)
     assert_allclose(masked.reshape(alone.shape), alone, rtol=2e-4, atol=2e-5)
@@ -277,7 +279,7 @@ def test_a_window_of_documents_gives_what_each_gives_in_its_own():
 
 def test_a_kernel_without_document_masks_says_so_and_auto_takes_another():
     with pytest.raises(ValueError, match=r"^data.mask_documents is true: the cudnn kernel has no mask .*: write"):
-        transformer.apply(SMALL, ExecutionConfig(attention="cudnn"), initial(SMALL, 0),
+        models.apply(SMALL, ExecutionConfig(attention="cudnn"), initial(SMALL, 0),
                           tokens(1, 8), mask_documents=True)  # fmt: skip
     assert attention.choose("auto", "gpu", 128, mask_documents=True) is attention.block_causal
     assert attention.choose("auto", "gpu", 128) is attention.cudnn

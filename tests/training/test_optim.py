@@ -10,12 +10,13 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scaling import accounting
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from scaling.config import Horizon, OptimConfig, RunConfig, ScheduleConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.training import optimizers
 from scaling.training.models import transformer
 from tests.training.lab import initial, quick_jit
 
-MODEL = ModelConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=32, vocab_size=32)
+MODEL = TransformerConfig(d_model=16, num_layers=2, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=32, vocab_size=32)
 SPECS = transformer.param_specs(MODEL)
 
 
@@ -81,7 +82,7 @@ def test_muon_moves_matrices_by_near_orthogonal_steps_and_the_rest_by_adam():
     moved = ours(config, steps=1)
     for name, spec in SPECS.items():
         step = (np.asarray(start[name]) - np.asarray(moved[name])) / 0.01
-        if spec.hidden_matrix:
+        if spec.matrix:
             singular = np.linalg.svd(step, compute_uv=False) / (0.2 * max(spec.shape[-2:]) ** 0.5)
             # Five Newton-Schulz steps bring singular values near 1, not to it, and the smallest least.
             assert np.median(singular) == pytest.approx(0.95, abs=0.2), name

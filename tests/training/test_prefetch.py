@@ -130,8 +130,8 @@ class Observed(Pack):
         self.programs = types.SimpleNamespace(train=self._train, abstract_state={})
         self.state, self.seen = {}, getattr(self, "seen", [])
 
-    def _train(self, state, tokens_KBS):
-        for k, tokens_BS in enumerate(np.asarray(tokens_KBS)):
+    def _train(self, state, batch):
+        for k, tokens_BS in enumerate(np.asarray(batch["tokens"])):
             member = self.live.get(k)
             if member is None:
                 assert not tokens_BS.any()

@@ -9,14 +9,15 @@ from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
 from scaling import accounting
-from scaling.config import Horizon, ModelConfig, OptimConfig, RunConfig, program_key
+from scaling.config import Horizon, OptimConfig, RunConfig, program_key
 from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.training import optimizers, sharding
 from scaling.training.programs import for_pack, lower
 from tests.training.lab import QUICK
 
 # One layer: test_meshes and the slow tests here have two, which take twice as long to compile.
-MODEL = ModelConfig(
+MODEL = TransformerConfig(
     d_model=16, num_layers=1, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=32, vocab_size=32, activation="swiglu"
 )
 RUN = RunConfig(MODEL, OptimConfig(0.01, 0), Horizon(steps=20), batch_size=8)
@@ -44,7 +45,7 @@ def losses(runs, mesh_config=None, num_devices=1, steps=10, execution=EXECUTION)
         for i in range(steps):
             spec = P("run", ("data", "fsdp"))
             batch = sharding.host_array(mesh, spec, (len(runs), 8, 33), lambda at, i=i: tokens(i, len(runs))[at])
-            state, metrics = train(state, batch)
+            state, metrics = train(state, {"tokens": batch})
             seen.append(np.asarray(metrics["loss"]))
     return np.array(seen), state
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from scaling import data
-from scaling.config import DataConfig, EvalConfig, Horizon, ModelConfig, OptimConfig, RunConfig
+from scaling.config import DataConfig, EvalConfig, Horizon, OptimConfig, RunConfig
 from scaling.data.stream import BLOCK_WINDOWS, STREAM_TOKENS
 from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.grid import Cell
 from scaling.training import loop
 
@@ -123,7 +124,7 @@ def test_a_vocabulary_that_is_too_small_is_refused(stream):
 def test_a_model_comes_down_to_the_entropy_and_the_record_has_it(stream, tmp_path):
     """Targets, weights and loss at once: an order-1 chain of five symbols is learned in no time."""
     run = RunConfig(
-        ModelConfig(d_model=16, num_layers=1, num_heads=1, head_dim=16, num_kv_heads=1, d_ff=16, vocab_size=6),
+        TransformerConfig(d_model=16, num_layers=1, num_heads=1, head_dim=16, num_kv_heads=1, d_ff=16, vocab_size=6),
         OptimConfig(peak_lr=0.03, warmup_tokens=16 * 64 * 20),
         Horizon(steps=250),
         batch_size=64,

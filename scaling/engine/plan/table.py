@@ -50,7 +50,7 @@ def rows(cells: Iterable[Cell], remat: str = "none") -> list[Row]:
 
 def step_flops(run: RunConfig) -> float:
     """Exact training FLOPs of one step."""
-    return accounting.flops_per_token(run.model, run.data.seq_len)["exact"] * run.batch_tokens
+    return accounting.flops_of(run)["exact"] * run.batch_tokens
 
 
 def schedule(table: Sequence[Row], workers: int, running: Collection[str] = ()) -> float:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting
+from scaling import accounting, families
 from scaling.config import RunConfig
 from scaling.engine.plan import hardware, packing
 from scaling.engine.plan.table import Row
@@ -83,15 +83,15 @@ class Chip:
 def step_seconds(run: RunConfig, mesh: MeshConfig, remat: str, chip: Chip, accumulation_steps: int = 1) -> float:
     """Seconds of one step by the model above; every size of ``mesh`` is given."""
     model, tokens = run.model, run.batch_tokens
-    counts = accounting.param_counts(model)
-    exact = accounting.flops_per_token(model, run.data.seq_len)["exact"]
-    head = 6.0 * model.d_model * model.vocab_size
-    attention = exact - head - 6.0 * (counts["attention"] + counts["mlp"])
+    counts = families.of(model).counts(model)
+    exact = accounting.flops_of(run)["exact"]
+    head = 6.0 * counts.head_weights
+    attention = exact - head - 6.0 * counts.inner_weights
     again = {"none": 0.0, "dots": attention / 3}.get(remat, (exact - head) / 3)
     devices = mesh.data * mesh.fsdp * mesh.tensor
     compute = (exact + again) * tokens / (devices * chip.peak_flops * PRODUCT_EFFICIENCY)
     width = 2 if model.dtype == "bfloat16" else 4
-    part = width * counts["total"] / mesh.tensor
+    part = width * counts.num_params["total"] / mesh.tensor
     weights = (2 * accumulation_steps + 1) * part * (mesh.fsdp - 1) / mesh.fsdp
     weights += 2 * part / mesh.fsdp * (mesh.data - 1) / mesh.data
     layer_output = width * tokens / (mesh.data * mesh.fsdp) * model.d_model
@@ -108,9 +108,7 @@ def least_bytes(run: RunConfig, mesh: MeshConfig, remat: str, accumulation_steps
     state = (resolved.state_bytes + 4 * resolved.num_params["total"]) / (mesh.fsdp * mesh.tensor)
     width = 2 if model.dtype == "bfloat16" else 4
     tokens = run.batch_tokens / (mesh.data * mesh.fsdp * accumulation_steps)
-    attn_width, kv_width = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    inner = 2 * attn_width + 2 * kv_width + accounting.mlp_matrices(model) * model.d_ff
-    kept = {"full": 0.0, "offload": 0.0}.get(remat, inner / mesh.tensor)
+    kept = {"full": 0.0, "offload": 0.0}.get(remat, families.of(model).kept_values(model) / mesh.tensor)
     return state + width * tokens * model.num_layers * (model.d_model + kept)
 
 
@@ -124,8 +122,8 @@ def candidates(run: RunConfig, execution: ExecutionConfig, num_devices: int, chi
         data = num_devices // (tensor * fsdp)
         if tensor > MAX_TENSOR or tensor * fsdp * data != num_devices or run.batch_size % (data * fsdp * steps):
             continue
-        sharded = (model.num_heads, model.num_kv_heads, model.d_ff, model.vocab_size)
-        if model.d_model % fsdp or any(size % tensor for size in sharded):
+        mesh_sizes = {"fsdp": fsdp, "tensor": tensor}
+        if any(size % mesh_sizes[axis] for _, size, axis in families.of(model).divided(model)):
             continue
         mesh = MeshConfig(run=1, data=data, fsdp=fsdp, tensor=tensor)
         for i, remat in enumerate(REMATS):

@@ -1,10 +1,11 @@
-"""Causal self-attention, one function per implementation, equal within rounding.
+"""Self-attention, one function per implementation, equal within rounding.
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, R = H/G queries a key/value head, K head_dim.
-Every implementation maps q_BTHK, k_BTGK, v_BTGK and a scale to o_BTHK = softmax(scale · q kᵀ + causal mask) v, with
+Every implementation maps q_BTHK, k_BTGK, v_BTGK and a scale to o_BTHK = softmax(scale · q kᵀ + mask) v, with
 logits and softmax in float32 whatever the inputs are: a logit of 60 in bfloat16 is off by up to .125, its weight
 by 13 %. ``document_BT``, where given, numbers each token's document, and none sees another's tokens. Rotary logits
-depend on distances alone, so that is at once what positions counted from each document's start would give.
+depend on distances alone, so that is at once what positions counted from each document's start would give. Without
+``causal`` a token sees those after it too.
 """
 
 import functools
@@ -19,13 +20,14 @@ from scaling.training import sharding
 _BLOCK_ROWS = 64
 
 
-def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
+def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True):
     """The textbook square: the reference the others are tested against."""
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
     logits_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK * scale, k_BTGK, preferred_element_type=jnp.float32)
-    visible = jnp.tril(jnp.ones((T, T), bool))[None, None, None]
+    square = jnp.ones((T, T), bool)
+    visible = (jnp.tril(square) if causal else square)[None, None, None]
     if document_BT is not None:
         visible &= (document_BT[:, :, None] == document_BT[:, None, :])[:, None, None]
     probs_BGRTS = jax.nn.softmax(jnp.where(visible, logits_BGRTS, -jnp.inf), axis=-1).astype(v_BTGK.dtype)
@@ -65,7 +67,7 @@ def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
-def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
+def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True):
     """cuDNN's fused kernel for 16-bit inputs on NVIDIA GPUs; XLA's fused softmax for float32, which cuDNN lacks.
 
     Raises ValueError with documents: as a bias their mask would take the T × T square that the kernel is there to save.
@@ -77,11 +79,11 @@ def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
         )
     implementation = "cudnn" if q_BTHK.dtype in (jnp.bfloat16, jnp.float16) else "xla"
     return jax.nn.dot_product_attention(
-        q_BTHK, k_BTGK, v_BTGK, scale=scale, is_causal=True, implementation=implementation
+        q_BTHK, k_BTGK, v_BTGK, scale=scale, is_causal=causal, implementation=implementation
     )
 
 
-def splash(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
+def splash(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True):
     """The fused TPU kernel that JAX ships (splash attention), run by each device on its own rows and heads.
 
     Off TPU it runs in Pallas' interpreter, slowly: for tests. Raises ValueError when T is not a multiple of 128.
@@ -105,7 +107,7 @@ def splash(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
             x.transpose(0, 2, 1, 3)
             for x in (q_BTHK * scale, jnp.repeat(k_BTGK, repeats, axis=2), jnp.repeat(v_BTGK, repeats, axis=2))
         )
-        mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * q_BTHK.shape[2])
+        mask = masks.MultiHeadMask([masks.CausalMask((T, T)) if causal else masks.FullMask((T, T))] * q_BTHK.shape[2])
         attend = kernel.make_splash_mha(
             mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=sharding.platform() != "tpu"
         )
@@ -126,11 +128,21 @@ IMPLEMENTATIONS = {"einsum": einsum, "block_causal": block_causal, "cudnn": cudn
 
 
 @functools.cache
-def choose(name: str, platform: str, seq_len: int, mask_documents: bool = False):
-    """The implementation called ``name``; ``auto`` takes the platform's own where that can serve it."""
+def choose(name: str, platform: str, seq_len: int, mask_documents: bool = False, causal: bool = True):
+    """The implementation called ``name``; ``auto`` takes the platform's own where that can serve it.
+
+    Raises ValueError for blocks of a triangle where the whole square is wanted.
+    """
     if name == "auto" and mask_documents and platform == "gpu":
         name = "block_causal"
     if name == "auto":
-        splash_or_not = "splash" if seq_len % 128 == 0 else "block_causal"
-        name = {"cpu": "block_causal", "gpu": "cudnn", "tpu": splash_or_not}.get(platform, "einsum")
-    return IMPLEMENTATIONS[name]
+        blocks = "block_causal" if causal else "einsum"
+        splash_or_not = "splash" if seq_len % 128 == 0 else blocks
+        name = {"cpu": blocks, "gpu": "cudnn", "tpu": splash_or_not}.get(platform, "einsum")
+    if causal:
+        return IMPLEMENTATIONS[name]
+    if name == "block_causal":
+        raise ValueError(
+            "execution.attention is 'block_causal', and the objective sees both sides of a token: write auto or einsum"
+        )
+    return functools.partial(IMPLEMENTATIONS[name], causal=False)

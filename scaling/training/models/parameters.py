@@ -1,26 +1,34 @@
 """How a parameter is declared, and the layers that families share."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from scaling.config import ModelConfig
+from scaling.families import ModelConfig
 
 
 @dataclass(frozen=True)
 class ParamSpec:
     """One parameter (stacked over layers, where its first logical axis is ``layers``).
 
-    ``init_std`` None: ones. ``hidden_matrix``: both sides grow with width, so μP divides its learning rate by the width
-    multiplier and Muon orthogonalises it.
+    Args:
+      init_std: of the normal it is drawn from; None: ones.
+      group: that it is counted in (``accounting.PARAM_GROUPS``).
+      matrix: its axes (in, out) where it is a stack of matrices both of whose sides grow with width, over all other
+        axes: Muon orthogonalises each, SOAP preconditions each.
+      mup: how μP treats it (Yang et al. 2022, table 8): ``hidden`` learns at 1 / m of the rate.
+      decay: whether weight decay acts on it without being asked to.
     """
 
     shape: tuple[int, ...]
     logical_axes: tuple[str, ...]
     init_std: float | None
     group: str
-    hidden_matrix: bool = False
+    matrix: tuple[int, int] | None = None
+    mup: Literal["input", "hidden", "output", "vector"] = "vector"
+    decay: bool = False
 
 
 def width_multiplier(config: ModelConfig) -> float:

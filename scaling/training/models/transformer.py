@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from scaling.config import ModelConfig
 from scaling.execution import ExecutionConfig
+from scaling.families.transformer import TransformerConfig
 from scaling.training import sharding
 from scaling.training.models import attention
-from scaling.training.models.parameters import ParamSpec, dense, rms_norm, width_multiplier
+from scaling.training.models.parameters import ParamSpec, dense, rms_norm
 
 
-def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
+def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
     """Every parameter by name.
 
     Standard: matrices at fan_in^-1/2, those that write to the residual stream divided by (2 L)^1/2 (GPT-2), the
@@ -35,7 +35,8 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     head_std = (c.base_d_model or c.d_model) ** -0.5
 
     def matrix(axes, fan_in, fan_out, group, scale=1.0):
-        return ParamSpec((c.num_layers, fan_in, fan_out), ("layers", *axes), scale * fan_in**-0.5, group, True)
+        shape, std = (c.num_layers, fan_in, fan_out), scale * fan_in**-0.5
+        return ParamSpec(shape, ("layers", *axes), std, group, matrix=(1, 2), mup="hidden", decay=True)
 
     def layer_norm(size):
         return ParamSpec((c.num_layers, size), ("layers", "norm"), None, "norm")
@@ -44,7 +45,7 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     # stream starts at the scale of what the layers add to it: see the init entry of results/README.md.
     embedding_std = head_std if c.tied_embeddings else 1.0
     specs = {
-        "embedding": ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed"), embedding_std, "embedding"),
+        "embedding": ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed"), embedding_std, "embedding", mup="input"),
         "attn_norm": layer_norm(c.d_model),
         "w_q": matrix(("embed", "heads"), c.d_model, attn_width, "attention"),
         "w_k": matrix(("embed", "kv_heads"), c.d_model, kv_width, "attention"),
@@ -60,7 +61,8 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     if c.qk_norm:
         specs |= {"q_norm": layer_norm(c.head_dim), "k_norm": layer_norm(c.head_dim)}
     if not c.tied_embeddings:
-        specs["unembedding"] = ParamSpec((c.d_model, c.vocab_size), ("embed", "vocab"), head_std, "unembedding")
+        shape = (c.d_model, c.vocab_size)
+        specs["unembedding"] = ParamSpec(shape, ("embed", "vocab"), head_std, "unembedding", mup="output", decay=True)
     return specs
 
 
@@ -87,7 +89,7 @@ def _activate(name: str, hidden, gate):
     return jax.nn.gelu(hidden) if name == "gelu" else jnp.square(jax.nn.relu(hidden))
 
 
-def block(config: ModelConfig, attend, p: dict[str, Any], x_BTD):
+def block(config: TransformerConfig, attend, p: dict[str, Any], x_BTD):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)). ``p`` holds the layer's own weights."""
     c = config
     B, T, _ = x_BTD.shape
@@ -126,89 +128,46 @@ def _rematerialise(policy: str, function, scanned: bool):
     return jax.checkpoint(function, policy=saved, prevent_cse=not scanned)
 
 
-class Transformer(nn.Module):
-    """tokens_BT (int32) → h_BTD, the last layer's output, normalised: what the head reads."""
-
-    config: ModelConfig
-    execution: ExecutionConfig
-    platform: str
-    mask_documents: bool = False
-
-    @nn.compact
-    def __call__(self, tokens_BT):
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
-        params = {name: self._param(name, spec).astype(dtype) for name, spec in param_specs(c).items()}
-        # Gathering from a table sharded both ways makes XLA replicate activations; gather from the whole table.
-        table_VD = nn.with_logical_constraint(params["embedding"], (None, None))
-        x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
-        layers = {name: params[name] for name, spec in param_specs(c).items() if spec.logical_axes[0] == "layers"}
-        # Id 0 opens a document in every corpus.
-        document_BT = jnp.cumsum(tokens_BT == 0, axis=1) if self.mask_documents else None
-        x_BTD = self._layers(layers, x_BTD, document_BT)
-        return rms_norm(x_BTD, params["final_norm"], c.norm_eps)
-
-    def _param(self, name: str, spec: ParamSpec):
-        init = nn.initializers.ones if spec.init_std is None else nn.initializers.normal(spec.init_std)
-        return self.param(name, nn.with_logical_partitioning(init, spec.logical_axes), spec.shape, jnp.float32)
-
-    def _layers(self, layers: dict[str, Any], x_BTD, document_BT):
-        c, e = self.config, self.execution
-        axes = {name: spec.logical_axes[1:] for name, spec in param_specs(c).items()}
-        attend = attention.choose(e.attention, self.platform, x_BTD.shape[1], self.mask_documents)
-        if document_BT is not None:
-            attend = functools.partial(attend, document_BT=document_BT)
-        scanned = e.scan_layers
-        if scanned is None:  # a scan costs 1.4× on CPU; unrolled, its compile time grows with depth
-            scanned = self.platform != "cpu" or c.num_layers > 12
-
-        def one_layer(x_BTD, p):
-            if scanned:  # says it of their gradients too, which would else be added up whole on every device
-                p = {name: nn.with_logical_constraint(w, axes[name]) for name, w in p.items()}
-            return block(c, attend, p, checkpoint_name(x_BTD, "layer_input") if e.remat == "offload" else x_BTD)
-
-        layer = _rematerialise(e.remat, one_layer, scanned)
-        if scanned:
-            return jax.lax.scan(lambda x_BTD, p: (layer(x_BTD, p), None), x_BTD, layers)[0]
-        for i in range(c.num_layers):
-            x_BTD = layer(x_BTD, {name: w[i] for name, w in layers.items()})
-        return x_BTD
-
-
-def _module(config: ModelConfig, execution: ExecutionConfig, mask_documents: bool = False) -> Transformer:
-    return Transformer(config, execution, sharding.platform(), mask_documents)
-
-
-def init(config: ModelConfig, key) -> dict[str, jax.Array]:
-    """Float32 parameters by name."""
-    tokens_BT = jnp.zeros((1, 1), jnp.int32)
-    boxed = _module(config, ExecutionConfig(attention="einsum")).init(key, tokens_BT)["params"]
-    return nn.meta.unbox(boxed)
-
-
 def hidden(
-    config: ModelConfig, execution: ExecutionConfig, params: dict[str, jax.Array], tokens_BT, mask_documents=False
+    config: TransformerConfig,
+    execution: ExecutionConfig,
+    params: dict[str, jax.Array],
+    tokens_BT,
+    *,
+    causal: bool = True,
+    mask_documents: bool = False,
 ) -> jax.Array:
-    """h_BTD for tokens_BT, in the compute dtype: what ``logits`` reads. ``mask_documents``: see ``DataConfig``."""
-    return _module(config, execution, mask_documents).apply({"params": params}, tokens_BT)
+    """h_BTD for tokens_BT, the last layer's output, normalised, in the compute dtype: what the head reads.
+
+    ``causal``: whether a token sees only those before it; ``mask_documents``: see ``DataConfig``.
+    """  # fmt: skip
+    c, dtype = config, jnp.dtype(config.dtype)
+    params = {name: params[name].astype(dtype) for name in param_specs(c)}
+    # Gathering from a table sharded both ways makes XLA replicate activations; gather from the whole table.
+    table_VD = nn.with_logical_constraint(params["embedding"], (None, None))
+    x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
+    layers = {name: params[name] for name, spec in param_specs(c).items() if spec.logical_axes[0] == "layers"}
+    attend = attention.choose(execution.attention, sharding.platform(), tokens_BT.shape[1], mask_documents, causal)
+    if mask_documents:  # id 0 opens a document in every corpus
+        attend = functools.partial(attend, document_BT=jnp.cumsum(tokens_BT == 0, axis=1))
+    return rms_norm(_layers(c, execution, attend, layers, x_BTD), params["final_norm"], c.norm_eps)
 
 
-def head(config: ModelConfig, params: dict[str, jax.Array]) -> jax.Array:
-    """The matrix (D, V) from h to logits, in float32."""
-    return params["embedding"].T if config.tied_embeddings else params["unembedding"]
+def _layers(config: TransformerConfig, execution: ExecutionConfig, attend, layers: dict[str, Any], x_BTD):
+    c, e = config, execution
+    axes = {name: spec.logical_axes[1:] for name, spec in param_specs(c).items()}
+    scanned = e.scan_layers
+    if scanned is None:  # a scan costs 1.4× on CPU; unrolled, its compile time grows with depth
+        scanned = sharding.platform() != "cpu" or c.num_layers > 12
 
+    def one_layer(x_BTD, p):
+        if scanned:  # says it of their gradients too, which would else be added up whole on every device
+            p = {name: nn.with_logical_constraint(w, axes[name]) for name, w in p.items()}
+        return block(c, attend, p, checkpoint_name(x_BTD, "layer_input") if e.remat == "offload" else x_BTD)
 
-def logits(config: ModelConfig, head_DV, h_BTD) -> jax.Array:
-    """logits_BTV in float32 for the ``hidden`` and the ``head`` of a model."""
-    # Straight to float32: a bfloat16 logit near 10 would be rounded to .06.
-    product_BTV = dense(h_BTD, head_DV.astype(config.dtype), dtype=jnp.float32)
-    logits_BTV = product_BTV / width_multiplier(config)
-    if config.logit_softcap is not None:
-        logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
-    return logits_BTV
-
-
-def apply(
-    config: ModelConfig, execution: ExecutionConfig, params: dict[str, jax.Array], tokens_BT, mask_documents=False
-) -> jax.Array:
-    """logits_BTV in float32 for tokens_BT."""
-    return logits(config, head(config, params), hidden(config, execution, params, tokens_BT, mask_documents))
+    layer = _rematerialise(e.remat, one_layer, scanned)
+    if scanned:
+        return jax.lax.scan(lambda x_BTD, p: (layer(x_BTD, p), None), x_BTD, layers)[0]
+    for i in range(c.num_layers):
+        x_BTD = layer(x_BTD, {name: w[i] for name, w in layers.items()})
+    return x_BTD

@@ -1,6 +1,6 @@
-"""Negative log likelihood of the next token, with as many logits at once as there is room for.
+"""Negative log likelihood of the tokens that an objective asks for, with as many logits at once as there is room for.
 
-Shapes: B rows, T tokens, S = T + 1, D d_model, V vocabulary; N chunks of C tokens a row.
+Shapes: B rows, T tokens, D d_model, V vocabulary; N chunks of C tokens a row.
 """
 
 import math
@@ -9,41 +9,45 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scaling import objectives
 from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig
-from scaling.training import sharding
-from scaling.training.models import transformer
+from scaling.training import models, sharding
 
 # Logits of a device that may be there at once: with a large vocabulary they would be the step's largest array.
 MAX_LOGIT_BYTES = 128 * 2**20
 
 
-def token_losses(run: RunConfig, execution: ExecutionConfig, params, tokens_BS):
-    """Negative log likelihood in nats of each next token, (B, T), and logsumexp of the logits, (B, T).
+def token_losses(run: RunConfig, execution: ExecutionConfig, params, batch):
+    """Negative log likelihood in nats of each target, (B, T), logsumexp of the logits, (B, T), and the weights of the
+    targets, (B, T), or None where all weigh alike.
 
-    ``tokens_BS`` has S = T + 1 columns. Where ``execution.loss_chunk_tokens`` asks for it, or by itself above
-    ``MAX_LOGIT_BYTES`` of float32 logits a device, the tokens of each row are taken in chunks, whose logits the
+    ``batch`` is the objective's, its leading axis B. Where ``execution.loss_chunk_tokens`` asks for it, or by itself
+    above ``MAX_LOGIT_BYTES`` of float32 logits a device, the tokens of each row are taken in chunks, whose logits the
     backward pass computes again: one more product with the head than without.
     """
-    h_BTD = transformer.hidden(run.model, execution, params, tokens_BS[:, :-1], run.data.mask_documents)
-    head_DV = transformer.head(run.model, params)
+    objective = objectives.of(run.objective)
+    inputs_BT, targets_BT, weights_BT = objective.read(batch)
+    sees = {"causal": objective.is_causal, "mask_documents": run.data.mask_documents}
+    h_BTD = models.network(run.model).hidden(run.model, execution, params, inputs_BT, **sees)
+    head_DV = models.head(run.model, params)
     B, T = h_BTD.shape[:2]
     C = _chunk_length(execution.loss_chunk_tokens, B, T, run.model.vocab_size)
     if C >= T:
-        return _from_logits(transformer.logits(run.model, head_DV, h_BTD), tokens_BS[:, 1:])
+        return (*_from_logits(models.logits(run.model, head_DV, h_BTD), targets_BT), weights_BT)
 
     # Gathered once, not by each chunk. Float32, so that the chunks' gradients are added up in float32.
     head_DV = nn.with_logical_constraint(head_DV, (None, "vocab"))
 
     @jax.checkpoint
     def chunk_losses(head_DV, h_BCD, target_BC):
-        return _from_logits(transformer.logits(run.model, head_DV, h_BCD), target_BC)
+        return _from_logits(models.logits(run.model, head_DV, h_BCD), target_BC)
 
     def one_chunk(_, chunk):
         return None, chunk_losses(head_DV, *chunk)
 
-    _, chunks = jax.lax.scan(one_chunk, None, (_chunked(h_BTD, C), _chunked(tokens_BS[:, 1:], C)))
-    return tuple(x_NBC.swapaxes(0, 1).reshape(B, -1)[:, :T] for x_NBC in chunks)
+    _, chunks = jax.lax.scan(one_chunk, None, (_chunked(h_BTD, C), _chunked(targets_BT, C)))
+    return (*(x_NBC.swapaxes(0, 1).reshape(B, -1)[:, :T] for x_NBC in chunks), weights_BT)
 
 
 def _from_logits(logits_BTV, target_BT):

@@ -1,0 +1,57 @@
+"""What every objective says of itself: what a batch is made of windows, and what its loss is of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from scaling.families.counting import Lengths
+from scaling.fields import Variants
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Variants, told_by="name", usual="next_token"):
+    """What a model is trained to do; its other fields are the objective's own."""
+
+    name: str
+
+
+class Objective(Protocol):
+    """What a module of ``scaling.objectives`` holds. None of it needs JAX.
+
+    A batch is a dict of arrays whose rows are those of the windows it was made of; it is made on the host, a pure
+    function of the windows and of their keys, so that any mesh, part or restart has the same.
+    """
+
+    Config: type[ObjectiveConfig]
+    unit: str  # of the loss
+    is_causal: bool  # whether a token sees only those before it
+    is_likelihood: bool  # of the text: then bits per byte mean something
+    extra_ids: int  # that the vocabulary has beyond the tokenizer's, at its end
+
+    def lengths(self, config: ObjectiveConfig, seq_len: int) -> Lengths:
+        """Tokens of a window, by what becomes of them."""
+
+    def predicted(self, config: ObjectiveConfig, tokens_R: "np.ndarray") -> "np.ndarray":
+        """How many tokens carry loss in windows that have so many targets."""
+
+    def batch_spec(self, config: ObjectiveConfig, seq_len: int) -> dict[str, tuple[int, str]]:
+        """Columns and dtype of each array of a batch."""
+
+    def batch(
+        self,
+        config: ObjectiveConfig,
+        vocab_size: int,
+        windows_RS: "np.ndarray",
+        keys_R: "np.ndarray",
+        present_RT: "np.ndarray | None" = None,
+    ) -> "dict[str, np.ndarray]":
+        """The batch of windows of S = T + 1 tokens, R of them, each with a key of its own (uint64).
+
+        ``present_RT``: 0 where a window's target, its tokens but the first, is padding; None where none is.
+        """  # fmt: skip
+
+    def read(self, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """(inputs_BT, targets_BT, weights_BT or None where all weigh alike) of a batch, traced or not."""

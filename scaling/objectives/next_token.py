@@ -1,0 +1,44 @@
+"""Next token: each is predicted from those before it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from scaling.families.counting import Lengths
+from scaling.objectives.base import ObjectiveConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+unit = "nats per token"
+is_causal = True
+is_likelihood = True
+extra_ids = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken(ObjectiveConfig):
+    name: Literal["next_token"] = "next_token"
+
+
+Config = NextToken
+
+
+def lengths(config: NextToken, seq_len: int) -> Lengths:
+    return Lengths(read=0, written=seq_len, predicted=seq_len)
+
+
+def predicted(config: NextToken, tokens_R: "np.ndarray") -> "np.ndarray":
+    return tokens_R
+
+
+def batch_spec(config: NextToken, seq_len: int) -> dict[str, tuple[int, str]]:
+    return {"tokens": (seq_len + 1, "int32")}
+
+
+def batch(config, vocab_size, windows_RS, keys_R, present_RT=None) -> "dict[str, np.ndarray]":
+    whole = {"tokens": windows_RS}
+    return whole if present_RT is None else {**whole, "weights": present_RT}
+
+
+def read(batch):
+    return batch["tokens"][:, :-1], batch["tokens"][:, 1:], batch.get("weights")

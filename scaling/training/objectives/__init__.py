@@ -1,1 +1,0 @@
-"""Objectives: what a batch is made of, and the loss that a law is of."""
