@@ -11,9 +11,7 @@ import numpy as np
 from scaling import families, objectives
 from scaling.config import Horizon, RunConfig
 from scaling.families import ModelConfig
-from scaling.families.counting import RULES, Lengths
-
-PARAM_GROUPS = ("embedding", "attention", "mlp", "norm", "unembedding")
+from scaling.families.counting import RULES, Counts, Lengths
 
 
 def param_counts(model: ModelConfig) -> dict[str, int]:
@@ -92,7 +90,19 @@ def eval_steps(num_steps: int, num_points: int) -> list[int]:
 
 
 # Float32 copies of the parameters that an optimiser keeps beside them.
-OPTIMIZER_SLOTS = {"adamw": 2, "adam": 2, "sgd": 0, "momentum": 1, "adagrad": 1, "lion": 1, "muon": 2}
+OPTIMIZER_SLOTS = {
+    "adamw": 2, "adam": 2, "sgd": 0, "momentum": 1, "adagrad": 1, "lion": 1, "muon": 2, "soap": 2,
+}  # fmt: skip
+# Optimisers that keep a square of each side of a hidden matrix too, so many of them; no side longer than the second.
+SQUARES = {"soap": (2, 10_000)}
+
+
+def optimizer_values(name: str, counts: Counts) -> int:
+    """Float32 values that an optimiser keeps beside the parameters: copies of them, and squares of their sides."""
+    squares, longest = SQUARES.get(name, (0, 0))
+    hidden = [p for p in counts.products if p.group != "unembedding"]
+    sides = sum(p.copies * side**2 for p in hidden for side in (p.fan_in, p.fan_out) if side <= longest)
+    return OPTIMIZER_SLOTS[name] * counts.num_params["total"] + squares * sides
 
 
 def activation_bytes(model: ModelConfig, seq_len: int, batch_size: int, remat: str = "none") -> int:
@@ -127,8 +137,9 @@ def plan(run: RunConfig, remat: str = "none") -> Plan:
     warmup_steps = math.ceil(run.optim.warmup_tokens / run.batch_tokens)
     schedule = run.optim.schedule
     cooldown_steps = round(schedule.cooldown_fraction * num_steps) if schedule.name == "wsd" else 0
-    num_params = param_counts(run.model)
-    state_bytes = 4 * num_params["total"] * (1 + OPTIMIZER_SLOTS[run.optim.name])
+    counts = families.of(run.model).counts(run.model)
+    num_params = counts.num_params
+    state_bytes = 4 * (num_params["total"] + optimizer_values(run.optim.name, counts))
     if run.optim.momentum_dtype == "bfloat16":  # one slot of two bytes
         state_bytes -= 2 * num_params["total"]
     return Plan(

@@ -84,7 +84,7 @@ class OptimConfig(Strict):
 
     peak_lr: float
     warmup_tokens: int
-    name: Literal["adamw", "adam", "sgd", "momentum", "adagrad", "lion", "muon"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "momentum", "adagrad", "lion", "muon", "soap"] = "adamw"
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-8
@@ -96,6 +96,7 @@ class OptimConfig(Strict):
     # Of the first moment alone. A second moment in bfloat16 would stand still: (1 - beta2) of it is less than half a
     # unit in its last place.
     momentum_dtype: Literal["float32", "bfloat16"] = since(2, "float32")
+    precondition_every: int = since(3, 10)  # of soap: steps between two looks for the bases it works in
 
     def __post_init__(self):
         require_positive(self, "peak_lr", "eps")
@@ -107,6 +108,10 @@ class OptimConfig(Strict):
         if self.name in ("sgd", "adagrad"):
             want = "float32: this optimiser has no momentum"
             require(self.momentum_dtype == "float32", "momentum_dtype", self.momentum_dtype, want)
+        require_positive(self, "precondition_every")
+        if self.name != "soap":
+            want = "10, which it is without a word, or name: soap"
+            require(self.precondition_every == 10, "precondition_every", self.precondition_every, want)
         if self.name == "adam":
             require(self.weight_decay == 0, "weight_decay", self.weight_decay, "0, or name: adamw")
 

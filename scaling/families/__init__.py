@@ -3,10 +3,10 @@
 A family is a module here (``base.Family`` says what it holds) and its network in ``scaling/training/models/``.
 """
 
-from scaling.families import transformer
+from scaling.families import recurrent, transformer
 from scaling.families.base import Family, ModelConfig
 
-FAMILIES: dict[str, Family] = {"transformer": transformer}
+FAMILIES: dict[str, Family] = {"transformer": transformer, "recurrent": recurrent}
 
 
 def of(config: ModelConfig) -> Family:

@@ -4,6 +4,8 @@ Everything that may differ between the members of a pack (rate, decay, betas, ho
 ``hparams``, and not a constant of the program: cells that differ only there share one compiled step.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ import optax.contrib
 from scaling.accounting import Plan
 from scaling.config import OptimConfig, ScheduleConfig
 from scaling.families import ModelConfig
+from scaling.training import soap
 from scaling.training.models.parameters import ParamSpec, width_multiplier
 
 
@@ -70,27 +73,77 @@ def learning_rate(schedule: ScheduleConfig, hp: dict, step):
 
 def transform(config: OptimConfig, hp: dict, specs: dict[str, ParamSpec]) -> optax.GradientTransformation:
     """The direction of the update, before rate and decay. ``hp`` may hold traced scalars."""
-    dtype = jnp.dtype(config.momentum_dtype)
-    adam = optax.scale_by_adam(hp["beta1"], hp["beta2"], hp["eps"], mu_dtype=dtype)
-    if config.name == "muon":
-        matrices = {n for n, spec in specs.items() if spec.matrix is not None}
-        # Matrices only; the rest by Adam. The scale makes an update's RMS that of AdamW's, so that rate and decay carry
-        # over (Liu et al. 2025, "Muon is scalable", eq. 4).
-        dims = {n: optax.contrib.MuonDimensionNumbers(*specs[n].matrix) for n in matrices}
-        muon = optax.chain(
-            optax.contrib.scale_by_muon(beta=hp["beta1"], mu_dtype=dtype, weight_dimension_numbers=_only(dims)),
-            optax.stateless(lambda updates, _: jax.tree.map(lambda u: 0.2 * max(u.shape[-2:]) ** 0.5 * u, updates)),
-        )
-        labels = {n: "muon" if n in matrices else "adam" for n in specs}
-        return optax.partition({"muon": muon, "adam": adam}, labels)
-    return {
-        "adamw": lambda: adam,
-        "adam": lambda: adam,
-        "sgd": optax.identity,
-        "momentum": lambda: optax.trace(hp["beta1"], accumulator_dtype=dtype),
-        "adagrad": lambda: optax.scale_by_rss(initial_accumulator_value=0.1, eps=hp["eps"]),
-        "lion": lambda: optax.scale_by_lion(hp["beta1"], hp["beta2"], mu_dtype=dtype),
-    }[config.name]()
+    return OPTIMIZERS[config.name](config, hp, specs)
+
+
+def _adam(config: OptimConfig, hp: dict, specs) -> optax.GradientTransformation:
+    return optax.scale_by_adam(hp["beta1"], hp["beta2"], hp["eps"], mu_dtype=jnp.dtype(config.momentum_dtype))
+
+
+def _muon(config: OptimConfig, hp: dict, specs) -> optax.GradientTransformation:
+    """Matrices only; the rest by Adam. The scale makes an update's RMS that of AdamW's, so that rate and decay carry
+    over (Liu et al. 2025, "Muon is scalable", eq. 4)."""
+    dims = {n: optax.contrib.MuonDimensionNumbers(*axes) for n, axes in _matrices(specs).items()}
+
+    def scaled(updates, _):
+        sides = {n: max(specs[n].shape[axis] for axis in specs[n].matrix) for n in dims}
+        return {n: 0.2 * sides[n] ** 0.5 * u if n in sides else u for n, u in updates.items()}
+
+    mu_dtype = jnp.dtype(config.momentum_dtype)
+    muon = optax.contrib.scale_by_muon(beta=hp["beta1"], mu_dtype=mu_dtype, weight_dimension_numbers=_only(dims))
+    return _for_matrices(optax.chain(muon, optax.stateless(scaled)), config, hp, specs)
+
+
+def _soap(config: OptimConfig, hp: dict, specs) -> optax.GradientTransformation:
+    direction = soap.scale_by_soap(
+        hp["beta1"], hp["beta2"], hp["eps"], _matrices(specs), every=config.precondition_every,
+        mu_dtype=jnp.dtype(config.momentum_dtype),
+    )  # fmt: skip
+    return _for_matrices(direction, config, hp, specs)
+
+
+def _momentum(config: OptimConfig, hp: dict, specs) -> optax.GradientTransformation:
+    return optax.trace(hp["beta1"], accumulator_dtype=jnp.dtype(config.momentum_dtype))
+
+
+def _lion(config: OptimConfig, hp: dict, specs) -> optax.GradientTransformation:
+    return optax.scale_by_lion(hp["beta1"], hp["beta2"], mu_dtype=jnp.dtype(config.momentum_dtype))
+
+
+OPTIMIZERS: dict[str, Callable[[OptimConfig, dict, dict[str, ParamSpec]], optax.GradientTransformation]] = {
+    "adamw": _adam,
+    "adam": _adam,
+    "sgd": lambda config, hp, specs: optax.identity(),
+    "momentum": _momentum,
+    "adagrad": lambda config, hp, specs: optax.scale_by_rss(initial_accumulator_value=0.1, eps=hp["eps"]),
+    "lion": _lion,
+    "muon": _muon,
+    "soap": _soap,
+}
+
+
+def state_axes(config: OptimConfig, specs: dict[str, ParamSpec]) -> dict[tuple[str, str], tuple[str | None, ...]]:
+    """Logical axes of what an optimiser keeps in another shape than its parameter's, by (field, parameter).
+
+    SOAP's means and bases are square: rows as that side of the parameter is laid out, columns whole.
+    """
+    found = {}
+    for name, sides in _matrices(specs).items() if config.name == "soap" else ():
+        axes = specs[name].logical_axes
+        others = [axis for i, axis in enumerate(axes) if i not in sides]
+        for field, side in zip(("left", "right"), sides):
+            found |= {(f, name): (*others, axes[side], None) for f in (field, f"{field}_basis")}
+    return found
+
+
+def _matrices(specs: dict[str, ParamSpec]) -> dict[str, tuple[int, int]]:
+    return {n: spec.matrix for n, spec in specs.items() if spec.matrix is not None}
+
+
+def _for_matrices(transformation, config: OptimConfig, hp: dict, specs) -> optax.GradientTransformation:
+    """The transformation for hidden matrices, Adam for the rest."""
+    labels = {n: config.name if spec.matrix is not None else "adam" for n, spec in specs.items()}
+    return optax.partition({config.name: transformation, "adam": _adam(config, hp, specs)}, labels)
 
 
 def _only(dims: dict):

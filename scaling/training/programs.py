@@ -203,8 +203,9 @@ def lower(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Me
     _check_can_run(key, execution, num_members, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     abstract = jax.eval_shape(_init_of(key, num_members), *_init_args(key, num_members))
-    axes = {name: spec.logical_axes for name, spec in models.param_specs(key.model).items()}
-    shardings = sharding.state_shardings(mesh, abstract, axes)
+    specs = models.param_specs(key.model)
+    axes = {name: spec.logical_axes for name, spec in specs.items()}
+    shardings = sharding.state_shardings(mesh, abstract, axes, optimizers.state_axes(key.optim, specs))
     return Lowered(
         key=key,
         execution=execution,

@@ -5,7 +5,8 @@ every weight), ``tensor`` (heads, mlp, vocabulary). Any of them may be 1.
 """
 
 import math
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -107,17 +108,19 @@ def check_divides(
             )
 
 
-def state_shardings(mesh: Mesh, abstract_state, param_axes: dict[str, tuple[str, ...]]):
+def state_shardings(mesh: Mesh, abstract_state, param_axes: Mapping, own_axes: Mapping = types.MappingProxyType({})):
     """A NamedSharding for every leaf of a pack's state, whose leading axis is ``run``.
 
     Optimiser moments are recognised by the parameter's name at the end of their path and its shape, so that they are
-    sharded like it: left to the compiler, they can come out replicated.
+    sharded like it: left to the compiler, they can come out replicated. ``own_axes``: logical axes of what has another
+    shape than its parameter, by (field of the optimiser's state, parameter).
     """
 
     def sharding_of(path, leaf):
-        name = getattr(path[-1], "key", None)
-        if name in param_axes and leaf.ndim == len(param_axes[name]) + 1:
-            return NamedSharding(mesh, partition_spec(("run", *param_axes[name])))
+        name, field = getattr(path[-1], "key", None), getattr(path[-2], "name", None) if len(path) > 1 else None
+        axes = own_axes.get((field, name)) or param_axes.get(name)
+        if axes is not None and leaf.ndim == len(axes) + 1:
+            return NamedSharding(mesh, partition_spec(("run", *axes)))
         return NamedSharding(mesh, P("run") if leaf.ndim else P())
 
     return jax.tree_util.tree_map_with_path(sharding_of, abstract_state)

@@ -30,19 +30,6 @@ def tokens(rows, length, vocab=32, seed=0):
     return np.random.default_rng(seed).integers(0, vocab, (rows, length), dtype=np.int32)
 
 
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-def test_param_counts_are_those_of_the_model(config):
-    shapes = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
-    specs = transformer.param_specs(config)
-    by_group = dict.fromkeys(accounting.PARAM_GROUPS, 0)
-    for name, leaf in shapes.items():
-        by_group[specs[name].group] += leaf.size
-    counts = accounting.param_counts(config)
-    assert by_group == {group: counts[group] for group in accounting.PARAM_GROUPS}
-    assert counts["total"] == sum(leaf.size for leaf in shapes.values())
-    assert counts["non_embedding"] == counts["total"] - counts["embedding"] - counts["unembedding"]
-
-
 @functools.partial(quick_jit, static_argnums=0)
 def apply(config, params, batch):
     return models.apply(config, ExecutionConfig(), params, batch)
@@ -113,6 +100,24 @@ def test_scores_depend_on_relative_position_only():
         diagonal = np.diagonal(scores, offset)
         assert_allclose(diagonal, diagonal[0], rtol=1e-5)
     assert_allclose(np.linalg.norm(rotated, axis=1), np.linalg.norm(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["einsum", "cudnn"])
+def test_attention_both_ways_is_the_softmax_over_all(name):
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(2, 20, 4, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, 20, 4, 8)).astype(np.float32)
+    out = quick_jit(functools.partial(attention.IMPLEMENTATIONS[name], scale=0.3, causal=False))(q, k, v)
+    logits = np.einsum("bthk,bshk->bhts", q, k).astype(float) * 0.3
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    exact = np.einsum("bhts,bshk->bthk", weights / weights.sum(-1, keepdims=True), v)
+    assert_allclose(out, exact, rtol=2e-5, atol=2e-6)
+
+
+def test_blocks_of_a_triangle_are_refused_where_the_square_is_wanted():
+    assert attention.choose("auto", "cpu", 64, causal=False).func is attention.einsum
+    with pytest.raises(ValueError, match="write auto or einsum"):
+        attention.choose("block_causal", "cpu", 64, causal=False)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ class ParamSpec:
 
     Args:
       init_std: of the normal it is drawn from; None: ones.
-      group: that it is counted in (``accounting.PARAM_GROUPS``).
+      group: that it is counted in (``Counts.groups``).
       matrix: its axes (in, out) where it is a stack of matrices both of whose sides grow with width, over all other
         axes: Muon orthogonalises each, SOAP preconditions each.
       mup: how μP treats it (Yang et al. 2022, table 8): ``hidden`` learns at 1 / m of the rate.

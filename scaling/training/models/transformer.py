@@ -13,13 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from scaling.execution import ExecutionConfig
 from scaling.families.transformer import TransformerConfig
 from scaling.training import sharding
 from scaling.training.models import attention
 from scaling.training.models.parameters import ParamSpec, dense, rms_norm
+from scaling.training.models.stack import through_layers
 
 
 def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
@@ -110,24 +110,6 @@ def block(config: TransformerConfig, attend, p: dict[str, Any], x_BTD):
     return nn.with_logical_constraint(x_BTD, ("batch", "seq", "act_embed"))
 
 
-def _rematerialise(policy: str, function, scanned: bool):
-    if policy == "none":
-        return function
-    policies = jax.checkpoint_policies
-    saved = {
-        "full": None,
-        "dots": policies.dots_with_no_batch_dims_saveable,
-        "offload": policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=["layer_input"],
-            offload_src="device",
-            offload_dst="pinned_host",
-        ),
-    }[policy]
-    # Inside a scan nothing can be merged with the forward pass anyway, and the barrier costs.
-    return jax.checkpoint(function, policy=saved, prevent_cse=not scanned)
-
-
 def hidden(
     config: TransformerConfig,
     execution: ExecutionConfig,
@@ -146,28 +128,8 @@ def hidden(
     # Gathering from a table sharded both ways makes XLA replicate activations; gather from the whole table.
     table_VD = nn.with_logical_constraint(params["embedding"], (None, None))
     x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
-    layers = {name: params[name] for name, spec in param_specs(c).items() if spec.logical_axes[0] == "layers"}
     attend = attention.choose(execution.attention, sharding.platform(), tokens_BT.shape[1], mask_documents, causal)
     if mask_documents:  # id 0 opens a document in every corpus
         attend = functools.partial(attend, document_BT=jnp.cumsum(tokens_BT == 0, axis=1))
-    return rms_norm(_layers(c, execution, attend, layers, x_BTD), params["final_norm"], c.norm_eps)
-
-
-def _layers(config: TransformerConfig, execution: ExecutionConfig, attend, layers: dict[str, Any], x_BTD):
-    c, e = config, execution
-    axes = {name: spec.logical_axes[1:] for name, spec in param_specs(c).items()}
-    scanned = e.scan_layers
-    if scanned is None:  # a scan costs 1.4× on CPU; unrolled, its compile time grows with depth
-        scanned = sharding.platform() != "cpu" or c.num_layers > 12
-
-    def one_layer(x_BTD, p):
-        if scanned:  # says it of their gradients too, which would else be added up whole on every device
-            p = {name: nn.with_logical_constraint(w, axes[name]) for name, w in p.items()}
-        return block(c, attend, p, checkpoint_name(x_BTD, "layer_input") if e.remat == "offload" else x_BTD)
-
-    layer = _rematerialise(e.remat, one_layer, scanned)
-    if scanned:
-        return jax.lax.scan(lambda x_BTD, p: (layer(x_BTD, p), None), x_BTD, layers)[0]
-    for i in range(c.num_layers):
-        x_BTD = layer(x_BTD, {name: w[i] for name, w in layers.items()})
-    return x_BTD
+    x_BTD = through_layers(functools.partial(block, c, attend), execution, param_specs(c), params, x_BTD)
+    return rms_norm(x_BTD, params["final_norm"], c.norm_eps)

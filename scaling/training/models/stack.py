@@ -1,0 +1,60 @@
+"""Layers one after another: unrolled or scanned, kept or recomputed, whatever a layer is."""
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from scaling.execution import ExecutionConfig
+from scaling.training import sharding
+from scaling.training.models.parameters import ParamSpec
+
+# Layers that are unrolled on a CPU at most: a scan costs 1.4× there; unrolled, the compile time grows with depth.
+MOST_UNROLLED = 12
+
+
+def through_layers(
+    one_layer: Callable, execution: ExecutionConfig, specs: Mapping[str, ParamSpec], params: Mapping, x_BTD
+) -> jax.Array:
+    """Returns what ``one_layer(p, x_BTD)`` makes of x, layer after layer, ``p`` a layer's own weights.
+
+    Those are the parameters whose first logical axis is ``layers``; ``execution`` says whether they are scanned over
+    and what of a layer the backward pass computes again.
+    """
+    layers = {name: params[name] for name, spec in specs.items() if spec.logical_axes[0] == "layers"}
+    axes = {name: specs[name].logical_axes[1:] for name in layers}
+    num_layers = specs[next(iter(layers))].shape[0]
+    scanned = execution.scan_layers
+    if scanned is None:
+        scanned = sharding.platform() != "cpu" or num_layers > MOST_UNROLLED
+
+    def of_layer(x_BTD, p):
+        if scanned:  # says it of their gradients too, which would else be added up whole on every device
+            p = {name: nn.with_logical_constraint(w, axes[name]) for name, w in p.items()}
+        return one_layer(p, checkpoint_name(x_BTD, "layer_input") if execution.remat == "offload" else x_BTD)
+
+    layer = _rematerialised(execution.remat, of_layer, scanned)
+    if scanned:
+        return jax.lax.scan(lambda x_BTD, p: (layer(x_BTD, p), None), x_BTD, layers)[0]
+    for i in range(num_layers):
+        x_BTD = layer(x_BTD, {name: w[i] for name, w in layers.items()})
+    return x_BTD
+
+
+def _rematerialised(policy: str, function: Callable, scanned: bool) -> Callable:
+    if policy == "none":
+        return function
+    policies = jax.checkpoint_policies
+    saved = {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["layer_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }[policy]
+    # Inside a scan nothing can be merged with the forward pass anyway, and the barrier costs.
+    return jax.checkpoint(function, policy=saved, prevent_cse=not scanned)
