@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scaling import families
 from scaling.config import DataConfig
 from scaling.engine.plan.table import Row
 
@@ -321,8 +322,8 @@ def mixed_data(rows: Sequence[Row], expected: Expected) -> list[Finding]:
 
 def large_head(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     def head_share(row: Row) -> float:
-        head = row.cell.run.model.d_model * row.cell.run.model.vocab_size
-        return head / (head + row.plan.num_params["attention"] + row.plan.num_params["mlp"])
+        counts = families.of(row.cell.run.model).counts(row.cell.run.model)
+        return counts.head_weights / (counts.head_weights + counts.inner_weights)
 
     bad = [row for row in rows if head_share(row) > MAX_HEAD]
     if not bad:
