@@ -2,8 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
+from scaling.devices import PROFILES
 from scaling.fields import Strict, require, require_positive
 
 
@@ -69,24 +70,19 @@ def program_execution(execution: ExecutionConfig) -> ExecutionConfig:
     return dataclasses.replace(execution, **{name: getattr(plain, name) for name in names})
 
 
-HardwareName = Literal["cpu", "h100", "h200", "a100", "tpu-v5e", "tpu-v5p", "tpu-v6e"]
-
-
-PROFILE_NAMES: tuple[str, ...] = get_args(HardwareName)
-
-
 @dataclass(frozen=True)
 class HardwareConfig(Strict):
     """What a plan counts time, money and energy on. Not part of ``run_id``. What is null is the profile's of that name
-    (``scaling/engine/plan/hardware.py``; no name: this machine's)."""
+    (``scaling.devices``; no name: this machine's)."""
 
-    name: HardwareName | None = None
+    name: str | None = None
     devices: int | None = None
     price_per_device_hour: float | None = None  # US dollars
     power_watts: float | None = None  # of one device
     mfu: float | None = None  # share of the peak that training reaches
 
     def __post_init__(self):
+        require(self.name is None or self.name in PROFILES, "name", self.name, f"one of {', '.join(PROFILES)}")
         for name in ("devices", "price_per_device_hour", "power_watts", "mfu"):
             if getattr(self, name) is not None:
                 require_positive(self, name)

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic", "yaml"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
-GROUND = {"fields", "config", "storage", "machine", "terminal", "numbers"}
+GROUND = {"fields", "config", "storage", "machine", "terminal", "numbers", "devices"}
 CORE = GROUND | {"families", "objectives", "execution", "accounting", "records", "grid"}
 ANALYSIS = {"laws", "report", "fit"}
 
@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "machine": set(),
     "terminal": set(),
     "numbers": set(),
-    "execution": {"fields"},
+    "devices": set(),
+    "execution": {"fields", "devices"},
     "accounting": {"fields", "families", "objectives", "config"},
     "records": {"fields", "config", "storage", "accounting"},
     "grid": {"fields", "families", "objectives", "config", "execution", "accounting"},

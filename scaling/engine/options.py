@@ -5,9 +5,10 @@ import dataclasses
 import math
 from pathlib import Path
 
+from scaling.devices import PROFILES
 from scaling.engine.plan import costs
 from scaling.engine.plan.hardware import Hardware
-from scaling.execution import PROFILE_NAMES, HardwareConfig
+from scaling.execution import HardwareConfig
 
 # Option → field of HardwareConfig.
 _HARDWARE_OPTIONS = {
@@ -21,8 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the plan", f"What a budget leaves out with --drop: {costs.DROP_RULE}. Earlier calls count towards a budget."
     )
     add = group.add_argument
-    add("--hardware", choices=PROFILE_NAMES, help="count time, money and energy on this, in place of the grid's; with "
-        "--plan for one that is not here")  # fmt: skip
+    add("--hardware", choices=tuple(PROFILES), help="count time, money and energy on this, in place of the grid's; "
+        "with --plan for one that is not here")  # fmt: skip
     add("--devices", metavar="N", type=whole_number, help="how many of them (default 1)")
     add("--price", metavar="X", type=_positive, help="dollars per device-hour (default: the profile's)")
     add("--power", metavar="W", type=_positive, help="watts per device (default: the profile's)")

@@ -147,6 +147,9 @@ def _summary(bill: Bill) -> str:
         parts.append(f"{total.kwh:.3g} kWh")
     if bill.memory_bytes is not None:
         parts.append(f"{numbers.compact(bill.memory_bytes)}B of memory at most")
+    if total.seconds is None and not hardware.is_here:
+        parts.append(f"no time: no MFU is published for {hardware.profile.title}; give --mfu")
+        return ", ".join(parts)
     if hardware.is_here or not parts:
         return ", ".join(parts)
     return ", ".join(parts) + "\n" + _on_what(bill)

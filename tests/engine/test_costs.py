@@ -112,7 +112,7 @@ def test_cells_of_no_budget_go_one_by_one_and_seeds_together():
 
 @pytest.mark.parametrize(
     "budget, says",
-    [(Budget(dollars=1), "--price"), (Budget(kwh=1), "--power"), (Budget(hours=1), "could not be timed")],
+    [(Budget(dollars=1), "--price"), (Budget(kwh=1), "--power"), (Budget(hours=1), "no time is known")],
 )
 def test_a_budget_on_what_is_not_known_says_what_to_give(budget, says):
     unknown = hardware_of().cost(None if budget.hours else 60)

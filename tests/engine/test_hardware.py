@@ -5,10 +5,11 @@ import math
 
 import pytest
 
-from scaling import accounting, execution
+from scaling import accounting, devices
 from scaling.config import Horizon, OptimConfig, RunConfig
+from scaling.devices import PROFILES
 from scaling.engine.plan import hardware
-from scaling.engine.plan.hardware import PROFILES, Hardware
+from scaling.engine.plan.hardware import Hardware
 from scaling.execution import HardwareConfig
 from scaling.families.transformer import TransformerConfig
 
@@ -26,7 +27,6 @@ def of(name=None, *, has_accelerator=False, **given):
 
 
 def test_every_name_has_a_profile_and_every_figure_a_source():
-    assert tuple(PROFILES) == execution.PROFILE_NAMES
     for profile in PROFILES.values():
         for name in ("peak_flops", "memory_bytes", "memory_bandwidth", "power_watts", "price_per_device_hour"):
             if getattr(profile, name):
@@ -37,7 +37,7 @@ def test_every_name_has_a_profile_and_every_figure_a_source():
 
 @pytest.mark.parametrize(
     "name, ridge",  # FLOPs per byte at which compute and memory balance: from the field's own rooflines
-    [("h100", 295), ("a100", 153), ("tpu-v5e", 240), ("tpu-v5p", 166), ("tpu-v6e", 560)],
+    [("h100", 295), ("b200", 281), ("a100", 153), ("tpu-v5e", 240), ("tpu-v5p", 166), ("tpu-v6e", 560)],
 )
 def test_peak_over_bandwidth_is_the_known_ridge_point(name, ridge):
     profile = PROFILES[name]
@@ -68,13 +68,13 @@ def test_what_is_not_known_is_not_invented():
 
 def test_mfu_is_published_between_linear_in_the_logarithm_and_flat_outside():
     points = PROFILES["a100"].mfu
-    assert hardware.mfu_of(points, 1.0) == points[0]
-    assert hardware.mfu_of(points, 1e15) == points[-1]
+    assert devices.mfu_of(points, 1.0) == points[0]
+    assert devices.mfu_of(points, 1e15) == points[-1]
     middle = math.sqrt(points[0].num_params * points[1].num_params)
-    assert hardware.mfu_of(points, middle).mfu == pytest.approx((points[0].mfu + points[1].mfu) / 2)
-    assert hardware.mfu_of((), 1e9) is None
+    assert devices.mfu_of(points, middle).mfu == pytest.approx((points[0].mfu + points[1].mfu) / 2)
+    assert devices.mfu_of((), 1e9) is None
     total = accounting.param_counts(run_of().model)["total"]
-    assert of("a100").mfu_for(run_of()) == hardware.mfu_of(points, total)
+    assert of("a100").mfu_for(run_of()) == devices.mfu_of(points, total)
 
 
 @pytest.mark.parametrize(

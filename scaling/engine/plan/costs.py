@@ -135,10 +135,15 @@ class Budget:
     def excess(self, cost: Cost) -> list[str]:
         """A phrase for each limit that ``cost`` is over. Raises ValueError for a limit on what is not known."""
         hours = None if cost.seconds is None else cost.seconds / 3600
+        untimed = (
+            "no time is known of some cells: run without it, name --hardware, or add --mfu where none is published"
+        )
+        no_price = "no price is known: add --price, dollars per device-hour"
+        no_power = "no power is known: add --power, watts per device"
         checks = (
-            ("hours", self.hours, hours, "h", "some cells could not be timed: run without it, or name --hardware"),
-            ("dollars", self.dollars, cost.dollars, "$", "no price is known: add --price, dollars per device-hour"),
-            ("kwh", self.kwh, cost.kwh, "kWh", "no power is known: add --power, watts per device"),
+            ("hours", self.hours, hours, "h", untimed),
+            ("dollars", self.dollars, cost.dollars, "$", untimed if hours is None else no_price),
+            ("kwh", self.kwh, cost.kwh, "kWh", untimed if hours is None else no_power),
         )
         over = []
         for name, limit, value, unit, mend in checks:

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from scaling import accounting, families
 from scaling.config import RunConfig
-from scaling.engine.plan import hardware, packing
+from scaling.devices import PROFILES
+from scaling.engine.plan import packing
 from scaling.engine.plan.table import Row
 from scaling.engine.slices import aot
 from scaling.execution import ExecutionConfig, MeshConfig
@@ -74,9 +75,9 @@ class Chip:
     def of(cls, topology: str, dtype: str) -> "Chip | None":
         """The chip of a TPU topology; None for one whose figures are not known."""
         name = f"tpu-{topology.partition(':')[0]}"
-        if name not in INTERCONNECT or name not in hardware.PROFILES:
+        if name not in INTERCONNECT or name not in PROFILES:
             return None
-        profile = hardware.PROFILES[name]
+        profile = PROFILES[name]
         return cls(profile.peak_flops[dtype], INTERCONNECT[name], profile.memory_bytes)
 
 

@@ -152,7 +152,7 @@ def conventions(table: "pd.DataFrame", law: str = "chinchilla", *, bootstrap: in
       [{num_params, flops, params, a, a_local, a_local_interval, tokens_per_param at the largest fitted C}]
     """
     counts = [c.removeprefix("num_params_") for c in table.columns if c in _COUNTS] or ["as given"]
-    rules = [c.removeprefix("flops_") for c in table.columns if c in _RULES] or ["as given"]
+    rules = [c.removeprefix("flops_") for c in table.columns if _is_rule(c)] or ["as given"]
     reading = {k: options.pop(k) for k in ("holdout_flops", "source") if k in options}
     rows = []
     for count in counts:
@@ -164,7 +164,11 @@ def conventions(table: "pd.DataFrame", law: str = "chinchilla", *, bootstrap: in
 
 
 _COUNTS = ("num_params_non_embedding", "num_params_total")
-_RULES = ("flops_6ND", "flops_6ND_total", "flops_kaplan", "flops_chinchilla", "flops_exact")
+
+
+def _is_rule(column: str) -> bool:
+    """Whether a records' column counts the FLOPs of a run, by whatever rule the records knew."""
+    return str(column).startswith("flops_") and not str(column).startswith("flops_per_")
 
 
 def _moved(observations: Observations, fitted: Fit, bootstrap: int, seed: int) -> dict:
