@@ -20,6 +20,7 @@ from rich.console import Console
 from scaling import grid, machine, records, storage, terminal
 from scaling.conclusion import Conclusion, get_ready
 from scaling.engine import options, show
+from scaling.engine.executors import EXECUTORS
 from scaling.engine.folder import lease, manifest
 from scaling.engine.folder.cells import Cells, Selection, of_another_grid, select
 from scaling.engine.folder.lock import HeldError
@@ -27,9 +28,10 @@ from scaling.engine.folder.workdir import claim, give_up
 from scaling.engine.plan import table
 from scaling.engine.plan.timings import TimingCache
 from scaling.engine.run import hosts, status, tasks
+from scaling.engine.run.executor import Detached
 from scaling.engine.session import BadInputError, Session, bad_input
 from scaling.engine.slices import meshes
-from scaling.engine.slurm import book, jobs, launch
+from scaling.engine.slurm import launch
 from scaling.engine.slurm import options as slurm_options
 from scaling.execution import ExecutionConfig
 from scaling.training import distributed
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None, *, loop: str = tasks.LOOP) -> int:
     previous = {s: signal.signal(s, _interrupt) for s in wanted}
     try:
         return _on_this_host(args, arguments, console, loop)
-    except jobs.Detached as e:
+    except Detached as e:
         console.print(f"submitted: {e}; the last of them gives this command again; see how they do with --status")
         return DONE
     except (BadInputError, HeldError, tasks.ExecutorError) as e:
@@ -77,7 +79,8 @@ def _on_this_host(args: argparse.Namespace, arguments: Sequence[str], console: C
     """The whole command; as one of several processes, its part: process 0 leads, the others follow and say nothing."""
     with bad_input():
         place, cache_dir = distributed.parse(args.distributed), storage.cache_dir()
-        if place is not None and (args.executor != "inline" or args.plan or args.status or args.shard):
+        alone = not EXECUTORS[args.executor].can_be_distributed
+        if place is not None and (alone or args.plan or args.status or args.shard):
             raise ValueError(f"--distributed {args.distributed}: it trains: write --executor inline, without --shard")
     if place is None:
         return Sweep(args, arguments, console, loop).run()
@@ -124,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", metavar="RUN_ID", nargs="+", default=[], help="train these cells alone (first digits suffice)")
     add("--shard", metavar="I/N", type=_shard, help="train every N-th cell, the I-th share of 1…N: one per machine")
     add("--status", action="store_true", help="print what is done, runs, waits or failed, and stop")
-    add("--executor", choices=("local", "inline", "slurm"), default="local",
+    add("--executor", choices=tuple(EXECUTORS), default="local",
         help="worker processes here, all in this process, or jobs of a Slurm cluster")  # fmt: skip
     add("--workers", metavar="N", type=_workers, default="auto",
         help="worker processes (auto: one a core on CPU); with slurm, jobs at a time (auto: no limit)")  # fmt: skip
@@ -210,8 +213,8 @@ def _check_buckets(args: argparse.Namespace, execution: ExecutionConfig) -> None
     results, workdir = (folder and storage.is_remote(folder) for folder in (args.results, args.workdir))
     if workdir and not os.fspath(args.workdir).startswith("gs://"):
         raise ValueError(f"--workdir {args.workdir}: checkpoints go to a disk or to gs://: write one of these")
-    if workdir and args.executor == "slurm":
-        raise ValueError(f"--workdir {args.workdir}: Slurm's jobs read their orders from it: write a folder on a disk")
+    if workdir and (why := EXECUTORS[args.executor].needs_disk):
+        raise ValueError(f"--workdir {args.workdir}: {why}: write a folder on a disk")
     if workdir and execution.tensorboard:
         raise ValueError(f"execution.tensorboard: its files grow, and in {args.workdir} nothing does: write false")
     if results and args.shard:
@@ -255,7 +258,7 @@ class Sweep:
     def run(self) -> int:
         """Does what the options ask for; returns the exit code."""
         if self.args.status:
-            queued = book.Book(self.workdir).queued()
+            queued = {k: said for kind in EXECUTORS.values() for k, said in kind.queued(self.workdir).items()}
             cells = self.cells
             status.show(self.console, cells.rows, self.results, self.workdir, queued, have_trunks=cells.have_trunks)
             return DONE
@@ -342,8 +345,8 @@ class Sweep:
             session.measure(rows)
             selection = show.show(session, selection, args)
             if args.plan:
-                if session.slurm is not None:
-                    session.say(f"sbatch --test-only: {session.slurm.test_only(num_packs)}")
+                if said := session.executor.test(num_packs):
+                    session.say(said)
                 return
             session.write_manifest()
             fitted, held_out = ([row for row in selection.todo if row.cell.holdout == out] for out in (False, True))

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from scaling.devices import PROFILES
+from scaling.engine.executors import EXECUTORS
 from scaling.engine.plan import costs
 from scaling.engine.plan.hardware import Hardware
 from scaling.execution import HardwareConfig
@@ -65,7 +66,7 @@ def hardware_of(args: argparse.Namespace, grid_config: HardwareConfig, *, has_ac
         hardware = Hardware.of(dataclasses.replace(base, **given), has_accelerator=has_accelerator)
     except ValueError as e:
         raise ValueError(f"--{e}") from None
-    if not (hardware.is_here or args.plan or args.status or args.executor == "slurm"):
+    if not (hardware.is_here or args.plan or args.status or not EXECUTORS[args.executor].trains_here):
         name = hardware.profile.name
         raise ValueError(
             f"hardware {name}: not what this machine has: add --plan for what it would cost there, or --hardware cpu "

@@ -19,16 +19,15 @@ from pathlib import Path
 from rich.console import Console
 
 from scaling import config, fields, machine, numbers, objectives, records, storage, terminal
+from scaling.engine.executors import EXECUTORS
 from scaling.engine.folder import signs
 from scaling.engine.folder.cells import Cells, failed_record
 from scaling.engine.folder.manifest import Manifest
 from scaling.engine.plan import disk, packing, timings
 from scaling.engine.plan.table import Row
-from scaling.engine.run import hosts, inline, progress, worker
+from scaling.engine.run import progress, worker
+from scaling.engine.run.executor import Orders
 from scaling.engine.run.tasks import Task
-from scaling.engine.run.workers import Local, auto_workers
-from scaling.engine.slurm import book
-from scaling.engine.slurm.jobs import Slurm, of
 from scaling.grid import Grid
 from scaling.training import checkpoint
 from scaling.training.distributed import Group
@@ -71,11 +70,16 @@ class Session:
         self.workers: int | None = None
         self.pack_sizes: int | dict[str, int] = 1 if args.pack == "auto" else args.pack
         self._args, self._grid = args, grid
-        self._workdir, self._cache_dir, self._loop, self._group = workdir, cache_dir, loop, group
+        self._workdir, self._cache_dir = workdir, cache_dir
         self._ratios: dict[str, list[float]] = collections.defaultdict(list)  # by shape: seconds taken over predicted
         self._disk_bytes = 1e9 * (args.disk_budget or grid.execution.disk_budget_gb)
+        orders = Orders(
+            workdir, self._logs_home() / "logs", grid.name, loop,
+            workers=None if args.workers == "auto" else args.workers, group=group, options=tuple(args.slurm),
+            detach=args.detach, command=tuple(arguments),
+        )  # fmt: skip
         with bad_input():
-            self.slurm = of(args, arguments, workdir, grid.name, loop)
+            self.executor = EXECUTORS[args.executor](orders)
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
@@ -84,11 +88,7 @@ class Session:
 
     def num_workers(self, num_packs: int) -> int:
         is_elsewhere = self._args.plan and not self.cells.hardware.is_here  # all of it for one run at a time
-        if self._args.executor == "inline" or is_elsewhere:
-            return 1
-        if self._args.executor == "slurm" and self._args.workers == "auto":
-            return num_packs
-        return auto_workers(num_packs) if self._args.workers == "auto" else self._args.workers
+        return 1 if is_elsewhere else self.executor.num_workers(num_packs)
 
     def packs(self, rows: Sequence[Row]) -> list[packing.Pack]:
         return packing.build(rows, self.pack_sizes)
@@ -126,9 +126,8 @@ class Session:
         was killed between a run's record and the end of its checkpoints. To be called by whoever holds the results."""
         storage.trim(self._cache_dir / "xla", COMPILED_BYTES)
         done = [row.run_id for row in rows if self.cells.is_done(row)]
-        if self.slurm is not None:
-            self.slurm.settle(set(done).__contains__)
-        if not (self._grid.execution.keep_final_checkpoint or book.Book(self._workdir).submissions()):
+        self.executor.settle(set(done).__contains__)
+        if not (self._grid.execution.keep_final_checkpoint or self._may_be_under_way()):
             # With jobs under way, they do it themselves.
             storage.each(storage.remove_tree, (checkpoint.folder_of(self._workdir, run_id) for run_id in done))
         elif self._grid.execution.keep_final_checkpoint:
@@ -146,7 +145,7 @@ class Session:
         what = f"checkpoints of {len(orphans)} runs that the grid no longer has, {size}"
         if not self._args.remove_orphans:
             self.say(f"{self._workdir}: {what}, count towards the disk budget; --remove-orphans removes them")
-        elif book.Book(self._workdir).submissions():
+        elif self._may_be_under_way():
             self.say(f"{self._workdir}: {what}, stay while jobs are under way that may be theirs")
         else:
             storage.each(storage.remove_tree, orphans)
@@ -177,25 +176,20 @@ class Session:
     def started(self, num_packs: int, lock_fds: Sequence[int] = ()) -> Iterator[None]:
         """While it lasts there are workers, as many as so many packs need; they inherit ``lock_fds``."""
         self.workers = self.num_workers(num_packs)
-        with contextlib.closing(self._start(lock_fds)) as self._executor:
+        self._refuse_beside_others()
+        # started first: they import JAX while the data is prepared here
+        with contextlib.closing(self.executor.start(self.workers, lock_fds)) as self._runner:
             yield
 
-    def _start(self, lock_fds: Sequence[int]) -> inline.Inline | Local | Slurm:
-        if self.slurm is not None:
-            return self.slurm
-        jobs = book.Book(self._workdir).unfinished()
-        if jobs:
-            raise BadInputError(
-                f"{self._workdir}: jobs of an earlier call are queued or running ({' '.join(jobs)}): follow them with "
-                "--executor slurm, or end them with scancel"
-            )
-        if self._group is not None:
-            return hosts.Leader(self._group, self._loop)
-        if self._args.executor == "inline":
-            return inline.Inline(self._loop)
-        # started first: they import JAX while the data is prepared here
-        logs = self._logs_home() / "logs"
-        return Local(self.workers, logs, loop=self._loop, pass_fds=lock_fds)
+    def _refuse_beside_others(self) -> None:
+        """Raises BadInputError while another executor is at the sweep, by an earlier call."""
+        for kind in EXECUTORS.values():
+            left = None if isinstance(self.executor, kind) else kind.left_behind(self._workdir)
+            if left:
+                raise BadInputError(f"{self._workdir}: jobs of an earlier call are queued or running ({left}")
+
+    def _may_be_under_way(self) -> bool:
+        return any(kind.has_submitted(self._workdir) for kind in EXECUTORS.values())
 
     def _logs_home(self) -> Path:
         """Logs grow, and objects in a bucket do not: then they stay on this machine."""
@@ -217,9 +211,8 @@ class Session:
 
     def measure(self, rows: Sequence[Row]) -> None:
         """Times the shapes of ``rows`` that were never timed here, sees how many fit a device, and predicts."""
-        # This machine's timings say nothing of the cluster's; and processes that time a step together would each stop
-        # after a number of their own.
-        here = self.slurm is None and self._group is None
+        # This machine's timings say nothing of a cluster's.
+        here = self.executor.times_here
         if here:
             self._calibrate(rows)
             self._choose_pack_sizes(rows)
@@ -244,7 +237,7 @@ class Session:
                 if event["event"] in ("done", "failed"):
                     shown.update(terminal.text(f"{next(done)} of {len(tasks)} timed"))
 
-            answers = self._executor.run(tasks, on_event)
+            answers = self._runner.run(tasks, on_event)
         reasons = {answer.reason for answer in answers.values()}
         if len(reasons) == 1 and None not in reasons:  # all for the same reason: then no cell can train either
             raise BadInputError(f"{self._args.grid}: {reasons.pop()}")
@@ -263,7 +256,7 @@ class Session:
         }
         if tasks:
             self.console.print(f"compiling {len(tasks)} shapes, to see how many runs of each fit a device …")
-            answers = self._executor.run(list(tasks.values()))
+            answers = self._runner.run(list(tasks.values()))
             found = {shape: answers[task.key].value for shape, task in tasks.items()}
             self.pack_sizes = {shape: value["members"] for shape, value in found.items() if value is not None}
 
@@ -299,7 +292,7 @@ class Session:
 
         def on_event(event: dict) -> None:
             display.on_event(event)
-            if self.slurm is None:  # jobs of a cluster give their own
+            if not self.executor.gives_own_signs:
                 board.on_event(event)
             if event["event"] in ("done", "failed"):
                 pack = packs[event["key"]]
@@ -311,23 +304,20 @@ class Session:
 
         try:
             with self.manifest.training(), display, board:
-                self._executor.run(self._tasks(order), on_event)
+                self._runner.run(self._tasks(order), on_event)
             if beside.ident is not None:
                 beside.join()
             signs.clear_stale(self._workdir)  # of a call killed seconds before this one, which were too young before
             self._forget_wrong_timings()
         except KeyboardInterrupt:
-            if self.slurm is None:
-                self.say("stopping: what is running saves a checkpoint (once more: stops at once)")
-            else:
-                self.say(f"{self.slurm.job_ids()} left to Slurm: the same command follows again, scancel ends them")
+            self.say(self.executor.farewell())
             raise
         finally:
             self.write_manifest()
 
     def _forget_wrong_timings(self) -> None:
         """Shapes whose cells took otherwise than their timing said are timed again by the next plan."""
-        if self.slurm is not None or self._group is not None or not self.cells.hardware.is_here:
+        if not (self.executor.times_here and self.cells.hardware.is_here):
             return
         median = {shape: statistics.median(ratios) for shape, ratios in self._ratios.items()}
         wrong = {s: r for s, r in median.items() if not 1 / DISAGREEMENT < r < DISAGREEMENT}
@@ -347,7 +337,7 @@ class Session:
         if self._grid.execution.trunks:
             steps = {row.run_id: checkpoint.newest_step(self._workdir, row.run_id) for row in every}
             every = self.cells.shared(every, steps)
-            if self.slurm is None:
+            if self.executor.trains_here:
                 every = self.cells.predicted(every)
         return self.order(every[: len(rows)], every[len(rows) :], self.workers)
 

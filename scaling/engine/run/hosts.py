@@ -11,9 +11,28 @@ from scaling import records
 from scaling.config import DataConfig, RunConfig
 from scaling.engine.run import inline
 from scaling.engine.run import worker as worker_module
+from scaling.engine.run.executor import Executor, Runner
 from scaling.engine.run.tasks import LOOP, ExecutorError, Task, ignore
 from scaling.fields import from_dict, to_dict
 from scaling.training.distributed import Group
+
+
+class InProcess(Executor):
+    """All in this process, one task after another; as one of several processes, together with the others."""
+
+    can_be_distributed = True
+
+    @property
+    def times_here(self) -> bool:
+        """Not with others: processes that time a step together would each stop after a number of their own."""
+        return self.orders.group is None
+
+    def num_workers(self, num_packs: int) -> int:
+        return 1
+
+    def start(self, workers: int, lock_fds: Sequence[int] = ()) -> Runner:
+        group, loop = self.orders.group, self.orders.loop
+        return inline.Inline(loop) if group is None else Leader(group, loop)
 
 
 class Leader(inline.Inline):

@@ -6,14 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 LOOP = "scaling.training.loop"
-
-
 MAX_TRIES = 3
-
-
 INTERRUPTED = 130
-
-
 # Tasks at the head of the line among which a worker takes one whose program it holds: the longest are to start first.
 NEAR_THE_HEAD = 3
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scaling import machine
+from scaling.engine.run.executor import Executor, Runner
 from scaling.engine.run.tasks import LOOP, MAX_TRIES, Answer, Attempts, ExecutorError, Line, Task, ignore, stop_if_disk
 from scaling.machine import has_accelerator, worker_environment
 
@@ -95,6 +96,16 @@ class _Worker:
         else:
             with suppress(BrokenPipeError):
                 self.process.stdin.close()
+
+
+class Processes(Executor):
+    """Worker processes of this machine."""
+
+    def num_workers(self, num_packs: int) -> int:
+        return self.orders.workers or auto_workers(num_packs)
+
+    def start(self, workers: int, lock_fds: Sequence[int] = ()) -> Runner:
+        return Local(workers, self.orders.logs, loop=self.orders.loop, pass_fds=lock_fds)
 
 
 class Local:

@@ -16,7 +16,6 @@ submitit hands a job over as a pickle, in ``<workdir>/slurm/jobs``. What it pick
 function, ``job`` or ``follow.follow``, and one string, JSON: no grid, record or config is ever pickled.
 """
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -35,6 +34,7 @@ from typing import NoReturn
 from scaling import machine, records
 from scaling.engine.folder import signs
 from scaling.engine.run import worker
+from scaling.engine.run.executor import Detached, Executor, Orders, Runner
 from scaling.engine.run.tasks import LOOP, MAX_TRIES, Answer, Attempts, ExecutorError, Task, ignore, stop_if_disk
 from scaling.engine.slurm import follow, options
 from scaling.engine.slurm.book import OVER, Book, Job, last_line, queue
@@ -45,10 +45,6 @@ ASK_SECONDS = 15.0  # between two questions to Slurm, which many users ask
 MAX_ARRAY = 1000
 # Requeued at each time limit for as long as it takes; a job that gets no further ends by itself (see ``job``).
 MAX_REQUEUES = 10_000
-
-
-class Detached(Exception):
-    """The jobs are submitted and nobody waits for them here; the message names them."""
 
 
 def job(order: str) -> None:
@@ -122,6 +118,49 @@ def _requeued(furthest: int, before: dict) -> dict:
 
 
 # ---- the executor ---------------------------------------------------------------------------------------------------
+
+
+class Jobs(Executor):
+    """Jobs of a Slurm cluster; ``options`` as ``--slurm`` takes them (see ``options.parse``)."""
+
+    trains_here = False
+    gives_own_signs = True
+    takes_options = True
+    needs_disk = "Slurm's jobs read their orders from it"
+
+    def __init__(self, orders: Orders):
+        super().__init__(orders)
+        parameters = options.parse(orders.options)
+        name = parameters.pop("job_name", orders.name)
+        detach = orders.command if orders.detach else None
+        self._slurm = Slurm(
+            orders.workdir, parameters, name=name, parallel=orders.workers, loop=orders.loop, detach=detach
+        )
+
+    def start(self, workers: int, lock_fds: Sequence[int] = ()) -> Runner:
+        return self._slurm
+
+    def test(self, num_packs: int) -> str:
+        return f"sbatch --test-only: {self._slurm.test_only(num_packs)}"
+
+    def settle(self, is_done: Callable[[str], bool]) -> None:
+        self._slurm.settle(is_done)
+
+    def farewell(self) -> str:
+        return f"{self._slurm.job_ids()} left to Slurm: the same command follows again, scancel ends them"
+
+    @classmethod
+    def left_behind(cls, workdir: Path) -> str | None:
+        ids = Book(workdir).unfinished()
+        return f"{' '.join(ids)}): follow them with --executor slurm, or end them with scancel" if ids else None
+
+    @classmethod
+    def has_submitted(cls, workdir: Path) -> bool:
+        return bool(Book(workdir).submissions())
+
+    @classmethod
+    def queued(cls, workdir: Path) -> dict[str, str]:
+        return Book(workdir).queued()
 
 
 class Slurm:
@@ -370,23 +409,6 @@ class Slurm:
                 final = state == "CANCELLED"  # somebody wants it not to run
                 missing.append((job, {"event": "failed", "reason": reason, "final": final, "disk": False}))
         return missing
-
-
-def of(args: argparse.Namespace, arguments: Sequence[str], workdir: Path, name: str, loop: str) -> Slurm | None:
-    """The executor that the command's options ask for, if they do; ``name``: of the jobs, unless they give one;
-    ``arguments``: the command's, as typed.
-
-    Raises ValueError, in one line, for options that say nothing here (see ``options.parse``).
-    """
-    if args.executor != "slurm":
-        if args.slurm or args.detach:
-            raise ValueError(f"{'--slurm' if args.slurm else '--detach'}: write --executor slurm with it")
-        return None
-    parameters = options.parse(args.slurm)
-    name = parameters.pop("job_name", name)
-    parallel = None if args.workers == "auto" else args.workers
-    detach = arguments if args.detach else None
-    return Slurm(workdir, parameters, name=name, parallel=parallel, loop=loop, detach=detach)
 
 
 def _run_ids(task: Task) -> set[str]:
