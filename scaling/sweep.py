@@ -28,6 +28,7 @@ from scaling.engine.folder.workdir import claim, give_up
 from scaling.engine.plan import table
 from scaling.engine.plan.timings import TimingCache
 from scaling.engine.run import hosts, status, tasks
+from scaling.engine.run.events import JsonLines, Sink
 from scaling.engine.run.executor import Detached
 from scaling.engine.session import BadInputError, Session, bad_input
 from scaling.engine.slices import meshes
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None, *, loop: str = tasks.LOOP) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in ASCII is better than none
-    console = terminal.console(sys.stdout)
+    as_json = args.progress == "json"  # alone on stdout, so that another program can read it
+    console = terminal.console(sys.stderr if as_json else sys.stdout)
     # A signal that is ignored stays so: nohup's hang-up.
     wanted = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
     previous = {s: signal.signal(s, _interrupt) for s in wanted}
@@ -127,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", metavar="RUN_ID", nargs="+", default=[], help="train these cells alone (first digits suffice)")
     add("--shard", metavar="I/N", type=_shard, help="train every N-th cell, the I-th share of 1…N: one per machine")
     add("--status", action="store_true", help="print what is done, runs, waits or failed, and stop")
+    add("--progress", choices=("auto", "rich", "plain", "json"), default="auto",
+        help="while it runs: redrawn in place (rich; auto on a terminal), a line a minute (plain), or every event as a "
+        "line of JSON, with all else on stderr")  # fmt: skip
     add("--executor", choices=tuple(EXECUTORS), default="local",
         help="worker processes here, all in this process, or jobs of a Slurm cluster")  # fmt: skip
     add("--workers", metavar="N", type=_workers, default="auto",
@@ -232,6 +237,7 @@ class Sweep:
         group: Group | None = None,
     ):  # fmt: skip
         self.args, self.console = args, console
+        self.events = Sink(*([JsonLines(sys.stdout)] if args.progress == "json" else []))
         with bad_input():
             meshes.check_options(args)
             self.grid = grid.load(args.grid)
@@ -251,7 +257,7 @@ class Sweep:
         )  # fmt: skip
         self.session = Session(
             args, self.grid, self.cells, kept, console,
-            workdir=self.workdir, cache_dir=cache_dir, loop=loop, arguments=arguments, group=group,
+            workdir=self.workdir, cache_dir=cache_dir, loop=loop, events=self.events, arguments=arguments, group=group,
         )  # fmt: skip
         self.conclusion = Conclusion(self.cells, self.grid.fit, kept, console)
 
@@ -371,6 +377,7 @@ class Sweep:
         self.session.write_manifest()
         with bad_input():
             self.conclusion.show()
+        self.events({"event": "report", "report": str(self.results / "report.html")})
 
     def _exit_code(self, selection: Selection) -> int:
         found = self.cells.found

@@ -690,3 +690,19 @@ def test_what_trains_nothing_imports_no_law_of_the_users_and_says_so(here, capsy
     Path("g.yaml").write_text(GRID + "fit: {laws: [chinchila]}\n")
     assert run(*asks) == 2
     assert "fit.laws[0]: law 'chinchila' is not known" in capsys.readouterr().err
+
+
+def test_events_as_json_are_alone_on_stdout(here, capsys):
+    """A line an event, that another program reads: the plan, every cell with its loss, the report; words on stderr."""
+    assert run(*INLINE, "--progress", "json") == sweep.DONE
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "plan"
+    assert kinds[-1] == "report"
+    assert len(events[0]["todo"]) == events[0]["cells"] == kinds.count("cell")
+    cells = {event["run_id"]: event for event in events if event["event"] == "cell"}
+    for record in records.load_records(Path("results/g")):
+        assert cells[record.run_id]["loss"] == record.loss
+    assert "the plan" in err
+    assert {"start", "done"} <= set(kinds)

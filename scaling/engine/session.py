@@ -26,6 +26,7 @@ from scaling.engine.folder.manifest import Manifest
 from scaling.engine.plan import disk, packing, timings
 from scaling.engine.plan.table import Row
 from scaling.engine.run import progress, worker
+from scaling.engine.run.events import Sink
 from scaling.engine.run.executor import Orders
 from scaling.engine.run.tasks import Task
 from scaling.grid import Grid
@@ -64,9 +65,9 @@ class Session:
 
     def __init__(
         self, args: argparse.Namespace, grid: Grid, cells: Cells, manifest: Manifest, console: Console, *,
-        workdir: Path, cache_dir: Path, loop: str, arguments: Sequence[str] = (), group: Group | None = None,
+        workdir: Path, cache_dir: Path, loop: str, events: Sink, arguments: Sequence[str] = (), group: Group | None = None,
     ):  # fmt: skip
-        self.cells, self.manifest, self.console = cells, manifest, console
+        self.cells, self.manifest, self.console, self.events = cells, manifest, console, events
         self.workers: int | None = None
         self.pack_sizes: int | dict[str, int] = 1 if args.pack == "auto" else args.pack
         self._args, self._grid = args, grid
@@ -284,26 +285,27 @@ class Session:
         display = progress.Progress(
             self.console, list(packs.values()), workers=self.workers,
             done=sum(map(self.cells.is_done, self.cells.rows)), total=len(self.cells.rows),
+            in_place={"rich": True, "auto": None}.get(self._args.progress, False),
         )  # fmt: skip
         waiting, beside = set(packs), threading.Thread(target=when_idle, daemon=True)
         signs.clear_stale(self._workdir)
         run_ids = {pack.key: pack.run_ids for pack in packs.values()}
         board = signs.Board(self._workdir, self._args.executor, run_ids)  # of this process and its workers
 
+        listeners = [display.on_event, *([] if self.executor.gives_own_signs else [board.on_event])]
+
         def on_event(event: dict) -> None:
-            display.on_event(event)
-            if not self.executor.gives_own_signs:
-                board.on_event(event)
+            self.events(event)
             if event["event"] in ("done", "failed"):
-                pack = packs[event["key"]]
-                for row in pack.rows:
-                    display.cell_ended(row, self._settle(row, event.get("reason")))
+                for row in packs[event["key"]].rows:
+                    record = self._settle(row, event.get("reason"))
+                    self.events({"event": "cell", "row": row, "record": record})
                 waiting.discard(event["key"])
                 if 0 < len(waiting) < self.workers and beside.ident is None:
                     beside.start()
 
         try:
-            with self.manifest.training(), display, board:
+            with self.manifest.training(), display, board, self.events.heard_by(*listeners):
                 self._runner.run(self._tasks(order), on_event)
             if beside.ident is not None:
                 beside.join()

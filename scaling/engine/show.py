@@ -36,6 +36,10 @@ def show(session: Session, selection: Selection, args: argparse.Namespace) -> Se
         line += f" on {bill.workers} {'worker' if bill.workers == 1 else 'workers'}"
         line += f": {summary}" if (summary := _summary(bill)) else ""
     session.console.print(line, style="bold", soft_wrap=True)
+    session.events({
+        "event": "plan", "cells": len(rows), "todo": [row.run_id for row in todo], "workers": bill.workers,
+        **dataclasses.asdict(bill.total),
+    })  # fmt: skip
     _show_packs(session, todo, bill, args)
     _show_trunks(session, selection, bill.workers)
     with bad_input():

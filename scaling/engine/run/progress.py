@@ -27,10 +27,17 @@ PACE_SECONDS = 5.0  # of the plan's, behind a pace that is believed before any c
 
 
 class Progress:
-    """Follows an executor's events: ``with Progress(...) as progress: executor.run(tasks, progress.on_event)``."""
+    """Follows an executor's events: ``with Progress(...) as progress: runner.run(tasks, progress.on_event)``.
 
-    def __init__(self, console: Console, packs: Sequence[Pack], *, workers: int, done: int, total: int):
+    ``in_place``: whether it is redrawn in place; None where the console is a terminal.
+    """
+
+    def __init__(
+        self, console: Console, packs: Sequence[Pack], *, workers: int, done: int, total: int,
+        in_place: bool | None = None,
+    ):  # fmt: skip
         self._console, self._workers = console, workers
+        in_place = console.is_terminal if in_place is None else in_place
         self._waiting = {pack.key: pack for pack in packs}  # and running; a pack leaves when it ended
         self._trunks = {run_id: pack.key for pack in packs for run_id in pack.carried}
         self._running: dict[int, str] = {}  # worker → key
@@ -38,7 +45,7 @@ class Progress:
         self._started: dict[str, float] = {}
         self._observed = self._predicted = 0.0  # seconds of the packs that ended
         self._done, self._total = done, total
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False, transient=True) if in_place else None
         self._every = REDRAW_SECONDS if self._live else PLAIN_SECONDS
         self._begin = time.monotonic()
         self._next = self._begin + self._every
@@ -63,6 +70,8 @@ class Progress:
             self._at[key] = {**event, **{name: first[name] for name in ("first_step", "first_time")}, "time": now}
         elif kind == "said":
             self._console.print(event["text"], soft_wrap=True)
+        elif kind == "cell":
+            self.cell_ended(event["row"], event["record"])
         elif kind in ("done", "failed", "retry"):
             self._ended(event)
         self._redraw()
