@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from scaling import sweep
+from scaling.engine import options as sweep_options
 from scaling.engine.slurm import launch
 from tests.engine import slurm_cluster
 
@@ -192,14 +193,14 @@ def test_every_word_arrives_as_it_was_written(tmp_path, monkeypatch, capsys, tar
     assert sweep.main(["--grid", str(grid), "--print-launch", target, *given]) == 0
     words = words_of(target, capsys.readouterr().out, tmp_path)
     assert words[:2] == ["-m", "scaling.sweep"]
-    args = sweep._parser().parse_args(words[2:])
+    args = sweep_options.parser().parse_args(words[2:])
     assert args.grid == str(grid)
     assert (str(args.results), str(args.workdir)) == (results, workdir)
     assert (args.budget_hours, args.drop, args.strict, args.workers) == (7.0, True, True, 3)
     assert (args.executor, args.distributed) == ("inline", "auto")
     # Folders by the grid's name, where none are given.
     assert sweep.main(["--grid", str(grid), "--print-launch", target]) == 0
-    args = sweep._parser().parse_args(words_of(target, capsys.readouterr().out, tmp_path)[2:])
+    args = sweep_options.parser().parse_args(words_of(target, capsys.readouterr().out, tmp_path)[2:])
     shared = {"tpu": "/mnt/shared/results", "gke": "/shared/results", "slurm": "results"}[target]
     assert str(args.results) == f"{shared}/{grid.stem}"
 
@@ -207,11 +208,11 @@ def test_every_word_arrives_as_it_was_written(tmp_path, monkeypatch, capsys, tar
 VALUES = {"only": ["--only", "ab", "cd"], "pack": ["--pack", "2"], "workers": ["--workers", "2"],
           "disk_budget": ["--disk-budget", "3"], "hardware": ["--hardware", "h100"], "drop": ["--drop"],
           "strict": ["--strict"], "devices": ["--devices", "8"], "mfu": ["--mfu", "0.5"],
-          "remove_orphans": ["--remove-orphans"], "train_unkept": ["--train-unkept"]}  # fmt: skip
+          "progress": ["--progress", "plain"], "remove_orphans": ["--remove-orphans"], "train_unkept": ["--train-unkept"]}  # fmt: skip
 
 
 def test_each_option_is_carried_or_is_said_not_to_be():
-    parser = sweep._parser()
+    parser = sweep_options.parser()
     known = [option.dest for option in parser._actions]
     apart = {*launch.WRITTEN_ANEW, *launch.NOT_CARRIED, *launch.REFUSED}
     assert apart <= set(known)

@@ -1,37 +1,30 @@
 """The cells of a grid as one call of the command sees them: which are in, which it is to do, how long they take."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scaling import fields, machine, records, storage
-from scaling.config import RunConfig
-from scaling.engine.plan import costs, table, trunks
-from scaling.engine.plan.hardware import Hardware
+from scaling import fields, records, storage
+from scaling.engine.plan import table, trunks
+from scaling.engine.plan.plan import Plan
 from scaling.engine.plan.table import Row
-from scaling.engine.plan.timings import MAX_CALIBRATED_STEP_FLOPS, TimingCache, predict, to_calibrate
 from scaling.grid import Grid
 from scaling.records import read_or_empty
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What a call is to do: ``mine`` of the grid's rows, of which ``todo`` have no record yet."""
-
-    mine: list[Row]
-    todo: list[Row]
-
-
 class Cells:
-    """The grid's cost table, ``rows``, with what is known by now: the seconds predicted, who carries whom, and in
-    ``found``, by run_id, the status of the records that are in the results folder."""
+    """The rows of a grid, the statuses of the records that are in its results folder (``found``, by run_id), and the
+    latest plan's word on each row (``adopt``)."""
 
-    def __init__(self, grid: Grid, results: Path, hardware: Hardware, timings: TimingCache):
-        self.results, self.hardware, self.timings = results, hardware, timings
+    def __init__(self, grid: Grid, results: Path):
+        self.results = results
         self.rows = table.rows(grid.cells, grid.execution.remat)
         self._groups = {name: set(run_ids) for name, run_ids in grid.groups.items()}
+        self._have_trunks = grid.execution.trunks
         self.found: dict[str, str] = {}
-        self.have_trunks = grid.execution.trunks
+
+    def adopt(self, plan: Plan) -> None:
+        """Takes the rows of a plan for the grid's: with what it knows of them, without those that it leaves out."""
+        self.rows = list(plan.grid)
 
     def look(self, *, set_aside: bool) -> list[str]:
         """Reads which cells are in; returns a line for each record that cannot be read (see ``cells.statuses``)."""
@@ -58,58 +51,20 @@ class Cells:
     def recorded(self) -> list[records.RunRecord]:
         return [self.record(row) for row in self.rows if row.run_id in self.found]
 
-    # ---- what is to do ----------------------------------------------------------------------------------------------
-
-    def select(self, only: Sequence[str], shard: str | None) -> Selection:
-        """The cells that ``only`` names by their first digits, and of those the share ``shard``, "I/N".
+    def choose(self, only: Sequence[str], shard: str | None) -> list[str]:
+        """The cells (run_ids) that ``only`` names by their first digits, and of those the share ``shard``, "I/N".
 
         Raises ValueError for digits of no cell or of several.
         """
         mine = select(self.rows, only)
         if shard:
-            mine = deal(mine, *map(int, shard.split("/")), together=self.have_trunks)
-        self._share_trunks(mine)
-        now = {row.run_id: row for row in self.rows}
-        mine = [now[row.run_id] for row in mine]
-        return Selection(mine, [row for row in mine if not self.is_done(row)])
+            mine = deal(mine, *map(int, shard.split("/")), together=self._have_trunks)
+        return [row.run_id for row in mine]
 
-    def refresh(self, selection: Selection) -> Selection:
-        """The same cells, in the grid's order, with what is known of them by now; without those left out since."""
-        mine = {row.run_id for row in selection.mine}
-        rows = [row for row in self.rows if row.run_id in mine]
-        return Selection(rows, [row for row in rows if not self.is_done(row)])
-
-    def leave_out(self, dropped: Collection[Row], selection: Selection) -> None:
-        """Takes rows out of the grid; what they would have carried falls to the others of ``selection``."""
-        gone = {row.run_id for row in dropped}
-        self.rows = [row for row in self.rows if row.run_id not in gone]
-        self._share_trunks([row for row in selection.mine if row.run_id not in gone])
-        self.predict()
-
-    def _share_trunks(self, rows: Sequence[Row]) -> None:
-        """Finds which of ``rows``, that this call trains or trained, share steps; the others stand for themselves."""
-        shared = {row.run_id: row for row in self.shared(rows)}
-        self.rows = [shared.get(row.run_id, row) for row in self.rows]
-
-    def shared(self, rows: Sequence[Row], steps: dict[str, int] | None = None) -> list[Row]:
-        """``rows`` as they carry each other when no other cell is there (``trunks.share``), if the grid allows it."""
-        return trunks.share(rows, steps) if self.have_trunks else list(rows)
-
-    # ---- how long it takes ------------------------------------------------------------------------------------------
-
-    def predict(self) -> None:
-        self.rows = self.predicted(self.rows)
-
-    def predicted(self, rows: Sequence[Row]) -> list[Row]:
-        """``rows`` with seconds: from timings made on this machine, or of the hardware that is not here."""
-        if self.hardware.is_here:
-            return predict(rows, self.timings.load())
-        return costs.predict_elsewhere(rows, self.hardware)
-
-    def untimed(self, rows: Sequence[Row]) -> dict[str, RunConfig]:
-        """A run of each shape of ``rows`` that is to be timed on this machine, and was not yet."""
-        limit = None if machine.has_accelerator() else MAX_CALIBRATED_STEP_FLOPS
-        return to_calibrate(rows, self.timings.load(), limit=limit)
+    @property
+    def done(self) -> set[str]:
+        """The cells (run_ids) that need not train, as ``is_done`` has it."""
+        return {run_id for run_id in self.found if is_done(self.found, run_id)}
 
 
 def of_another_grid(results: Path, run_ids: Sequence[str], grid_path: str) -> str | None:

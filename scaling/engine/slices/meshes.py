@@ -49,15 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--topology", metavar="NAME", help="with --plan: compile each distinct cell for this TPU slice, "
         "as v5e:8x8 (extra tpu), or for this machine's devices, here; needs neither data nor device")  # fmt: skip
     group.add_argument("--suggest", action="store_true",
-        help="with --topology: the fastest mesh and remat that fit, by the cost model of engine/layout.py")  # fmt: skip
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Raises ValueError for options that say nothing without another."""
-    if args.topology and not (args.plan or args.print_launch):
-        raise ValueError(f"--topology {args.topology}: it compiles and trains nothing: add --plan")
-    if args.suggest and not args.topology:
-        raise ValueError("--suggest: say for which machine: add --topology, as v5e:8x8")
+        help="with --topology: the fastest mesh and remat that fit, by the cost model of slices/meshes.py")  # fmt: skip
 
 
 # ---- the cost model -------------------------------------------------------------------------------------------------

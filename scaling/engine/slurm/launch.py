@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"(default {GPUS_PER_NODE})")  # fmt: skip
 
 
-def text_of(target: str, parser: argparse.ArgumentParser, args: argparse.Namespace, name: str) -> str:
+def text_of(target: str, parser: argparse.ArgumentParser, args, name: str) -> str:
     """Writes the launch file of ``target`` for ``args``, which ``parser`` read, and a grid called ``name``. Raises
     ValueError for options that cannot be in it."""
     for option in parser._actions:
@@ -73,7 +73,7 @@ def text_of(target: str, parser: argparse.ArgumentParser, args: argparse.Namespa
     return (_tpu if target == "tpu" else _gke)(args, carried, name, generation, shape)
 
 
-def carried_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
+def carried_options(parser: argparse.ArgumentParser, args) -> list[str]:
     """Returns the words of every option that was given and that the started command is to have: all that ``parser``
     knows but those named above."""
     left_out = {*WRITTEN_ANEW, *NOT_CARRIED, *REFUSED}
@@ -106,7 +106,7 @@ def _chips(shape: str) -> int:
     return math.prod(int(size) for size in shape.split("x"))
 
 
-def _command(args: argparse.Namespace, carried: Sequence[str], results: str, workdir: str) -> str:
+def _command(args, carried: Sequence[str], results: str, workdir: str) -> str:
     """The command as bash reads it. ``results`` and ``workdir``, where none were given, are bash's own words."""
     words = ["python", "-m", "scaling.sweep", "--grid", args.grid, "--executor", "inline", "--distributed", "auto"]
     results = shlex.quote(str(args.results)) if args.results else results
