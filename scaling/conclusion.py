@@ -76,7 +76,7 @@ class Conclusion:
                 printed.show(self._console, payload)
         self._show_strangers()
         runs = self._cells.recorded()
-        for sentence in precision.sentences(runs):
+        for sentence in precision.sentences(precision.of(runs)):
             self._console.print(text(("note", "yellow"), f" {sentence}"), soft_wrap=True)
         _show_plan_against_actual(self._console, read_or_empty(self._manifest.path), runs)
         self._console.print(f"report: {page}")
@@ -156,19 +156,20 @@ class Laws:
 
     def fit(self) -> bool:
         """Writes fit.json, unless it is there and from the same inputs; whether it did."""
-        from scaling import fit
+        from scaling.laws.answers import of_runs
 
         inputs = self._inputs_sha256()
         if read_or_empty(self.path).get("inputs_sha256") == inputs:
             return False
         forecast = self._forecast_against_actual()
+        runs = self._recorded()
         try:
-            runs = self._recorded()
-            payload = fit.with_truth(self._analysis(runs).to_json(), records.table(runs))
+            payload = self._analysis(runs).to_json()
             payload["warnings"] = [*records.changed_sides(runs), *payload["warnings"]]
         except ValueError as e:
             payload = {"schema": 1, "error": str(e)}
-        records.write_json(self.path, payload | {"forecast": forecast, "inputs_sha256": inputs})
+        answers = of_runs.complete(payload, runs)
+        records.write_json(self.path, answers | {"forecast": forecast, "inputs_sha256": inputs})
         return True
 
     def _analysis(self, runs: Sequence[records.RunRecord]):

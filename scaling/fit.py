@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scaling import records, storage, terminal
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast
-from scaling.laws.answers import approaches, comparison
+from scaling.laws.answers import approaches, comparison, of_runs
 from scaling.laws.fitting.estimate import Fit
 from scaling.laws.fitting.estimate import fit as _fit
 from scaling.laws.forms import catalogue
@@ -25,7 +25,7 @@ from scaling.laws.tables.observations import from_table, read_csv
 from scaling.laws.tables.reading import NOTES
 from scaling.report.printed import show
 
-__all__ = ["Analysis", "analyse", "fit_law", "forecast", "main", "with_truth"]
+__all__ = ["Analysis", "analyse", "fit_law", "forecast", "main"]
 
 
 def fit_law(
@@ -145,7 +145,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load(source: Path):
-    """(table, curves) of a results folder, of that of a group in one, or of a CSV.
+    """(table, curves, records) of a results folder, of that of a group in one, or of a CSV, which has no records.
 
     Raises ValueError saying what SOURCE should be.
     """
@@ -156,10 +156,10 @@ def load(source: Path):
     if runs:
         table = records.table(runs)
         table.attrs[NOTES] = _about_records(source, runs)
-        return table, records.curves(runs)
+        return table, records.curves(runs), runs
     if source.is_dir():
         raise ValueError(f"{source}: no runs/*.json in it: write a results folder or a CSV")
-    return read_csv(source), None
+    return read_csv(source), None, []
 
 
 def _about_records(folder: Path, runs) -> list[str]:
@@ -180,27 +180,13 @@ def _out(arguments: argparse.Namespace, source: Path) -> Path:
     return source / "fit" if "inputs_sha256" in records.read_json(source / "fit.json") else source
 
 
-def with_truth(payload: dict, table) -> dict:
-    """fit.json of a table of runs with ``truth`` added, where all runs read one source that knows its own entropy:
-    ``least_loss``, what that source itself has on the validation split, nats per token, and ``irreducible``, every
-    interval of a law's E against it (``truth.irreducible``)."""
-    if "least_loss" not in table:
-        return payload
-    from scaling.laws.answers import truth  # and with it matplotlib
-
-    least = truth.least_loss(table)
-    if least is None:
-        return payload
-    return payload | {"truth": {"least_loss": least, "irreducible": truth.irreducible(payload, least)}}
-
-
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.bootstrap < 0:
         raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
     if arguments.tau is not None and arguments.loss != "asymmetric":
         raise ValueError(f"--tau is the quantile of --loss asymmetric, and --loss is {arguments.loss}: write both")
     source = storage.folder(arguments.source)
-    table, curves = load(source)
+    table, curves, runs = load(source)
     reading = {"holdout_flops": arguments.holdout_flops, "source": str(arguments.source)}
     objective = {"loss": arguments.loss, "delta": arguments.delta}
     objective["tau"] = 0.5 if arguments.tau is None else arguments.tau
@@ -211,7 +197,9 @@ def _run(arguments: argparse.Namespace) -> None:
     options = {"combined": not arguments.one_law, **counted, **reading, **objective, **resampling}
     out = _out(arguments, source)
     analysis = analyse(table, curves, laws=tuple(laws), **options)
-    payload = with_truth(analysis.to_json(), table)
+    payload = analysis.to_json()
+    if runs:
+        payload = of_runs.complete(payload, runs)
     if "all" in asked:
         rows = comparison.laws(analysis.observations, comparison.surfaces(analysis.observations), **objective)
         payload["comparison"] = finite(rows)

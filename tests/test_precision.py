@@ -34,9 +34,9 @@ def test_the_split_that_is_needed_has_the_standard_error_that_is_asked(runs):
 
 
 def test_it_is_said_only_where_it_is_not_enough(runs):
-    assert precision.sentences([validated(runs[0], 489_999)])  # at 490,000 it is .002
-    assert precision.sentences([validated(runs[0], 490_001)]) == []
-    assert precision.sentences([dataclasses.replace(runs[0], loss_standard_error=None)]) == []
+    assert precision.sentences(precision.of([validated(runs[0], 489_999)]))  # at 490,000 it is .002
+    assert precision.sentences(precision.of([validated(runs[0], 490_001)])) == []
+    assert precision.sentences(precision.of([dataclasses.replace(runs[0], loss_standard_error=None)])) == []
 
 
 def test_every_source_of_a_mixture_is_judged_by_its_own_split(runs):
@@ -46,7 +46,7 @@ def test_every_source_of_a_mixture_is_judged_by_its_own_split(runs):
     ]
     mixture = validated(runs[0], 1_010_000, sources=sources)
     assert [row["enough"] for row in precision.of([mixture])] == [False, True]
-    [sentence] = precision.sentences([mixture])
+    [sentence] = precision.sentences(precision.of([mixture]))
     assert sentence.startswith("validation losses on text:small have a standard error of up to 0.0140 nats")
     assert "from 10K held-out tokens, the same for all runs; it would take about 490K to bring it to 0.002" in sentence
 

@@ -12,7 +12,7 @@ import pytest
 
 from scaling import records
 from scaling.fit import analyse, forecast
-from scaling.laws.answers import learning_rates
+from scaling.laws.answers import learning_rates, of_runs
 from scaling.report import __main__ as report
 from scaling.report.page import Results, build, forecast_seal, headlines, warnings, with_sealed_forecast
 from scaling.report.words import amount
@@ -218,7 +218,7 @@ def test_a_sweep_about_rates_claims_no_exponent(sweep):
     _, fit, _ = sweep
     runs = synthetic.learning_rate_records()
     cells = learning_rates.cells(runs)
-    results = Results(sweep[0], runs, fit, {}, {})
+    results = Results(sweep[0], runs, of_runs.complete(fit, runs), {}, {})
     [best, completed] = headlines(results, cells)
     assert best["value"] == "6 of 6"
     assert completed["value"] == "30 of 30"

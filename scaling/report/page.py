@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from scaling import records, storage
-from scaling.laws.answers import learning_rates, precision, truth
+from scaling.laws.answers import of_runs, precision
 from scaling.report import figures, words
 from scaling.report.words import fixed, num, scientific, span
 
@@ -59,8 +59,9 @@ def read(results_dir: Path) -> Results:
     groups = tuple(manifest.get("groups") or ())
     fit, forecast = ({} if groups else records.read_json(folder / f"{name}.json") for name in ("fit", "forecast"))
     held_out = {cell["run_id"] for cell in manifest.get("cells") or [] if cell["holdout"]}
+    fit = with_sealed_forecast(fit, forecast, runs, held_out if manifest else None)
     return Results(
-        folder, runs, with_sealed_forecast(fit, forecast, runs, held_out if manifest else None), manifest, forecast,
+        folder, runs, of_runs.complete(fit, runs), manifest, forecast,
         len(records.strangers(folder)),
         tuple(read(folder / name) for name in groups if records.load_records(folder / name)),
     )  # fmt: skip
@@ -86,7 +87,7 @@ def build(results_dir: Path, out: Path | None = None) -> Path:
 def _build(results: Results, out: Path) -> Path:
     for group in results.groups:
         _build(group, out.parent / group.folder.name / out.name)
-    cells, saved = learning_rates.cells(results.runs), []
+    cells, saved = results.fit["learning_rates"], []
     if not results.groups:
         saved = figures.write(out.parent / "figures", results.table, records.curves(results.runs), results.fit, cells)
     storage.write(out, _render(results, cells, saved, out.name), synced=False)
@@ -183,10 +184,9 @@ def _forecast_headline(fit: Mapping) -> list[dict]:
 
 
 def _irreducible(results: Results) -> list[dict]:
-    """The irreducible loss of each law against the truth, which ``truth.of`` the runs is, if it is known."""
-    known = truth.of(results.runs)
-    least = known and known["best_validation_loss"]
-    return [{**row, "least": least} for row in truth.irreducible(results.fit, least)] if known else []
+    """The irreducible loss of each law against the truth, if that is known."""
+    known = results.fit.get("truth") or {}
+    return [{**row, "least": known["least_loss"]} for row in known.get("irreducible", ())]
 
 
 def _irreducible_headline(results: Results) -> list[dict]:
@@ -212,7 +212,7 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
         out.append(
             "Most runs are here to find a learning rate, most of them at a worse one: no law through them is meant."
         )
-    if not fit and not results.groups:
+    if not ("laws" in fit or "error" in fit or results.groups):
         out.append("No laws: there is no fit.json in this folder.")
     elif fit.get("error"):
         out.append(f"No laws: {fit['error']}")
@@ -229,7 +229,7 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
         out.append(f"{results.num_strangers} records in this folder belong to no cell of its grid and are not shown.")
     shown = {group.folder.name for group in results.groups}
     out += [f"{name} has no record yet." for name in results.manifest.get("groups") or {} if name not in shown]
-    said = [] if shown else precision.sentences(results.runs)  # each group says it of its own
+    said = [] if shown else precision.sentences(fit["precision"])  # each group says it of its own
     imprecise = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in said]
     return [*out, *imprecise, *(fit.get("warnings") or []), *(results.manifest.get("warnings") or [])]
 
@@ -343,7 +343,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         troubles=[r for r in rows if r["trouble"]],
         learning_rates=cells,
         fit=fit,
-        truth=truth.of(results.runs),
+        truth=results.fit.get("truth"),
         irreducible=_irreducible(results),
         exponents=figures.exponent_rows(fit),
         frontier=_spread(fit.get("frontier") or [], 9),
@@ -353,7 +353,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
 
 def _group(results: Results, page: str) -> dict:
     """What the page of the whole sweep says of one of its groups, whose own is ``page``."""
-    cells = learning_rates.cells(results.runs)
+    cells = results.fit["learning_rates"]
     return {
         "name": results.folder.name,
         "page": page,

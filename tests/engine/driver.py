@@ -38,10 +38,6 @@ def show(console, payload):
         console.print(f"forecast {entry['run_id']} {entry['predicted']:.4f} actual {entry['actual']:.4f}")
 
 
-def with_truth(payload, table):
-    return payload
-
-
 def build(results):
     page = Path(results) / "report.html"
     page.write_text(f"{len(records.load_records(results))} runs\n")
@@ -49,7 +45,7 @@ def build(results):
 
 
 FAKES = {
-    "scaling.fit": {"analyse": analyse, "forecast": forecast, "with_truth": with_truth},
+    "scaling.fit": {"analyse": analyse, "forecast": forecast},
     "scaling.report.printed": {"show": show},
     "scaling.report.page": {"build": build},
     "scaling.data": {

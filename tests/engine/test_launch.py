@@ -208,7 +208,8 @@ def test_every_word_arrives_as_it_was_written(tmp_path, monkeypatch, capsys, tar
 VALUES = {"only": ["--only", "ab", "cd"], "pack": ["--pack", "2"], "workers": ["--workers", "2"],
           "disk_budget": ["--disk-budget", "3"], "hardware": ["--hardware", "h100"], "drop": ["--drop"],
           "strict": ["--strict"], "devices": ["--devices", "8"], "mfu": ["--mfu", "0.5"],
-          "progress": ["--progress", "plain"], "remove_orphans": ["--remove-orphans"], "train_unkept": ["--train-unkept"]}  # fmt: skip
+          "progress": ["--progress", "plain"], "remove_orphans": ["--remove-orphans"],
+          "train_unkept": ["--train-unkept"]}  # fmt: skip
 
 
 def test_each_option_is_carried_or_is_said_not_to_be():

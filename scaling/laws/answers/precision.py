@@ -2,7 +2,7 @@
 asked."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scaling.numbers import compact
 from scaling.records import RunRecord
@@ -49,12 +49,12 @@ def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
     return [(run.data.get("source") or "the data", run.num_eval_tokens, run.loss_standard_error)]
 
 
-def sentences(runs: Sequence[RunRecord]) -> list[str]:
-    """One for each source whose validation split is too small to know its losses as precisely as is asked."""
+def sentences(rows: Sequence[Mapping]) -> list[str]:
+    """One for each of ``of``'s rows whose validation split is too small to know losses as precisely as is asked."""
     return [
         f"validation losses on {row['source']} have a standard error of up to {row['standard_error']:.4f} nats per "
         f"token, from {compact(row['num_tokens'])} held-out tokens, the same for all runs; it would take about "
         f"{compact(row['tokens_needed'])} to bring it to {ASKED:g}"
-        for row in of(runs)
+        for row in rows
         if not row["enough"]
     ]

@@ -1,0 +1,23 @@
+"""Answers that records give beside the laws: the truth of a source, how precise losses are, which rates were best."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scaling.laws.answers import learning_rates, precision, truth
+from scaling.records import RunRecord
+
+
+def complete(fit: Mapping, runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """Returns fit.json's content with what the ``runs`` themselves answer, so that whoever prints it computes nothing.
+
+    - ``truth``, where all runs read one source that knows its own entropy: ``truth.of`` them, ``least_loss``, what that
+      source itself has on the validation split, nats per token, and ``irreducible``, every interval of a law's E
+      against it;
+    - ``precision``: of each source, as ``precision.of`` has it;
+    - ``learning_rates``: cells that tried several, as ``learning_rates.cells`` has them.
+    """
+    found = dict(fit)
+    if (known := truth.of(runs)) is not None:
+        least = known["best_validation_loss"]
+        found["truth"] = {**known, "least_loss": least, "irreducible": truth.irreducible(fit, least)}
+    return found | {"precision": precision.of(runs), "learning_rates": learning_rates.cells(runs)}
