@@ -53,7 +53,7 @@ class Conclusion:
                 laws.add_to_forecast()
         return True
 
-    def show(self) -> None:
+    def conclude(self) -> None:
         """Fits and reports, unless that was done from the same inputs, and prints the laws and what they cost.
 
         Every cell has a record. Raises ValueError if one of the folder's files cannot be read.
@@ -93,7 +93,10 @@ class Conclusion:
 
 
 class Laws:
-    """The laws in ``path``, the results folder or that of a group: of those of ``cells`` that ``Cells.apart`` says."""
+    """Fits the laws of one group of cells, or of all of them, into fit.json of its folder, ``path``.
+
+    ``Cells.apart`` says which rows are whose.
+    """
 
     def __init__(self, cells: Cells, path: Path, fit_config: FitConfig, console: Console):
         self.name = "" if path == cells.results else path.name
@@ -105,7 +108,7 @@ class Laws:
 
     @property
     def _rows(self) -> list[Row]:
-        """Cells that were left out since are in none."""
+        """The rows whose laws these are; cells that a budget has left out since are no longer among them."""
         return self._cells.apart()[self._folder]
 
     def _recorded(self) -> list[records.RunRecord]:

@@ -318,7 +318,7 @@ class Sweep:
             return
         self.session.write_manifest()
         with bad_input():
-            self.conclusion.show()
+            self.conclusion.conclude()
         self.call.events({"event": "report", "report": str(self.results / "report.html")})
 
     def _exit_code(self, mine: Collection[str]) -> int:

@@ -27,25 +27,25 @@ RUN_SCHEMA = {
 
 
 @dataclass(frozen=True)
-class Layer:
+class Entry:
     """One entry of a section: the part of a run that it sets, and the coordinates that name it."""
 
     leaves: Leaves
     labels: dict = field(default_factory=dict)
 
 
-def of(sections: dict) -> list[list[Layer]]:
+def of(sections: dict) -> list[list[Entry]]:
     """The choices of a grid, in the order in which later ones win. Raises GridError."""
     choices = []
     if "isoflop" in sections:
-        choices.append(_isoflop_layers(sections["isoflop"]))
+        choices.append(_isoflop_entries(sections["isoflop"]))
     if "axes" in sections:
         axes = strict.nonempty(sections["axes"], "axes", dict)
-        choices += [_axis_layers(axis, entries) for axis, entries in axes.items()]
+        choices += [_axis_entries(axis, entries) for axis, entries in axes.items()]
     if "seeds" in sections:
-        choices.append(_seed_layers(sections["seeds"]))
+        choices.append(_seed_entries(sections["seeds"]))
     _refuse_shared(choices)
-    choices.insert(0, [_base_layer(sections)])
+    choices.insert(0, [_base_entry(sections)])
     return choices
 
 
@@ -67,18 +67,18 @@ def _run_leaves(raw: Any, path: str) -> Leaves:
     return leaves
 
 
-def _base_layer(sections: dict) -> Layer:
+def _base_entry(sections: dict) -> Entry:
     leaves = {("recipe", "name"): ("default@2", "recipe")}
     if "recipe" in sections:
         leaves |= _recipe_leaves(sections["recipe"], "recipe")
-    return Layer(leaves | _run_leaves(sections.get("base", {}), "base"))
+    return Entry(leaves | _run_leaves(sections.get("base", {}), "base"))
 
 
-def _isoflop_layers(raw: Any) -> list[Layer]:
+def _isoflop_entries(raw: Any) -> list[Entry]:
     """Budgets × sizes: each cell's horizon is its budget under the rule."""
     strict.mapping(raw, "isoflop", ("rule", "budgets", "sizes"))
     rule = strict.leaf(raw.get("rule", "exact"), Literal[tuple(RULES)], "isoflop.rule")
-    layers = []
+    entries = []
     for i, budget in enumerate(strict.nonempty(raw.get("budgets"), "isoflop.budgets")):
         path = f"isoflop.budgets[{i}]"
         sizes, sizes_path, flops_path = raw.get("sizes"), "isoflop.sizes", path
@@ -96,17 +96,17 @@ def _isoflop_layers(raw: Any) -> list[Layer]:
                 model = strict.flatten(size, MODEL_SCHEMA, size_path, ("model",))
             else:
                 model = {("model", "width"): (strict.leaf(size, int, size_path), size_path)}
-            layers.append(Layer(horizon | model, {"budget_flops": flops}))
-    return layers
+            entries.append(Entry(horizon | model, {"budget_flops": flops}))
+    return entries
 
 
-def _axis_layers(axis: Any, entries: Any) -> list[Layer]:
+def _axis_entries(axis: Any, entries: Any) -> list[Entry]:
     """A path into the run with a list of values, or a name with a list of partial runs whose keys move together."""
     path = strict.join("axes", axis)
     label = str(axis).rpartition(".")[2]
     if not isinstance(axis, str) or not label or label in RESERVED_LABELS:
         raise GridError(f"{path}: no axis can be called that; write another name")
-    layers = []
+    found = []
     for i, entry in enumerate(strict.nonempty(entries, path)):
         where = f"{path}[{i}]"
         if isinstance(entry, dict):
@@ -118,8 +118,8 @@ def _axis_layers(axis: Any, entries: Any) -> list[Layer]:
             leaves = _value_leaves(axis, entry, path, where)
             value = next(iter(leaves.values()))[0]
         # Every cell has its recipe and its size as they are; see ``_resolve``.
-        layers.append(Layer(leaves, {} if axis == "recipe" else {label: value}))
-    return layers
+        found.append(Entry(leaves, {} if axis == "recipe" else {label: value}))
+    return found
 
 
 def _value_leaves(axis: str, value: Any, path: str, where: str) -> Leaves:
@@ -136,22 +136,22 @@ def _value_leaves(axis: str, value: Any, path: str, where: str) -> Leaves:
     return strict.flatten(value, hint, where, key)
 
 
-def _seed_layers(raw: Any) -> list[Layer]:
+def _seed_entries(raw: Any) -> list[Entry]:
     paths = [f"seeds[{i}]" for i in range(len(strict.nonempty(raw, "seeds")))]
-    return [Layer({("seed",): (strict.leaf(seed, int, path), path)}) for seed, path in zip(raw, paths)]
+    return [Entry({("seed",): (strict.leaf(seed, int, path), path)}) for seed, path in zip(raw, paths)]
 
 
-def _refuse_shared(sections: list[list[Layer]]) -> None:
+def _refuse_shared(sections: list[list[Entry]]) -> None:
     """Two axes that set the same value would undo each other, and two of one name would be one column."""
     owners: dict[tuple[str, ...], str] = {}
     labels: set[str] = set()
-    for layers in sections:
-        mine = {key: path for layer in layers for key, (_, path) in layer.leaves.items()}
+    for entries in sections:
+        mine = {key: path for entry in entries for key, (_, path) in entry.leaves.items()}
         for key, path in mine.items():
             if key in owners:
                 raise GridError(f"{path}: {'.'.join(key)} is set by {owners[key]} too; write it in one of them")
-        for label in layers[0].labels:
+        for label in entries[0].labels:
             if label in labels:
                 raise GridError(f"axes: two axes would be labelled {label}; write one of them as a named group")
         owners |= mine
-        labels |= set(layers[0].labels)
+        labels |= set(entries[0].labels)

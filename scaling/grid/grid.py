@@ -45,7 +45,7 @@ from scaling.execution import ExecutionConfig, HardwareConfig
 from scaling.families import FAMILIES, ModelConfig
 from scaling.families.counting import RULES
 from scaling.grid import sizes, strict
-from scaling.grid.choices import Layer, of
+from scaling.grid.choices import Entry, of
 from scaling.grid.recipes import RECIPES
 from scaling.grid.strict import GridError, Leaves, shown
 from scaling.objectives import OBJECTIVES
@@ -161,13 +161,13 @@ def _settings(cls: type, sections: dict, name: str) -> Any:
 # ---- cells ----------------------------------------------------------------------------------------------------------
 
 
-def _cell(chosen: tuple[Layer, ...]) -> Cell:
-    """Merges one choice of layers into a run."""
+def _cell(chosen: tuple[Entry, ...]) -> Cell:
+    """Merges one choice of entries into a run."""
     leaves: Leaves = {}
     labels: dict = {}
-    for layer in chosen:
-        leaves |= layer.leaves
-        labels |= layer.labels
+    for entry in chosen:
+        leaves |= entry.leaves
+        labels |= entry.labels
     try:
         return _resolve(leaves, labels)
     except OverflowError:

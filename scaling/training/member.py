@@ -1,4 +1,4 @@
-"""What the host knows of one run while it trains: its books, the runs that it carries, and where its time went.
+"""Keeps the books of one run while it trains: its step, its curve, its riders, and where its time went.
 
 A member may be a trunk: runs that differ from it in horizon and cooldown alone are, up to where the first of the two
 cools down, in the same state. These riders keep their own books beside it, and branch off with a checkpoint of their
@@ -25,7 +25,7 @@ SPANS = ("compile", "step", "data", "eval", "save")
 
 @dataclass
 class Member:
-    """What the host knows of one run."""
+    """A run in training: its cell, its plan, and what has been seen of it so far."""
 
     cell: Cell
     plan: accounting.Plan

@@ -64,7 +64,7 @@ def gru(p: dict[str, jax.Array], x_BTD, fresh_BT=None):
         return h_BD, h_BD
 
     start_BD = nn.with_logical_constraint(jnp.zeros((B, D), x_BTD.dtype), ("batch", "act_embed"))
-    # Not unrolled: by 2, 4, 8 and 16 times a step takes 1.1 to 1.7 times as long on a CPU (results/README.md).
+    # Not unrolled: by 2, 4, 8 and 16 times a step takes 1.1 to 2.3 times as long on a CPU (results/README.md).
     fresh_TB = None if fresh_BT is None else fresh_BT.swapaxes(0, 1)
     _, h_TBD = jax.lax.scan(step, start_BD, (gates_TBGD, fresh_TB))
     return nn.with_logical_constraint(h_TBD.swapaxes(0, 1), ("batch", "seq", "act_embed"))
