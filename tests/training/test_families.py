@@ -67,7 +67,10 @@ def test_products_are_the_matrices_that_are_declared(config):
     assert counts.head_weights == config.d_model * config.vocab_size
 
 
-@pytest.mark.parametrize("config", ONE_EACH, ids=lambda c: c.family)
+SWIGLU_TIED = dataclasses.replace(TRANSFORMER, activation="swiglu", tied_embeddings=True)
+
+
+@pytest.mark.parametrize("config", [*ONE_EACH, SWIGLU_TIED], ids=["transformer", "recurrent", "swiglu, tied"])
 def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     """On a wide and short model, so that what is no product stays small; every loop unrolled, as the compiler counts a
     loop's body once."""
@@ -89,7 +92,9 @@ def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     assert counted == pytest.approx(ours, rel=0.02)
 
 
-@pytest.mark.parametrize("config", ONE_EACH, ids=lambda c: c.family)
+@pytest.mark.parametrize(
+    "config", [c if c in ONE_EACH else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS.values()], ids=CONFIGS
+)
 def test_the_future_does_not_reach_the_past(config):
     before = tokens(2, 12)
     after = before.copy()

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from scaling import accounting
 from scaling.execution import ExecutionConfig
 from scaling.families.transformer import TransformerConfig
 from scaling.training import models
 from scaling.training.models import attention, transformer
-from tests.training.lab import QUICK, initial, quick_jit
+from tests.training.lab import initial, quick_jit
 
 SMALL = TransformerConfig(d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32)
 VARIANTS = {
@@ -121,19 +120,6 @@ def test_blocks_of_a_triangle_are_refused_where_the_square_is_wanted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-def test_the_future_does_not_reach_the_past(config):
-    before = tokens(2, 12)
-    after = before.copy()
-    after[:, 7] = (after[:, 7] + 1) % 32
-    # One program, both inputs as its rows: what differs is the tokens alone.
-    before_logits, after_logits = np.split(np.asarray(logits_of(config, np.concatenate([before, after]))), 2)
-    change = np.abs(before_logits - after_logits).max(axis=(0, 2))
-    assert (change[:7] == 0).all()
-    assert (change[7:] > 1e-6).all()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("config", [VARIANTS["swiglu"], VARIANTS["relu2, qk-norm"]], ids=["swiglu", "relu2"])
 def test_execution_changes_rounding_only(config):
     params = initial(config, 0)
@@ -176,28 +162,6 @@ def test_bfloat16_computes_near_float32_from_float32_weights():
     assert half.dtype == jnp.float32
     relative = np.linalg.norm(half - full) / np.linalg.norm(full)
     assert 1e-4 < relative < 3e-2  # rounded, and by no more than bfloat16 rounds
-
-
-@pytest.mark.parametrize("activation,tied", [("gelu", False), ("swiglu", True)])
-def test_exact_flops_are_within_2_percent_of_xlas(activation, tied):
-    """XLA counts the whole attention square and the elementwise operations: wide and short keeps those small."""
-    config = TransformerConfig(
-        d_model=256, num_layers=2, num_heads=4, head_dim=64, num_kv_heads=2, d_ff=768, vocab_size=512,
-        activation=activation, tied_embeddings=tied,
-    )  # fmt: skip
-    rows, length = 2, 32
-    params = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
-    execution = ExecutionConfig(attention="einsum", scan_layers=False)
-
-    def loss(params, batch):
-        logits = models.apply(config, execution, params, batch)
-        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
-
-    lowered = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((rows, length), jnp.int32))
-    compiled = lowered.compile(compiler_options=QUICK)
-    counted = compiled.cost_analysis()["flops"]
-    ours = accounting.flops_per_token(config, length, causal=False)["exact"] * rows * length
-    assert counted == pytest.approx(ours, rel=0.02)
 
 
 def logit_change(config, steps=3):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from scaling.execution import ExecutionConfig
 from scaling.families.recurrent import GATES, RecurrentConfig
 from scaling.training.models.parameters import ParamSpec, dense, rms_norm
-from scaling.training.models.stack import through_layers
+from scaling.training.models.stack import embedded, through_layers
 
 
 def param_specs(config: RecurrentConfig) -> dict[str, ParamSpec]:
@@ -84,9 +84,7 @@ def hidden(
     ``causal`` is true (``RunConfig`` has seen to it); ``mask_documents``: see ``DataConfig``.
     """  # fmt: skip
     c, specs = config, param_specs(config)
-    params = {name: params[name].astype(c.dtype) for name in specs}
-    table_VD = nn.with_logical_constraint(params["embedding"], (None, None))
-    x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
+    params, x_BTD = embedded(c, specs, params, tokens_BT)
     fresh_BT = tokens_BT == 0 if mask_documents else None  # id 0 opens a document in every corpus
 
     def one_layer(p, x_BTD):

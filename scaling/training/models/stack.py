@@ -1,4 +1,4 @@
-"""Layers one after another: unrolled or scanned, kept or recomputed, whatever a layer is."""
+"""What comes before layers and how they follow one another, unrolled or scanned, kept or recomputed."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,11 +7,20 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.execution import ExecutionConfig
+from scaling.families import ModelConfig
 from scaling.training import sharding
 from scaling.training.models.parameters import ParamSpec
 
 # Layers that are unrolled on a CPU at most: a scan costs 1.4× there; unrolled, the compile time grows with depth.
 MOST_UNROLLED = 12
+
+
+def embedded(config: ModelConfig, specs: Mapping[str, ParamSpec], params: Mapping, tokens_BT) -> tuple[dict, jax.Array]:
+    """Returns the declared parameters in the compute dtype, and x_BTD, the rows of the table that tokens name."""
+    params = {name: params[name].astype(config.dtype) for name in specs}
+    # Gathering from a table sharded both ways makes XLA replicate activations; gather from the whole table.
+    table_VD = nn.with_logical_constraint(params["embedding"], (None, None))
+    return params, nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
 
 
 def through_layers(

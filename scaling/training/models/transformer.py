@@ -19,7 +19,7 @@ from scaling.families.transformer import TransformerConfig
 from scaling.training import sharding
 from scaling.training.models import attention
 from scaling.training.models.parameters import ParamSpec, dense, rms_norm
-from scaling.training.models.stack import through_layers
+from scaling.training.models.stack import embedded, through_layers
 
 
 def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
@@ -123,13 +123,10 @@ def hidden(
 
     ``causal``: whether a token sees only those before it; ``mask_documents``: see ``DataConfig``.
     """  # fmt: skip
-    c, dtype = config, jnp.dtype(config.dtype)
-    params = {name: params[name].astype(dtype) for name in param_specs(c)}
-    # Gathering from a table sharded both ways makes XLA replicate activations; gather from the whole table.
-    table_VD = nn.with_logical_constraint(params["embedding"], (None, None))
-    x_BTD = nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
+    c, specs = config, param_specs(config)
+    params, x_BTD = embedded(c, specs, params, tokens_BT)
     attend = attention.choose(execution.attention, sharding.platform(), tokens_BT.shape[1], mask_documents, causal)
     if mask_documents:  # id 0 opens a document in every corpus
         attend = functools.partial(attend, document_BT=jnp.cumsum(tokens_BT == 0, axis=1))
-    x_BTD = through_layers(functools.partial(block, c, attend), execution, param_specs(c), params, x_BTD)
+    x_BTD = through_layers(functools.partial(block, c, attend), execution, specs, params, x_BTD)
     return rms_norm(x_BTD, params["final_norm"], c.norm_eps)
