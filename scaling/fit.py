@@ -15,12 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from scaling import records, storage, terminal
-from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse, finite, forecast
+from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
 from scaling.laws.answers import approaches, comparison, of_runs
+from scaling.laws.answers.forecast import forecast
 from scaling.laws.fitting.estimate import Fit
 from scaling.laws.fitting.estimate import fit as _fit
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis
+from scaling.laws.payload import finite
 from scaling.laws.tables.observations import from_table, read_csv
 from scaling.laws.tables.reading import NOTES
 from scaling.report.printed import show

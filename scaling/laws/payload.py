@@ -1,0 +1,374 @@
+"""An analysis as fit.json: every answer as plain numbers, each with its interval and how that was found."""
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from scaling.laws.answers import allocation
+from scaling.laws.answers.allocation import Cost
+from scaling.laws.answers.forecast import Fitted, forecast
+from scaling.laws.intervals import influence, resampling
+from scaling.laws.intervals.profile import Profile, cut, without_end
+from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT
+
+SCHEMA = 1
+FRONTIER_POINTS = 25
+# The frontier is drawn this far beyond the largest compute there is a run for.
+FRONTIER_BEYOND = 10.0
+WEIGHED_AT = np.array([2.0, 10.0, 100.0, 1e4])  # times the largest compute: where the weights of forms are told
+SAMPLED_DRAWS = 200
+# Resampled with replacement, fewer rows than this leave too few different ones: the profile stands in.
+MIN_RESAMPLED_ROWS = 12
+# What is drawn as one, by kind of noise, where the kind's own name does not say it.
+UNITS = {"independent": "observation", "uneven": "observation"}
+
+
+class Found(Fitted, Protocol):
+    """What fit.json is made from: of an ``analysis.Analysis`` these parts, beside what a forecast is made from."""
+
+    cost: Cost
+    isoflop: dict
+    envelope: dict
+    level: float
+    selections: dict[str, str]
+    profiles: dict[str, dict[str, Profile]]
+    derived: dict[str, Profile]
+    residuals: dict[str, influence.Residuals]
+
+    @property
+    def surface(self) -> str | None: ...
+
+
+def of(found: Found) -> dict:
+    """Returns fit.json's content as plain numbers; what could not be known is null, never NaN."""
+    payload = {
+        "schema": SCHEMA,
+        "source": found.observations.source,
+        "num_observations": len(found.observations),
+        "convention": found.observations.convention,
+        "laws": {name: _law(found, name) for name in found.fits},
+        "allocation": allocation_entry(found),
+        "isoflop": found.isoflop,
+        "envelope": found.envelope,
+        "frontier": _frontier(found),
+        "combination": _combination(found),
+        "forecast": _forecast(found, HELD_OUT),
+        "left_out": _forecast(found, LEFT_OUT),
+        "excluded": found.observations.excluded,
+        "notes": list(found.observations.warnings),
+        "warnings": list(found.warnings),
+    }
+    return finite(payload)
+
+
+def _law(found: Found, name: str) -> dict:
+    fitted, draws = found.fits[name], found.draws.get(name)
+    errors, intervals, method = _uncertainty(found, name)
+    profiles = {k: p for k, p in found.profiles.get(name, {}).items() if k in fitted.params}
+    return {
+        "equation": fitted.form.equation,
+        "source": fitted.form.source,
+        "params": fitted.params,
+        "standard_errors": errors,
+        "intervals": intervals,
+        "level": found.level,
+        "interval_method": method,
+        "noise": found.noise[name].to_json() if name in found.noise else None,
+        "draws": _sample(found, name),
+        "bootstrap_intervals": _resampled(found, name) if draws is not None else {},
+        "profile_intervals": {k: p.interval for k, p in profiles.items()},
+        "profiles": {k: {"grid": p.grid, "deviance": p.deviance} for k, p in profiles.items()},
+        "profile_cut": cut(fitted, found.level),
+        "objective": fitted.objective,
+        "loss": {"name": fitted.loss.name, "delta": fitted.loss.delta},
+        "converged": fitted.converged,
+        "reasons": list(fitted.reasons),
+        "gradient_cosine": fitted.gradient_cosine,
+        "condition_number": fitted.condition_number,
+        "num_starts": fitted.num_starts,
+        "starts_at_optimum": fitted.starts_at_optimum,
+        "at_bound": list(fitted.at_bound),
+        "num_observations": fitted.num_observations,
+        "selection": found.selections.get(name, "all rows"),
+        "num_bootstrap": len(draws) if draws is not None else 0,
+        "bootstrap_converged": draws.converged if draws is not None else None,
+        "bootstrap_at_bound": draws.at_bound if draws is not None else None,
+        "residual_rmse": fitted.residual_rmse,
+        "residual_tests": found.residuals[name].to_json() if name in found.residuals else None,
+    }
+
+
+def _uncertainty(found: Found, name: str) -> tuple[dict, dict, str]:
+    """Standard errors and intervals of a law's parameters, and how they were found."""
+    fitted, draws, profiles = found.fits[name], found.draws.get(name), found.profiles.get(name)
+    errors, intervals = {}, {}
+    covariance = resampling.covariance(fitted)
+    for parameter in fitted.params:
+        slope = resampling.gradient(fitted, lambda p, k=parameter: p[k])
+        errors[parameter] = float(np.sqrt(max(slope @ covariance @ slope, 0.0)))
+        _, lo, hi = resampling.delta_interval(fitted, lambda p, k=parameter: p[k], found.level)
+        intervals[parameter] = [float(lo), float(hi)]
+    if draws is None:
+        return errors, _without_end(found, name, intervals), "delta"
+    if fitted.num_observations >= MIN_RESAMPLED_ROWS or not profiles:
+        errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
+    if _by_profile(found, name):
+        return errors, {k: profiles[k].interval for k in fitted.params}, "profile"
+    kind = found.noise[name].kind if name in found.noise else "independent"
+    return errors, _without_end(found, name, _resampled(found, name)), f"bootstrap by {UNITS.get(kind, kind)}"
+
+
+def _without_end(found: Found, name: str, intervals: dict) -> dict:
+    profiles = found.profiles.get(name, {})
+    return {k: without_end(found.fits[name], k, ends, profiles) for k, ends in intervals.items()}
+
+
+def _by_profile(found: Found, name: str) -> bool:
+    """Whether a law's intervals are its profile's: they hold what they promise on 20 to 60 runs, the bootstrap's
+    hold a little more (tests/laws/test_simulation.py). A profile knows nothing of errors that rows share, or that
+    grow with the loss: there the wild bootstrap's are taken (``diagnosis``)."""
+    plain = name not in found.noise or found.noise[name].groups is None
+    return bool(found.profiles.get(name)) and plain and name in found.draws
+
+
+def _resampled(found: Found, name: str) -> dict:
+    return {k: resampling.interval(v, found.level) for k, v in found.draws[name].params.items()}
+
+
+def _sample(found: Found, name: str) -> dict:
+    """Some of the surface law's bootstrap draws, for pictures of how its parameters move together."""
+    if name != found.surface or name not in found.draws:
+        return {}
+    return {parameter: values[:SAMPLED_DRAWS] for parameter, values in found.draws[name].params.items()}
+
+
+def _band(found: Found, quantity) -> tuple[np.ndarray, np.ndarray]:
+    """A derived quantity (m,) of the surface law and its interval (m, 2), ±inf where the draws run off."""
+    fitted, draws = found.fits[found.surface], found.draws.get(found.surface)
+    if draws is None:
+        value, lo, hi = resampling.delta_interval(fitted, lambda p: _log(quantity(p)), found.level)
+        with np.errstate(over="ignore"):  # no end: what 1e300 would only look like
+            band = np.exp(np.stack([lo, hi], axis=-1))
+        return np.exp(value), np.where(band == 0, -np.inf, band)
+    value = np.asarray(quantity({k: np.atleast_1d(v) for k, v in fitted.params.items()}))[0]
+    return value, _percentiles(quantity(draws.params), found.level)
+
+
+def _optimum(found: Found, flops: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """N*, D*, D*/N* and the loss there at each C, with intervals. NaN where the law has no optimum."""
+    form, cost, draws = found.fits[found.surface].form, found.cost, found.draws.get(found.surface)
+    drawn = None if draws is None else allocation.optimal_num_params(form, draws.params, flops, cost)
+
+    def num_params(p):
+        # One search over the draws serves all four quantities.
+        known = draws is not None and p is draws.params
+        return drawn if known else allocation.optimal_num_params(form, p, flops, cost)
+
+    def num_tokens(p):
+        return _tokens(flops, cost, num_params(p))
+
+    def loss(p):
+        n = num_params(p)
+        with np.errstate(all="ignore"):
+            return form.predict({k: v[:, None] for k, v in p.items()}, num_params=n,
+                                num_tokens=_tokens(flops, cost, n))  # fmt: skip
+
+    def ratio(p):
+        n = num_params(p)
+        with np.errstate(all="ignore"):
+            return _tokens(flops, cost, n) / n
+
+    quantities = {"num_params": num_params, "num_tokens": num_tokens, "loss": loss, "tokens_per_param": ratio}
+    bands = {name: _band(found, q) for name, q in quantities.items()}
+    known = allocation.found(bands["num_params"][0])
+    return {
+        name: (np.where(known, value, np.nan), _beyond(found, name, np.where(known[:, None], band, np.nan), flops))
+        for name, (value, band) in bands.items()
+    }
+
+
+def _beyond(found: Found, name: str, band: np.ndarray, flops: np.ndarray) -> np.ndarray:
+    """The bands (m, 2); from the largest compute fitted on, without an end that the profile there does not have."""
+    profiled = found.derived.get(name)
+    if profiled is not None:
+        beyond = flops >= found.observations.columns["flops"].max() * (1 - 1e-9)
+        band[beyond] = np.where(np.isfinite(profiled.interval), band[beyond], profiled.interval)
+    return band
+
+
+def _frontier(found: Found) -> list[dict]:
+    """The optimum from the least compute fitted to beyond the largest known, where the law has one."""
+    if found.surface is None or found.cost.problem:
+        return []
+    fitted = found.observations.columns["flops"]
+    known = _flops_held_out(found)
+    top = max([fitted.max(), *known]) * FRONTIER_BEYOND
+    flops = np.geomspace(fitted.min(), top, FRONTIER_POINTS)
+    optimum = _optimum(found, flops)
+    rows = [
+        {"flops": float(C)}
+        | {name: float(value[i]) for name, (value, _) in optimum.items()}
+        | {f"{name}_interval": band[i].tolist() for name, (_, band) in optimum.items()}
+        for i, C in enumerate(flops)
+        if np.isfinite(optimum["num_params"][0][i])
+    ]
+    # What the surface law says of the optimum's loss is not what a forecast of that run says: one run, one loss.
+    for row, said in zip(rows, forecast(found, rows, found.level)):
+        row |= {"loss": said["predicted"], "loss_interval": said["interval"]}
+    return rows
+
+
+def allocation_entry(found: Found) -> dict:
+    """Exponents and tokens per parameter of the surface law.
+
+    ``a``, ``b`` are asymptotic: those of a cost proportional to N D. ``a_local`` is the mean slope of
+    log N*(C) over the fitted range under the records' own cost, which is what an IsoFLOP fit estimates.
+    ``reasons`` says what is not there and why: a cost that cannot be used, a law without an optimum.
+    """
+    if found.surface is None:
+        return {}
+    fitted = found.fits[found.surface]
+    flops = found.observations.columns["flops"]
+    ends = np.array([flops.min(), flops.max()])
+    out = {"law": found.surface, "cost": found.cost.describe(), "cost_max_error": found.cost.max_error}
+    out |= {"fitted_flops": ends.tolist(), "by_construction": [], "reasons": list(no_allocation(found))}
+    quantities = allocation.quantities(fitted.form, (ends[0], ends[1]), found.cost)
+    for name in ("a", "b", "a_local"):
+        if name in quantities and not (name == "a_local" and found.cost.problem):
+            out |= _exponent(found, name, quantities[name], out["by_construction"])
+    out["profiles"] = {
+        name: {"value": p.value, "interval": p.interval, "grid": p.grid, "deviance": p.deviance}
+        for name, p in found.derived.items()
+    }
+    out["tokens_per_param"] = {} if found.cost.problem else _ratios(found, ends)
+    return out
+
+
+def no_allocation(found: Found) -> list[str]:
+    """What of the allocation cannot be had, or not everywhere, in words."""
+    form, C = found.fits[found.surface].form, found.observations.columns["flops"]
+    if found.cost.problem:
+        return [f"no allocation: {found.cost.problem}"]
+    at = np.array([C.min(), C.max()])
+    sizes = allocation.optimal_num_params(form, found.fits[found.surface].params, at, found.cost)
+    reason = allocation.no_optimum(form, sizes, at) or allocation.far_from_rows(form, sizes, at, found.cost)
+    if reason or found.surface not in found.draws:
+        return [reason] if reason else []
+    sizes = allocation.optimal_num_params(form, found.draws[found.surface].params, at[1:], found.cost)
+    missing = 1.0 - allocation.found(sizes).mean()
+    if missing == 0:
+        return []
+    return [
+        f"{found.surface}: {missing:.1%} of the draws have no interior optimum at {at[1]:.3g} FLOPs: "
+        "they count as beyond every end"
+    ]
+
+
+def _ratios(found: Found, ends: np.ndarray) -> dict:
+    """D*/N* with intervals at the budgets, or across the fitted range, and at the largest compute held out."""
+    at = np.array([p["flops"] for p in found.isoflop.get("budgets", [])])
+    if not len(at):
+        at = np.array([ends[0], math.sqrt(ends[0] * ends[1]), ends[1]])
+    held_out = _flops_held_out(found)
+    if held_out and max(held_out) > at.max() * 1.1:
+        at = np.append(at, max(held_out))
+    value, band = _optimum(found, at)["tokens_per_param"]
+    return {
+        f"{C:.4g}": {"value": float(v), "interval": i.tolist()} for C, v, i in zip(at, value, band) if np.isfinite(v)
+    }
+
+
+def _exponent(found: Found, name: str, quantity, by_construction: list[str]) -> dict:
+    """An exponent and its interval: the profile's where that is the default, and no end where that has none.
+
+    An exponent that no parameter moves has no interval: its name is added to ``by_construction``.
+    """
+    value, band = _band(found, lambda p: quantity(p)[:, None])
+    if not np.isfinite(value[0]):
+        return {}
+    if not np.any(np.abs(resampling.gradient(found.fits[found.surface], quantity)) > 1e-9):
+        by_construction.append(name)
+        return {name: float(value[0]), f"{name}_interval": None}
+    band, profiled = band[0], found.derived.get(name)
+    shown = band
+    if profiled is not None:
+        use = profiled.interval if _by_profile(found, found.surface) else band
+        shown = np.where(np.isfinite(profiled.interval), use, profiled.interval)
+    out = {name: float(value[0]), f"{name}_interval": shown.tolist()}
+    return out | ({f"{name}_bootstrap_interval": band.tolist()} if found.surface in found.draws else {})
+
+
+def _combination(found: Found) -> dict:
+    """The forms behind a forecast, their weights, and how each forecast as the fitted range grew."""
+    if found.combination is None:
+        return {}
+    combined, observations = found.combination, found.observations
+    # Along the largest runs' own shape: tokens and parameters grow alike.
+    top = observations.columns[combined.axis] >= combined.reach / 1.1
+    middle = {c: float(np.exp(np.log(observations.columns[c][top]).mean())) for c in combined.columns}
+    share = 1.0 if len(combined.columns) == 1 else 0.5
+    at = {c: v * WEIGHED_AT ** (1.0 if c == combined.axis else share) for c, v in middle.items()}
+    weights = combined.weights(**at)
+    rolled = []
+    for name, f in combined.forecasts.items():
+        by_factor = [{"factor": float(x), "weight": float(w)} for x, w in zip(WEIGHED_AT, weights[name])]
+        weight = {"weight": by_factor[1]["weight"], "weights": by_factor, "misfit": vars(combined.misfit[name])}
+        rolled.append(f.to_json() | weight)
+    return {"members": sorted(rolled, key=lambda row: row["mean_error"])}
+
+
+def _flops_held_out(found: Found) -> list[float]:
+    rows = found.observations.excluded
+    return [row["flops"] for row in rows if row["reason"] in (HELD_OUT, LEFT_OUT) and row["flops"]]
+
+
+def _forecast(found, reason: str) -> list[dict]:
+    """What the laws say of the rows that are excluded for this reason, beside what they gave."""
+    rows = [row for row in found.observations.excluded if row["reason"] == reason]
+    if found.forecaster is None:
+        return []
+    wanted = found.fits[found.forecaster].form.columns if found.combination is None else found.combination.columns
+    known = [row for row in rows if all(row.get(c) for c in wanted)]
+    cells = [{"run_id": row["run"], **{c: row[c] for c in ("num_params", "num_tokens", "flops")}} for row in known]
+    return [f | {"actual": row["loss"]} for f, row in zip(forecast(found, cells), known)]
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(x)
+
+
+def _tokens(flops: np.ndarray, cost: Cost, num_params: np.ndarray) -> np.ndarray:
+    """D that C buys at N: none at infinite N, without end at none."""
+    with np.errstate(divide="ignore"):
+        return flops / cost.flops_per_token(num_params)
+
+
+def _percentiles(draws: np.ndarray, level: float) -> np.ndarray:
+    """Equal-tailed percentiles (m, 2) of draws (B, m), some of which may be 0 or infinite: beyond every end."""
+    tail = [0.5 * (1 - level), 1 - 0.5 * (1 - level)]
+    with np.errstate(invalid="ignore"):
+        ends = np.quantile(draws, tail, axis=0)
+    odd = ~np.isfinite(draws).all(axis=0) | (draws == 0).any(axis=0)
+    for i in np.flatnonzero(odd):  # no interpolating between a number and what is beyond all numbers
+        known = draws[~np.isnan(draws[:, i]), i]
+        ends[:, i] = np.quantile(known, tail, method="nearest") if len(known) else np.nan
+    lower, upper = ends
+    return np.stack([np.where(lower == 0, -np.inf, lower), upper], axis=-1)
+
+
+def finite(value):
+    """A JSON-ready copy: NumPy scalars as Python's, and null where a number is not finite."""
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [finite(v) for v in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
