@@ -147,10 +147,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load(source: Path):
-    """(table, curves, records) of a results folder, of that of a group in one, or of a CSV, which has no records.
+    """Returns (table, curves) of a results folder, of that of a group in one, or of a CSV.
 
     Raises ValueError saying what SOURCE should be.
     """
+    table, curves, _ = _read(source)
+    return table, curves
+
+
+def _read(source: Path):
+    """``load``, and the records: none of a CSV."""
     source = storage.folder(source)
     runs = [] if source.is_file() else records.load_records(source)
     if groups := runs and records.manifest(source).get("groups"):
@@ -188,7 +194,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.tau is not None and arguments.loss != "asymmetric":
         raise ValueError(f"--tau is the quantile of --loss asymmetric, and --loss is {arguments.loss}: write both")
     source = storage.folder(arguments.source)
-    table, curves, runs = load(source)
+    table, curves, runs = _read(source)
     reading = {"holdout_flops": arguments.holdout_flops, "source": str(arguments.source)}
     objective = {"loss": arguments.loss, "delta": arguments.delta}
     objective["tau"] = 0.5 if arguments.tau is None else arguments.tau

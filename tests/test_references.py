@@ -1,8 +1,11 @@
 """What texts point at is there: files and links of the Markdown, modules and names of docstrings and comments."""
 
 import ast
+import importlib.util
+import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -91,7 +94,41 @@ def test_links_and_files_of_the_texts_are_there(path):
     assert not lost
 
 
+def lost_names(code: str) -> list[str]:
+    """Names that code takes from modules of this package, by import or by attribute, and that are not there."""
+    modules, lost = {}, []
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "scaling":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                path = f"{node.module}.{alias.name}"
+                if hasattr(module, alias.name):
+                    modules[alias.asname or alias.name] = getattr(module, alias.name)
+                elif importlib.util.find_spec(path) is not None:
+                    modules[alias.asname or alias.name] = importlib.import_module(path)
+                else:
+                    lost.append(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if isinstance(module, ModuleType) and not hasattr(module, node.attr):
+                lost.append(f"{node.value.id}.{node.attr}")
+    return lost
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_names_in_the_notebooks_are_there(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert not lost_names(code)
+
+
 def test_the_check_sees_what_is_lost():
+    assert lost_names("from scaling.report import plots, nothing\nplots.nothing(1)") == [
+        "scaling.report.nothing",
+        "plots.nothing",
+    ]
     assert not is_there("trunks.nothing")
     assert not is_there("Manifest.nothing")
     assert is_there("trunks.share")
