@@ -18,6 +18,7 @@ from rich.console import Console
 from scaling import grid, machine, records, storage, terminal
 from scaling.conclusion import Conclusion, get_ready
 from scaling.engine import show
+from scaling.engine.call import Call
 from scaling.engine.errors import BadInputError, bad_input
 from scaling.engine.executors import EXECUTORS
 from scaling.engine.folder import lease, manifest
@@ -31,7 +32,7 @@ from scaling.engine.plan.table import Row
 from scaling.engine.run import hosts, status, tasks
 from scaling.engine.run.events import JsonLines, Sink
 from scaling.engine.run.executor import Detached
-from scaling.engine.session import Call, Session
+from scaling.engine.session import Session
 from scaling.engine.slices import meshes
 from scaling.engine.slurm import launch
 from scaling.execution import ExecutionConfig
