@@ -6,7 +6,6 @@ What is done stays done: the command can be stopped at any moment and given agai
 """
 
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -17,7 +16,8 @@ from rich.console import Console
 
 from scaling import grid, machine, records, storage, terminal
 from scaling.conclusion import Conclusion, get_ready
-from scaling.engine import show
+from scaling.engine.adopt import adopt
+from scaling.engine.call import Call
 from scaling.engine.errors import BadInputError, bad_input
 from scaling.engine.executors import EXECUTORS
 from scaling.engine.folder import lease, manifest
@@ -25,13 +25,11 @@ from scaling.engine.folder.cells import Cells, of_another_grid, select
 from scaling.engine.folder.lock import HeldError
 from scaling.engine.folder.workdir import claim, give_up
 from scaling.engine.options import Options, hardware_of, parse, parser
-from scaling.engine.plan import lint
-from scaling.engine.plan.plan import Plan
 from scaling.engine.plan.table import Row
 from scaling.engine.run import hosts, status, tasks
 from scaling.engine.run.events import JsonLines, Sink
 from scaling.engine.run.executor import Detached
-from scaling.engine.session import Call, Session
+from scaling.engine.session import Session
 from scaling.engine.slices import meshes
 from scaling.engine.slurm import launch
 from scaling.execution import ExecutionConfig
@@ -256,7 +254,7 @@ class Sweep:
         todo = [row for row in self._rows_of(mine) if not self.cells.is_done(row)]
         is_elsewhere = only_plan and not self.call.hardware.is_here
         if is_elsewhere or not (todo or (only_plan and session.untimed(self.cells.rows))):
-            self._show(session.plan(mine))
+            adopt(session.plan(mine), self.call, session.findings)
             return
         rows = todo or self._rows_of(mine)
         num_packs = session.num_packs(rows)
@@ -264,7 +262,7 @@ class Sweep:
             session.prepare_data(self._rows_of(mine))
             session.measure(rows)
             plan = session.plan(mine)
-            self._show(plan)
+            adopt(plan, self.call, session.findings)
             if only_plan:
                 if said := session.executor.test(num_packs):
                     self.call.say(said)
@@ -274,33 +272,6 @@ class Sweep:
             session.train(plan.todo_of(holdout=False), later=held_out, when_idle=get_ready)
             if held_out and self._may_train(held_out):
                 session.train(held_out, when_idle=get_ready)
-
-    def _show(self, plan: Plan) -> None:
-        """Prints a plan and goes by it from here on.
-
-        Raises BadInputError for warnings under ``--strict``, or a file that cannot be written.
-        """
-        options, console = self.options, self.console
-        self.cells.adopt(plan)
-        self.manifest.dropped = plan.dropped
-        show.show(console, plan, self.cells.found, options.grid)
-        self.call.events({
-            "event": "plan", "cells": len(plan.rows), "todo": [row.run_id for row in plan.todo],
-            "workers": plan.bill.workers, **dataclasses.asdict(plan.bill.total),
-        })  # fmt: skip
-        # The grid's execution and the command's workers, as whose the timings are kept.
-        workers = "" if options.num_workers is None else f" --workers {options.workers}"
-        bench = f"python -m scaling.bench --grid {options.grid} --packs {{packs}}{workers}"
-        show.show_packs(console, plan, self.call.timings, bench)
-        show.show_trunks(console, plan, have_trunks=self.grid.execution.trunks)
-        findings = self.session.findings() if plan.todo or options.plan else []
-        show.show_findings(console, findings)
-        if findings and options.strict:
-            many = "s" if len(findings) > 1 else ""
-            raise BadInputError(f"--strict: {len(findings)} warning{many} about this grid, above")
-        self.manifest.warnings = [finding.text for finding in findings]
-        if options.json:
-            _write_plan(options.json, plan, findings)
 
     def _may_train(self, held_out: Sequence[Row]) -> bool:
         """Forecasts the held-out cells; whether that was possible yet."""
@@ -348,14 +319,6 @@ def _held(results: Path, options: Options, console: Console) -> Iterator[list[in
         yield lock.fds
     finally:
         lock.release()
-
-
-def _write_plan(path: Path, plan: Plan, findings: Sequence[lint.Finding]) -> None:
-    try:
-        warnings = [dataclasses.asdict(f) for f in findings]
-        records.write_json(path, {**plan.bill.to_json(plan.packs), "warnings": warnings})
-    except OSError as e:
-        raise BadInputError(f"--json {path}: {e.strerror}: write a file that can be written") from None
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@ would have to keep."""
 
 import dataclasses
 import functools
-import math
 
 import numpy as np
 
+from scaling.data import description
 from scaling.data.permutation import permute
 from scaling.data.shards import TokenArray
+from scaling.data.validation import Validation
 
 # More passes over a train split than this are taken for a mistake, unless ``unique_tokens`` asks for repetition.
 MAX_EPOCHS = 100
@@ -54,7 +55,7 @@ class Corpus:
 
     @property
     def num_documents(self) -> int:
-        return sum(s["documents"] for s in self.manifest["splits"].values())
+        return description.num_documents(self.manifest)
 
     @property
     def num_duplicates(self) -> int:
@@ -64,10 +65,7 @@ class Corpus:
     def bytes_per_token(self) -> dict[str, float | None]:
         """UTF-8 bytes of text per predicted token, by split (the first token of a split is not predicted); None of
         tokens whose maker did not say."""
-        splits = self.manifest["splits"]
-        return {
-            name: None if s["text_bytes"] is None else s["text_bytes"] / (s["tokens"] - 1) for name, s in splits.items()
-        }
+        return description.bytes_per_token(self.manifest)
 
     @property
     def windows_per_epoch(self) -> int:
@@ -80,31 +78,7 @@ class Corpus:
 
     def describe(self) -> dict:
         """What the record says of the data. Bits per byte = loss in nats per token × tokens_per_byte / ln 2."""
-        manifest, per_token = self.manifest, self.bytes_per_token["validation"]
-        splits = manifest["splits"]
-        text_bytes = [s["text_bytes"] for s in splits.values()]
-        return {
-            "source": manifest["source"],
-            "source_version": manifest["source_version"],
-            "licence": manifest["licence"],
-            "tokenizer": manifest["tokenizer"]["name"],
-            "fingerprint": self.fingerprint,
-            "split_rule": manifest["split_rule"],
-            "vocab_size": self.vocab_size,
-            "train_tokens": self.train_tokens,
-            "epoch_tokens": self.epoch_tokens,
-            "validation_tokens": self.validation_tokens,
-            "tokens_per_byte": None if per_token is None else 1 / per_token,
-            "num_documents": self.num_documents,
-            "num_validation_documents": splits["validation"]["documents"],
-            "num_duplicates_removed": self.num_duplicates,
-            "num_near_duplicates_removed": manifest["num_near_duplicates_removed"],
-            # Of those, for a document that another source of the mixture holds out.
-            "num_near_duplicates_across_sources": manifest.get("num_near_duplicates_across_sources", 0),
-            "num_empty_removed": manifest["num_empty_removed"],
-            "num_lossy_validation_documents": manifest["num_lossy_validation_documents"],
-            "text_bytes": None if None in text_bytes else sum(text_bytes),
-        }
+        return description.describe(self.manifest, train_tokens=self.train_tokens, epoch_tokens=self.epoch_tokens)
 
     def require_vocab(self, vocab_size: int, extra_ids: int = 0) -> None:
         """Raises ValueError if a model of this vocabulary, ``extra_ids`` of it not the corpus's, cannot read it."""
@@ -159,44 +133,23 @@ class Corpus:
 
     def validation_counts(self, num_tokens: int | None = None) -> np.ndarray:
         """How many targets each window of ``validation(num_tokens)`` has: float32 [W], without making any."""
-        window_W = self._validation_order(0, _validation_size(num_tokens, self.num_validation_windows, self.seq_len))
-        left_W = self.validation_tokens - 1 - window_W * self.seq_len
-        return np.minimum(left_W, self.seq_len).astype(np.float32)
+        return self._validation.counts(num_tokens)
 
     @property
     def num_validation_windows(self) -> int:
-        return math.ceil((self.validation_tokens - 1) / self.seq_len)
+        return self._validation.num_windows
 
-    def _validation_order(self, start: int, stop: int) -> np.ndarray:
-        places = np.arange(start, stop, dtype=np.uint64)
-        return permute(places, self.num_validation_windows, "validation").astype(np.int64)
+    @property
+    def _validation(self) -> Validation:
+        return Validation(self.arrays["validation"], self.seq_len, self.separator_id)
 
     def validation_windows(self, start: int, stop: int, num_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Makes windows ``start`` to ``stop`` of ``validation(num_tokens)``, and the weights of their targets."""
-        tokens, T = self.arrays["validation"], self.seq_len
-        # The last window may be short: it is read further left, moved into place and padded.
-        start_W = self._validation_order(start, stop) * T
-        shift_W = np.maximum(start_W + T + 1 - len(tokens), 0)
-        x_WS = np.full((len(start_W), T + 1), self.separator_id, np.int32)
-        inside_WS = np.arange(T + 1) < (T + 1 - shift_W)[:, None]
-        whole_W = shift_W == 0
-        if whole_W.any():
-            x_WS[whole_W] = tokens.rows(start_W[whole_W], T + 1)
-        for w in np.flatnonzero(~whole_W):
-            left = len(tokens) - start_W[w]
-            x_WS[w, :left] = tokens.rows(start_W[w : w + 1], left)[0]
-        return x_WS, inside_WS[:, 1:].astype(np.float32)
+        return self._validation.windows(start, stop)
 
     def validation_shares(self, num_tokens: int | None = None) -> list[tuple[str, float, slice]]:
         """(source, weight in the loss, its windows among those of ``validation``)."""
         return [(self.manifest["source"], 1.0, slice(None))]
-
-
-def _validation_size(num_tokens: int | None, num_windows: int, seq_len: int) -> int:
-    """Windows of ``validation(num_tokens)``. Raises ValueError for fewer than one token."""
-    if num_tokens is not None and num_tokens < 1:
-        raise ValueError(f"num_tokens is {num_tokens}: write a number ≥ 1")
-    return num_windows if num_tokens is None else min(num_windows, math.ceil(num_tokens / seq_len))
 
 
 # Places of an epoch that are permuted together: sixteen at a time, NumPy's calls took longer than their arithmetic.

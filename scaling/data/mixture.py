@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from scaling.config import DataConfig
-from scaling.data import shards, synthetic
-from scaling.data.corpus import Corpus, _indices, _order, _validation_size
+from scaling.data import shards, synthetic, validation
+from scaling.data.corpus import Corpus, _indices, _order
 from scaling.data.preparing.preparation import folders_of
 from scaling.data.shards import TokenArray, read_manifest
 from scaling.data.stream import Stream
@@ -198,7 +198,7 @@ class Mixture:
         """As ``Corpus.validation_shares``."""
         shares, start = [], 0
         for weight, corpus, n in zip(self.weights, self.corpora, self._tokens_each(num_tokens)):
-            stop = start + _validation_size(n, corpus.num_validation_windows, self.seq_len)
+            stop = start + validation.size(n, corpus.num_validation_windows, self.seq_len)
             shares.append((corpus.manifest["source"], weight, slice(start, stop)))
             start = stop
         return shares

@@ -6,77 +6,27 @@ with session.started(num_packs):
     session.train(rows)
 """
 
-import collections
 import contextlib
-import dataclasses
-import statistics
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from rich.console import Console
-
-from scaling import config, fields, machine, objectives, records, storage
+from scaling import config, fields, machine, objectives
 from scaling.engine import measuring
+from scaling.engine.call import Call
 from scaling.engine.errors import BadInputError, bad_input
 from scaling.engine.executors import EXECUTORS
-from scaling.engine.folder import signs
-from scaling.engine.folder.cells import Cells, failed_record
-from scaling.engine.folder.manifest import Manifest
 from scaling.engine.housekeeping import Keeper
-from scaling.engine.options import Options
-from scaling.engine.plan import disk, lint, packing, plan, timings
-from scaling.engine.plan.hardware import Hardware
+from scaling.engine.plan import lint, packing, plan, timings
 from scaling.engine.plan.plan import Means, Plan
 from scaling.engine.plan.table import Row
-from scaling.engine.run import progress, worker
-from scaling.engine.run.events import Sink
-from scaling.engine.run.executor import Executor, Orders
-from scaling.engine.run.tasks import Task
-from scaling.grid import Grid
+from scaling.engine.run.executor import Executor
+from scaling.engine.training import Training
 from scaling.records import read_or_empty
-from scaling.training import checkpoint
 from scaling.training.distributed import Group
-
-# A timing this many times off was taken while the machine did something else, or does so now.
-DISAGREEMENT = 1.5
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of the command: what was asked, of which grid, on what, and where it goes."""
-
-    options: Options
-    grid: Grid
-    cells: Cells
-    hardware: Hardware
-    manifest: Manifest
-    workdir: Path
-    cache_dir: Path
-    console: Console
-    events: Sink
-
-    @property
-    def timings(self) -> timings.TimingCache:
-        return timings.TimingCache(self.cache_dir, self.options.workers, self.grid.execution)
-
-    def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
-
-    def orders(self, loop: str, group: Group | None) -> Orders:
-        """What the executor is asked. Logs grow, and objects in a bucket do not: then they stay on this machine."""
-        home = Path(".scaling") / self.grid.name if storage.is_remote(self.workdir) else self.workdir
-        asked = self.options
-        return Orders(
-            self.workdir, home / "logs", self.grid.name, loop, workers=asked.num_workers, group=group,
-            options=tuple(asked.slurm), detach=asked.detach, command=asked.typed,
-        )  # fmt: skip
 
 
 class Session:
-    """What trains the cells of a call, by its executor. How many workers and how large packs there will be can be asked
-    before any is started; ``workers`` is None until then.
+    """Plans a call, prepares it and has its cells trained by its executor. How many workers and how large packs there
+    will be can be asked before any is started; ``workers`` is None until then.
 
     Raises BadInputError if the options contradict each other.
     """
@@ -84,7 +34,6 @@ class Session:
     def __init__(self, call: Call, loop: str, group: Group | None = None):
         self.call, self.workers = call, None
         self._pack_sizes: int | dict[str, int] = 1 if call.options.pack == "auto" else call.options.pack
-        self._ratios: dict[str, list[float]] = collections.defaultdict(list)  # by shape: seconds taken over predicted
         self._disk_bytes = 1e9 * (call.options.disk_budget or call.grid.execution.disk_budget_gb)
         self.keeper = Keeper(
             call.workdir, call.cells, call.say, keeps_final=call.grid.execution.keep_final_checkpoint
@@ -162,6 +111,7 @@ class Session:
                 raise BadInputError(f"{self.call.workdir}: jobs of an earlier call are queued or running ({left}")
         # started first: they import JAX while the data is prepared here
         with contextlib.closing(self.executor.start(self.workers, lock_fds)) as self._runner:
+            self._training = Training(self.call, self.executor, self._runner, self.workers, self.means)
             yield
 
     def prepare_data(self, rows: Sequence[Row]) -> None:
@@ -202,106 +152,8 @@ class Session:
     def train(
         self, rows: Sequence[Row], later: Sequence[Row] = (), when_idle: Callable[[], None] = lambda: None
     ) -> None:
-        """Trains the rows in packs and prints a line for each that ends; one that cannot be done gets a record too.
+        """As ``Training.train``, by the workers that were started."""
+        self._training.train(rows, later, when_idle)
 
-        ``later``: rows of a later call of this, carried now as far as their trunks among ``rows`` go. ``when_idle``: is
-        called, in a thread, once a worker has nothing left to do while another has; over when this returns.
-        """
-        if not rows:
-            return
-        call = self.call
-        order = self._order_from_here(rows, later)
-        packs = {pack.key: pack for pack in order.packs}
-        display = progress.Progress(
-            call.console, list(packs.values()), workers=self.workers,
-            done=sum(map(call.cells.is_done, call.cells.rows)), total=len(call.cells.rows),
-            in_place={"rich": True, "auto": None}.get(call.options.progress, False),
-        )  # fmt: skip
-        waiting, beside = set(packs), threading.Thread(target=when_idle, daemon=True)
-        signs.clear_stale(call.workdir)
-        run_ids = {pack.key: pack.run_ids for pack in packs.values()}
-        board = signs.Board(call.workdir, call.options.executor, run_ids)  # of this process and its workers
-        listeners = [display.on_event, *([] if self.executor.gives_own_signs else [board.on_event])]
-
-        def on_event(event: dict) -> None:
-            call.events(event)
-            if event["event"] in ("done", "failed"):
-                for row in packs[event["key"]].rows:
-                    record = self._settle(row, event.get("reason"))
-                    call.events({"event": "cell", "row": row, "record": record})
-                waiting.discard(event["key"])
-                if 0 < len(waiting) < self.workers and beside.ident is None:
-                    beside.start()
-
-        try:
-            with call.manifest.training(), display, board, call.events.heard_by(*listeners):
-                self._runner.run(self._tasks(order), on_event)
-            if beside.ident is not None:
-                beside.join()
-            signs.clear_stale(call.workdir)  # of a call killed seconds before this one, which were too young before
-            self._forget_wrong_timings()
-        except KeyboardInterrupt:
-            call.say(self.executor.farewell())
-            raise
-        finally:
-            self.write_manifest()
-
-    def _forget_wrong_timings(self) -> None:
-        """Shapes whose cells took otherwise than their timing said are timed again by the next plan."""
-        if not (self.executor.times_here and self.call.hardware.is_here):
-            return
-        median = {shape: statistics.median(ratios) for shape, ratios in self._ratios.items()}
-        wrong = {s: r for s, r in median.items() if not 1 / DISAGREEMENT < r < DISAGREEMENT}
-        known = self.call.timings.load()
-        if wrong and known.keys() & wrong.keys():
-            self.call.timings.save({shape: timing for shape, timing in known.items() if shape not in wrong})
-            low, high = min(wrong.values()), max(wrong.values())
-            times = f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
-            self.call.say(
-                f"{len(wrong)} shapes took {times} times what their timing said, which was taken while the machine was "
-                "more, or less, busy: they are timed again by the next plan"
-            )
-
-    def _order_from_here(self, rows: Sequence[Row], later: Sequence[Row]) -> disk.Order:
-        """What trains next, from the checkpoints that there are: the plan of what is left."""
-        every = [*rows, *later]
-        steps = {row.run_id: checkpoint.newest_step(self.call.workdir, row.run_id) for row in every}
-        mine = {row.run_id for row in every}
-        with bad_input():
-            made = plan.make(every, mine, (), self.means(), steps=steps, workers=self.workers)
-        return made.held_out if rows[0].cell.holdout else made.fitted
-
-    def _tasks(self, order: disk.Order) -> list[Task]:
-        call = self.call
-        # A worker's share of the disk is of what those that wait leave.
-        gigabytes = (self._disk_bytes - order.kept - order.waiting) / self.workers / 1e9
-        shared = {
-            "execution": fields.to_dict(dataclasses.replace(call.grid.execution, disk_budget_gb=gigabytes)),
-            "workdir": str(call.workdir),
-            "results": str(call.cells.results),
-            "cache_dir": str(call.cache_dir),
-            "sweep_name": call.grid.name,
-        }
-        tasks = []
-        for pack in order.packs:
-            riders = {name: [worker.cell_to_json(r.cell) for r in some] for name, some in pack.riders.items()}
-            payload = {"cells": [worker.cell_to_json(row.cell) for row in pack.rows], "riders": riders, **shared}
-            program = packing.shape_of(pack.rows[0].cell.run)
-            tasks.append(Task(pack.key, "train", payload, pack.after, pack.carried, program))
-        return tasks
-
-    def _settle(self, row: Row, reason: str | None) -> records.RunRecord:
-        """The record of a cell that ended: its worker's, or one that says why there is none."""
-        cells = self.call.cells
-        if reason is not None and not records.is_done(cells.results, row.run_id):
-            records.save(cells.results, failed_record(row, self.call.grid.name, reason))
-        record = cells.record(row)
-        cells.found[row.run_id] = record.status
-        if record.status == "completed" and record.timing.get("seconds") and row.seconds:
-            self._ratios[timings.shape_key(row.cell.run)].append(record.timing["seconds"] / row.seconds)
-        self.call.manifest.cell_ended(record)
-        self.write_manifest(at_leisure=True)
-        return record
-
-    def write_manifest(self, *, at_leisure: bool = False) -> None:
-        self.call.manifest.write(self.call.cells.rows, self.call.cells.found, self.workers, at_leisure=at_leisure)
+    def write_manifest(self) -> None:
+        self.call.write_manifest(self.workers)

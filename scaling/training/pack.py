@@ -5,33 +5,24 @@ end; the rest go on.
 """
 
 import copy
-import functools
-import itertools
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
-from scaling import data, objectives
+from scaling import data
 from scaling.config import program_key
 from scaling.execution import ExecutionConfig
 from scaling.training import optimizers, programs, sharding
-from scaling.training.evaluation import Evaluated, Evaluator, keys_of
+from scaling.training.batches import Batches
+from scaling.training.evaluation import Evaluated, Evaluator
 from scaling.training.member import Clock, Member
 from scaling.training.prefetch import Prefetched
 
 # Saving, as a part of training, at most.
 MAX_SAVING_SHARE = 0.05
-
-# Batches made ahead of the step, at most. Of a mapped corpus two would do, and of large ones it is two; but a synthetic
-# source now and then makes a thousand windows at once, for 2 to 7 ms: several steps of a small model.
-AHEAD_STEPS, AHEAD_BYTES = 32, 2**26
-
-BATCH_SPEC = P("run", ("data", "fsdp"))
 
 
 class Pack:
@@ -103,43 +94,15 @@ class Pack:
         return {**row, "hparams": jax.tree.map(put, values, row["hparams"])}
 
     @property
-    def _batch_shapes(self) -> dict[str, tuple[int, int, int]]:
-        spec = programs.batch_spec(self.run)
-        return {name: (len(self.members), self.run.batch_size, columns) for name, (columns, _) in spec.items()}
+    def _batches(self) -> Batches:
+        return Batches(self.corpus, self.run, len(self.members), self.mesh)
 
     def batches(self, num_steps: int | None = None) -> Prefetched[dict[str, sharding.Blocks]]:
         """For ``batch``: the next ``num_steps`` batches of the members that are live now, or batches without end.
 
         What they are is settled here, by each member's step; so none outlives a boundary, at which members change.
         """
-        run, shapes, spec = self.run, self._batch_shapes, programs.batch_spec(self.run)
-        objective = objectives.of(run.objective)
-        live = {k: (member.step, member.run.seed) for k, member in self.live.items()}
-
-        def rows_of_member(k: int, rows: slice, i: int) -> dict[str, np.ndarray]:
-            if k not in live:
-                return {name: np.zeros((rows.stop - rows.start, n), dtype) for name, (n, dtype) in spec.items()}
-            step, seed = live[k]
-            windows_RS = self.corpus.batch(step + i, run.batch_size, seed, rows)
-            index_R = np.arange(rows.start, rows.stop, dtype=np.uint64) + np.uint64((step + i) * run.batch_size)
-            return objective.batch(run.objective, run.model.vocab_size, windows_RS, keys_of(seed, index_R))
-
-        def blocks(i: int) -> dict[str, sharding.Blocks]:
-            made = functools.cache(lambda k, start, stop: rows_of_member(k, slice(start, stop), i))
-
-            def block_of(name: str, index) -> np.ndarray:
-                runs, rows, columns = index
-                each = [made(k, rows.start, rows.stop)[name] for k in range(runs.start, runs.stop)]
-                return np.stack(each)[:, :, columns]
-
-            return {
-                name: sharding.host_blocks(self.mesh, BATCH_SPEC, shape, functools.partial(block_of, name))
-                for name, shape in shapes.items()
-            }
-
-        batch_bytes = 4 * sum(map(math.prod, shapes.values())) // jax.process_count()
-        depth = min(max(2, AHEAD_BYTES // batch_bytes), AHEAD_STEPS)
-        return Prefetched(map(blocks, itertools.count() if num_steps is None else range(num_steps)), depth)
+        return self._batches.ahead({k: (m.step, m.run.seed) for k, m in self.live.items()}, num_steps)
 
     def batch(
         self, batches: Prefetched[dict[str, sharding.Blocks]], in_flight: dict[str, jax.Array] | None = None
@@ -150,11 +113,7 @@ class Pack:
         data only if that step was done before it: then the device had to wait.
         """
         started = time.perf_counter()
-        shapes = self._batch_shapes
-        taken = {
-            name: sharding.from_blocks(self.mesh, BATCH_SPEC, shapes[name], blocks)
-            for name, blocks in next(batches).items()
-        }
+        taken = self._batches.onto_mesh(next(batches))
         if in_flight is None or all(value.is_ready() for value in in_flight.values()):
             self.clock.seconds["data"] += time.perf_counter() - started
         return taken

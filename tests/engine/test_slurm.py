@@ -22,7 +22,7 @@ from scaling.engine.folder.signs import read_signs
 from scaling.engine.run import worker
 from scaling.engine.run.tasks import ExecutorError, Task
 from scaling.engine.slurm import book as slurm_book
-from scaling.engine.slurm import follow, jobs
+from scaling.engine.slurm import follow, jobs, news
 from scaling.engine.slurm.options import parse
 from tests.engine import slurm_cluster
 
@@ -150,7 +150,7 @@ class Desk:
 def test_detached_submits_what_waits_behind_what_it_waits_for(tmp_path, monkeypatch):
     desk = Desk()
     monkeypatch.setattr("submitit.SlurmExecutor", lambda *args, **options: desk)
-    monkeypatch.setattr(jobs, "queue", desk.queue)
+    monkeypatch.setattr(news, "queue", desk.queue)
     monkeypatch.setattr(slurm_book, "queue", desk.queue)
     cells = {c.run.horizon.steps: c for c in grid.expand(yaml.safe_load(TRUNKS), name="g").cells}
 
@@ -199,7 +199,7 @@ def here(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.1)
-    monkeypatch.setattr(jobs, "ASK_SECONDS", 0.5)
+    monkeypatch.setattr(news, "ASK_SECONDS", 0.5)
     import driver
 
     driver.install(monkeypatch.setitem, lambda *args: monkeypatch.setattr(*args, raising=False))

@@ -186,7 +186,7 @@ MEMBER = st.tuples(st.integers(1, 12), st.none() | st.integers(1, 11), st.none()
 @settings(deadline=None, max_examples=40)
 def test_every_batch_is_the_one_of_its_members_steps_whatever_ends_branches_or_resumes(wanted, stop_after, ahead):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scaling.training.pack.AHEAD_STEPS", ahead)
+        patch.setattr("scaling.training.batches.AHEAD_STEPS", ahead)
         patch.setattr(loop, "_PROGRESS_SECONDS", -1.0)
         pack = observed_pack(wanted, [0] * len(wanted))
         members = [m for m in pack.members if m is not None]
@@ -215,7 +215,7 @@ def test_of_large_batches_two_are_made_ahead(monkeypatch):
     pack = observed_pack([(12, None, None)] * 3, [0] * 3)
     shape = (4, 8, 17)  # a row fills the mesh
     for budget, depth in ((1, 2), (5 * 4 * np.prod(shape), 5), (2**40, 32)):
-        monkeypatch.setattr("scaling.training.pack.AHEAD_BYTES", int(budget))
+        monkeypatch.setattr("scaling.training.batches.AHEAD_BYTES", int(budget))
         assert pack.batches()._depth == depth
 
 
@@ -281,7 +281,7 @@ def test_interrupted_and_resumed_the_record_is_that_of_a_run_read_in_turn(corpus
         def __next__(self):
             return next(self._items)
 
-    monkeypatch.setattr("scaling.training.pack.Prefetched", InTurn)
+    monkeypatch.setattr("scaling.training.batches.Prefetched", InTurn)
     [in_turn] = train([cell(corpus[0])], corpus, tmp_path / "in_turn")
     assert essence(cut) == essence(in_turn)
 

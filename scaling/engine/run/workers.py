@@ -8,7 +8,6 @@ import json
 import math
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scaling import machine
+from scaling.engine.run.deaths import Deaths
 from scaling.engine.run.executor import Executor, Runner
 from scaling.engine.run.tasks import LOOP, MAX_TRIES, Answer, Attempts, ExecutorError, Line, Task, ignore, stop_if_disk
 from scaling.machine import has_accelerator, worker_environment
@@ -127,11 +127,10 @@ class Local:
         pass_fds: Sequence[int] = (),
         compile_ahead: bool | None = None,
     ):
-        self.workers = workers
         self._compile_ahead = has_accelerator() and workers == 1 if compile_ahead is None else compile_ahead
         self._inbox: queue.Queue = queue.Queue()
         self._failed_starts = 0
-        self._killed_for_memory = machine.num_killed_for_memory()
+        self._deaths = Deaths(workers)
         log_dir.mkdir(parents=True, exist_ok=True)
         env, cores = worker_environment(), assign_cores(workers)
         self._pool = []
@@ -216,7 +215,7 @@ class Local:
             worker.was_ready, self._failed_starts = True, 0
             return None
         if kind == "died":
-            reason = self._how_it_died(event)
+            reason = self._deaths.reason(event["returncode"], event["peak_bytes"])
             worker.process = None
             worker.programs.clear()
             if worker.was_ready:
@@ -227,19 +226,6 @@ class Local:
         if event["event"] in ("done", "failed", "retry"):
             worker.task = None
         return event
-
-    def _how_it_died(self, event: dict) -> str:
-        """Why a worker is gone, in words. The kernel counts whom it kills for want of memory, and says not whom."""
-        code, peak = event["returncode"], event["peak_bytes"]
-        before, self._killed_for_memory = self._killed_for_memory, machine.num_killed_for_memory()
-        if code != -signal.SIGKILL or before is None or not self._killed_for_memory > before:
-            return f"worker killed by signal {-code}" if code < 0 else f"worker exited with {code}"
-        had = "" if peak is None else f" at {peak / 1e9:.2g} GB"
-        of = "" if (limit := machine.memory_bytes()) is None else f" of the {limit / 1e9:.3g} GB that there are"
-        beside, mend = "", "execution: {accumulation_steps: …}, or a machine with more of it"
-        if self.workers > 1:
-            beside, mend = f", one of {self.workers}", f"--workers {self.workers // 2}"
-        return f"worker killed for want of memory{had}{of}{beside}: write {mend}"
 
     def _count_failed_start(self, worker: _Worker, reason: str) -> None:
         self._failed_starts += 1

@@ -18,33 +18,25 @@ function, ``job`` or ``follow.follow``, and one string, JSON: no grid, record or
 
 import contextlib
 import importlib
-import io
 import json
 import os
-import shlex
 import signal
-import subprocess
 import time
 import traceback
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from scaling import machine, records
+from scaling import records
 from scaling.engine.folder import signs
 from scaling.engine.run import worker
 from scaling.engine.run.executor import Detached, Executor, Orders, Runner
-from scaling.engine.run.tasks import LOOP, MAX_TRIES, Answer, Attempts, ExecutorError, Task, ignore, stop_if_disk
-from scaling.engine.slurm import follow, options
-from scaling.engine.slurm.book import OVER, Book, Job, last_line, queue
+from scaling.engine.run.tasks import LOOP, MAX_TRIES, Answer, Attempts, Task, ignore, stop_if_disk
+from scaling.engine.slurm import follow, news, options
+from scaling.engine.slurm.book import Book, Job
+from scaling.engine.slurm.submitting import MAX_ARRAY, Submitter
 
 POLL_SECONDS = 2.0  # between two looks at the jobs' signs
-ASK_SECONDS = 15.0  # between two questions to Slurm, which many users ask
-# Tasks of one array: what Slurm allows unless its administrator changed MaxArraySize.
-MAX_ARRAY = 1000
-# Requeued at each time limit for as long as it takes; a job that gets no further ends by itself (see ``job``).
-MAX_REQUEUES = 10_000
 
 
 def job(order: str) -> None:
@@ -182,10 +174,10 @@ class Slurm:
         detach: Sequence[str] | None = None,
     ):
         self.book = Book(workdir)
-        self.parallel, self.detach = parallel, detach
-        self._parameters, self._name, self._loop = parameters, name, loop
+        self._submitter = Submitter(self.book, parameters, name=name, parallel=parallel, loop=loop)
+        self._news = news.News(self.book.workdir)
+        self.detach = detach
         self._jobs: list[Job] = []
-        self._last_asked = time.monotonic()
 
     def close(self) -> None:
         """Leaves the jobs to Slurm."""
@@ -210,11 +202,11 @@ class Slurm:
                 follow.refuse_in_vain(free[0].payload["results"])
             self._submit(free, members)
             waiting = [task for task in waiting if task not in free]
-            if self.detach is not None and self._are_under_way():
+            if self.detach is not None and news.are_under_way(self._jobs):
                 self._detach(tasks, waiting, members)
             time.sleep(POLL_SECONDS)
             on_event({"event": "tick"})
-            for job, event in self._news():
+            for job, event in self._news.of(self._jobs):
                 ended = event["event"] in ("done", "failed")
                 if ended:
                     self._jobs.remove(job)
@@ -248,14 +240,6 @@ class Slurm:
 
     # ---- detaching --------------------------------------------------------------------------------------------------
 
-    def _are_under_way(self) -> bool:
-        """Whether all jobs are queued or running, as far as Slurm can be asked; others are to be settled first."""
-        try:
-            states = queue(sorted({job.name for job in self._jobs})) if self._jobs else {}
-        except ExecutorError:
-            return True
-        return all(states.get(job.job_id, (OVER[0], ""))[0] not in OVER for job in self._jobs)
-
     def _detach(self, tasks: Sequence[Task], waiting: Sequence[Task], members: dict[str, set[str]]) -> NoReturn:
         """Submits what waits for others and the follow-up, and leaves them to Slurm.
 
@@ -273,142 +257,19 @@ class Slurm:
         for trunks, riders in groups.items():
             self._submit(riders, members, after=trunks)
         every = sorted({job.job_id.partition("_")[0] for job in self._jobs}, key=int)
-        name = f"{self._name}-{uuid.uuid4().hex[:8]}"
-        with self._sbatch_speaks():
-            executor = self._executor(name, after=every)
-            follow.submit(self.book, executor, name, self.detach, tasks[0].payload["results"])
+        self._submitter.submit_follow_up(self.detach, tasks[0].payload["results"], after=every)
         raise Detached(self.job_ids())
-
-    # ---- submitting -------------------------------------------------------------------------------------------------
 
     def _submit(self, tasks: Sequence[Task], members: dict[str, set[str]], *, after: Sequence[str] = ()) -> None:
         for i in range(0, len(tasks), MAX_ARRAY):
-            self._submit_array(tasks[i : i + MAX_ARRAY], members, after)
-
-    @contextlib.contextmanager
-    def _sbatch_speaks(self) -> Iterator[None]:
-        """Raises ExecutorError with what sbatch said for whatever submitit raises."""
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(said):  # submitit repeats there what sbatch says
-                yield
-        except Exception as e:  # of submitit's many kinds; nothing was submitted
-            raise ExecutorError(f"sbatch: {last_line(str(e) or said.getvalue())}") from None
-
-    def _submit_array(self, tasks: Sequence[Task], members: dict[str, set[str]], after: Sequence[str]) -> None:
-        submission = uuid.uuid4().hex[:8]
-        entry = {
-            "schema": 1, "submission": submission, "name": f"{self._name}-{submission}", "job_id": None, "over": [],
-            "tasks": [{"key": task.key, "run_ids": sorted(members[task.key])} for task in tasks],
-        }  # fmt: skip
-        self.book.write(entry)
-        orders = [
-            json.dumps({
-                "task": {"key": task.key, "command": task.command, "payload": task.payload},
-                "run_ids": sorted(members[task.key]), "loop": self._loop, "workdir": str(self.book.workdir),
-                "sign": f"slurm-{submission}-{i}",
-            })
-            for i, task in enumerate(tasks)
-        ]  # fmt: skip
-        try:
-            with self._sbatch_speaks():
-                submitted = self._executor(entry["name"], after=after).map_array(job, orders)
-        except ExecutorError:
-            (self.book.folder / f"{submission}.json").unlink(missing_ok=True)
-            raise
-        entry["job_id"] = submitted[0].job_id.partition("_")[0]
-        self.book.write(entry)
-        self._jobs += self.book.jobs_of(entry)
-
-    def _executor(self, name: str, *, after: Sequence[str] = ()):
-        """submitit's, for jobs that start when those of ``after`` (job ids) are over, whatever became of them."""
-        import submitit
-
-        executor = submitit.SlurmExecutor(self.book.jobs_folder, max_num_timeout=MAX_REQUEUES)
-        ours = {"job_name": name, "array_parallelism": self.parallel or MAX_ARRAY}
-        # The environment that executors.Local gives its workers, set before Python starts.
-        environment = machine.worker_environment()
-        exports = [
-            f"export {key}={shlex.quote(environment[key])}"
-            for key in ("PYTHONPATH", "GLIBC_TUNABLES")
-            if key in environment
-        ]
-        wishes = [self._parameters.get("dependency"), f"afterany:{':'.join(after)}" if after else None]
-        if any(wishes):
-            ours["dependency"] = ",".join(filter(None, wishes))
-        own = {**self._parameters, "setup": [*self._parameters.get("setup", []), *exports]}
-        executor.update_parameters(**{**own, **ours})
-        return executor
+            self._jobs += self._submitter.submit(job, tasks[i : i + MAX_ARRAY], members, after=after)
 
     def test_only(self, num_tasks: int) -> str:
         """What ``sbatch --test-only`` says of an array like that of ``num_tasks`` tasks.
 
         Raises ExecutorError if it would be refused.
         """
-        self.book.jobs_folder.mkdir(parents=True, exist_ok=True)
-        executor = self._executor(self._name)
-        executor.parameters["map_count"] = min(num_tasks, MAX_ARRAY)
-        # submitit shows its script to nobody before it submits it: a private method, present in all of 1.x.
-        script = executor._make_submission_file_text("true", "test")
-        done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ExecutorError(f"sbatch --test-only: {last_line(done.stderr)}")
-        return last_line(done.stderr).removeprefix("sbatch: ")
-
-    # ---- following --------------------------------------------------------------------------------------------------
-
-    def _news(self) -> list[tuple[Job, dict]]:
-        """What jobs' signs say that they did not say before, and who of them is over without a word."""
-        news = []
-        for job in self._jobs:
-            sign = records.read_or_empty(signs.sign_path(self.book.workdir, job.sign))
-            if sign and sign["updated"] > job.updated:
-                job.updated = sign["updated"]
-                news += [(job, event) for event in self._read(job, sign)]
-        if time.monotonic() - self._last_asked > ASK_SECONDS:
-            self._last_asked = time.monotonic()
-            heard = {id(job) for job, _ in news}
-            news += [(job, event) for job, event in self._missing() if id(job) not in heard]
-        return news
-
-    def _read(self, job: Job, sign: dict) -> Iterator[dict]:
-        ended = sign.get("ended")
-        for pack in sign["packs"]:
-            if not job.is_running:
-                job.is_running = True
-                yield {"event": "start"}
-            if "step" in pack:
-                job.furthest = max(job.furthest, pack["step"])
-                yield {"event": "progress", **{k: pack[k] for k in ("run_ids", "step", "num_steps", "loss")}}
-            for run_id in set(pack.get("branched", ())) - job.branched:
-                job.branched.add(run_id)
-                yield {"event": "branched", "run_id": run_id}
-        if ended and ended["event"] == "requeued":
-            if job.is_running:
-                job.is_running = False
-                yield {"event": "retry", "reason": f"job {job.job_id} was requeued"}
-        elif ended:
-            job.furthest = max(job.furthest, ended.get("step", 0))
-            if not job.is_running:
-                yield {"event": "start"}
-            yield {k: v for k, v in ended.items() if k != "step"}
-
-    def _missing(self) -> list[tuple[Job, dict]]:
-        """Jobs that Slurm says are over, twice in a row so that a slow file system can bring their answer."""
-        try:
-            states = queue(sorted({job.name for job in self._jobs}))
-        except ExecutorError:
-            return []  # a controller that restarts: the jobs do not notice, nor need we
-        missing = []
-        for job in self._jobs:
-            state, _ = states.get(job.job_id, ("gone", ""))
-            job.times_missed = job.times_missed + 1 if state in OVER or state == "gone" else 0
-            if job.times_missed >= 2:
-                log = Path(job.log)
-                reason = f"job {job.job_id} {state.lower()} without an answer, log: {log}"
-                final = state == "CANCELLED"  # somebody wants it not to run
-                missing.append((job, {"event": "failed", "reason": reason, "final": final, "disk": False}))
-        return missing
+        return self._submitter.test_only(num_tasks)
 
 
 def _run_ids(task: Task) -> set[str]:
