@@ -167,6 +167,24 @@ class DivergenceConfig(Strict):
 
 
 @dataclass(frozen=True)
+class StartConfig(Strict):
+    """The run whose weights another begins with, at a step 0 of its own: fine-tuning, continued or staged training.
+
+    A grid names it by its coordinates (``grid.starts``). Its model and its tokens are those of the run that it starts.
+    """
+
+    run: str  # run_id
+    step: int | None = None  # of that run's; null: its last
+    # What is taken: weights alone, under an optimiser that has seen nothing, or its moments too.
+    take: Literal["params", "params+optimizer"] = "params"
+
+    def __post_init__(self):
+        require(re.fullmatch(r"[0-9a-f]{12}", self.run) is not None, "run", self.run, "a run_id")
+        if self.step is not None:
+            require_positive(self, "step")
+
+
+@dataclass(frozen=True)
 class RunConfig(Strict):
     """One training run, in full: two equal RunConfigs give the same record on the same machine.
 
@@ -183,6 +201,7 @@ class RunConfig(Strict):
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     seed: int = 0
     objective: ObjectiveConfig = since(3, NEXT_TOKEN)  # noqa: RUF009
+    start: StartConfig | None = since(3, None)  # noqa: RUF009 (null: from weights drawn by the seed)
 
     def __post_init__(self):
         require_positive(self, "batch_size")
@@ -223,7 +242,7 @@ class RunConfig(Strict):
 
 def program_key(run: RunConfig) -> RunConfig:
     """``run`` with everything that the compiled program does not depend on set to a fixed value: the numbers that live
-    in the state (``optimizers.hyperparams``), the seed, and what the host alone reads.
+    in the state (``optimizers.hyperparams``), the seed, the start, and what the host alone reads.
 
     Two runs with equal keys can be members of one pack.
     """
@@ -246,4 +265,5 @@ def program_key(run: RunConfig) -> RunConfig:
         seed=0,
         eval=dataclasses.replace(run.eval, num_points=0),
         divergence=DivergenceConfig(),
+        start=None,
     )

@@ -7,9 +7,10 @@ import dataclasses
 import functools
 import json
 import math
+import types
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 
 def require(ok: bool, name: str, value: Any, want: str) -> None:
@@ -111,13 +112,19 @@ def from_dict(cls: type, raw: dict) -> Any:
     TypeError. Everything a person wrote goes through ``parse``.
     """
     cls = cls.variant(raw) if hasattr(cls, "variant") else cls  # a base whose subclasses are told apart by a field
-    hints = get_type_hints(cls)
+    inner = {key: config_in(hint) for key, hint in get_type_hints(cls).items()}
     return cls(
         **{
-            key: from_dict(hints[key], value) if dataclasses.is_dataclass(hints.get(key)) else value
+            key: from_dict(inner[key], value) if inner.get(key) is not None and value is not None else value
             for key, value in raw.items()
         }
     )
+
+
+def config_in(hint: Any) -> type | None:
+    """The dataclass that a field of this type holds, where it holds one or null; None of any other type."""
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
 @functools.cache

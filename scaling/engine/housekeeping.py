@@ -1,13 +1,13 @@
 """What earlier calls left in the work folder: checkpoints of runs that are over, or that the grid no longer has."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from scaling import numbers, records, storage
 from scaling.engine.executors import EXECUTORS
 from scaling.engine.folder.cells import Cells
 from scaling.engine.plan import disk
-from scaling.engine.plan.table import Row
+from scaling.engine.plan.table import Need, Row
 from scaling.training import checkpoint
 
 COMPILED_BYTES = 20_000_000_000  # of compiled programs in the cache, those used last
@@ -42,6 +42,30 @@ class Keeper:
         if self._keeps_final:
             kept += sum(map(disk.checkpoint_bytes, training))
         return kept
+
+    def require_starts(self, todo: Sequence[Row]) -> None:
+        """Raises ValueError, in one line, for a row of a call, as they are shared from where they are now, that starts
+        from a run which will not leave it its state: it is no part of the call, is past that step, or is done and its
+        last checkpoint was not kept."""
+        mine = {row.run_id for row in todo}
+        for row in todo:
+            if row.start not in row.needs or checkpoint.has_any(self._workdir, row.run_id):
+                continue
+            if why := self._why_not(row.start, mine):
+                raise ValueError(f"{row.run_id} starts from {row.start.run_id} at step {row.start.step:,}, {why}")
+
+    def _why_not(self, need: Need, mine: Collection[str]) -> str | None:
+        status = self._cells.found.get(need.run_id)
+        newest = checkpoint.newest_step(self._workdir, need.run_id)
+        if status == "diverged" or (status == "completed" and newest == need.step):
+            return None
+        if status == "completed":
+            path = records.path_of(self._cells.results, need.run_id)
+            return f"whose weights are gone: it is done, and kept none; move {path} away, and it trains again"
+        if newest > need.step:
+            folder = checkpoint.folder_of(self._workdir, need.run_id)
+            return f"and that is past it; remove {folder}, and it trains again"
+        return None if need.run_id in mine else "which is not of this call: name it after --only too"
 
     def unkept(self, rows: Sequence[Row], grid_path: str) -> list[Row]:
         """The completed runs whose final checkpoint is not there. Raises ValueError if none is asked for."""

@@ -21,6 +21,7 @@ from scaling.engine.plan.table import Row
 from scaling.engine.run.executor import Executor
 from scaling.engine.training import Training
 from scaling.records import read_or_empty
+from scaling.training import checkpoint
 from scaling.training.distributed import Group
 
 
@@ -65,7 +66,11 @@ class Session:
         with bad_input():
             made = plan.make(call.cells.rows, mine, call.cells.done, means)
             spent = call.manifest.spent_seconds() if call.hardware.is_here else 0.0
-            return plan.within(call.options.budget, made, means, spent_seconds=spent, drop=call.options.drop)
+            made = plan.within(call.options.budget, made, means, spent_seconds=spent, drop=call.options.drop)
+            if any(row.start is not None for row in made.todo):
+                steps = {row.run_id: checkpoint.newest_step(call.workdir, row.run_id) for row in made.todo}
+                self.keeper.require_starts(means.shared(made.todo, steps))
+        return made
 
     def num_packs(self, rows: Sequence[Row]) -> int:
         return len(packing.build(rows, self._pack_sizes))

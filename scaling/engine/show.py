@@ -56,7 +56,7 @@ def show_trunks(console: Console, plan: Plan, *, have_trunks: bool) -> None:
     if have_trunks:
         for line in trunks.describe(plan.rows):
             console.print(line, soft_wrap=True)
-    if any(row.carriers for row in plan.todo):
+    if any(row.needs for row in plan.todo):
         peak = numbers.compact(plan.checkpoint_bytes)
         console.print(f"checkpoints: {peak}B on disk at once, at the least", soft_wrap=True)
 

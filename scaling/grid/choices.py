@@ -7,7 +7,7 @@ entries, ``seeds`` one among seeds.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scaling.config import RunConfig
+from scaling.config import RunConfig, StartConfig
 from scaling.families import FAMILIES
 from scaling.families.counting import RULES
 from scaling.grid import strict
@@ -20,9 +20,12 @@ RESERVED_LABELS = ("run_id", "status", "holdout", "budget_flops", "label")
 RECIPE_SCHEMA = {"name": Literal[(*RECIPES, "none")], "lr_scale": float, "batch_scale": float}
 # Every family's fields; which of them the family of a cell has is seen when the cell is built (``grid``).
 MODEL_SCHEMA = {"width": int, "params": float, **strict.schema_of_any(FAMILIES, "family")}
+# A run's start is named as cells are in ``exclude``: which run_id that is, is known when all cells are (``starts``).
+START_SCHEMA = {**strict.schema_of(StartConfig), "run": dict}
 OBJECTIVE_SCHEMA = strict.schema_of_any(OBJECTIVES, "name")
 RUN_SCHEMA = {
-    **strict.schema_of(RunConfig), "model": MODEL_SCHEMA, "objective": OBJECTIVE_SCHEMA, "recipe": RECIPE_SCHEMA
+    **strict.schema_of(RunConfig), "model": MODEL_SCHEMA, "objective": OBJECTIVE_SCHEMA, "start": START_SCHEMA,
+    "recipe": RECIPE_SCHEMA,
 }  # fmt: skip
 
 

@@ -26,6 +26,10 @@ Later sections win over earlier ones, value by value: recipe, base, isoflop, axe
 the grid writes wins over what the recipe proposes. Cells are named in ``exclude`` and ``holdout`` by their labels
 (``budget_flops``, ``size``, ``width``, the axes' last path component) or by any path into the run (``model.d_ff``).
 
+A cell may start from another's weights: ``start: {run: {stage: pretrain}}`` in an entry of an axis ``stage`` names it
+by coordinates, as a selector does; ``step: 500`` takes those of that step instead of the last, and ``take:
+params+optimizer`` the optimiser's moments too. Which of several cells is meant, see ``starts``.
+
 A size is one dial, ``model.width`` or ``model.params`` (non-embedding; the nearest width), from which the shape follows
 by the rule in ``sizes``, or it is given in full. A number among ``sizes`` is a width. Any value that the rule decides
 may be given beside the dial and then wins.
@@ -44,7 +48,8 @@ from scaling.config import DataConfig, Horizon, ParamCount, RunConfig
 from scaling.execution import ExecutionConfig, HardwareConfig
 from scaling.families import FAMILIES, ModelConfig
 from scaling.families.counting import RULES
-from scaling.grid import sizes, strict
+from scaling.grid import sizes, starts, strict
+from scaling.grid.cell import Cell, called, coordinate, select
 from scaling.grid.choices import Entry, of
 from scaling.grid.recipes import RECIPES
 from scaling.grid.strict import GridError, Leaves, shown
@@ -81,21 +86,6 @@ class FitConfig:
             raise ValueError(f"delta is {self.delta!r}: write a positive number")
         if self.bootstrap < 0:
             raise ValueError(f"bootstrap is {self.bootstrap!r}: write an integer ≥ 0")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a grid and its place in it. ``labels`` are the grid's coordinates (budget_flops, size, axes …)."""
-
-    run: RunConfig
-    holdout: bool = False
-    recipe: str | None = None
-    labels: dict = field(default_factory=dict)
-
-    @property
-    def place(self) -> dict:
-        """What no training depends on: a grid may change it when the run is done."""
-        return {"holdout": self.holdout, "recipe": self.recipe, "labels": self.labels}
 
 
 @dataclass(frozen=True)
@@ -138,10 +128,12 @@ def expand(raw: Any, *, name: str, text: str = "") -> Grid:
     count = math.prod(map(len, choices))
     if count > MAX_CELLS:
         raise GridError(f"axes: {count} cells; write at most {MAX_CELLS}, in several grids if need be")
-    cells = [_cell(choice) for choice in itertools.product(*choices)]
-    cells = _exclude(cells, sections)
+    drafts = [_cell(choice) for choice in itertools.product(*choices)]
+    drafts = list(itertools.compress(drafts, _kept([cell for cell, _ in drafts], sections)))
+    cells = starts.resolve([cell for cell, _ in drafts], [start for _, start in drafts])
     _refuse_duplicates(cells)
     cells, fit = _hold_out(cells, sections), _settings(FitConfig, sections, "fit")
+    starts.require_before(cells)
     return Grid(
         name=name,
         text=text,
@@ -161,28 +153,23 @@ def _settings(cls: type, sections: dict, name: str) -> Any:
 # ---- cells ----------------------------------------------------------------------------------------------------------
 
 
-def _cell(chosen: tuple[Entry, ...]) -> Cell:
-    """Merges one choice of entries into a run."""
+def _cell(chosen: tuple[Entry, ...]) -> tuple[Cell, Leaves]:
+    """Merges one choice of entries into a run without its start, and what is said of that (``starts``)."""
     leaves: Leaves = {}
     labels: dict = {}
     for entry in chosen:
         leaves |= entry.leaves
         labels |= entry.labels
     try:
-        return _resolve(leaves, labels)
+        start = {key: entry for key, entry in leaves.items() if key[0] == "start"}
+        return _resolve({key: entry for key, entry in leaves.items() if key not in start}, labels), start
     except OverflowError:
-        raise GridError(f"{_called(labels)}: its numbers overflow; write smaller ones") from None
-
-
-def _called(labels: dict) -> str:
-    if not labels:
-        return "base"
-    return "cell " + ", ".join(f"{key}={v if isinstance(v, str) else shown(v)}" for key, v in labels.items())
+        raise GridError(f"{called(labels)}: its numbers overflow; write smaller ones") from None
 
 
 def _resolve(leaves: Leaves, labels: dict) -> Cell:
     """Expands the size, asks the recipe for what the grid leaves open, checks and counts."""
-    where = _called(labels)
+    where = called(labels)
     dial = _only(leaves, "model", DIALS, where)
     horizon = _only(leaves, "horizon", HORIZONS, where)
     values = {key: value for key, (value, _) in leaves.items() if key[0] != "recipe"}
@@ -293,15 +280,16 @@ def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[
 # ---- selectors: cells named by their coordinates --------------------------------------------------------------------
 
 
-def _exclude(cells: list[Cell], sections: dict) -> list[Cell]:
+def _kept(cells: list[Cell], sections: dict) -> list[bool]:
+    """Which cells ``exclude`` leaves."""
     if "exclude" not in sections:
-        return cells
+        return [True] * len(cells)
     left_out = [False] * len(cells)
     for i, selector in enumerate(strict.nonempty(sections["exclude"], "exclude")):
-        left_out = [a or b for a, b in zip(left_out, _select(cells, selector, f"exclude[{i}]"))]
+        left_out = [a or b for a, b in zip(left_out, select(cells, selector, f"exclude[{i}]"))]
     if all(left_out):
         raise GridError("exclude: leaves no cell; remove an entry")
-    return [cell for cell, out in zip(cells, left_out) if not out]
+    return [not out for out in left_out]
 
 
 def _hold_out(cells: list[Cell], sections: dict) -> list[Cell]:
@@ -319,27 +307,10 @@ def _hold_out(cells: list[Cell], sections: dict) -> list[Cell]:
         }
     held = [False] * len(cells)
     for path, selector in selectors.items():
-        held = [a or b for a, b in zip(held, _select(cells, selector, path))]
+        held = [a or b for a, b in zip(held, select(cells, selector, path))]
     if all(held):
         raise GridError("holdout: keeps every cell out; leave some to fit")
     return [dataclasses.replace(cell, holdout=out) for cell, out in zip(cells, held)]
-
-
-def _select(cells: list[Cell], selector: Any, path: str) -> list[bool]:
-    """Which cells match every entry of a selector, whose values may be lists of alternatives.
-
-    Raises GridError when no cell does: a selector that selects nothing is a mistake.
-    """
-    wanted = {
-        key: value if isinstance(value, list) else [value]
-        for key, value in strict.nonempty(selector, path, dict).items()
-    }
-    found = {key: [_coordinate(cell, key, strict.join(path, key)) for cell in cells] for key in wanted}
-    chosen = [all(found[key][i] in values for key, values in wanted.items()) for i in range(len(cells))]
-    if not any(chosen):
-        have = "; ".join(f"{key} {', '.join(map(shown, list(dict.fromkeys(found[key]))[:12]))}" for key in found)
-        raise GridError(f"{path}: {shown(selector)} matches no cell; write from {have}")
-    return chosen
 
 
 def _groups(cells: list[Cell], by: str) -> dict[str, list[str]]:
@@ -347,9 +318,9 @@ def _groups(cells: list[Cell], by: str) -> dict[str, list[str]]:
     groups: dict[str, list[Cell]] = {}
     values: dict[str, Any] = {}
     for cell in cells:
-        value = _coordinate(cell, by, f"fit.by: {shown(by)}")
+        value = coordinate(cell, by, f"fit.by: {shown(by)}")
         if value is None:
-            raise GridError(f"fit.by: {shown(by)}: {_called(cell.labels)} has no value there; write one of all cells")
+            raise GridError(f"fit.by: {shown(by)}: {called(cell.labels)} has no value there; write one of all cells")
         name = "=".join(re.sub(r"[^\w.+-]+", "-", str(part)).strip("-.") for part in (by, value))
         other = values.setdefault(name.casefold(), value)  # some file systems take a and A for one
         if other != value:
@@ -364,28 +335,12 @@ def _groups(cells: list[Cell], by: str) -> dict[str, list[str]]:
     return {name: [cell.run.run_id for cell in members] for name, members in groups.items()}
 
 
-def _coordinate(cell: Cell, key: Any, where: str) -> Any:
-    """A cell's label, or the value at a path into its run; None at a section of it. Raises GridError."""
-    if key in cell.labels:
-        return cell.labels[key]
-    if key == "recipe":
-        return cell.recipe
-    node: Any = cell.run
-    for name in ("model.d_model" if key == "width" else str(key)).split("."):
-        if not dataclasses.is_dataclass(node) or name not in {f.name for f in dataclasses.fields(node)}:
-            names = [*cell.labels, "width", "recipe"]
-            guess = strict.did_you_mean(key, [*names, *strict.paths_of(strict.schema_of(RunConfig))])
-            raise GridError(f"{where}: no cell has that; write one of {', '.join(names)}{guess}")
-        node = getattr(node, name)
-    return None if dataclasses.is_dataclass(node) else node
-
-
 def _refuse_duplicates(cells: list[Cell]) -> None:
     first: dict[str, int] = {}
     for i, cell in enumerate(cells):
         j = first.setdefault(cell.run.run_id, i)
         if j != i:
             raise GridError(
-                f"cells {j} and {i} are the same run, {cell.run.run_id}: {_called(cells[j].labels)} and "
-                f"{_called(cell.labels)}; write it once, or exclude one"
+                f"cells {j} and {i} are the same run, {cell.run.run_id}: {called(cells[j].labels)} and "
+                f"{called(cell.labels)}; write it once, or exclude one"
             )

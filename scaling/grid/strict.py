@@ -100,10 +100,8 @@ def read_yaml(text: str) -> Any:
 def schema_of(cls: type) -> dict:
     """Field names → type hints, nested for fields that are dataclasses."""
     hints = typing.get_type_hints(cls)
-    return {
-        f.name: schema_of(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else hints[f.name]
-        for f in dataclasses.fields(cls)
-    }
+    inner = {name: fields.config_in(hint) for name, hint in hints.items()}
+    return {f.name: schema_of(inner[f.name]) if inner[f.name] else hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def schema_of_any(variants: dict[str, Any], told_by: str) -> dict:
@@ -167,6 +165,13 @@ def nonempty(raw: Any, path: str, kind: type = list) -> Any:
     return raw
 
 
+_WANTED = {
+    str: ("text", "it in quotes"),
+    bool: ("true or false", "one of the two"),
+    dict: ("a mapping of coordinates", "e.g. {stage: pretrain}"),
+}
+
+
 def leaf(value: Any, hint: Any, path: str) -> Any:
     """``value`` as the type ``hint`` asks for: whole floats become ints, ints become floats, nothing else changes."""
     options = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
@@ -184,7 +189,7 @@ def leaf(value: Any, hint: Any, path: str) -> Any:
     if hint in (int, float):
         return _number(value, hint, path)
     if not isinstance(value, hint):
-        want, fix = {str: ("text", "it in quotes"), bool: ("true or false", "one of the two")}[hint]
+        want, fix = _WANTED[hint]
         raise GridError(f"{path}: {shown(value)} is not {want}; write {fix}")
     return value
 

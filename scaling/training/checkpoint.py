@@ -44,15 +44,25 @@ def run_ids(workdir: Path) -> list[str]:
 
 def newest_step(workdir: Path, run_id: str) -> int:
     """The step of a run's newest whole checkpoint, 0 if there is none. Reads folder names alone, and imports no JAX."""
+    return next(_whole_steps(workdir, run_id), 0)
+
+
+def has_any(workdir: Path, run_id: str) -> bool:
+    """Whether a run has a whole checkpoint, were it of step 0: what it was left to start from."""
+    return next(_whole_steps(workdir, run_id), None) is not None
+
+
+def _whole_steps(workdir: Path, run_id: str) -> Iterator[int]:
+    """The steps of a run's whole checkpoints, the newest first."""
     folder = folder_of(workdir, run_id)
     try:
         # A save that is under way, or was cut off, has a longer name.
         found = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
     except FileNotFoundError:
-        return 0
-    if storage.is_remote(folder):
-        return next((step for step in found if (folder / str(step) / _WHOLE).exists()), 0)
-    return max(found, default=0)
+        return
+    for step in found:
+        if not storage.is_remote(folder) or (folder / str(step) / _WHOLE).exists():
+            yield step
 
 
 def is_past(workdir: Path, results: Path, run_id: str, step: int) -> bool:

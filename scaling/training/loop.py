@@ -22,11 +22,11 @@ import numpy as np
 from scaling import accounting, config, data, objectives, records, storage
 from scaling.execution import ExecutionConfig
 from scaling.grid import Cell
-from scaling.training import checkpoint, outcome, sharding
+from scaling.training import checkpoint, outcome, sharding, starts
 from scaling.training.calibration import calibrate, measure_memory, pack_size
 from scaling.training.evaluation import to_host
 from scaling.training.logs import StepLogs
-from scaling.training.member import Member, Rider
+from scaling.training.member import Heir, Member, Rider
 from scaling.training.pack import Pack
 from scaling.training.programs import for_pack, use_compilation_cache
 
@@ -60,7 +60,8 @@ def train(
 
     ``cells`` have equal ``config.program_key``; those that already have a record are left out. ``riders`` holds, by the
     run_id of a cell, runs that equal it but for horizon and cooldown: they are carried along and left a checkpoint
-    where they branch off. Checkpoints are under ``workdir``; prepared data and compiled programs under ``cache_dir``.
+    where they branch off; and runs that start from it, which are left its weights. Checkpoints are under ``workdir``;
+    prepared data and compiled programs under ``cache_dir``.
     ``on_event`` is called with {"event": "progress", "run_ids", "step", "num_steps", "loss"} about twice a second, of
     the member with the most steps left, and with {"event": "branched", "run_id"} for every rider as soon as there is
     nothing more to wait for: its checkpoint, or that it will not be carried; and with {"event": "said", "run_id",
@@ -115,10 +116,14 @@ class _Call:
     def open_member(self, cell: Cell, riders: Mapping[str, Sequence[Cell]]) -> Member:
         """A member with its riders, logs and checkpoints."""
         member = self._member(cell)
-        member.checkpoints = self.checkpoints(member)
+        member.checkpoints = self.checkpoints(member.plan)
         self.stack.callback(member.checkpoints.close)
-        for rider in map(self._member, riders.get(cell.run.run_id, ())):
-            member.riders.append(Rider(rider, min(_flat_steps(member), _flat_steps(rider))))
+        for other in riders.get(cell.run.run_id, ()):
+            if starts.is_heir(other.run, cell.run):
+                member.heirs.append(Heir(other, other.run.start.step or member.plan.num_steps))
+            else:
+                rider = self._member(other)
+                member.riders.append(Rider(rider, min(_flat_steps(member), _flat_steps(rider))))
         return member
 
     def _member(self, cell: Cell) -> Member:
@@ -128,9 +133,15 @@ class _Call:
             self.stack.callback(logs.close)
         return Member(cell, accounting.plan(cell.run), logs)
 
-    def checkpoints(self, member: Member) -> checkpoint.Checkpoints:
-        folder = checkpoint.folder_of(self.workdir, member.run.run_id)
-        return checkpoint.Checkpoints(folder, member.plan.checkpoint_bytes, self.disk_bytes)
+    def checkpoints(self, plan: accounting.Plan) -> checkpoint.Checkpoints:
+        """Those of the run that is planned so."""
+        folder = checkpoint.folder_of(self.workdir, plan.run_id)
+        return checkpoint.Checkpoints(folder, plan.checkpoint_bytes, self.disk_bytes)
+
+    def has_begun(self, heir: Heir) -> bool:
+        """Whether an heir has had what it starts from."""
+        run_id = heir.cell.run.run_id
+        return _agree(checkpoint.has_any(self.workdir, run_id) or records.is_done(self.results, run_id))
 
     def is_past(self, rider: Rider) -> bool:
         """Whether a rider needs no carrying: it has been where it branches off."""
@@ -142,15 +153,18 @@ def _flat_steps(member: Member) -> int:
 
 
 def _start(pack: Pack, call: _Call, on_event) -> None:
-    """Puts every member where its newest checkpoint left it, or at step 0."""
-    restored = {}
+    """Puts every member where its newest checkpoint left it, or at step 0: with another's weights if it starts so."""
+    restored, begun = {}, {}
     for k, member in enumerate(pack.members):
         if member is None:
             continue
-        waiting = [r.member.run.run_id for r in member.riders]
+        waiting = [r.member.run.run_id for r in member.riders] + [h.cell.run.run_id for h in member.heirs]
         member.riders = [r for r in member.riders if not call.is_past(r)]
+        member.heirs = [h for h in member.heirs if not call.has_begun(h)]
 
         def abstract_row_for(host: dict, member=member):
+            if starts.is_start(host):
+                return starts.taken(member.run.start, pack.abstract_row)
             _ = host["member"]["riders"]  # another version's checkpoint has none
             if host["fingerprint"] != pack.corpus.fingerprint:
                 raise _OtherData(
@@ -162,17 +176,26 @@ def _start(pack: Pack, call: _Call, on_event) -> None:
 
         found = member.checkpoints.restore(abstract_row_for)
         complaints = list(member.checkpoints.complaints)
-        if found is not None:
+        if found is not None and not starts.is_start(found[1]):
             restored[k], host = found
             member.restore(host["member"])
+            member.heirs = [h for h in member.heirs if h.step >= member.step]  # what others needed of it is gone
+        elif found is not None:
+            begun[k], _ = found
+        elif member.run.start is not None and _agree(starts.cannot_be(call.results, member.run.start)):
+            member.diverged_at_step = 0
+        elif member.run.start is not None:
+            begun[k] = starts.from_kept(member.run, pack, call.checkpoints, call.results)
         elif complaints:
             complaints.append(f"{member.run.run_id}: no checkpoint of it can be read: it begins again at step 0")
         for text in complaints:
             on_event({"event": "said", "run_id": member.run.run_id, "text": text})
-        for run_id in set(waiting) - {r.member.run.run_id for r in member.riders}:
+        still = {r.member.run.run_id for r in member.riders} | {h.cell.run.run_id for h in member.heirs}
+        for run_id in set(waiting) - still:
             on_event({"event": "branched", "run_id": run_id})
     if len(restored) < len(pack.members):
         pack.initialise()
+    restored |= {k: {**pack.row(k), **taken} for k, taken in begun.items()}
     for k, row in restored.items():
         pack.put_row(k, row)
 
@@ -185,7 +208,8 @@ def _run(pack: Pack, call: _Call, on_event) -> list[records.RunRecord]:
     finished = []
     while True:
         _branch_off(pack, call, finished, on_event)
-        _leave(pack, call, finished)
+        _leave_to_heirs(pack, call, on_event)
+        _leave(pack, call, finished, on_event)
         pack.shrink()
         if not pack.live:
             return finished
@@ -208,7 +232,7 @@ def _branch_off(pack: Pack, call: _Call, finished: list, on_event) -> None:
             elif run.diverged_at_step is None and rider.branch_step == run.step and member.diverged_at_step is None:
                 # Runs that are carried still, or branch off here too, can be carried on by this one.
                 run.riders = [r for r in member.riders if r is not rider and r.branch_step >= rider.branch_step]
-                checkpoints = call.checkpoints(run)
+                checkpoints = call.checkpoints(run.plan)
                 with pack.clock.timed("save"):
                     checkpoints.save(run.step, pack.rider_row(k, run), pack.host_state(run))
                     checkpoints.close()  # whole before anybody hears of it
@@ -217,7 +241,24 @@ def _branch_off(pack: Pack, call: _Call, finished: list, on_event) -> None:
         member.riders = [r for r in member.riders if r not in due]
 
 
-def _leave(pack: Pack, call: _Call, finished: list) -> None:
+def _leave_to_heirs(pack: Pack, call: _Call, on_event) -> None:
+    """Leaves every heir of a member that is where the heir starts the member's weights, in a checkpoint of the heir's
+    own: as long as it has not ended they stay, whatever becomes of the member."""
+    for k, member in enumerate(pack.members):
+        if member is None or member.diverged_at_step is not None:
+            continue
+        due = [heir for heir in member.heirs if heir.step == member.step]
+        for heir in due:
+            run = heir.cell.run
+            checkpoints = call.checkpoints(accounting.plan(run))
+            with pack.clock.timed("save"):
+                checkpoints.save(0, starts.taken(run.start, pack.row(k)), starts.host_state(run.start))
+                checkpoints.close()  # whole before anybody hears of it
+            on_event({"event": "branched", "run_id": run.run_id})
+        member.heirs = [heir for heir in member.heirs if heir not in due]
+
+
+def _leave(pack: Pack, call: _Call, finished: list, on_event) -> None:
     """Saves the records of the members that have ended, and deletes their checkpoints."""
     ended = {k: m for k, m in enumerate(pack.members) if m is not None and m.has_ended}
     whole = [k for k, m in ended.items() if m.diverged_at_step is None]
@@ -233,6 +274,8 @@ def _leave(pack: Pack, call: _Call, finished: list) -> None:
         finished.append(_save_record(call, record))
         if not keep:
             member.checkpoints.delete()
+        for heir in member.heirs:  # of one that diverged, as its record says
+            on_event({"event": "branched", "run_id": heir.cell.run.run_id})
         member.checkpoints, pack.members[k] = None, None
 
 

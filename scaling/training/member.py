@@ -1,8 +1,9 @@
-"""Keeps the books of one run while it trains: its step, its curve, its riders, and where its time went.
+"""Keeps the books of one run while it trains: its step, its curve, who takes over from it, and where its time went.
 
 A member may be a trunk: runs that differ from it in horizon and cooldown alone are, up to where the first of the two
 cools down, in the same state. These riders keep their own books beside it, and branch off with a checkpoint of their
-own from which they go on like any run that was interrupted there.
+own from which they go on like any run that was interrupted there. Its heirs, runs that start from its weights, are
+left these when it has them, and keep no books here.
 """
 
 import functools
@@ -32,6 +33,7 @@ class Member:
     logs: StepLogs | None = None
     checkpoints: Checkpoints | None = None
     riders: list["Rider"] = field(default_factory=list)
+    heirs: list["Heir"] = field(default_factory=list)
     step: int = 0
     curve: dict[str, list] = field(default_factory=lambda: {c: [] for c in records.CURVE_COLUMNS})
     # Since the last point of the curve: sum of training losses, number of steps; and the last step's metrics.
@@ -131,6 +133,14 @@ class Rider:
 
     member: Member
     branch_step: int
+
+
+@dataclass
+class Heir:
+    """A run that starts, at a step 0 of its own, from the state that a member has after ``step`` steps."""
+
+    cell: Cell
+    step: int
 
 
 def finite(value: float | None) -> float | None:

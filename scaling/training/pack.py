@@ -56,10 +56,11 @@ class Pack:
 
     @property
     def steps_to_boundary(self) -> int:
-        """Steps until the next member ends or the next rider branches off."""
+        """Steps until the next member ends, or leaves a rider or an heir what it needs."""
         live = self.live.values()
         ends = [m.plan.num_steps - m.step for m in live]
-        return min(ends + [r.branch_step - m.step for m in live for r in m.riders])
+        ends += [rider.branch_step - m.step for m in live for rider in m.riders]
+        return min(ends + [heir.step - m.step for m in live for heir in m.heirs])
 
     def initialise(self) -> None:
         """Every row at step 0, by its member's seed and hyperparameters."""

@@ -52,7 +52,8 @@ def main() -> int:
 
 @pytest.mark.slow
 def test_the_smoke_grid_on_an_executor_of_ones_own_killed_and_resumed(tmp_path):
-    """Only its name in the table: killed in the middle and given again, its records are those of ``inline``."""
+    """Only its name in the table: killed in the middle and given again, its records are those of ``inline``, trunks,
+    branches and runs that start from a trunk's weights among them."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SCALING_CACHE": str(tmp_path / "cache")}
     environment["JAX_PLATFORMS"] = "cpu"
     environment.pop("XLA_FLAGS", None)
@@ -60,7 +61,8 @@ def test_the_smoke_grid_on_an_executor_of_ones_own_killed_and_resumed(tmp_path):
     grid.write_text(
         "recipe: none\nbase: {data: {seq_len: 32}, optim: {peak_lr: 0.01, warmup_tokens: 128}, batch_size: 4,\n"
         "  eval: {num_points: 2, curve_tokens: 512, final_tokens: 2048}, model: {width: 8}}\n"
-        "axes: {horizon.steps: [150, 200, 250], model.width: [8, 16]}\n"
+        "axes:\n  horizon.steps: [150, 200, 250]\n  stage: [{label: first, seed: 0},\n"
+        "    {label: second, seed: 1, start: {run: {stage: first, steps: 250}}}]\nfit: {by: stage}\n"
     )
 
     def start(name, executor):

@@ -163,8 +163,8 @@ def select(rows: Sequence[Row], prefixes: Sequence[str]) -> list[Row]:
 
 def deal(rows: Sequence[Row], share: int, num_shares: int, *, together: bool = False) -> list[Row]:
     """The ``share``-th of ``num_shares`` (from 1), about equally costly; every machine deals alike. ``together``: cells
-    that share a trajectory fall to one machine."""
-    units = trunks.families(rows) if together else [[row] for row in rows]
+    that share a trajectory fall to one machine, as those do that start from each other."""
+    units = trunks.together(rows, share=together)
 
     def cost(unit: list[Row]) -> tuple[float, str]:
         return -trunks.flops(trunks.share(unit) if together else unit)["spent"], min(row.run_id for row in unit)

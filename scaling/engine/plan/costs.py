@@ -75,6 +75,7 @@ class Bill:
             "num_steps": counts.num_steps,
             "flops": counts.flops,
             "branch_step": row.first_step,
+            "starts_from": None if row.start is None else dataclasses.asdict(row.start),
             "carriers": list(row.carriers),
             "spent_flops": spent_flops(row),
             **cost_json(self.share(row), row.seconds),
@@ -117,7 +118,8 @@ def _sums(counts: Sequence[dict[str, float]]) -> dict[str, float]:
 
 DROP_RULE = (
     "whole FLOP budgets, the largest first, held-out ones among them; cells of no budget one by one, the most "
-    "expensive first. The cells of a budget stay or go together, so no IsoFLOP minimum loses the cells on either side"
+    "expensive first. The cells of a budget stay or go together, so no IsoFLOP minimum loses the cells on either side; "
+    "what starts from a cell goes with it"
 )
 
 
@@ -181,9 +183,12 @@ def within(
     steps = levels(rows)
     kept, dropped = list(rows), []
     while steps and budget.excess(cost_of(kept)):
-        dropped = steps.pop() + dropped
-        gone = {row.run_id for row in dropped}
-        kept = [row for row in kept if row.run_id not in gone]
+        leaving = [row for row in steps.pop() if row in kept]
+        while leaving:
+            dropped = [*leaving, *dropped]
+            gone = {row.run_id for row in dropped}
+            kept = [row for row in kept if row.run_id not in gone]
+            leaving = [row for row in kept if row.start is not None and row.start.run_id in gone]
     if not any(not row.cell.holdout for row in kept):
         raise ValueError(f"{'; '.join(over)}; no level of cells fits: raise it or write a smaller grid")
     if not drop:

@@ -320,6 +320,26 @@ def mixed_data(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     ]
 
 
+def mixed_objectives(rows: Sequence[Row], expected: Expected) -> list[Finding]:
+    names = sorted({row.cell.run.objective.name for row in _fitted(rows)})
+    if len(names) < 2:
+        return []
+    effect = f"losses of {' and of '.join(names)} are not points of one law: there will be none"
+    return [Finding("several objectives", _ids(rows), effect, "fit.by objective.name, for laws of each")]
+
+
+def mixed_starts(rows: Sequence[Row], expected: Expected) -> list[Finding]:
+    started = [row for row in _fitted(rows) if row.start is not None]
+    if not started or len(started) == len(_fitted(rows)):
+        return []
+    effect = (
+        "their tokens are not all that their weights have seen, and losses of runs that start from others and of runs "
+        "that do not are not points of one law: there will be none"
+    )
+    edit = "fit.by the axis that starts them, for laws of each, or hold the one or the other out of this grid"
+    return [Finding("some start from others", _ids(started), effect, edit)]
+
+
 def large_head(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     def head_share(row: Row) -> float:
         counts = families.of(row.cell.run.model).counts(row.cell.run.model)
@@ -422,6 +442,8 @@ RULES: tuple[Callable[[Sequence[Row], Expected], list[Finding]], ...] = (
     unmatched_cosine,
     repeated_data,
     mixed_data,
+    mixed_objectives,
+    mixed_starts,
     large_head,
     mup_decay,
     small_validation,

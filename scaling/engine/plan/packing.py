@@ -13,8 +13,8 @@ from scaling.fields import canonical_json
 class Pack:
     """Cells that train together, in one compiled step over a leading ``run`` axis. A lone run is a pack of one.
 
-    ``riders``: by the run_id of a row, the rows that it carries; ``after``: rows of this pack that another carries, so
-    that it waits for them to branch off.
+    ``riders``: by the run_id of a row, the rows that need its state, riders and those that start from it; ``after``:
+    rows of this pack that need another's, so that it waits until they have it.
     """
 
     rows: tuple[Row, ...]
@@ -32,7 +32,7 @@ class Pack:
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """The runs that this pack carries."""
+        """The runs that need the state of one of this pack."""
         return tuple(rider.run_id for riders in self.riders.values() for rider in riders)
 
     @property
@@ -51,9 +51,10 @@ class Pack:
         return max(row.own_steps for row in self.rows)
 
     def steps_before(self, rider: Row) -> int:
-        """Steps that the pack makes until ``rider``, which it carries, branches off its member."""
-        (carrier,) = (row for row in self.rows if row.run_id in rider.carriers)
-        return rider.first_step - carrier.first_step
+        """Steps that the pack makes until it has what ``rider`` needs of its member."""
+        first = {row.run_id: row.first_step for row in self.rows}
+        (need,) = (need for need in rider.needs if need.run_id in first)
+        return need.step - first[need.run_id]
 
 
 def shape_of(run: RunConfig) -> str:
@@ -63,28 +64,42 @@ def shape_of(run: RunConfig) -> str:
 
 def build(rows: Sequence[Row], members: int | Mapping[str, int] = 1, *, carried: Sequence[Row] = ()) -> list[Pack]:
     """Groups rows that one program can train (``config.program_key``; seeds, rates, horizons are free) into packs of at
-    most ``members``, the longest pack first. Rows that wait for another to carry them are packed apart from those that
-    do not. ``members`` may also hold a number by the ``shape_of`` a run. ``carried``: rows that train later, but are
-    carried by these already.
+    most ``members``, the longest pack first. Rows that need another's state are packed apart from those that do not,
+    and those that need theirs in turn apart from both. ``members`` may also hold a number by the ``shape_of`` a run.
+    ``carried``: rows that train later, and need what these have already.
     """
     here = {row.run_id for row in rows}
     riders: dict[str, list[Row]] = {}
-    waits = set()
     for row in [*rows, *carried]:
-        for carrier in here.intersection(row.carriers):
-            riders.setdefault(carrier, []).append(row)
-            waits.add(row.run_id)
+        for need in row.needs:
+            if need.run_id in here:
+                riders.setdefault(need.run_id, []).append(row)
+    depths = _depths(rows)
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.cell.holdout, row.run_id in waits, shape_of(row.cell.run)), []).append(row)
+        groups.setdefault((row.cell.holdout, depths[row.run_id], shape_of(row.cell.run)), []).append(row)
     packs = []
     for (_, waiting, shape), group in groups.items():
         most = members if isinstance(members, int) else members.get(shape, 1)
         # Members of about one length, riders of one trunk together: a pack is as long as its longest.
-        group.sort(key=lambda row: (row.carriers[-1] if waiting else "", -row.own_steps, row.run_id))
+        group.sort(key=lambda row: (row.needs[-1].run_id if waiting else "", -row.own_steps, row.run_id))
         size = -(-len(group) // -(-len(group) // most))  # as few packs as can be, all about as large
         for i in range(0, len(group), size):
             some = tuple(group[i : i + size])
             carries = {row.run_id: tuple(riders[row.run_id]) for row in some if row.run_id in riders}
             packs.append(Pack(some, carries, tuple(row.run_id for row in some) if waiting else ()))
     return sorted(packs, key=lambda pack: pack.cost, reverse=True)
+
+
+def _depths(rows: Sequence[Row]) -> dict[str, int]:
+    """By run_id, how many of these rows have to train one after the other before it can: 0 of most."""
+    at = {row.run_id: row for row in rows}
+    depths: dict[str, int] = {}
+    for row in rows:
+        chain = [row]
+        while (need := chain[-1].need_among(at)) is not None and need.run_id not in depths:
+            chain.append(at[need.run_id])
+        for link in reversed(chain):
+            need = link.need_among(at)
+            depths[link.run_id] = 0 if need is None else depths[need.run_id] + 1
+    return depths

@@ -70,6 +70,8 @@ def _note(row: Row, found: dict[str, str]) -> str:
     notes = ["held out"] if row.cell.holdout else []
     if row.first_step:
         notes.append(f"from step {row.first_step:,}")
+    if row.cell.run.start is not None:
+        notes.append(f"starts from {row.cell.run.start.run}")
     status = found.get(row.run_id)
     if status:
         notes.append("done" if status == "completed" else status)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from scaling import accounting
-from scaling.config import RunConfig
+from scaling.config import RunConfig, StartConfig
 from scaling.engine.plan import timetable
 from scaling.grid import Cell
 
@@ -16,16 +16,33 @@ CONCLUSION_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
+class Need:
+    """What a row begins with: the state of another row, ``run_id``, at a ``step`` of that one's own count.
+
+    A rider has its trunk's until it branches off; a run with a start, its parent's.
+    """
+
+    run_id: str
+    step: int
+
+
+@dataclass(frozen=True)
 class Row:
-    """A cell, what it costs, and how long it will take and how much it will hold (None: nothing to predict from)."""
+    """A cell, what it costs, and how long it will take and how much it will hold (None: nothing to predict from).
+
+    Args:
+      start: of a run that begins with another's weights, which.
+      trunks: what ``trunks.share`` found to carry it, one after the other, up to its ``first_step``, from which it
+        trains by itself.
+      extra_points: of the curves of the runs that it carries itself.
+    """
 
     cell: Cell
     plan: accounting.Plan
     seconds: float | None = None
     memory_bytes: int | None = None  # of one device, from the compiled program of a pack of one
-    # What ``trunks.share`` found: the runs that carry this one, one after the other, up to the step from which it
-    # trains by itself; and points of the curves of those that it carries.
-    carriers: tuple[str, ...] = ()
+    start: Need | None = None
+    trunks: tuple[Need, ...] = ()
     first_step: int = 0
     extra_points: int = 0
 
@@ -38,14 +55,35 @@ class Row:
         """Steps that it trains itself."""
         return self.plan.num_steps - self.first_step
 
-    def share_before(self, rider: "Row") -> float:
-        """Of its own steps, the share before ``rider`` branches off; below 0 where it is past that."""
-        return (rider.first_step - self.first_step) / max(1, self.own_steps)
+    @property
+    def carriers(self) -> tuple[str, ...]:
+        """Its trunks' run_ids."""
+        return tuple(need.run_id for need in self.trunks)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What it begins with: its trunks' state, in which that of its start is, or its start."""
+        begins = self.start is not None and self.first_step == 0
+        return self.trunks or ((self.start,) if begins else ())
+
+    def need_among(self, run_ids: Collection[str]) -> Need | None:
+        """What of its needs one of the rows ``run_ids`` has to train; the last of several."""
+        return next((need for need in reversed(self.needs) if need.run_id in run_ids), None)
+
+    def share_before(self, step: int) -> float:
+        """Of its own steps, the share before ``step``; below 0 where it is past that."""
+        return (step - self.first_step) / max(1, self.own_steps)
 
 
 def rows(cells: Iterable[Cell], remat: str = "none") -> list[Row]:
     """The cost table without times. Raises ValueError when a horizon is shorter than a step."""
-    return [Row(cell, accounting.plan(cell.run, remat)) for cell in cells]
+    plans = [(cell, accounting.plan(cell.run, remat)) for cell in cells]
+    num_steps = {counts.run_id: counts.num_steps for _, counts in plans}
+
+    def need(start: StartConfig | None) -> Need | None:
+        return None if start is None else Need(start.run, start.step or num_steps[start.run])
+
+    return [Row(cell, counts, start=need(cell.run.start)) for cell, counts in plans]
 
 
 def step_flops(run: RunConfig) -> float:
@@ -55,12 +93,12 @@ def step_flops(run: RunConfig) -> float:
 
 def schedule(table: Sequence[Row], workers: int, running: Collection[str] = ()) -> float:
     """Wall time of the rows on so many ``workers``, on which those of ``running`` (run_ids) are already; one that
-    another row carries can start when that one has got to where it branches off."""
+    needs another's state can start when that one has got there."""
     at = {row.run_id: row for row in table}
 
     def work(row: Row) -> timetable.Work:
-        carrier = next((at[c] for c in reversed(row.carriers) if c in at), None)
-        after = () if carrier is None else ((carrier.run_id, carrier.share_before(row)),)
+        need = row.need_among(at)
+        after = () if need is None else ((need.run_id, at[need.run_id].share_before(need.step)),)
         return timetable.Work(row.run_id, row.seconds, after, row.run_id in running)
 
     return timetable.wall(map(work, table), workers)

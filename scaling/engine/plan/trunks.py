@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from scaling import accounting
 from scaling.config import DivergenceConfig, Horizon, RunConfig
-from scaling.engine.plan.table import Row, step_flops
+from scaling.engine.plan.table import Need, Row, step_flops
 from scaling.fields import canonical_json
 
 
@@ -50,14 +50,28 @@ def families(rows: Iterable[Row]) -> list[list[Row]]:
     return list(found.values())
 
 
+def together(rows: Iterable[Row], *, share: bool) -> list[list[Row]]:
+    """The rows, in lists of those that one machine has to train: a run and what starts from it, and, where they
+    ``share`` steps, ``families``."""
+    units = {row.run_id: unit for unit in (families(rows) if share else [[row] for row in rows]) for row in unit}
+    for row in [row for unit in list(units.values()) for row in unit]:
+        if row.start is not None and row.start.run_id in units:
+            mine, theirs = units[row.run_id], units[row.start.run_id]
+            if mine is not theirs:
+                theirs += mine
+                units |= {other.run_id: theirs for other in mine}
+    return list({id(unit): unit for unit in units.values()}.values())
+
+
 def share(rows: Sequence[Row], steps: Mapping[str, int] | None = None) -> list[Row]:
     """The rows with who carries each of them, and from which step on it trains by itself; in the order given.
 
     ``steps``: the newest checkpoint of each run that has one (by run_id). A run that is past where it would branch off
-    goes on by itself.
+    goes on by itself. A run whose state another starts from trains those steps itself.
     """
     at = {row.run_id: (steps or {}).get(row.run_id, 0) for row in rows}
-    carriers: dict[str, list[str]] = {row.run_id: [] for row in rows}
+    found: dict[str, list[Need]] = {row.run_id: [] for row in rows}
+    first_start = _first_starts(rows)
     points = dict.fromkeys(at, 0)
     for family in families(rows):
         held_out = [row for row in family if row.cell.holdout]
@@ -69,17 +83,28 @@ def share(rows: Sequence[Row], steps: Mapping[str, int] | None = None) -> list[R
                 start = at[trunk.run_id]
                 for rider in [*waiting, *later]:
                     branch = min(flat_steps(trunk), flat_steps(rider))
-                    if at[rider.run_id] < branch and branch >= start:  # saved right there: it branches off at once
+                    may_ride = at[rider.run_id] < branch <= first_start.get(rider.run_id, branch)
+                    if may_ride and branch >= start:  # saved right there: it branches off at once
                         at[rider.run_id] = branch
-                        carriers[rider.run_id].append(trunk.run_id)
+                        found[rider.run_id].append(Need(trunk.run_id, branch))
                         points[trunk.run_id] += sum(start < s <= branch for s in _eval_steps(rider))
-                waiting = [r for r in waiting if trunk.run_id not in carriers[r.run_id]]
+                waiting = [r for r in waiting if trunk.run_id not in {need.run_id for need in found[r.run_id]}]
     return [
         dataclasses.replace(
-            row, first_step=at[row.run_id], carriers=tuple(carriers[row.run_id]), extra_points=points[row.run_id]
+            row, first_step=at[row.run_id], trunks=tuple(found[row.run_id]), extra_points=points[row.run_id]
         )
         for row in rows
     ]
+
+
+def _first_starts(rows: Iterable[Row]) -> dict[str, int]:
+    """By run_id, the first step whose state another run starts from."""
+    found: dict[str, int] = {}
+    for row in rows:
+        start = row.cell.run.start
+        if start is not None and start.step is not None:
+            found[start.run] = min(start.step, found.get(start.run, start.step))
+    return found
 
 
 def _eval_steps(row: Row) -> list[int]:
@@ -96,13 +121,16 @@ def flops(rows: Sequence[Row]) -> dict[str, float]:
 def describe(rows: Sequence[Row]) -> list[str]:
     """A line on what sharing saves, and one on what keeps cells of one model and another horizon from sharing."""
     lines = []
-    riders = sum(bool(row.carriers) for row in rows)
+    riders = sum(bool(row.trunks) for row in rows)
     if riders:
         total = flops(rows)
         lines.append(
             f"trunks: {riders} of {len(rows)} cells branch off another; {total['asked']:.2e} FLOPs asked, "
             f"{total['spent']:.2e} spent, ratio {total['ratio']:.3f}"
         )
+    started = sum(row.cell.run.start is not None for row in rows)
+    if started:
+        lines.append(f"starts: {started} of {len(rows)} cells begin with the weights of another")
     reason = _why_not(rows)
     return lines + ([f"trunks: {reason}"] if reason else [])
 

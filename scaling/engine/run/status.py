@@ -98,9 +98,9 @@ def _waiting_line(
         return text(("stale", "yellow")), at, said
     said = [queued[run_id]] if run_id in queued else []
     row = now[run_id]
-    carrier = next((c for c in reversed(row.carriers) if c in now), None)
-    if carrier is not None:
-        said.append(f"branches off {carrier} at step {row.first_step:,}")
+    need = row.need_among(now)
+    if need is not None:
+        said.append(f"{'branches off' if row.trunks else 'starts from'} {need.run_id} at step {need.step:,}")
     return "waiting", at, ", ".join(said)
 
 

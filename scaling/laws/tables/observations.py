@@ -103,7 +103,7 @@ def from_table(
 
     Raises:
       ValueError: a column is missing, a value is not a positive number, a chosen convention is not there, or the
-        column ``data`` names several datasets.
+        column ``data``, ``objective`` or ``started`` has several values.
     """
     table, ambiguous = _named(table, source)
     run_column = table.attrs[NAMES].get("run", "run") if "run" in table else None
@@ -144,7 +144,7 @@ def from_table(
     if not kept.any():
         counts = ", ".join(f"{count} {why}" for why, count in sorted(Counter(reason).items()))
         raise ValueError(f"{source}: nothing to fit: of {len(table)} runs none is completed and fitted ({counts})")
-    _require_one_dataset(table[kept], source)
+    _require_one_kind(table[kept], source)
     _check_positive(table[kept], label[kept], source)
     if not units_known and convention["num_params"] == "as given" and {"num_params", "num_tokens"} <= set(table):
         fitted = [table.loc[kept, c].to_numpy(dtype=np.float64) for c in ("num_params", "num_tokens", "flops")]
@@ -168,12 +168,22 @@ def from_table(
     return everything.take(kept)
 
 
-def _require_one_dataset(table, source: str) -> None:
-    """Losses on different data are not points of one law (another Python version is another default corpus)."""
-    counts = table["data"].value_counts() if "data" in table else []
-    if len(counts) > 1:
-        found = "; ".join(f"{name[:12]}: {count} runs" for name, count in counts.items())
-        raise ValueError(f"{source}: runs on {len(counts)} different datasets ({found}): fit the runs of one at a time")
+# Columns of records whose values are kinds of losses, of which no two are points of one law. Another Python version is
+# another default corpus; tokens after another run's are not all that a model has seen.
+_KINDS = {
+    "data": "on {} different datasets",
+    "objective": "of {} different objectives",
+    "started": "some of which start from another's weights, and some from none",
+}
+
+
+def _require_one_kind(table, source: str) -> None:
+    for column, kinds in _KINDS.items():
+        counts = table[column].value_counts() if column in table else []
+        if len(counts) > 1:
+            found = "; ".join(f"{str(name)[:12]}: {count} runs" for name, count in counts.items())
+            what = f"runs {kinds.format(len(counts))} ({found})"
+            raise ValueError(f"{source}: {what}: fit the runs of one at a time")
 
 
 def _untuned(table, loss: np.ndarray, candidates: np.ndarray) -> np.ndarray:
