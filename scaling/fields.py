@@ -9,7 +9,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+if TYPE_CHECKING:
+    import pydantic
 
 
 def require(ok: bool, name: str, value: Any, want: str) -> None:
@@ -40,7 +43,7 @@ def since(schema: int, default: Any) -> Any:
 class Strict:
     """Unknown keys are errors when pydantic builds one of these."""
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
 
 class Variants(Strict):
@@ -53,7 +56,7 @@ class Variants(Strict):
     usual: ClassVar[str]
     variants: ClassVar[dict[str, type]]
 
-    def __init_subclass__(cls, *, told_by: str | None = None, usual: str = "", **kwargs):
+    def __init_subclass__(cls, *, told_by: str | None = None, usual: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if told_by is not None:
             cls.told_by, cls.usual, cls.variants = told_by, usual, {}
@@ -61,7 +64,7 @@ class Variants(Strict):
             cls.variants[getattr(cls, cls.told_by)] = cls
 
     @classmethod
-    def variant(cls, raw: Mapping) -> type:
+    def variant(cls, raw: Mapping[str, Any]) -> type:
         """Returns the class that ``raw`` is of, ``cls`` itself if that is one; raises ValueError for none."""
         if cls in cls.variants.values():
             return cls
@@ -86,7 +89,7 @@ class Variants(Strict):
         return parse(cls, raw)
 
 
-def to_dict(config: Any) -> dict:
+def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested dicts, every default written out."""
     return dataclasses.asdict(config)
 
@@ -104,7 +107,7 @@ def _canonical(value: Any) -> Any:
     return {f.name: _canonical(v) for f, v in pairs if not ("since" in f.metadata and v == f.default)}
 
 
-def from_dict(cls: type, raw: dict) -> Any:
+def from_dict(cls: type, raw: dict[str, Any]) -> Any:
     """Builds the dataclass ``cls`` from what ``to_dict`` gave, with the standard library alone.
 
     For trusted text only (a worker's input, a record's config): types are not checked, unknown and missing keys raise
@@ -121,7 +124,7 @@ def from_dict(cls: type, raw: dict) -> Any:
 
 
 @functools.cache
-def _adapter(cls: type):
+def _adapter(cls: type) -> "pydantic.TypeAdapter[Any]":
     import pydantic
 
     return pydantic.TypeAdapter(cls)

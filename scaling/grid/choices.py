@@ -31,10 +31,10 @@ class Layer:
     """One entry of a section: the part of a run that it sets, and the coordinates that name it."""
 
     leaves: Leaves
-    labels: dict = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
 
 
-def of(sections: dict) -> list[list[Layer]]:
+def of(sections: dict[str, Any]) -> list[list[Layer]]:
     """The choices of a grid, in the order in which later ones win. Raises GridError."""
     choices = []
     if "isoflop" in sections:
@@ -67,8 +67,8 @@ def _run_leaves(raw: Any, path: str) -> Leaves:
     return leaves
 
 
-def _base_layer(sections: dict) -> Layer:
-    leaves = {("recipe", "name"): ("default@2", "recipe")}
+def _base_layer(sections: dict[str, Any]) -> Layer:
+    leaves: Leaves = {("recipe", "name"): ("default@2", "recipe")}
     if "recipe" in sections:
         leaves |= _recipe_leaves(sections["recipe"], "recipe")
     return Layer(leaves | _run_leaves(sections.get("base", {}), "base"))
@@ -125,7 +125,8 @@ def _axis_layers(axis: Any, entries: Any) -> list[Layer]:
 def _value_leaves(axis: str, value: Any, path: str, where: str) -> Leaves:
     if axis == "recipe":
         return _recipe_leaves(value, where)
-    key, hint = tuple(axis.split(".")), RUN_SCHEMA
+    hint: Any = RUN_SCHEMA
+    key = tuple(axis.split("."))
     for name in key:
         hint = hint.get(name) if isinstance(hint, dict) else None
     if hint is None or isinstance(hint, dict):

@@ -74,7 +74,7 @@ class FitConfig:
     laws: tuple[str, ...] | None = None  # as --law of scaling.fit; null: its default
     by: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.flops not in RULES:
             raise ValueError(f"flops is {self.flops!r}: write one of {', '.join(RULES)}")
         if self.delta is not None and not (math.isfinite(self.delta) and self.delta > 0):
@@ -90,10 +90,10 @@ class Cell:
     run: RunConfig
     holdout: bool = False
     recipe: str | None = None
-    labels: dict = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def place(self) -> dict:
+    def place(self) -> dict[str, Any]:
         """What no training depends on: a grid may change it when the run is done."""
         return {"holdout": self.holdout, "recipe": self.recipe, "labels": self.labels}
 
@@ -153,7 +153,7 @@ def expand(raw: Any, *, name: str, text: str = "") -> Grid:
     )
 
 
-def _settings(cls: type, sections: dict, name: str) -> Any:
+def _settings(cls: type, sections: dict[str, Any], name: str) -> Any:
     leaves = strict.flatten(sections.get(name, {}), strict.schema_of(cls), name)
     return strict.build(cls, {key: value for key, (value, _) in leaves.items()}, leaves, name)
 
@@ -164,7 +164,7 @@ def _settings(cls: type, sections: dict, name: str) -> Any:
 def _cell(chosen: tuple[Layer, ...]) -> Cell:
     """Merges one choice of layers into a run."""
     leaves: Leaves = {}
-    labels: dict = {}
+    labels: dict[str, Any] = {}
     for layer in chosen:
         leaves |= layer.leaves
         labels |= layer.labels
@@ -174,13 +174,13 @@ def _cell(chosen: tuple[Layer, ...]) -> Cell:
         raise GridError(f"{_called(labels)}: its numbers overflow; write smaller ones") from None
 
 
-def _called(labels: dict) -> str:
+def _called(labels: dict[str, Any]) -> str:
     if not labels:
         return "base"
     return "cell " + ", ".join(f"{key}={v if isinstance(v, str) else shown(v)}" for key, v in labels.items())
 
 
-def _resolve(leaves: Leaves, labels: dict) -> Cell:
+def _resolve(leaves: Leaves, labels: dict[str, Any]) -> Cell:
     """Expands the size, asks the recipe for what the grid leaves open, checks and counts."""
     where = _called(labels)
     dial = _only(leaves, "model", DIALS, where)
@@ -219,7 +219,7 @@ def _resolve(leaves: Leaves, labels: dict) -> Cell:
     return Cell(run=run, recipe=None if recipe["name"] == "none" else recipe["name"], labels=labels)
 
 
-def _vocab_of(values: dict, leaves: Leaves) -> dict[tuple[str, ...], int]:
+def _vocab_of(values: dict[tuple[str, ...], Any], leaves: Leaves) -> dict[tuple[str, ...], int]:
     """The vocabulary that follows from the names of the tokenizer and of the objective."""
     extra_ids = OBJECTIVES[values.get(("objective", "name"), "next_token")].extra_ids
     tokenizer, path = leaves.get(("data", "tokenizer"), ("bytes", ""))
@@ -250,7 +250,9 @@ def _part(values: dict[tuple[str, ...], Any], group: str) -> dict[str, Any]:
     return {key[1]: value for key, value in values.items() if key[0] == group and value is not None}
 
 
-def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[tuple[str, ...], Any]:
+def _ask_recipe(
+    recipe: dict[str, Any], values: dict[str, Any], leaves: Leaves, where: str
+) -> dict[tuple[str, ...], Any]:
     """The recipe's values for what the grid leaves open."""
     for scale, target in (("lr_scale", ("optim", "peak_lr")), ("batch_scale", ("batch_size",))):
         path = leaves.get(("recipe", scale), (None, ""))[1]
@@ -293,7 +295,7 @@ def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[
 # ---- selectors: cells named by their coordinates --------------------------------------------------------------------
 
 
-def _exclude(cells: list[Cell], sections: dict) -> list[Cell]:
+def _exclude(cells: list[Cell], sections: dict[str, Any]) -> list[Cell]:
     if "exclude" not in sections:
         return cells
     left_out = [False] * len(cells)
@@ -304,7 +306,7 @@ def _exclude(cells: list[Cell], sections: dict) -> list[Cell]:
     return [cell for cell, out in zip(cells, left_out) if not out]
 
 
-def _hold_out(cells: list[Cell], sections: dict) -> list[Cell]:
+def _hold_out(cells: list[Cell], sections: dict[str, Any]) -> list[Cell]:
     if "holdout" not in sections:
         return cells
     section = strict.mapping(sections["holdout"], "holdout", ("budgets", "cells"))

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from scaling.laws.answers.forecast import forecast
 from scaling.laws.fitting.estimate import Draws, Fit, fit
 from scaling.laws.fitting.identify import on_a_ray
 from scaling.laws.forms import catalogue
+from scaling.laws.forms.law import Params
 from scaling.laws.intervals import diagnosis, influence, resampling
-from scaling.laws.intervals.profile import Profile, cut, positive_profile, profile, without_end
+from scaling.laws.intervals.profile import Profile, Quantity, cut, positive_profile, profile, without_end
 from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT, Observations, from_table
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class Analysis:
     fits: dict[str, Fit]
     draws: dict[str, Draws]
     cost: Cost
-    isoflop: dict
-    envelope: dict
+    isoflop: dict[str, Any]
+    envelope: dict[str, Any]
     warnings: tuple[str, ...]
     seed: int = 0
     level: float = 0.95
@@ -72,7 +73,7 @@ class Analysis:
         """The law that forecasts where no combination does: the surface, else the first of one column."""
         return self.surface or next((n for n, f in self.fits.items() if len(f.form.columns) == 1), None)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """fit.json (design.md §7) as plain numbers; what could not be known is null, never NaN."""
         payload = {
             "schema": SCHEMA,
@@ -93,7 +94,7 @@ class Analysis:
         }
         return finite(payload)
 
-    def _law(self, name: str) -> dict:
+    def _law(self, name: str) -> dict[str, Any]:
         fitted, draws = self.fits[name], self.draws.get(name)
         errors, intervals, method = self._uncertainty(name)
         profiles = {k: p for k, p in self.profiles.get(name, {}).items() if k in fitted.params}
@@ -129,7 +130,7 @@ class Analysis:
             "residual_tests": self.residuals[name].to_json() if name in self.residuals else None,
         }
 
-    def _uncertainty(self, name: str) -> tuple[dict, dict, str]:
+    def _uncertainty(self, name: str) -> tuple[dict[str, Any], dict[str, Any], str]:
         """Standard errors and intervals of a law's parameters, and how they were found."""
         fitted, draws, profiles = self.fits[name], self.draws.get(name), self.profiles.get(name)
         errors, intervals = {}, {}
@@ -148,7 +149,7 @@ class Analysis:
         kind = self.noise[name].kind if name in self.noise else "independent"
         return errors, self._without_end(name, self._resampled(name)), f"bootstrap by {UNITS.get(kind, kind)}"
 
-    def _without_end(self, name: str, intervals: dict) -> dict:
+    def _without_end(self, name: str, intervals: dict[str, Any]) -> dict[str, Any]:
         profiles = self.profiles.get(name, {})
         return {k: without_end(self.fits[name], k, ends, profiles) for k, ends in intervals.items()}
 
@@ -159,16 +160,16 @@ class Analysis:
         plain = name not in self.noise or self.noise[name].groups is None
         return bool(self.profiles.get(name)) and plain and name in self.draws
 
-    def _resampled(self, name: str) -> dict:
+    def _resampled(self, name: str) -> dict[str, Any]:
         return {k: resampling.interval(v, self.level) for k, v in self.draws[name].params.items()}
 
-    def _sample(self, name: str) -> dict:
+    def _sample(self, name: str) -> dict[str, Any]:
         """Some of the surface law's bootstrap draws, for pictures of how its parameters move together."""
         if name != self.surface or name not in self.draws:
             return {}
         return {parameter: values[:SAMPLED_DRAWS] for parameter, values in self.draws[name].params.items()}
 
-    def _band(self, quantity) -> tuple[np.ndarray, np.ndarray]:
+    def _band(self, quantity: Quantity) -> tuple[np.ndarray, np.ndarray]:
         """A derived quantity (m,) of the surface law and its interval (m, 2), ±inf where the draws run off."""
         fitted, draws = self.fits[self.surface], self.draws.get(self.surface)
         if draws is None:
@@ -184,21 +185,21 @@ class Analysis:
         form, cost, draws = self.fits[self.surface].form, self.cost, self.draws.get(self.surface)
         drawn = None if draws is None else allocation.optimal_num_params(form, draws.params, flops, cost)
 
-        def num_params(p):
+        def num_params(p: Params) -> Any:
             # One search over the draws serves all four quantities.
             known = draws is not None and p is draws.params
             return drawn if known else allocation.optimal_num_params(form, p, flops, cost)
 
-        def num_tokens(p):
+        def num_tokens(p: Params) -> Any:
             return _tokens(flops, cost, num_params(p))
 
-        def loss(p):
+        def loss(p: Params) -> Any:
             n = num_params(p)
             with np.errstate(all="ignore"):
                 return form.predict({k: v[:, None] for k, v in p.items()}, num_params=n,
                                     num_tokens=_tokens(flops, cost, n))  # fmt: skip
 
-        def ratio(p):
+        def ratio(p: Params) -> Any:
             n = num_params(p)
             with np.errstate(all="ignore"):
                 return _tokens(flops, cost, n) / n
@@ -219,7 +220,7 @@ class Analysis:
             band[beyond] = np.where(np.isfinite(profiled.interval), band[beyond], profiled.interval)
         return band
 
-    def _frontier(self) -> list[dict]:
+    def _frontier(self) -> list[dict[str, Any]]:
         """The optimum from the least compute fitted to beyond the largest known, where the law has one."""
         if self.surface is None or self.cost.problem:
             return []
@@ -240,7 +241,7 @@ class Analysis:
             row |= {"loss": said["predicted"], "loss_interval": said["interval"]}
         return rows
 
-    def _allocation(self) -> dict:
+    def _allocation(self) -> dict[str, Any]:
         """Exponents and tokens per parameter of the surface law.
 
         ``a``, ``b`` are asymptotic: those of a cost proportional to N D. ``a_local`` is the mean slope of
@@ -284,7 +285,7 @@ class Analysis:
             "they count as beyond every end"
         ]
 
-    def _ratios(self, ends: np.ndarray) -> dict:
+    def _ratios(self, ends: np.ndarray) -> dict[str, Any]:
         """D*/N* with intervals at the budgets, or across the fitted range, and at the largest compute held out."""
         at = np.array([p["flops"] for p in self.isoflop.get("budgets", [])])
         if not len(at):
@@ -299,7 +300,7 @@ class Analysis:
             if np.isfinite(v)
         }
 
-    def _exponent(self, name: str, quantity, by_construction: list[str]) -> dict:
+    def _exponent(self, name: str, quantity: Quantity, by_construction: list[str]) -> dict[str, Any]:
         """An exponent and its interval: the profile's where that is the default, and no end where that has none.
 
         An exponent that no parameter moves has no interval: its name is added to ``by_construction``.
@@ -318,7 +319,7 @@ class Analysis:
         out = {name: float(value[0]), f"{name}_interval": shown.tolist()}
         return out | ({f"{name}_bootstrap_interval": band.tolist()} if self.surface in self.draws else {})
 
-    def _combination(self) -> dict:
+    def _combination(self) -> dict[str, Any]:
         """The forms behind a forecast, their weights, and how each forecast as the fitted range grew."""
         if self.combination is None:
             return {}
@@ -340,7 +341,7 @@ class Analysis:
         rows = self.observations.excluded
         return [row["flops"] for row in rows if row["reason"] in (HELD_OUT, LEFT_OUT) and row["flops"]]
 
-    def _forecast(self, reason: str) -> list[dict]:
+    def _forecast(self, reason: str) -> list[dict[str, Any]]:
         """What the laws say of the rows that are excluded for this reason, beside what they gave."""
         rows = [row for row in self.observations.excluded if row["reason"] == reason]
         if self.forecaster is None:
@@ -439,7 +440,7 @@ def analyse(
     return _with_evidence(found)
 
 
-def _envelope(observations: Observations, curves, flops: str) -> dict:
+def _envelope(observations: Observations, curves: "pd.DataFrame | None", flops: str) -> dict[str, Any]:
     """Approach 1; without an exponent where final points lie on a ray, which would be the design's own."""
     found = approaches.envelope(observations, curves, flops=flops) or {}
     if found.get("source") == "final points" and on_a_ray(observations):
@@ -501,7 +502,7 @@ def _derived(found: Analysis) -> dict[str, Profile]:
         out["a_local"] = profile(fitted, asked["a_local"], found.level)
     n = out["num_params"] = positive_profile(fitted, asked["num_params"], found.level)
 
-    def tokens(num_params):
+    def tokens(num_params: np.ndarray) -> np.ndarray:
         return C.max() / found.cost.flops_per_token(num_params)
 
     if (found.cost.elasticity(n.grid) > 0).all():  # D* falls with N*: one walk tells both
@@ -575,7 +576,7 @@ def _percentiles(draws: np.ndarray, level: float) -> np.ndarray:
     return np.stack([np.where(lower == 0, -np.inf, lower), upper], axis=-1)
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     """A JSON-ready copy: NumPy scalars as Python's, and null where a number is not finite."""
     if isinstance(value, Mapping):
         return {str(k): finite(v) for k, v in value.items()}

@@ -8,6 +8,7 @@ defaults: 20 tokens per parameter (the head's matrix counted, Hoffmann et al. 20
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class Expected:
     device_memory: float | None = None  # bytes, of all devices together
 
     @classmethod
-    def from_fit(cls, fit: Mapping, **about_data) -> "Expected":
+    def from_fit(cls, fit: Mapping[str, Any], **about_data: Any) -> "Expected":
         """From a sweep's fit.json, where it has an allocation; else the defaults."""
         allocation = fit.get("allocation") or {}
         ratios = [r["value"] for r in (allocation.get("tokens_per_param") or {}).values() if r.get("value")]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from scaling.config import RunConfig, program_key
 from scaling.engine.plan import trunks
@@ -74,7 +75,7 @@ def build(rows: Sequence[Row], members: int | Mapping[str, int] = 1, *, carried:
         for carrier in here.intersection(row.carriers):
             riders.setdefault(carrier, []).append(row)
             waits.add(row.run_id)
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.cell.holdout, row.run_id in waits, shape_of(row.cell.run)), []).append(row)
     packs = []

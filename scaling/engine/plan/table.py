@@ -61,7 +61,8 @@ def schedule(table: Sequence[Row], workers: int, running: Collection[str] = ()) 
     def work(row: Row) -> timetable.Work:
         carrier = next((at[c] for c in reversed(row.carriers) if c in at), None)
         after = () if carrier is None else ((carrier.run_id, carrier.share_before(row)),)
-        return timetable.Work(row.run_id, row.seconds, after, row.run_id in running)
+        # a table that is scheduled has all its seconds: see ``predicted_wall``
+        return timetable.Work(row.run_id, row.seconds, after, row.run_id in running)  # type: ignore[arg-type]
 
     return timetable.wall(map(work, table), workers)
 

@@ -13,6 +13,7 @@ and among themselves they are a family again.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from scaling import accounting
 from scaling.config import DivergenceConfig, Horizon, RunConfig
@@ -24,7 +25,7 @@ def flat_steps(row: Row) -> int:
     return accounting.flat_steps(row.cell.run, row.plan)
 
 
-def _neutral(run: RunConfig, **changes) -> RunConfig:
+def _neutral(run: RunConfig, **changes: Any) -> RunConfig:
     schedule = dataclasses.replace(run.optim.schedule, cooldown_fraction=0.0, final_lr_fraction=0.0)
     return dataclasses.replace(
         run,

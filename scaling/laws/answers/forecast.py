@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Fitted(Protocol):
     def forecaster(self) -> str | None: ...
 
 
-def forecast(analysis: Fitted, cells: Sequence[Mapping], level: float = 0.90) -> list[dict]:
+def forecast(analysis: Fitted, cells: Sequence[Mapping[str, Any]], level: float = 0.90) -> list[dict[str, Any]]:
     """Predicted loss of new runs, with an interval for the run itself.
 
     From the combination of forms where there is one (``combine``): laws by weight, each law's uncertainty and misfit, a
@@ -73,7 +73,7 @@ def forecast(analysis: Fitted, cells: Sequence[Mapping], level: float = 0.90) ->
     ]
 
 
-def _of_several(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _of_several(analysis: Fitted, columns: Mapping[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
     if not analysis.draws:
         return analysis.combination.interval(level, **columns)
     num = max(map(len, analysis.draws.values()))
@@ -88,7 +88,7 @@ def _of_several(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np
     return tuple(np.quantile(losses, [tail, 1.0 - tail], axis=0))
 
 
-def _of_one_law(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _of_one_law(analysis: Fitted, columns: Mapping[str, np.ndarray], level: float) -> tuple[np.ndarray, np.ndarray]:
     fitted, draws = analysis.fits[analysis.forecaster], analysis.draws.get(analysis.forecaster)
     if draws is not None:
         tail = 0.5 * (1.0 - level)

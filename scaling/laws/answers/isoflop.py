@@ -9,6 +9,7 @@ by .0047; where noise hides the curvature it scatters further than all sizes do:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
@@ -170,7 +171,7 @@ def interpolated_minimum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
 
 def isoflop(
     observations: Observations, *, num_bootstrap: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict | None:
+) -> dict[str, Any] | None:
     """Approach 2: each budget's loss-minimising size, and N* ∝ C^a, D* ∝ C^b through the bracketed minima.
 
     A minimum is bracketed when the parabola opens upward, its vertex lies between the smallest and the largest size in
@@ -243,7 +244,9 @@ def shrunk(variance: np.ndarray, dof: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return (prior * common + dof * variance) / (prior + dof), prior + dof
 
 
-def _inflations(found: list[Profile], fits: list[Parabola], num: int, rng: np.random.Generator) -> list[tuple]:
+def _inflations(
+    found: list[Profile], fits: list[Parabola], num: int, rng: np.random.Generator
+) -> list[tuple[Any, ...]]:
     """(draws of its residual scale for each budget's own minimum, the same for all budgets' exponent), each (num,).
 
     A minimum's are s sqrt(d / χ²_d) with its own d. A slope is a sum over budgets, whose Student's t has the degrees of
@@ -260,7 +263,7 @@ def _inflations(found: list[Profile], fits: list[Parabola], num: int, rng: np.ra
     return [(np.sqrt(v * d / rng.chisquare(d, size=num)), np.sqrt(v) * common) for v, d in zip(variance, dof)]
 
 
-def _quadratic(profile: Profile, fitted: Parabola, scales: tuple, rng: np.random.Generator) -> Minimum:
+def _quadratic(profile: Profile, fitted: Parabola, scales: tuple[Any, ...], rng: np.random.Generator) -> Minimum:
     x = np.log(profile.num_params)
     vertex, height = _vertex(fitted.coefficients)
     where = float(vertex) + fitted.centre
@@ -276,7 +279,7 @@ def _quadratic(profile: Profile, fitted: Parabola, scales: tuple, rng: np.random
     return Minimum(profile, where, float(height), bracketed, *draws, downward)
 
 
-def _interpolated(profile: Profile, scales: tuple, rng: np.random.Generator) -> Minimum:
+def _interpolated(profile: Profile, scales: tuple[Any, ...], rng: np.random.Generator) -> Minimum:
     averaged = profile.averaged()
     x = np.log(averaged.num_params)
     where, height = interpolated_minimum(x, averaged.loss)
@@ -299,7 +302,7 @@ def _tokens_at(profile: Profile, log_n: np.ndarray) -> np.ndarray:
     return np.exp(np.polyval(np.polyfit(x - x.mean(), y, 2), log_n - x.mean()))
 
 
-def _described(minimum: Minimum, level: float) -> dict:
+def _described(minimum: Minimum, level: float) -> dict[str, Any]:
     out = {"num_params": None, "num_tokens": None, "loss": None, "bracketed": minimum.bracketed}
     out |= {"num_params_interval": None, "opens_downward": minimum.opens_downward}
     if minimum.bracketed:
@@ -312,7 +315,7 @@ def _described(minimum: Minimum, level: float) -> dict:
     return out
 
 
-def _exponents(minima: list[Minimum], level: float) -> dict:
+def _exponents(minima: list[Minimum], level: float) -> dict[str, Any]:
     """Straight lines in logs through the bracketed minima, and the same through each draw of them."""
     used = [m for m in minima if m.bracketed]
     out = {"a": None, "b": None, "a_interval": None, "b_interval": None, "intercept_num_params": None}

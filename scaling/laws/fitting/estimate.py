@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class Fit:
     spread: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = field(default=None, repr=False)
     draws: "Draws | None" = field(default=None, repr=False)
 
-    def noise_at(self, **columns) -> np.ndarray | float:
+    def noise_at(self, **columns: Any) -> np.ndarray | float:
         """Standard deviation of a residual at new rows relative to the fitted rows' (1 without a variance function)."""
         return 1.0 if self.spread is None else self.spread(columns)
 
@@ -109,7 +110,7 @@ class Fit:
     def coordinates(self) -> Coordinates:
         return self.problem.model.coordinates
 
-    def predict(self, **columns) -> np.ndarray:
+    def predict(self, **columns: Any) -> np.ndarray:
         """The law's value at new rows."""
         return self.form.predict(self.params, **columns)
 
@@ -183,7 +184,9 @@ def fit(
     return found
 
 
-def _spread(variance, observations: Observations):
+def _spread(
+    variance: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None, observations: Observations
+) -> Callable[[Mapping[str, np.ndarray]], np.ndarray] | None:
     """Columns → standard deviation of a residual, relative to the rows' geometric mean."""
     if variance is None:
         return None
@@ -194,7 +197,12 @@ def _spread(variance, observations: Observations):
     return lambda columns: np.sqrt(np.asarray(variance(columns), dtype=np.float64) / mean)
 
 
-def _result(problem: Problem, solution: Solution, observations: Observations, spread=None) -> Fit:
+def _result(
+    problem: Problem,
+    solution: Solution,
+    observations: Observations,
+    spread: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None,
+) -> Fit:
     best = int(np.argmin(solution.objective))
     theta = solution.theta[best]
     names = problem.model.coordinates.names

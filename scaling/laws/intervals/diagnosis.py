@@ -5,6 +5,7 @@ loss, or are shared by the rows of a run, of a size, of a budget or of a cell. E
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Noise:
             return "each row's error of its own scale"
         return f"over {int(self.groups.max()) + 1} clusters of rows by {self.kind}"
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         count = None if self.groups is None else int(self.groups.max()) + 1
         return {"kind": self.kind, "num_clusters": count, "reason": self.reason, "p_values": self.p_values}
 

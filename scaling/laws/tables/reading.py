@@ -13,7 +13,7 @@ import json
 import lzma
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,7 @@ def _without_blank(names: list[str], rows: list[list[str]]) -> tuple[list[str], 
     return [names[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
-def _split(lines: Sequence[str], delimiter: str | None):
+def _split(lines: Sequence[str], delimiter: str | None) -> Iterator[list[str]]:
     if delimiter is None:
         return iter([line.split() for line in lines])
     return csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True)
@@ -188,7 +188,7 @@ def _records(text: str) -> tuple[list[str], list[list[Any]]]:
     return names, [[row.get(name) for name in names] for row in rows]
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
         raise ValueError(f"an object names {listed(twice)} twice: write each key once")
@@ -202,7 +202,7 @@ def _line(number: int, line: str) -> Any:
         raise ValueError(f"line {number} is not JSON ({e.msg}): write one object a line") from None
 
 
-def _rows(whole: Any) -> list:
+def _rows(whole: Any) -> list[Any]:
     if isinstance(whole, list):
         return whole
     if "data" in whole and "columns" in whole:  # pandas' orient="split"
@@ -224,7 +224,7 @@ def _rows(whole: Any) -> list:
     return [whole]
 
 
-def _flat(row: dict, prefix: str = "") -> dict:
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     out = {}
     for name, value in row.items():
         out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -238,7 +238,7 @@ def typed(names: Sequence[str], rows: Sequence[Sequence[Any]], notes: list[str])
 
     if not rows:
         raise ValueError("no rows: nothing to fit")
-    columns: dict[str, list] = {}
+    columns: dict[str, list[Any]] = {}
     for name, values in zip(names, zip(*rows)):
         if name in columns and list(values) != columns[name]:
             raise ValueError(f"two columns are named {name} and differ: rename one")
@@ -251,7 +251,7 @@ def typed(names: Sequence[str], rows: Sequence[Sequence[Any]], notes: list[str])
     return table
 
 
-def _is_text(values: list) -> bool:
+def _is_text(values: list[Any]) -> bool:
     """Whether a column is text that may be numbers: names of runs say nothing about a decimal mark."""
     words = [x for x in values if isinstance(x, str) and not is_empty(x)]
     return bool(words) and all(_parse(x, ".") is not None or _parse(x, ",") is not None for x in words)
@@ -291,7 +291,7 @@ def decimal_mark(words: Iterable[Any]) -> str:
     return "," if "," in either else "."
 
 
-def _column(values: list, mark: str) -> Any:
+def _column(values: list[Any], mark: str) -> Any:
     """Numbers where all are (without suffixes: 20M is also a name), else what is there, empty fields as None."""
     found = [parse(x, mark, suffixes=False) for x in values]
     if all(x is not None for x in found) and not all(np.isnan(x) for x in found):
