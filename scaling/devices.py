@@ -47,7 +47,7 @@ _MAXTEXT = "MaxText, configs/v5e, one v5e-256"
 _LEVANTER = "Levanter, v4-128"
 
 
-MFU = {
+MFU: dict[str | None, tuple[MfuPoint, ...]] = {
     "h100": tuple(
         MfuPoint(n, mfu, _FOUNDRY.format("8 to 32 H100"))
         for n, mfu in ((7.6e8, 0.349), (1.316e9, 0.418), (6.66e9, 0.464), (3.0e10, 0.439))

@@ -189,9 +189,9 @@ def _resolve(leaves: Leaves, labels: dict[str, Any]) -> Cell:
     recipe = {key[1]: value for key, (value, _) in leaves.items() if key[0] == "recipe"}
 
     family = FAMILIES[values.get(("model", "family"), "transformer")]
-    strict.require_known("model", family.Config, leaves, f"a {family.Config.family} model", ("width", "params"))
+    strict.require_known("model", family.Config, leaves, f"a {family.Config.family} model", ("width", "params"))  # type: ignore[misc]  # has a default
     objective = OBJECTIVES[values.get(("objective", "name"), "next_token")]
-    strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")
+    strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")  # type: ignore[misc]  # every objective's has a default
     if ("model", "vocab_size") not in values:
         values |= _vocab_of(values, leaves)
     try:
@@ -251,7 +251,7 @@ def _part(values: dict[tuple[str, ...], Any], group: str) -> dict[str, Any]:
 
 
 def _ask_recipe(
-    recipe: dict[str, Any], values: dict[str, Any], leaves: Leaves, where: str
+    recipe: dict[str, Any], values: dict[tuple[str, ...], Any], leaves: Leaves, where: str
 ) -> dict[tuple[str, ...], Any]:
     """The recipe's values for what the grid leaves open."""
     for scale, target in (("lr_scale", ("optim", "peak_lr")), ("batch_scale", ("batch_size",))):

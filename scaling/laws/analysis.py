@@ -136,16 +136,16 @@ class Analysis:
         errors, intervals = {}, {}
         covariance = resampling.covariance(fitted)
         for parameter in fitted.params:
-            slope = resampling.gradient(fitted, lambda p, k=parameter: p[k])
+            slope = resampling.gradient(fitted, lambda p, k=parameter: p[k])  # type: ignore[misc]  # k is bound by its default
             errors[parameter] = float(np.sqrt(max(slope @ covariance @ slope, 0.0)))
-            _, lo, hi = resampling.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)
+            _, lo, hi = resampling.delta_interval(fitted, lambda p, k=parameter: p[k], self.level)  # type: ignore[misc]  # k is bound by its default
             intervals[parameter] = [float(lo), float(hi)]
         if draws is None:
             return errors, self._without_end(name, intervals), "delta"
         if fitted.num_observations >= MIN_RESAMPLED_ROWS or not profiles:
             errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
         if self._by_profile(name):
-            return errors, {k: profiles[k].interval for k in fitted.params}, "profile"
+            return errors, {k: profiles[k].interval for k in fitted.params}, "profile"  # type: ignore[index]  # it has profiles
         kind = self.noise[name].kind if name in self.noise else "independent"
         return errors, self._without_end(name, self._resampled(name)), f"bootstrap by {UNITS.get(kind, kind)}"
 
@@ -171,7 +171,7 @@ class Analysis:
 
     def _band(self, quantity: Quantity) -> tuple[np.ndarray, np.ndarray]:
         """A derived quantity (m,) of the surface law and its interval (m, 2), ±inf where the draws run off."""
-        fitted, draws = self.fits[self.surface], self.draws.get(self.surface)
+        fitted, draws = self.fits[self.surface], self.draws.get(self.surface)  # type: ignore[index, arg-type]  # fitted
         if draws is None:
             value, lo, hi = resampling.delta_interval(fitted, lambda p: _log(quantity(p)), self.level)
             with np.errstate(over="ignore"):  # no end: what 1e300 would only look like
@@ -182,7 +182,7 @@ class Analysis:
 
     def _optimum(self, flops: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """N*, D*, D*/N* and the loss there at each C, with intervals. NaN where the law has no optimum."""
-        form, cost, draws = self.fits[self.surface].form, self.cost, self.draws.get(self.surface)
+        form, cost, draws = self.fits[self.surface].form, self.cost, self.draws.get(self.surface)  # type: ignore[index, arg-type]  # fitted
         drawn = None if draws is None else allocation.optimal_num_params(form, draws.params, flops, cost)
 
         def num_params(p: Params) -> Any:
@@ -253,7 +253,7 @@ class Analysis:
         fitted = self.fits[self.surface]
         flops = self.observations.columns["flops"]
         ends = np.array([flops.min(), flops.max()])
-        out = {"law": self.surface, "cost": self.cost.describe(), "cost_max_error": self.cost.max_error}
+        out: dict[str, Any] = {"law": self.surface, "cost": self.cost.describe(), "cost_max_error": self.cost.max_error}
         out |= {"fitted_flops": ends.tolist(), "by_construction": [], "reasons": list(self._no_allocation())}
         quantities = allocation.quantities(fitted.form, (ends[0], ends[1]), self.cost)
         for name in ("a", "b", "a_local"):
@@ -268,11 +268,11 @@ class Analysis:
 
     def _no_allocation(self) -> list[str]:
         """What of the allocation cannot be had, or not everywhere, in words."""
-        form, C = self.fits[self.surface].form, self.observations.columns["flops"]
+        form, C = self.fits[self.surface].form, self.observations.columns["flops"]  # type: ignore[index]  # fitted
         if self.cost.problem:
             return [f"no allocation: {self.cost.problem}"]
         at = np.array([C.min(), C.max()])
-        sizes = allocation.optimal_num_params(form, self.fits[self.surface].params, at, self.cost)
+        sizes = allocation.optimal_num_params(form, self.fits[self.surface].params, at, self.cost)  # type: ignore[index]  # fitted
         reason = allocation.no_optimum(form, sizes, at) or allocation.far_from_rows(form, sizes, at, self.cost)
         if reason or self.surface not in self.draws:
             return [reason] if reason else []
@@ -308,13 +308,13 @@ class Analysis:
         value, band = self._band(lambda p: quantity(p)[:, None])
         if not np.isfinite(value[0]):
             return {}
-        if not np.any(np.abs(resampling.gradient(self.fits[self.surface], quantity)) > 1e-9):
+        if not np.any(np.abs(resampling.gradient(self.fits[self.surface], quantity)) > 1e-9):  # type: ignore[index]  # fitted
             by_construction.append(name)
             return {name: float(value[0]), f"{name}_interval": None}
         band, profiled = band[0], self.derived.get(name)
         shown = band
         if profiled is not None:
-            use = profiled.interval if self._by_profile(self.surface) else band
+            use = profiled.interval if self._by_profile(self.surface) else band  # type: ignore[arg-type]  # fitted
             shown = np.where(np.isfinite(profiled.interval), use, profiled.interval)
         out = {name: float(value[0]), f"{name}_interval": shown.tolist()}
         return out | ({f"{name}_bootstrap_interval": band.tolist()} if self.surface in self.draws else {})
@@ -385,11 +385,16 @@ def analyse(
     Raises:
       ValueError: the table cannot be read as observations, or identifies none of the laws; says what would mend it.
     """
-    reading = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops, "source": source}
+    reading: dict[str, Any] = {
+        "num_params": num_params,
+        "flops": flops,
+        "holdout_flops": holdout_flops,
+        "source": source,
+    }
     observations = from_table(table, **reading, columns=[c for law in laws for c in catalogue.get(law).columns])
     columns = observations.columns
     clusters, said = diagnosis.run_clusters(observations)
-    objective = {"loss": loss, "delta": delta, "tau": tau}
+    objective: dict[str, Any] = {"loss": loss, "delta": delta, "tau": tau}
     fits, draws, noise, selections, problems = {}, {}, {}, {}, []
     warnings = [*observations.warnings, *([said] if said else [])]
     for form in map(catalogue.get, laws):
@@ -451,7 +456,7 @@ def _envelope(observations: Observations, curves: "pd.DataFrame | None", flops: 
 
 def _members(found: Analysis) -> tuple[str, ...]:
     """Forms behind a forecast: every law that was asked for of the forecaster's columns, and the usual ones."""
-    columns = set(found.fits[found.forecaster].form.columns)
+    columns = set(found.fits[found.forecaster].form.columns)  # type: ignore[index]  # there is a forecaster
     asked = [name for name, f in found.fits.items() if set(f.form.columns) == columns]
     usual = MEMBERS if len(columns) > 1 else [n for n, f in catalogue.FORMS.items() if f.columns == tuple(columns)]
     return tuple(dict.fromkeys([*asked, *(n for n in usual if catalogue.get(n).target == "loss")]))
@@ -490,7 +495,7 @@ def _with_evidence(found: Analysis) -> Analysis:
 
 def _derived(found: Analysis) -> dict[str, Profile]:
     """Profiles of what the surface law implies: its exponents, and the optimum at the largest compute fitted."""
-    fitted, C = found.fits[found.surface], found.observations.columns["flops"]
+    fitted, C = found.fits[found.surface], found.observations.columns["flops"]  # type: ignore[index]  # there is one
     if allocation.exponents(fitted.form, fitted.params) is None:
         return {}  # an optimum found by search, thousands of times over
     asked = allocation.quantities(fitted.form, (C.min(), C.max()), found.cost)

@@ -216,7 +216,7 @@ def drifting_centres(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     by_ratio = [_log_size_at_ratio(x, cells, expected) for x, cells in zip(sizes, budgets.values())]
     log_optimum = np.mean(by_ratio) + expected.exponent * (log_flops - log_flops.mean())
     errors = [_parabola_minimum(x - optimum) for x, optimum in zip(sizes, log_optimum)]
-    bias = np.polyfit(log_flops, errors, 1)[0] if None not in errors else math.inf
+    bias = np.polyfit(log_flops, errors, 1)[0] if None not in errors else math.inf  # type: ignore[arg-type]  # no None
     if abs(bias) <= MAX_BIAS:
         return []
     drift = np.polyfit(log_flops, centres - log_optimum, 1)[0] * math.log(10)

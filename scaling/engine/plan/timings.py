@@ -48,7 +48,7 @@ class Timing:
     def of(cls, answer: dict[str, Any]) -> "Timing":
         """From what ``loop.calibrate`` answers."""
         seconds = (answer[f"{name}_seconds"] for name in ("step", "curve_eval", "eval"))
-        return cls(START_SECONDS, *seconds, answer.get("memory_bytes"))
+        return cls(START_SECONDS, *seconds, answer.get("memory_bytes"))  # type: ignore[call-arg]  # three of them
 
 
 def shape_key(run: RunConfig) -> str:

@@ -131,6 +131,6 @@ def _why_not(rows: Sequence[Row]) -> str | None:
         "batch_size": lambda r: r.cell.run.batch_size,
         "optim.warmup_tokens": lambda r: r.cell.run.optim.warmup_tokens,
     }
-    names |= {f"optim.{n}": lambda r, n=n: getattr(r.cell.run.optim, n) for n in _BY_RECIPE}
+    names |= {f"optim.{n}": lambda r, n=n: getattr(r.cell.run.optim, n) for n in _BY_RECIPE}  # type: ignore[misc]  # n is bound by its default
     differ = [name for name, of in names.items() if any(len({of(row) for row in group}) > 1 for group in apart)]
     return f"{head}: {', '.join(differ)} differ with it, by the recipe; write them under base to share"

@@ -103,7 +103,7 @@ def cost_of(num_params: np.ndarray, num_tokens: np.ndarray, flops: np.ndarray) -
         ratio = np.exp(np.log(flops) - np.log(6.0) - np.log(num_params) - np.log(num_tokens))
     mean = float(np.exp(np.mean(np.log(ratio))))
     spread = num_tokens / num_params
-    known = {"ratio": mean, "tokens_per_param": (float(spread.min()), float(spread.max()))}
+    known: dict[str, Any] = {"ratio": mean, "tokens_per_param": (float(spread.min()), float(spread.max()))}
     extra = ratio - 1.0
     if np.abs(extra).max() <= SIX_ND_TOLERANCE:
         return _with_error(Cost(**known), num_params, ratio)
@@ -203,7 +203,7 @@ def _original(form: Form) -> tuple[Form, dict[str, float]]:
     return form, {}
 
 
-def _powers(form: Form, params: Params) -> list[tuple[Any, ...]] | None:
+def _powers(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.ndarray]]] | None:
     """(log amplitude, {column: exponent}) of each term of a sum of powers of N and D; None for other forms."""
     form, held = _original(form)
     if form.powers is None or set(form.columns) != {"num_params", "num_tokens"}:
@@ -226,7 +226,7 @@ def _powers(form: Form, params: Params) -> list[tuple[Any, ...]] | None:
     return out
 
 
-def _two_powers(form: Form, params: Params) -> tuple[Any, ...] | None:
+def _two_powers(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """(log A, α, log B, β), each (B, 1), of a law that rises with A N^-α + B D^-β alone; None for other forms."""
     original, held = _original(form)
     if original is FORMS["kaplan_joint"] or original.function is FORMS["kaplan_joint"].function:
@@ -244,7 +244,7 @@ def _two_powers(form: Form, params: Params) -> tuple[Any, ...] | None:
     return (log_a, alpha, log_b, beta) if (alpha > 0).all() and (beta > 0).all() else None
 
 
-def _one_power(form: Form, params: Params) -> tuple[Any, ...] | None:
+def _one_power(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray] | None:
     """(a, b), each (B, 1), of a law that is K N^-a D^-b beside an offset: at equal compute it has no minimum."""
     terms = _powers(form, params)
     if terms is None or len(terms) != 1:
@@ -364,7 +364,7 @@ def exponents(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray] | Non
     return beta / (alpha + beta), alpha / (alpha + beta)
 
 
-def quantities(form: Form, flops: tuple[float, float], cost: Cost) -> dict[str, Callable[[Params], Any]]:
+def quantities(form: Form, flops: tuple[float, float], cost: Cost) -> dict[str, Callable[[Params], np.ndarray]]:
     """What a law of N and D implies, each a function of its parameters, arrays (B,), to an array (B,).
 
     Exponents ``a``, ``b`` where the form has them; ``a_local``, the mean slope of log N*(C) over the range ``flops``
@@ -397,5 +397,5 @@ def quantities(form: Form, flops: tuple[float, float], cost: Cost) -> dict[str, 
     if high > 1.1 * low:
         found = {"a_local": slope} | found
     if _two_powers(form, {k: np.ones((1, 1)) for k in form.parameters}) is not None:
-        found = {"a": lambda p: exponents(form, p)[0], "b": lambda p: exponents(form, p)[1]} | found
+        found = {"a": lambda p: exponents(form, p)[0], "b": lambda p: exponents(form, p)[1]} | found  # type: ignore[index]  # it has them
     return found

@@ -323,7 +323,7 @@ def combine(
     """
     fits, forecasts = {}, {}
     for name in members:
-        form = known[name].form if name in (known or {}) else catalogue.get(name)
+        form = known[name].form if name in (known or {}) else catalogue.get(name)  # type: ignore[index]  # known, then
         few = len(form.parameters) <= FEW_PARAMETERS
         if not few and name not in (known or {}) and len(observations) < ROWS_PER_PARAMETER * len(form.parameters):
             continue

@@ -54,6 +54,8 @@ def laws(
 
     Laws that cannot be fitted are listed with ``problem``. Sorted by AICc.
     """
+    rows: list[dict[str, Any]]
+    objective: dict[str, Any]
     fits, rows, objective = {}, [], {"loss": loss, "delta": delta, "tau": tau}
     for name in names:
         form = catalogue.get(name)
@@ -73,7 +75,7 @@ def laws(
         grown = growth(observations, fitted.form, **objective)
         last = observations.columns["flops"].max() / DECADE if "flops" in observations.columns else None
         # The last of the growing ranges ends where ``held_out`` does: one fit serves both.
-        whole = grown[-1] if grown and np.isclose(grown[-1]["fitted_up_to"], last, rtol=1e-9) else None
+        whole = grown[-1] if grown and np.isclose(grown[-1]["fitted_up_to"], last, rtol=1e-9) else None  # type: ignore[arg-type]  # grown only where there are FLOPs
         rows.append(
             {
                 "law": fitted.form.name,
@@ -146,7 +148,7 @@ def growth(observations: Observations, form: Form, **options: Any) -> list[dict[
 
 def conventions(
     table: "pd.DataFrame", law: str = "chinchilla", *, bootstrap: int = 200, seed: int = 0, **options: Any
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Refits a law under every parameter count and FLOP rule the table carries: what each choice moves.
 
     Args:

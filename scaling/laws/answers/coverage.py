@@ -33,7 +33,7 @@ def quantities(form: Form, truth: Mapping[str, float], flops: float) -> dict[str
     n = allocation.optimal_num_params(form, truth, C, cost)[0]
 
     def exponent(p: Params) -> np.ndarray:
-        return allocation.exponents(form, p)[0]
+        return allocation.exponents(form, p)[0]  # type: ignore[index]  # of laws that have them
 
     def size(p: Params) -> np.ndarray:
         return np.log(allocation.optimal_num_params(form, p, C, cost))[..., 0]
@@ -128,7 +128,9 @@ def coverage(
     rng = np.random.default_rng(seed)
     asked = quantities(form, truth, flops)
     true = {k: float(q({n: np.array([v]) for n, v in truth.items()})[0]) for k, q in asked.items()}
-    found = {(m, k): [] for m in methods for k in asked}
+    ends: Any
+    out: dict[str, dict[str, dict[str, float]]]
+    found: dict[tuple[str, str], list[tuple[float, ...]]] = {(m, k): [] for m in methods for k in asked}
     for draw in range(num_draws):
         # From the form's own starts, as a user's fit: near the truth a worse optimum would never be met.
         fitted = fit(synthetic(design, form, truth, noise, rng, kind=kind), form, **options)
@@ -145,7 +147,7 @@ def coverage(
 
 def _intervals(
     fitted: Fit, method: str, asked: Mapping[str, Quantity], level: float, num_bootstrap: int, seed: int
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, tuple[float, ...]]:
     if method == CHOSEN:
         found = diagnosis.diagnose(fitted)
         if found.groups is None:

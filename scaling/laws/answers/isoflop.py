@@ -276,7 +276,7 @@ def _quadratic(profile: Profile, fitted: Parabola, scales: tuple[Any, ...], rng:
         draws.append(np.clip(np.where(np.isnan(v), np.where(up, x[-1], x[0]), v), x[0], x[-1]))
     inner = x[fitted.rows]
     bracketed = _interior(profile) and bool(inner.min() < where < inner.max())
-    return Minimum(profile, where, float(height), bracketed, *draws, downward)
+    return Minimum(profile, where, float(height), bracketed, *draws, downward)  # type: ignore[call-arg, arg-type]  # two draws
 
 
 def _interpolated(profile: Profile, scales: tuple[Any, ...], rng: np.random.Generator) -> Minimum:
@@ -287,7 +287,7 @@ def _interpolated(profile: Profile, scales: tuple[Any, ...], rng: np.random.Gene
     if num := len(scales[0]):
         unit = rng.normal(size=(len(x), num)) / np.sqrt(averaged.weight)[:, None]
         draws = [interpolated_minimum(x, averaged.loss[:, None] + unit * s)[0] for s in scales]
-    return Minimum(profile, float(where), float(height), _interior(profile), *draws)
+    return Minimum(profile, float(where), float(height), _interior(profile), *draws)  # type: ignore[arg-type]  # two draws
 
 
 def _interior(profile: Profile) -> bool:
@@ -296,14 +296,14 @@ def _interior(profile: Profile) -> bool:
     return bool(0 < loss.argmin() < len(loss) - 1)
 
 
-def _tokens_at(profile: Profile, log_n: np.ndarray) -> np.ndarray:
+def _tokens_at(profile: Profile, log_n: np.ndarray | float) -> np.ndarray:
     """D at size exp(log_n) in this budget: a parabola of log D in log N (a straight line where C = 6 N D)."""
     x, y = np.log(profile.num_params), np.log(profile.num_tokens)
     return np.exp(np.polyval(np.polyfit(x - x.mean(), y, 2), log_n - x.mean()))
 
 
 def _described(minimum: Minimum, level: float) -> dict[str, Any]:
-    out = {"num_params": None, "num_tokens": None, "loss": None, "bracketed": minimum.bracketed}
+    out: dict[str, Any] = {"num_params": None, "num_tokens": None, "loss": None, "bracketed": minimum.bracketed}
     out |= {"num_params_interval": None, "opens_downward": minimum.opens_downward}
     if minimum.bracketed:
         n, d = np.exp(minimum.where), _tokens_at(minimum.profile, minimum.where)
@@ -318,7 +318,7 @@ def _described(minimum: Minimum, level: float) -> dict[str, Any]:
 def _exponents(minima: list[Minimum], level: float) -> dict[str, Any]:
     """Straight lines in logs through the bracketed minima, and the same through each draw of them."""
     used = [m for m in minima if m.bracketed]
-    out = {"a": None, "b": None, "a_interval": None, "b_interval": None, "intercept_num_params": None}
+    out: dict[str, Any] = {"a": None, "b": None, "a_interval": None, "b_interval": None, "intercept_num_params": None}
     if len(used) < 2:
         return out
     log_c = np.log([m.profile.flops for m in used])

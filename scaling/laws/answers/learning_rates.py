@@ -15,7 +15,7 @@ def cells(runs: Sequence[RunRecord], fewest: int = 3) -> list[dict[str, Any]]:
     Each: name, num_params, num_tokens, batch_tokens, rates, losses (mean over seeds; null where every seed diverged),
     best (rate or null) and interior: whether a lower and a higher rate were tried. A higher one that diverged counts.
     """
-    groups = defaultdict(lambda: defaultdict(list))
+    groups: dict[str, dict[float, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run.status != "failed":
             optim = {k: v for k, v in run.config["optim"].items() if k != "peak_lr"}

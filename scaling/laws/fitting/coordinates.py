@@ -197,8 +197,8 @@ class Model:
         (B, P), n = theta.shape, len(self.columns[0])
         jacobian = np.zeros((B, P, n))
         level = np.zeros((B, n))
-        if self.form.powers.offset is not None:
-            j = self.coordinates.index[self.form.powers.offset]
+        if self.form.powers.offset is not None:  # type: ignore[union-attr]  # a sum of powers
+            j = self.coordinates.index[self.form.powers.offset]  # type: ignore[union-attr]  # a sum of powers
             level += theta[:, j, None]
             jacobian[:, j] = 1.0
         values = []
@@ -209,6 +209,7 @@ class Model:
             values.append(term)
             for j, row in zip(indices, design):
                 jacobian[:, j] += term * row
+        inverse: np.ndarray | float
         if self.log:
             with np.errstate(all="ignore"):
                 inverse = 1.0 / level
@@ -260,7 +261,7 @@ class Model:
         """∂ value / ∂θ from the form's own gradient in natural parameters."""
         params = {k: v[:, None] for k, v in self.coordinates.decode(theta).items()}
         with np.errstate(all="ignore"):
-            natural = self.form.gradient(*self.columns, **params)
+            natural = self.form.gradient(*self.columns, **params)  # type: ignore[misc]  # it has one: see _jacobian
         inner = {k: v.imag.reshape(theta.shape) / COMPLEX_STEP for k, v in self.coordinates.decode(stepped).items()}
         shape = (len(theta), len(self.columns[0]))
         natural = np.stack([np.broadcast_to(natural[k], shape) for k in self.coordinates.names], axis=1)

@@ -149,36 +149,36 @@ def fit(
     check_identifiable(observations, form)
     observations = replace(observations, weight=observations.weight / observations.weight.mean())
     coordinates = Coordinates(form, {c: observations.columns[c] for c in form.columns}, observations.loss)
-    model = Model(coordinates, observations.columns, log)
+    model: Model | Scaled = Model(coordinates, observations.columns, log)
     target = np.log(observations.loss) if log else observations.loss
     spread = _spread(variance, observations)
     if spread is not None:
-        model, target = Scaled(model, 1.0 / spread(observations.columns)), target / spread(observations.columns)
+        model, target = Scaled(model, 1.0 / spread(observations.columns)), target / spread(observations.columns)  # X
     problem = Problem(model, target, Objective("huber"), coordinates.lower, coordinates.upper)
     member = None
     if starts is not None:
-        starts = np.stack([coordinates.encode(s) for s in starts])
+        begin = np.stack([coordinates.encode(s) for s in starts])
     elif len(observations) <= MANY_ROWS:
-        starts = start_grid(model, observations)
+        begin = start_grid(model, observations)
     else:
-        starts, member = sampled_starts(problem, observations)
+        begin, member = sampled_starts(problem, observations)
     if member is None:
-        starts = smooth_start(problem, starts, observations.weight)
+        begin = smooth_start(problem, begin, observations.weight)
     if delta is None or loss == "lad":
-        near, scale = residual_scale(problem, starts, observations.weight)
-        starts = near if member is None else starts
+        near, scale = residual_scale(problem, begin, observations.weight)
+        begin = near if member is None else begin
     chosen = EFFICIENT_DELTA * scale if delta is None else delta
     if loss == "lad":
-        starts, chosen = towards_lad(problem, starts, observations.weight, scale)
+        begin, chosen = towards_lad(problem, begin, observations.weight, scale)
     if loss == "tukey":
         huber = replace(problem, objective=Objective("huber", chosen))
-        near = multi_start(huber, starts, observations.weight)
-        optimum = near.theta[np.argmin(near.objective)]
-        starts, scale = trimmed_starts(huber, optimum, observations.weight)
+        solved = multi_start(huber, begin, observations.weight)
+        optimum = solved.theta[np.argmin(solved.objective)]
+        begin, scale = trimmed_starts(huber, optimum, observations.weight)
         member = None
         chosen = TUKEY_DELTA * scale if delta is None else delta
     problem = replace(problem, objective=Objective(loss, chosen, tau))
-    solution = multi_start(problem, starts, observations.weight)
+    solution = multi_start(problem, begin, observations.weight)
     found = _result(problem, solution if member is None else spread_out(solution, member), observations, spread)
     check_apart(observations, form, found.params)
     return found

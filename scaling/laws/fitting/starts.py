@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import nnls
 
-from scaling.laws.fitting.coordinates import Coordinates, Model
+from scaling.laws.fitting.coordinates import Coordinates, Model, Scaled
 from scaling.laws.fitting.solver import Objective, Problem, Solution, solve
 from scaling.laws.forms.law import Form, Params
 from scaling.laws.tables.observations import Observations
@@ -154,7 +154,7 @@ def towards_lad(problem: Problem, starts: np.ndarray, weights: np.ndarray, scale
     return starts, delta
 
 
-def start_grid(model: Model, observations: Observations) -> np.ndarray:
+def start_grid(model: Model | Scaled, observations: Observations) -> np.ndarray:
     """Starts θ (B, P): a grid over the nonlinear parameters, linear least squares for the others.
 
     Given the nonlinear parameters the loss is Σ_k c_k basis_k, so the linear ones solve a non-negative least-squares

@@ -60,7 +60,7 @@ def offset(unit: str = "nats/token") -> Parameter:
 
 def amplitude(*of: str | float, unit: str = "nats/token") -> Parameter:
     """A of A x^-α y^-β: ``amplitude("alpha", "x", "beta", "y")``; positive."""
-    return Parameter("amplitude", lower=0.0, unit=unit, of=tuple(zip(of[::2], of[1::2])), linear=True)
+    return Parameter("amplitude", lower=0.0, unit=unit, of=tuple(zip(of[::2], of[1::2])), linear=True)  # type: ignore[arg-type]  # exponent, column
 
 
 def critical(exponent_name: str, column: str, unit: str) -> Parameter:

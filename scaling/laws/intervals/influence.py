@@ -125,7 +125,7 @@ def robust_scale(fit: Fit) -> float:
 def _asked(fit: Fit) -> dict[str, Any]:
     """The quantities whose moves are looked at: a, or a form's exponents where it has none."""
     if allocation.exponents(fit.form, fit.params) is not None:
-        return {"a": lambda p: allocation.exponents(fit.form, p)[0]}
+        return {"a": lambda p: allocation.exponents(fit.form, p)[0]}  # type: ignore[index]  # it has them
     names = [name for name, p in fit.form.parameters.items() if not p.linear and name not in fit.at_bound]
     return {name: lambda p, k=name: p[k] for name in names}
 
@@ -167,7 +167,7 @@ def _influential(fit: Fit) -> list[dict[str, Any]]:
     errors = {k: e for k, e in errors.items() if np.isfinite(e) and e > EXACT * (1 + abs(value[k]))}
     if len(rows) > MAX_REFITS:
         near = fit.coordinates.decode(one_step(fit))
-        moved = [np.abs(np.asarray(asked[k](near)) - value[k]) / e for k, e in errors.items()]
+        moved: Any = [np.abs(np.asarray(asked[k](near)) - value[k]) / e for k, e in errors.items()]
         moved = np.max(moved or [0.0 * rows], axis=0)
         rows = np.sort(np.argsort(-np.nan_to_num(moved, posinf=np.inf))[:MAX_REFITS])
     params = fit.coordinates.decode(leave_one_out(fit, rows))

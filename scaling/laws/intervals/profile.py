@@ -192,7 +192,7 @@ def positive_profile(fit: Fit, quantity: Quantity, level: float = 0.95) -> Profi
     """The profile of a quantity that is positive, walked in its logarithm."""
     found = profile(fit, lambda p: np.log(quantity(p)), level)
     with np.errstate(over="ignore"):
-        ends = {k: float(np.exp(getattr(found, k))) for k in ("value", "lower", "upper")}
+        ends: dict[str, Any] = {k: float(np.exp(getattr(found, k))) for k in ("value", "lower", "upper")}
         return replace(found, **ends, grid=np.exp(found.grid))
 
 

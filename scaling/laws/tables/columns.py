@@ -181,7 +181,7 @@ def canonical(table: "pd.DataFrame", source: str = "table") -> "pd.DataFrame":
             mapped.append(f"{old} as {new}" + (f" × {unit:g}" if unit != 1 else ""))
     names = {old: new for old, (new, _) in chosen.items() if old != new}
     table = table.rename(columns=names)
-    if any(meaning(old)[1] > 1 if meaning(old) else True for old in names):
+    if any(meaning(old)[1] > 1 if meaning(old) else True for old in names):  # type: ignore[index]  # has one
         notes.append(f"columns read under other names: {', '.join(mapped)}")
     if "status" in table:
         table["status"] = _status(table["status"], source)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -149,7 +149,7 @@ def from_table(
     if not units_known and convention["num_params"] == "as given" and {"num_params", "num_tokens"} <= set(table):
         fitted = [table.loc[kept, c].to_numpy(dtype=np.float64) for c in ("num_params", "num_tokens", "flops")]
         in_ones = any(says_ones(table.attrs[NAMES].get(c, c)) for c in ("num_params", "num_tokens"))
-        units.check(*fitted[:2], source, in_ones=in_ones)
+        units.check(*fitted[:2], source, in_ones=in_ones)  # type: ignore[misc, arg-type]  # two columns
         if said := units.cost_note(*fitted):
             notes.insert(0, said)
     weight = _numbers(table, "weight", source) if "weight" in table else np.ones(len(table))
@@ -337,7 +337,7 @@ def _check_positive(table: "pd.DataFrame", label: np.ndarray, source: str) -> No
             )
 
 
-def _cell(table: "pd.DataFrame", loss: np.ndarray, i: int) -> dict[str, Any]:
+def _cell(table: "pd.DataFrame", loss: np.ndarray, i: SupportsIndex) -> dict[str, Any]:
     row = {c: float(table[c].iloc[i]) for c in ("num_params", "num_tokens", "flops") if c in table}
     row["loss"] = float(loss[i])
     return {name: value if np.isfinite(value) else None for name, value in row.items()}

@@ -104,7 +104,8 @@ def _decode(data: bytes, notes: list[str]) -> str:
 
 def _fields(text: str, notes: list[str]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of delimited text, field counts checked."""
-    lines, commented = [], []
+    lines: list[str] = []
+    commented: list[tuple[bool, str]] = []
     for line in text.splitlines():
         if line.startswith("#"):
             commented.append((bool(lines), line))
@@ -169,7 +170,7 @@ def _delimiter(lines: Sequence[str]) -> str | None:
             same = sum(abs(len(row) - len(header)) <= 1 for row in rows)
             scores[delimiter] = (same / max(len(rows), 1), len(header))
     if scores:
-        return max(scores, key=scores.get)
+        return max(scores, key=scores.get)  # type: ignore[arg-type]  # every key is there
     header, *rows = [line.split() for line in lines]
     return None if len(header) > 1 and rows and all(len(row) == len(header) for row in rows) else ","
 
@@ -225,7 +226,7 @@ def _rows(whole: Any) -> list[Any]:
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
+    out: dict[str, Any] = {}
     for name, value in row.items():
         out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return out
@@ -294,7 +295,7 @@ def decimal_mark(words: Iterable[Any]) -> str:
 def _column(values: list[Any], mark: str) -> Any:
     """Numbers where all are (without suffixes: 20M is also a name), else what is there, empty fields as None."""
     found = [parse(x, mark, suffixes=False) for x in values]
-    if all(x is not None for x in found) and not all(np.isnan(x) for x in found):
+    if all(x is not None for x in found) and not all(np.isnan(x) for x in found):  # type: ignore[arg-type]  # none is None
         whole = all(isinstance(x, int) or (isinstance(x, str) and x.strip().isdigit()) for x in values)
         return [int(x) for x in values] if whole else found
     if mark == "," and _is_text(values):  # 53,3M
