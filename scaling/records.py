@@ -286,7 +286,7 @@ def load(results: Path) -> "pd.DataFrame":
     return table(load_records(results))
 
 
-def table(records: list[RunRecord]) -> "pd.DataFrame":
+def table(records: Sequence[RunRecord]) -> "pd.DataFrame":
     """The table of ``load`` from records already read."""
     import pandas as pd
 
@@ -333,7 +333,7 @@ def _row(r: RunRecord) -> dict[str, Any]:
     }
 
 
-def curves(records: list[RunRecord]) -> "pd.DataFrame":
+def curves(records: Sequence[RunRecord]) -> "pd.DataFrame":
     """Loss curves as a long table: run_id, status, holdout, num_params (non-embedding), num_params_total, flops_<rule>
     spent so far, and the columns of ``RunRecord.curve``."""
     import pandas as pd

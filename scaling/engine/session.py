@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -82,8 +83,9 @@ class Session:
     """
 
     def __init__(self, call: Call, loop: str, group: Group | None = None):
-        self.call, self.workers = call, None
-        self._pack_sizes: int | dict[str, int] = 1 if call.options.pack == "auto" else call.options.pack
+        self.workers: Any = None  # a number from ``started`` on
+        self.call = call
+        self._pack_sizes: int | dict[str, int] = 1 if call.options.pack == "auto" else call.options.pack  # type: ignore[assignment]  # a number, then
         self._ratios: dict[str, list[float]] = collections.defaultdict(list)  # by shape: seconds taken over predicted
         self._disk_bytes = 1e9 * (call.options.disk_budget or call.grid.execution.disk_budget_gb)
         self.keeper = Keeper(

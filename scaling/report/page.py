@@ -186,7 +186,7 @@ def _irreducible(results: Results) -> list[dict]:
     """The irreducible loss of each law against the truth, which ``truth.of`` the runs is, if it is known."""
     known = truth.of(results.runs)
     least = known and known["best_validation_loss"]
-    return [{**row, "least": least} for row in truth.irreducible(results.fit, least)] if known else []
+    return [{**row, "least": least} for row in truth.irreducible(results.fit, least)] if known else []  # type: ignore[arg-type]  # known: a number
 
 
 def _irreducible_headline(results: Results) -> list[dict]:
@@ -302,7 +302,7 @@ def _spread(rows: Sequence, most: int) -> list:
 
 def _environments(results: Results) -> list[tuple[str, str]]:
     """The environment of the runs, each key once; a key that differs between runs says how many values it has."""
-    values = defaultdict(list)
+    values: dict[str, list[str]] = defaultdict(list)
     for source in [*(r.environment for r in results.runs), results.manifest.get("environment") or {}]:
         for key, value in source.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,6 +1,6 @@
 """The plan as a table: a line a cell, what it costs, whether it is done."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -19,7 +19,7 @@ def labels_of(row: Row) -> str:
 
 
 def plan_table(
-    rows: Sequence[Row], found: dict[str, str], title: str, share: Callable[..., Any] | None = None
+    rows: Sequence[Row], found: Mapping[str, str], title: str, share: Callable[..., Any] | None = None
 ) -> Table:
     """The plan: a row per cell and a last one with the totals. ``share``: a row → its ``hardware.Cost``; money and
     energy are shown where they are known."""
@@ -69,7 +69,7 @@ def _columns_of_cost(rows: Sequence[Row], bills: Sequence[Any]) -> list[tuple[st
     return columns
 
 
-def _note(row: Row, found: dict[str, str]) -> str:
+def _note(row: Row, found: Mapping[str, str]) -> str:
     notes = ["held out"] if row.cell.holdout else []
     if row.first_step:
         notes.append(f"from step {row.first_step:,}")

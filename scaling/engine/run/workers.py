@@ -175,7 +175,7 @@ class Local:
             elif event["event"] == "done":
                 answers[task.key] = Answer(event.pop("answer"))
             elif event["event"] == "failed" and (
-                stop_if_disk(event) or event.pop("final") or attempts[task.key].are_used_up()
+                stop_if_disk(event) or event.pop("final") or attempts[task.key].are_used_up()  # type: ignore[func-returns-value]  # it raises, or says nothing
             ):
                 answers[task.key] = Answer(None, event["reason"])
             else:
@@ -194,7 +194,7 @@ class Local:
                 if not worker.running:
                     worker.start()
                 worker.send(task, waiting.after(task) if self._compile_ahead else None)
-                on_event({"event": "start", "key": worker.task.key, "worker": worker.index})
+                on_event({"event": "start", "key": worker.task.key, "worker": worker.index})  # type: ignore[attr-defined]  # just sent
 
     def _say_who_is_silent(self, on_event) -> None:
         """A worker may compile, evaluate or write for long, and it may hang: which, a person can see, and end it."""
@@ -232,7 +232,7 @@ class Local:
         """Why a worker is gone, in words. The kernel counts whom it kills for want of memory, and says not whom."""
         code, peak = event["returncode"], event["peak_bytes"]
         before, self._killed_for_memory = self._killed_for_memory, machine.num_killed_for_memory()
-        if code != -signal.SIGKILL or before is None or not self._killed_for_memory > before:
+        if code != -signal.SIGKILL or before is None or not self._killed_for_memory > before:  # type: ignore[operator]  # both are known, or neither
             return f"worker killed by signal {-code}" if code < 0 else f"worker exited with {code}"
         had = "" if peak is None else f" at {peak / 1e9:.2g} GB"
         of = "" if (limit := machine.memory_bytes()) is None else f" of the {limit / 1e9:.3g} GB that there are"

@@ -393,6 +393,7 @@ def quantities(form: Form, flops: tuple[float, float], cost: Cost) -> dict[str, 
         n = num_params(p)
         return form.predict(p, num_params=n, num_tokens=high / cost.flops_per_token(n))
 
+    found: dict[str, Callable[[Params], np.ndarray]]
     found = {"num_params": num_params, "num_tokens": num_tokens, "tokens_per_param": ratio, "loss": loss}
     if high > 1.1 * low:
         found = {"a_local": slope} | found

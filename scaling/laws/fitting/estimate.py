@@ -149,11 +149,11 @@ def fit(
     check_identifiable(observations, form)
     observations = replace(observations, weight=observations.weight / observations.weight.mean())
     coordinates = Coordinates(form, {c: observations.columns[c] for c in form.columns}, observations.loss)
-    model: Model | Scaled = Model(coordinates, observations.columns, log)
+    model: Any = Model(coordinates, observations.columns, log)  # or ``Scaled``
     target = np.log(observations.loss) if log else observations.loss
     spread = _spread(variance, observations)
     if spread is not None:
-        model, target = Scaled(model, 1.0 / spread(observations.columns)), target / spread(observations.columns)  # X
+        model, target = Scaled(model, 1.0 / spread(observations.columns)), target / spread(observations.columns)
     problem = Problem(model, target, Objective("huber"), coordinates.lower, coordinates.upper)
     member = None
     if starts is not None:
