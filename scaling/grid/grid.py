@@ -189,9 +189,9 @@ def _resolve(leaves: Leaves, labels: dict[str, Any]) -> Cell:
     recipe = {key[1]: value for key, (value, _) in leaves.items() if key[0] == "recipe"}
 
     family = FAMILIES[values.get(("model", "family"), "transformer")]
-    strict.require_known("model", family.Config, leaves, f"a {family.Config.family} model", ("width", "params"))  # type: ignore[misc]  # has a default
+    strict.require_known("model", family.Config, leaves, f"a {family.Config.family} model", ("width", "params"))  # type: ignore[misc, unused-ignore]  # has a default, which older mypy knows
     objective = OBJECTIVES[values.get(("objective", "name"), "next_token")]
-    strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")  # type: ignore[misc]  # every objective's has a default
+    strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")  # type: ignore[misc, unused-ignore]  # likewise
     if ("model", "vocab_size") not in values:
         values |= _vocab_of(values, leaves)
     try:

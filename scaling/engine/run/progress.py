@@ -125,7 +125,7 @@ class Progress:
         for key, pack in self._waiting.items():
             after = []
             for row in pack.rows:
-                trunk = self._waiting.get(self._trunks.get(row.run_id, ""))
+                trunk = self._waiting.get(self._trunks.get(row.run_id))  # type: ignore[arg-type]  # None is no key
                 if trunk is not None:
                     done = trunk.num_steps - left[trunk.key]
                     after.append((trunk.key, (trunk.steps_before(row) - done) / max(1, left[trunk.key])))

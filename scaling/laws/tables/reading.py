@@ -13,7 +13,7 @@ import json
 import lzma
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 NOTES = "notes"
 MAX_NAMES = 5
 DELIMITERS = (",", "\t", ";", "|")
-PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress}
+PACKED: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ": lzma.decompress,
+}
 OTHER_KINDS = {b"PK": "an Excel workbook or a zip", b"PAR1": "Parquet", b"\xd0\xcf": "an old Excel workbook"}
 # What pandas, R, spreadsheets and trackers write where there is no value.
 EMPTY = {"", "-", "–", "nan", "null", "none", "na", "n/a", "#n/a", "<na>"}
