@@ -69,7 +69,7 @@ def requested_tokens(
         return float(horizon.steps) * batch_size * seq_len
     if horizon.flops is not None:
         return horizon.flops / flops_per_token(model, seq_len, causal=causal)[horizon.rule]
-    return horizon.tokens_per_param * param_counts(model)[horizon.params]
+    return horizon.tokens_per_param * param_counts(model)[horizon.params]  # type: ignore[operator]  # one of four is set
 
 
 def flat_steps(run: RunConfig, plan: "Plan") -> int:

@@ -38,7 +38,7 @@ class DataConfig(Strict):
     near_duplicates: Literal["keep", "drop"] = since(2, "keep")  # train documents that are near one of validation
     mask_documents: bool = since(2, False)  # no attention across documents, positions counted within each
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "seq_len")
         want = f"bytes, bpe:<size> with a size of {SMALLEST_BPE} or more, or file:<path>"
         require(self.tokenizer == "bytes" or self.tokenizer[:5] == "file:" or self.bpe_size is not None,
@@ -74,7 +74,7 @@ class ScheduleConfig(Strict):
     cooldown_shape: Literal["linear", "1-sqrt"] = "linear"
     final_lr_fraction: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_fraction(self, "cooldown_fraction", "final_lr_fraction")
 
 
@@ -98,7 +98,7 @@ class OptimConfig(Strict):
     momentum_dtype: Literal["float32", "bfloat16"] = since(2, "float32")
     precondition_every: int = since(3, 10)  # of soap: steps between two looks for the bases it works in
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "peak_lr", "eps")
         require_fraction(self, "beta1", "beta2")
         for name in ("warmup_tokens", "weight_decay", "z_loss"):
@@ -128,7 +128,7 @@ class Horizon(Strict):
     rule: str = "exact"
     params: ParamCount = "non_embedding"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = [n for n in ("tokens", "flops", "tokens_per_param", "steps") if getattr(self, n) is not None]
         require(len(given) == 1, "horizon", given, "exactly one of tokens, flops, tokens_per_param, steps")
         require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
@@ -145,7 +145,7 @@ class EvalConfig(Strict):
     curve_tokens: int | None = 16_384
     final_tokens: int | None = since(2, None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.num_points >= 0, "num_points", self.num_points, "a number ≥ 0")
         for name in ("curve_tokens", "final_tokens"):
             if getattr(self, name) is not None:
@@ -160,7 +160,7 @@ class DivergenceConfig(Strict):
     loss: float | None = None
     patience_steps: int = 50
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "patience_steps")
         if self.loss is not None:
             require_positive(self, "loss")
@@ -178,7 +178,7 @@ class StartConfig(Strict):
     # What is taken: weights alone, under an optimiser that has seen nothing, or its moments too.
     take: Literal["params", "params+optimizer"] = "params"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(re.fullmatch(r"[0-9a-f]{12}", self.run) is not None, "run", self.run, "a run_id")
         if self.step is not None:
             require_positive(self, "step")
@@ -203,7 +203,7 @@ class RunConfig(Strict):
     objective: ObjectiveConfig = since(3, NEXT_TOKEN)  # noqa: RUF009
     start: StartConfig | None = since(3, None)  # noqa: RUF009 (null: from weights drawn by the seed)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "batch_size")
         self._require_both_ways()
         require(0 <= self.seed < 2**31, "seed", self.seed, "an integer in [0, 2^31)")

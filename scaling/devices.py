@@ -47,7 +47,7 @@ _MAXTEXT = "MaxText, configs/v5e, one v5e-256"
 _LEVANTER = "Levanter, v4-128"
 
 
-MFU = {
+MFU: dict[str | None, tuple[MfuPoint, ...]] = {
     "h100": tuple(
         MfuPoint(n, mfu, _FOUNDRY.format("8 to 32 H100"))
         for n, mfu in ((7.6e8, 0.349), (1.316e9, 0.418), (6.66e9, 0.464), (3.0e10, 0.439))
@@ -82,7 +82,10 @@ class Profile:
     sources: dict[str, str] = field(default_factory=dict)
 
 
-def _gpu(name, title, bf16, tf32, memory, bandwidth, watts, price, mfu, sheet, price_source) -> Profile:
+def _gpu(
+    name: str, title: str, bf16: float, tf32: float, memory: float, bandwidth: float, watts: float, price: float,
+    mfu: str | None, sheet: str, price_source: str,
+) -> Profile:  # fmt: skip
     sources = {"peak_flops": sheet + _TF32, "price_per_device_hour": price_source}
     sources |= dict.fromkeys(("memory_bytes", "memory_bandwidth", "power_watts"), sheet)
     return Profile(
@@ -90,7 +93,10 @@ def _gpu(name, title, bf16, tf32, memory, bandwidth, watts, price, mfu, sheet, p
     )
 
 
-def _tpu(name, title, bf16, memory, bandwidth, price, page, price_source) -> Profile:
+def _tpu(
+    name: str, title: str, bf16: float, memory: float, bandwidth: float, price: float | None, page: str,
+    price_source: str,
+) -> Profile:  # fmt: skip
     sheet = _GOOGLE.format(page)
     sources = {"peak_flops": sheet + _ONE_PASS, "price_per_device_hour": price_source}
     sources |= {"memory_bytes": sheet, "memory_bandwidth": sheet, "power_watts": "not published"}

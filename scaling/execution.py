@@ -17,7 +17,7 @@ class MeshConfig(Strict):
     fsdp: int = 1
     tensor: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("run", "tensor"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
         for name in ("data", "fsdp"):
@@ -50,7 +50,7 @@ class ExecutionConfig(Strict):
     tensorboard: bool = False  # step logs under the work folder
     wandb: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "checkpoint_seconds", "disk_budget_gb", "eval_batch_size")
         for name in ("loss_chunk_tokens", "accumulation_steps"):
             if getattr(self, name) is not None:
@@ -81,7 +81,7 @@ class HardwareConfig(Strict):
     power_watts: float | None = None  # of one device
     mfu: float | None = None  # share of the peak that training reaches
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.name is None or self.name in PROFILES, "name", self.name, f"one of {', '.join(PROFILES)}")
         for name in ("devices", "price_per_device_hour", "power_watts", "mfu"):
             if getattr(self, name) is not None:

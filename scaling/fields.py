@@ -10,7 +10,10 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    import pydantic
 
 
 def require(ok: bool, name: str, value: Any, want: str) -> None:
@@ -41,7 +44,7 @@ def since(schema: int, default: Any) -> Any:
 class Strict:
     """Unknown keys are errors when pydantic builds one of these."""
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
 
 class Variants(Strict):
@@ -54,7 +57,7 @@ class Variants(Strict):
     usual: ClassVar[str]
     variants: ClassVar[dict[str, type]]
 
-    def __init_subclass__(cls, *, told_by: str | None = None, usual: str = "", **kwargs):
+    def __init_subclass__(cls, *, told_by: str | None = None, usual: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if told_by is not None:
             cls.told_by, cls.usual, cls.variants = told_by, usual, {}
@@ -62,7 +65,7 @@ class Variants(Strict):
             cls.variants[getattr(cls, cls.told_by)] = cls
 
     @classmethod
-    def variant(cls, raw: Mapping) -> type:
+    def variant(cls, raw: Mapping[str, Any]) -> type:
         """Returns the class that ``raw`` is of, ``cls`` itself if that is one; raises ValueError for none."""
         if cls in cls.variants.values():
             return cls
@@ -87,7 +90,7 @@ class Variants(Strict):
         return parse(cls, raw)
 
 
-def to_dict(config: Any) -> dict:
+def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested dicts, every default written out."""
     return dataclasses.asdict(config)
 
@@ -105,17 +108,17 @@ def _canonical(value: Any) -> Any:
     return {f.name: _canonical(v) for f, v in pairs if not ("since" in f.metadata and v == f.default)}
 
 
-def from_dict(cls: type, raw: dict) -> Any:
+def from_dict(cls: type, raw: dict[str, Any]) -> Any:
     """Builds the dataclass ``cls`` from what ``to_dict`` gave, with the standard library alone.
 
     For trusted text only (a worker's input, a record's config): types are not checked, unknown and missing keys raise
     TypeError. Everything a person wrote goes through ``parse``.
     """
     cls = cls.variant(raw) if hasattr(cls, "variant") else cls  # a base whose subclasses are told apart by a field
-    inner = {key: config_in(hint) for key, hint in get_type_hints(cls).items()}
+    inner = {key: found for key, hint in get_type_hints(cls).items() if (found := config_in(hint)) is not None}
     return cls(
         **{
-            key: from_dict(inner[key], value) if inner.get(key) is not None and value is not None else value
+            key: from_dict(inner[key], value) if key in inner and value is not None else value
             for key, value in raw.items()
         }
     )
@@ -124,11 +127,11 @@ def from_dict(cls: type, raw: dict) -> Any:
 def config_in(hint: Any) -> type | None:
     """The dataclass that a field of this type holds, where it holds one or null; None of any other type."""
     options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
 
 
 @functools.cache
-def _adapter(cls: type):
+def _adapter(cls: type) -> "pydantic.TypeAdapter[Any]":
     import pydantic
 
     return pydantic.TypeAdapter(cls)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from scaling import records, storage, terminal
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
@@ -58,7 +59,7 @@ def fit_law(
     if bootstrap < 0:
         raise ValueError(f"bootstrap is {bootstrap}: write 0 or more")
     law = catalogue.get(law)
-    reading = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops}
+    reading: dict[str, Any] = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops}
     observations = from_table(table, **reading, source=source, target=law.target, columns=law.columns)
     seed = options.pop("seed", 0)
     rows, _ = approaches.select(observations, law)

@@ -1,9 +1,10 @@
 """Numbers as a person reads them: counts, durations, dollars."""
 
 import math
+from typing import Any
 
 
-def compact(value: float, _position=None) -> str:
+def compact(value: float, _position: Any = None) -> str:
     """A count a person reads at a glance, in at most five characters: 950, 30K, 1.25M, 7B.
 
     ``_position`` is what matplotlib's formatters are also given.

@@ -21,6 +21,7 @@ from scaling.fields import from_dict
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pydantic
 
 SCHEMA = 1
 Status = Literal["completed", "diverged", "failed"]
@@ -34,12 +35,14 @@ CURVE_COLUMNS = (
 class RunRecord:
     """One run. Every field but ``environment`` and ``timing`` is a function of ``config`` and the data alone."""
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid", "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     run_id: str
     status: Status
-    config: dict  # RunConfig, every default written out
-    sweep: dict  # the cell: name, holdout, recipe, labels ({"budget_flops": …, "size": …} and the grid's other axes)
+    config: dict[str, Any]  # RunConfig, every default written out
+    sweep: dict[
+        str, Any
+    ]  # the cell: name, holdout, recipe, labels ({"budget_flops": …, "size": …} and the grid's other axes)
     num_params: dict[str, int]  # by group, and non_embedding, total
     num_tokens: int  # trained on (at the last step, if diverged)
     num_steps: int
@@ -53,12 +56,14 @@ class RunRecord:
     bits_per_byte: float | None
     num_eval_tokens: int  # tokens behind ``loss``
     diverged_at_step: int | None
-    curve: dict[str, list]  # a list for each of CURVE_COLUMNS
+    curve: dict[str, list[Any]]  # a list for each of CURVE_COLUMNS
     # source, tokenizer, fingerprint, train_tokens, validation_tokens, tokens_per_byte; of a synthetic source the truth:
     # entropy_rate, best_loss (the least expected over windows), best_validation_loss (on this validation split)
-    data: dict
-    environment: dict = field(default_factory=dict)  # versions, git, devices, mesh, pack: where it happened
-    timing: dict = field(default_factory=dict)  # seconds, step_seconds, eval_seconds, tokens_per_s, flops_per_s, …
+    data: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)  # versions, git, devices, mesh, pack: where it happened
+    timing: dict[str, Any] = field(
+        default_factory=dict
+    )  # seconds, step_seconds, eval_seconds, tokens_per_s, flops_per_s, …
     schema: int = SCHEMA
 
 
@@ -70,12 +75,12 @@ def write_json(path: Path, payload: Any) -> None:
     storage.write(path, json.dumps(payload, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def software() -> dict:
+def software() -> dict[str, Any]:
     """Versions and the git commit of the code that runs: the part of ``environment`` that needs no device."""
     import subprocess
     from importlib import metadata
 
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("scaling", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy"):
         try:
             versions[package] = metadata.version(package)
@@ -148,6 +153,9 @@ def _checked(text: str, run_id: str) -> RunRecord:
         raise ValueError(f"loss is {record.loss!r} of a completed run")
     if not isinstance(record.sweep.get("labels", {}), dict):
         raise ValueError(f"sweep.labels is {record.sweep['labels']!r}, not an object")
+    for name in ("holdout", "changed_sides"):
+        if not isinstance(record.sweep.get(name, False), bool):
+            raise ValueError(f"sweep.{name} is {record.sweep[name]!r}, not true or false")
     needed = {"num_params": {"non_embedding", "total"}, "curve": {"step", "num_tokens", "loss"}}
     for name, keys in needed.items():
         if missing := keys - getattr(record, name).keys():
@@ -158,13 +166,13 @@ def _checked(text: str, run_id: str) -> RunRecord:
 
 
 @functools.cache
-def _adapter():
+def _adapter() -> "pydantic.TypeAdapter[RunRecord]":
     import pydantic
 
     return pydantic.TypeAdapter(RunRecord)
 
 
-def overlaid(record: RunRecord, cell: Mapping) -> RunRecord:
+def overlaid(record: RunRecord, cell: Mapping[str, Any]) -> RunRecord:
     """The record with what its grid says of its cell today: ``holdout``, ``recipe``, ``labels``.
 
     None of them has a part in the training, so a grid may change them afterwards. Where ``holdout`` changed, ``sweep``
@@ -222,7 +230,7 @@ def strangers(results: Path, run_ids: Collection[str] | None = None) -> list[str
     return sorted(path.stem for path in (folder / "runs").glob("*.json") if path.stem not in run_ids)
 
 
-def manifest(results: Path) -> dict:
+def manifest(results: Path) -> dict[str, Any]:
     """``sweep.json`` of a results folder; empty if there is none.
 
     Its ``groups`` are run_ids by the name of a folder in it, where the laws of these runs alone are. Of such a folder,
@@ -247,7 +255,7 @@ def _groups_around(folder: Path) -> dict[str, list[str]]:
     return read_json(folder.parent / "sweep.json").get("groups") or {}
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """An object that a sweep wrote; empty if there is none. Raises ValueError if it cannot be read."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -263,7 +271,7 @@ def is_done(results: Path, run_id: str) -> bool:
     return path.exists() and read(path).status != "failed"
 
 
-def seal(payload: Mapping) -> str:
+def seal(payload: Mapping[str, Any]) -> str:
     """sha256 of an object, its own key ``sha256`` left out: a file that carries it shows whether it was edited."""
     rest = {key: value for key, value in payload.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
@@ -281,7 +289,7 @@ def load(results: Path) -> "pd.DataFrame":
     return table(load_records(results))
 
 
-def table(records: list[RunRecord]) -> "pd.DataFrame":
+def table(records: Sequence[RunRecord]) -> "pd.DataFrame":
     """The table of ``load`` from records already read."""
     import pandas as pd
 
@@ -292,7 +300,7 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _row(r: RunRecord) -> dict:
+def _row(r: RunRecord) -> dict[str, Any]:
     model, optim = r.config["model"], r.config["optim"]
     return {
         "run_id": r.run_id,
@@ -330,7 +338,7 @@ def _row(r: RunRecord) -> dict:
     }
 
 
-def curves(records: list[RunRecord]) -> "pd.DataFrame":
+def curves(records: Sequence[RunRecord]) -> "pd.DataFrame":
     """Loss curves as a long table: run_id, status, holdout, num_params (non-embedding), num_params_total, flops_<rule>
     spent so far, and the columns of ``RunRecord.curve``."""
     import pandas as pd
@@ -360,7 +368,7 @@ _COMPARED = (
 )
 
 
-def plan_against_actual(manifest: dict, runs: Sequence[RunRecord]) -> list[dict]:
+def plan_against_actual(manifest: dict[str, Any], runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """What a sweep's plan said and what came of it: rows of key, title, unit, planned, actual, ratio (of the last two).
 
     The row ``cells`` has the median ratio of a cell's seconds, and ``low`` and ``high``, the smallest and the largest
@@ -371,7 +379,7 @@ def plan_against_actual(manifest: dict, runs: Sequence[RunRecord]) -> list[dict]
     cells = {c["run_id"]: c for c in manifest.get("cells") or []}
     if any(c.get("status") == "waiting" for c in cells.values()) or not actual.get("wall_seconds"):
         return []
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"key": key, "title": title, "unit": unit, "planned": planned.get(a), "actual": actual.get(b)}
         for key, title, unit, a, b in _COMPARED
     ]
@@ -392,7 +400,7 @@ def plan_against_actual(manifest: dict, runs: Sequence[RunRecord]) -> list[dict]
     return [{"ratio": None, **row} for row in rows if row.get("ratio") or row["planned"] or row["actual"]]
 
 
-def read_or_empty(path: Path) -> dict:
+def read_or_empty(path: Path) -> dict[str, Any]:
     """An object that can be made again, as it was left; empty if there is none or it is damaged."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

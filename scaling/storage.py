@@ -51,7 +51,7 @@ def folder(name: PurePath | str) -> Path:
     import fsspec
     from etils import epath
 
-    scheme = _SCHEME.match(text)[1]
+    scheme = _SCHEME.match(text)[1]  # type: ignore[index]  # remote: it has one
     try:
         path = epath.Path(text)
         fsspec.get_filesystem_class(scheme)
@@ -141,7 +141,7 @@ def set_aside(path: Path, name: str) -> Path:
 def remove_tree(folder: Path) -> None:
     """Removes a folder and all in it, if it is there."""
     if is_remote(folder):
-        folder.rmtree(missing_ok=True)
+        folder.rmtree(missing_ok=True)  # type: ignore[attr-defined]  # an epath.Path
     elif folder.exists():
         import shutil
 

@@ -142,7 +142,7 @@ def _check_workdir(workdir: Path, grid_path: str, name: str, cache_dir: Path) ->
 def _check_buckets(args: Options, execution: ExecutionConfig) -> None:
     """Raises ValueError, in one line, for what a folder in a bucket cannot do."""
     results, workdir = (folder and storage.is_remote(folder) for folder in (args.results, args.workdir))
-    if workdir and not os.fspath(args.workdir).startswith("gs://"):
+    if workdir and not os.fspath(args.workdir).startswith("gs://"):  # type: ignore[arg-type]  # there is one
         raise ValueError(f"--workdir {args.workdir}: checkpoints go to a disk or to gs://: write one of these")
     if workdir and (why := EXECUTORS[args.executor].needs_disk):
         raise ValueError(f"--workdir {args.workdir}: {why}: write a folder on a disk")
@@ -214,7 +214,7 @@ class Sweep:
         with bad_input():
             rows = select(self.cells.rows, self.options.only)
             execution, topology = self.grid.execution, self.options.topology
-            fits = meshes.show(self.console, rows, execution, topology, suggest=self.options.suggest)
+            fits = meshes.show(self.console, rows, execution, topology, suggest=self.options.suggest)  # type: ignore[arg-type]  # there is one: see run
         return DONE if fits else INCOMPLETE
 
     def _look(self) -> list[str]:
@@ -316,7 +316,7 @@ def _held(results: Path, options: Options, console: Console) -> Iterator[list[in
     try:
         if not lock.is_effective:
             console.print(f"{results}: its file system has no locks: start no second sweep on it")
-        yield lock.fds
+        yield lock.fds  # type: ignore[misc]  # a list or tuple of them
     finally:
         lock.release()
 

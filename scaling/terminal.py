@@ -61,7 +61,7 @@ def outliving_its_reader() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def text(*parts: str | tuple[str, str]) -> Text:
+def text(*parts: str | Text | tuple[str, str]) -> Text:
     """Returns one text of ``parts``, each a string as it is or (string, style).
 
     What rich would read in a string even where a console reads none (a spinner's) is safe as such a text."""

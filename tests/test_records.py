@@ -289,3 +289,11 @@ def test_the_plan_against_what_happened():
     waiting = manifest_of(runs)
     waiting["cells"][0]["status"] = "waiting"
     assert records.plan_against_actual(waiting, runs) == records.plan_against_actual({}, runs) == []
+
+
+@pytest.mark.parametrize("side", [[], "true", 1, None])
+def test_a_side_that_is_neither_true_nor_false_is_refused(tmp_path, side):
+    found = record()
+    path = records.save(tmp_path, dataclasses.replace(found, sweep={**found.sweep, "holdout": side}))
+    with pytest.raises(ValueError, match="sweep.holdout is .*, not true or false"):
+        records.read(path)

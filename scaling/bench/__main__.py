@@ -106,7 +106,7 @@ def _timed(
     failed = [answer.reason for answer in answers if answer.value is None]
     if failed:
         raise ValueError(f"{run.run_id}: {failed[0]}")
-    return [answer.value for answer in answers]
+    return [answer.value for answer in answers]  # type: ignore[misc]  # none has failed
 
 
 def _row(run: RunConfig, num_members: int, timed: list[dict], corpus) -> dict:

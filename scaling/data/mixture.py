@@ -4,6 +4,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def _open_one(config: DataConfig, folder: Path) -> "Corpus":
 
 def _subset(config: DataConfig, folder: Path, entry: dict) -> TokenArray:
     """The windows that ``unique_tokens`` targets fill, cut from the documents in order of their hash."""
-    num_windows = config.unique_tokens // config.seq_len
+    num_windows = config.unique_tokens // config.seq_len  # type: ignore[operator]  # not None: see the caller
     if not num_windows:
         raise ValueError(
             f"data.unique_tokens is {config.unique_tokens}: write at least one window, data.seq_len {config.seq_len}"
@@ -131,7 +132,7 @@ class Mixture:
     def describe(self) -> dict:
         """As ``Corpus.describe``, of all sources together, and ``sources``: each with its weight."""
         parts = [corpus.describe() for corpus in self.corpora]
-        per_token = [corpus.bytes_per_token["validation"] for corpus in self.corpora]
+        per_token: list[Any] = [corpus.bytes_per_token["validation"] for corpus in self.corpora]
         known = None not in per_token
         bytes_per_token = math.fsum(w * b for w, b in zip(self.weights, per_token)) if known else None
 
@@ -146,7 +147,7 @@ class Mixture:
             "fingerprint": self.fingerprint,
             **first,
             **{name: total(name) for name in (*counts, "text_bytes")},
-            "tokens_per_byte": 1 / bytes_per_token if known else None,
+            "tokens_per_byte": 1 / bytes_per_token if known else None,  # type: ignore[operator]  # known
             "sources": [{**part, "weight": weight} for weight, part in zip(self.weights, parts)],
         }
 

@@ -20,7 +20,7 @@ import hashlib
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -300,7 +300,7 @@ class Hierarchy:
         return total.reshape(len(x_WT), -1).sum(axis=1)
 
 
-PROCESSES = {"markov": Markov, "hierarchy": Hierarchy}
+PROCESSES: dict[str, Any] = {"markov": Markov, "hierarchy": Hierarchy}
 
 
 def is_synthetic(source: str) -> bool:
@@ -318,13 +318,13 @@ def process(source: str) -> Process:
         if name not in PROCESSES:
             raise ValueError(f"there is no process {name!r}: write one of {', '.join(PROCESSES)}")
         fields = {f.name: f for f in dataclasses.fields(PROCESSES[name])}
-        given = {}
+        given: dict[str, Any] = {}
         for item in filter(None, query.split("&")):
             key, _, text = item.partition("=")
             if key not in fields or key in given:
                 wrong = "given twice" if key in given else "not a parameter"
                 raise ValueError(f"{key!r} is {wrong}: write any of {', '.join(fields)}")
-            given[key] = _number(key, text, fields[key].type)
+            given[key] = _number(key, text, fields[key].type)  # type: ignore[arg-type]  # int or float, not their names
         return PROCESSES[name](**given)
     except ValueError as e:
         raise ValueError(f"data.source is {source!r}: {e}") from None

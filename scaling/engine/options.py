@@ -74,7 +74,7 @@ class Options:
     @property
     def num_workers(self) -> int | None:
         """None for as many as the executor sees fit."""
-        return None if self.workers == "auto" else self.workers
+        return None if self.workers == "auto" else self.workers  # type: ignore[return-value]  # a number, then
 
     def check(self) -> None:
         """Raises ValueError for options that say nothing without another."""

@@ -8,6 +8,7 @@ with session.started(num_packs):
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 from scaling import config, fields, machine, objectives
 from scaling.engine import measuring
@@ -33,8 +34,9 @@ class Session:
     """
 
     def __init__(self, call: Call, loop: str, group: Group | None = None):
-        self.call, self.workers = call, None
-        self._pack_sizes: int | dict[str, int] = 1 if call.options.pack == "auto" else call.options.pack
+        self.call = call
+        self.workers: Any = None  # a number from ``started`` on
+        self._pack_sizes: int | dict[str, int] = 1 if call.options.pack == "auto" else call.options.pack  # type: ignore[assignment]  # a number, then
         self._disk_bytes = 1e9 * (call.options.disk_budget or call.grid.execution.disk_budget_gb)
         self.keeper = Keeper(
             call.workdir, call.cells, call.say, keeps_final=call.grid.execution.keep_final_checkpoint

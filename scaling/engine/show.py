@@ -1,6 +1,7 @@
 """Prints a plan: its table, what it comes to, packs, trunks, what is doubtful about the grid. Changes nothing."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -37,11 +38,11 @@ def show_packs(console: Console, plan: Plan, timings: TimingCache, bench: str) -
     most = max(map(len, packs))
     line = f"packs: {sum(map(len, packs))} of {len(plan.todo)} cells in {len(packs)} of up to {most}, one program each"
     if all(row.memory_bytes is not None for pack in packs for row in pack):
-        memory = max(sum(row.memory_bytes for row in pack) for pack in packs)
+        memory = max(sum(row.memory_bytes for row in pack) for pack in packs)  # type: ignore[misc]  # all are known
         line += f"; about {numbers.compact(memory)}B of memory for the largest"
     if plan.bill.hardware.is_here:
         shapes = [(pack[0].plan.num_params["non_embedding"], len(pack)) for pack in packs]
-        gains = [timings.pack_gain(*shape, plan.bill.workers) for shape in shapes]
+        gains: list[Any] = [timings.pack_gain(*shape, plan.bill.workers) for shape in shapes]
         if None in gains:
             line += f"; what it gains was not timed here ({bench.format(packs=most)})"
         else:

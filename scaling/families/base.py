@@ -29,7 +29,7 @@ class ModelConfig(Variants, told_by="family", usual="transformer"):
     # Compute dtype; weights and optimiser state are float32 always.
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "d_model", "num_layers", "vocab_size", "norm_eps")
         if self.logit_softcap is not None:
             require_positive(self, "logit_softcap")
@@ -46,7 +46,7 @@ class ModelConfig(Variants, told_by="family", usual="transformer"):
 
 
 class Family(Protocol):
-    """What a module of ``scaling.families`` holds. None of it needs JAX.
+    """What a module of ``scaling.families`` holds. None of it needs JAX. ``config`` is of the module's own ``Config``.
 
     ``network`` names the module with ``param_specs``, ``hidden``, ``head``, ``logits`` (``scaling.training.models``).
     """
@@ -61,14 +61,14 @@ class Family(Protocol):
     def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """``given`` with the fields that follow from others of them, a size written out or not."""
 
-    def counts(self, config: ModelConfig, *, causal: bool = True) -> Counts:
+    def counts(self, config: Any, *, causal: bool = True) -> Counts:
         """Parameters, products and mixings."""
 
-    def kept_values(self, config: ModelConfig) -> int:
+    def kept_values(self, config: Any) -> int:
         """Values a token and layer that the backward pass needs inside of a layer, divided by mesh axis ``tensor``."""
 
-    def pair_values(self, config: ModelConfig, seq_len: int) -> int:
+    def pair_values(self, config: Any, seq_len: int) -> int:
         """Values a token and layer that are kept for every other token of the window, unless a kernel is fused."""
 
-    def divided(self, config: ModelConfig) -> list[tuple[str, int, str]]:
+    def divided(self, config: Any) -> list[tuple[str, int, str]]:
         """(field, size, mesh axis) of what a mesh must divide."""

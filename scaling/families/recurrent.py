@@ -28,7 +28,7 @@ class RecurrentConfig(ModelConfig):
     cell: Literal["gru"] = "gru"
     residual: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.parameterization == "standard", "parameterization", self.parameterization,
             "standard: how rates transfer over the width of a recurrent cell is not known to hold",
@@ -36,7 +36,7 @@ class RecurrentConfig(ModelConfig):
         super().__post_init__()
 
 
-Config = RecurrentConfig
+Config: type[ModelConfig] = RecurrentConfig
 
 
 def shape(width: int, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class TransformerConfig(ModelConfig):
     rope_theta: float = 10_000.0
     base_head_dim: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "num_heads", "head_dim", "num_kv_heads", "d_ff", "rope_theta")
         require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (RoPE rotates pairs)")
@@ -50,7 +50,7 @@ class TransformerConfig(ModelConfig):
         self.require_base_size("base_head_dim")
 
 
-Config = TransformerConfig
+Config: type[ModelConfig] = TransformerConfig
 
 
 def shape(width: int, given: Mapping[str, Any]) -> dict[str, Any]:

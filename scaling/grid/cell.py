@@ -17,15 +17,15 @@ class Cell:
     run: RunConfig
     holdout: bool = False
     recipe: str | None = None
-    labels: dict = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def place(self) -> dict:
+    def place(self) -> dict[str, Any]:
         """What no training depends on: a grid may change it when the run is done."""
         return {"holdout": self.holdout, "recipe": self.recipe, "labels": self.labels}
 
 
-def called(labels: dict) -> str:
+def called(labels: dict[str, Any]) -> str:
     if not labels:
         return "base"
     return "cell " + ", ".join(f"{key}={v if isinstance(v, str) else shown(v)}" for key, v in labels.items())

@@ -34,10 +34,10 @@ class Entry:
     """One entry of a section: the part of a run that it sets, and the coordinates that name it."""
 
     leaves: Leaves
-    labels: dict = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
 
 
-def of(sections: dict) -> list[list[Entry]]:
+def of(sections: dict[str, Any]) -> list[list[Entry]]:
     """The choices of a grid, in the order in which later ones win. Raises GridError."""
     choices = []
     if "isoflop" in sections:
@@ -70,8 +70,8 @@ def _run_leaves(raw: Any, path: str) -> Leaves:
     return leaves
 
 
-def _base_entry(sections: dict) -> Entry:
-    leaves = {("recipe", "name"): ("default@2", "recipe")}
+def _base_entry(sections: dict[str, Any]) -> Entry:
+    leaves: Leaves = {("recipe", "name"): ("default@2", "recipe")}
     if "recipe" in sections:
         leaves |= _recipe_leaves(sections["recipe"], "recipe")
     return Entry(leaves | _run_leaves(sections.get("base", {}), "base"))
@@ -128,7 +128,8 @@ def _axis_entries(axis: Any, entries: Any) -> list[Entry]:
 def _value_leaves(axis: str, value: Any, path: str, where: str) -> Leaves:
     if axis == "recipe":
         return _recipe_leaves(value, where)
-    key, hint = tuple(axis.split(".")), RUN_SCHEMA
+    hint: Any = RUN_SCHEMA
+    key = tuple(axis.split("."))
     for name in key:
         hint = hint.get(name) if isinstance(hint, dict) else None
     if hint is None or isinstance(hint, dict):

@@ -79,7 +79,7 @@ class FitConfig:
     laws: tuple[str, ...] | None = None  # as --law of scaling.fit; null: its default
     by: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.flops not in RULES:
             raise ValueError(f"flops is {self.flops!r}: write one of {', '.join(RULES)}")
         if self.delta is not None and not (math.isfinite(self.delta) and self.delta > 0):
@@ -145,7 +145,7 @@ def expand(raw: Any, *, name: str, text: str = "") -> Grid:
     )
 
 
-def _settings(cls: type, sections: dict, name: str) -> Any:
+def _settings(cls: type, sections: dict[str, Any], name: str) -> Any:
     leaves = strict.flatten(sections.get(name, {}), strict.schema_of(cls), name)
     return strict.build(cls, {key: value for key, (value, _) in leaves.items()}, leaves, name)
 
@@ -156,7 +156,7 @@ def _settings(cls: type, sections: dict, name: str) -> Any:
 def _cell(chosen: tuple[Entry, ...]) -> tuple[Cell, Leaves]:
     """Merges one choice of entries into a run without its start, and what is said of that (``starts``)."""
     leaves: Leaves = {}
-    labels: dict = {}
+    labels: dict[str, Any] = {}
     for entry in chosen:
         leaves |= entry.leaves
         labels |= entry.labels
@@ -167,7 +167,7 @@ def _cell(chosen: tuple[Entry, ...]) -> tuple[Cell, Leaves]:
         raise GridError(f"{called(labels)}: its numbers overflow; write smaller ones") from None
 
 
-def _resolve(leaves: Leaves, labels: dict) -> Cell:
+def _resolve(leaves: Leaves, labels: dict[str, Any]) -> Cell:
     """Expands the size, asks the recipe for what the grid leaves open, checks and counts."""
     where = called(labels)
     dial = _only(leaves, "model", DIALS, where)
@@ -176,9 +176,9 @@ def _resolve(leaves: Leaves, labels: dict) -> Cell:
     recipe = {key[1]: value for key, (value, _) in leaves.items() if key[0] == "recipe"}
 
     family = FAMILIES[values.get(("model", "family"), "transformer")]
-    strict.require_known("model", family.Config, leaves, f"a {family.Config.family} model", ("width", "params"))
+    strict.require_known("model", family.Config, leaves, f"a {family.Config.family} model", ("width", "params"))  # type: ignore[misc, unused-ignore]  # has a default, which older mypy knows
     objective = OBJECTIVES[values.get(("objective", "name"), "next_token")]
-    strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")
+    strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")  # type: ignore[misc, unused-ignore]  # likewise
     if ("model", "vocab_size") not in values:
         values |= _vocab_of(values, leaves)
     try:
@@ -206,7 +206,7 @@ def _resolve(leaves: Leaves, labels: dict) -> Cell:
     return Cell(run=run, recipe=None if recipe["name"] == "none" else recipe["name"], labels=labels)
 
 
-def _vocab_of(values: dict, leaves: Leaves) -> dict[tuple[str, ...], int]:
+def _vocab_of(values: dict[tuple[str, ...], Any], leaves: Leaves) -> dict[tuple[str, ...], int]:
     """The vocabulary that follows from the names of the tokenizer and of the objective."""
     extra_ids = OBJECTIVES[values.get(("objective", "name"), "next_token")].extra_ids
     tokenizer, path = leaves.get(("data", "tokenizer"), ("bytes", ""))
@@ -237,7 +237,9 @@ def _part(values: dict[tuple[str, ...], Any], group: str) -> dict[str, Any]:
     return {key[1]: value for key, value in values.items() if key[0] == group and value is not None}
 
 
-def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[tuple[str, ...], Any]:
+def _ask_recipe(
+    recipe: dict[str, Any], values: dict[tuple[str, ...], Any], leaves: Leaves, where: str
+) -> dict[tuple[str, ...], Any]:
     """The recipe's values for what the grid leaves open."""
     for scale, target in (("lr_scale", ("optim", "peak_lr")), ("batch_scale", ("batch_size",))):
         path = leaves.get(("recipe", scale), (None, ""))[1]
@@ -280,7 +282,7 @@ def _ask_recipe(recipe: dict, values: dict, leaves: Leaves, where: str) -> dict[
 # ---- selectors: cells named by their coordinates --------------------------------------------------------------------
 
 
-def _kept(cells: list[Cell], sections: dict) -> list[bool]:
+def _kept(cells: list[Cell], sections: dict[str, Any]) -> list[bool]:
     """Which cells ``exclude`` leaves."""
     if "exclude" not in sections:
         return [True] * len(cells)
@@ -292,7 +294,7 @@ def _kept(cells: list[Cell], sections: dict) -> list[bool]:
     return [not out for out in left_out]
 
 
-def _hold_out(cells: list[Cell], sections: dict) -> list[Cell]:
+def _hold_out(cells: list[Cell], sections: dict[str, Any]) -> list[Cell]:
     if "holdout" not in sections:
         return cells
     section = strict.mapping(sections["holdout"], "holdout", ("budgets", "cells"))

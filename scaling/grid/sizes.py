@@ -30,7 +30,8 @@ def _nearest(num_params: float, given: tuple[tuple[str, Any], ...]) -> dict[str,
     """The shape on the rule whose non-embedding parameters are nearest to ``num_params``, by ratio."""
     if num_params <= 0:
         raise ValueError(f"{num_params:g} is not positive; write e.g. 1e6")
-    best, best_ratio, problem = None, math.inf, ""
+    best: dict[str, Any] | None = None
+    best_ratio, problem = math.inf, ""
     for width in WIDTHS:
         try:
             fields = model_fields({**dict(given), "width": width})
@@ -44,4 +45,4 @@ def _nearest(num_params: float, given: tuple[tuple[str, Any], ...]) -> dict[str,
     if best_ratio > 2:
         why = problem if best is None else f"the nearest width, {best['d_model']}, is off by {best_ratio:.3g}"
         raise ValueError(f"{num_params:g} is no size on the rule ({why}); write another, or the shape in full")
-    return best
+    return best  # type: ignore[return-value]  # a ratio of at most 2 is of a shape that was found

@@ -48,10 +48,12 @@ def _loader() -> type:
     plain = [*(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "str", "seq", "map")), None]
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers: typing.ClassVar[dict] = {}
-        yaml_constructors: typing.ClassVar[dict] = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in plain}
+        yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+        yaml_constructors: typing.ClassVar[dict[str | None, Any]] = {
+            tag: yaml.SafeLoader.yaml_constructors[tag] for tag in plain
+        }
 
-        def compose_mapping_node(self, anchor):
+        def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
             seen: set[str] = set()
             for key, _ in node.value:
@@ -60,7 +62,7 @@ def _loader() -> type:
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
             return node
 
-    def number(kind):
+    def number(kind: type) -> Callable[[Any, Any], Any]:
         return lambda loader, node: kind(loader.construct_scalar(node).replace("_", ""))
 
     digits = r"[0-9](?:_?[0-9])*"
@@ -97,16 +99,16 @@ def read_yaml(text: str) -> Any:
 # ---- checking -------------------------------------------------------------------------------------------------------
 
 
-def schema_of(cls: type) -> dict:
+def schema_of(cls: type) -> dict[str, Any]:
     """Field names → type hints, nested for fields that are dataclasses."""
     hints = typing.get_type_hints(cls)
     inner = {name: fields.config_in(hint) for name, hint in hints.items()}
-    return {f.name: schema_of(inner[f.name]) if inner[f.name] else hints[f.name] for f in dataclasses.fields(cls)}
+    return {f.name: hints[f.name] if (c := inner[f.name]) is None else schema_of(c) for f in dataclasses.fields(cls)}
 
 
-def schema_of_any(variants: dict[str, Any], told_by: str) -> dict:
+def schema_of_any(variants: dict[str, Any], told_by: str) -> dict[str, Any]:
     """Field names → type hints of all of several configs, the first one's where they differ; ``told_by`` names one."""
-    found: dict = {}
+    found: dict[str, Any] = {}
     for variant in reversed(variants.values()):
         found |= schema_of(variant.Config)
     return found | {told_by: Literal[tuple(variants)]}
@@ -137,13 +139,13 @@ def did_you_mean(wrong: Any, options: Iterable[str]) -> str:
     return f"; did you mean {found!r}?"
 
 
-def paths_of(schema: dict, prefix: str = "") -> list[str]:
+def paths_of(schema: dict[str, Any], prefix: str = "") -> list[str]:
     """Every dotted path of a schema, shallow ones first."""
     nested = [paths_of(hint, f"{prefix}{key}.") for key, hint in schema.items() if isinstance(hint, dict)]
     return [f"{prefix}{key}" for key in schema] + [path for paths in nested for path in paths]
 
 
-def mapping(raw: Any, path: str, allowed: Iterable[str] | None = None) -> dict:
+def mapping(raw: Any, path: str, allowed: Iterable[str] | None = None) -> dict[str, Any]:
     """``raw`` if it is a dict whose keys are all ``allowed``; a key that belongs one level deeper is pointed there."""
     if not isinstance(raw, dict):
         raise GridError(f"{path or 'grid'}: {shown(raw)} is not a mapping; write `key: value` lines")
@@ -218,7 +220,9 @@ def flatten(raw: Any, schema: Any, path: str, key: tuple[str, ...] = ()) -> Leav
     return leaves
 
 
-def build(cls: type, values: dict[tuple[str, ...], Any], leaves: Leaves, where: str, prefix: tuple[str, ...] = ()):
+def build(
+    cls: type, values: dict[tuple[str, ...], Any], leaves: Leaves, where: str, prefix: tuple[str, ...] = ()
+) -> Any:
     """``fields.parse`` on flat values.
 
     Its first error becomes a GridError at the place in the file that ``leaves`` knows for it, or at ``where``.
@@ -226,7 +230,7 @@ def build(cls: type, values: dict[tuple[str, ...], Any], leaves: Leaves, where: 
     """
     import pydantic
 
-    nested: dict = {}
+    nested: dict[str, Any] = {}
     for key, value in values.items():
         inner = nested
         for name in key[:-1]:

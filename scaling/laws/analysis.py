@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,8 +35,8 @@ class Analysis:
     fits: dict[str, Fit]
     draws: dict[str, Draws]
     cost: Cost
-    isoflop: dict
-    envelope: dict
+    isoflop: dict[str, Any]
+    envelope: dict[str, Any]
     warnings: tuple[str, ...]
     seed: int = 0
     level: float = 0.95
@@ -61,7 +61,7 @@ class Analysis:
         """The law that forecasts where no combination does: the surface, else the first of one column."""
         return self.surface or next((n for n, f in self.fits.items() if len(f.form.columns) == 1), None)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """fit.json's content (``payload.of``)."""
         return payload.of(self)
 
@@ -99,11 +99,16 @@ def analyse(
     Raises:
       ValueError: the table cannot be read as observations, or identifies none of the laws; says what would mend it.
     """
-    reading = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops, "source": source}
+    reading: dict[str, Any] = {
+        "num_params": num_params,
+        "flops": flops,
+        "holdout_flops": holdout_flops,
+        "source": source,
+    }
     observations = from_table(table, **reading, columns=[c for law in laws for c in catalogue.get(law).columns])
     columns = observations.columns
     clusters, said = diagnosis.run_clusters(observations)
-    objective = {"loss": loss, "delta": delta, "tau": tau}
+    objective: dict[str, Any] = {"loss": loss, "delta": delta, "tau": tau}
     fits, draws, noise, selections, problems = {}, {}, {}, {}, []
     warnings = [*observations.warnings, *([said] if said else [])]
     for form in map(catalogue.get, laws):
@@ -154,7 +159,7 @@ def analyse(
     return _with_evidence(found)
 
 
-def _envelope(observations: Observations, curves, flops: str) -> dict:
+def _envelope(observations: Observations, curves: "pd.DataFrame | None", flops: str) -> dict[str, Any]:
     """Approach 1; without an exponent where final points lie on a ray, which would be the design's own."""
     found = approaches.envelope(observations, curves, flops=flops) or {}
     if found.get("source") == "final points" and on_a_ray(observations):
@@ -165,7 +170,7 @@ def _envelope(observations: Observations, curves, flops: str) -> dict:
 
 def _members(found: Analysis) -> tuple[str, ...]:
     """Forms behind a forecast: every law that was asked for of the forecaster's columns, and the usual ones."""
-    columns = set(found.fits[found.forecaster].form.columns)
+    columns = set(found.fits[found.forecaster].form.columns)  # type: ignore[index]  # there is a forecaster
     asked = [name for name, f in found.fits.items() if set(f.form.columns) == columns]
     usual = MEMBERS if len(columns) > 1 else [n for n, f in catalogue.FORMS.items() if f.columns == tuple(columns)]
     return tuple(dict.fromkeys([*asked, *(n for n in usual if catalogue.get(n).target == "loss")]))
@@ -204,7 +209,7 @@ def _with_evidence(found: Analysis) -> Analysis:
 
 def _derived(found: Analysis) -> dict[str, Profile]:
     """Profiles of what the surface law implies: its exponents, and the optimum at the largest compute fitted."""
-    fitted, C = found.fits[found.surface], found.observations.columns["flops"]
+    fitted, C = found.fits[found.surface], found.observations.columns["flops"]  # type: ignore[index]  # there is one
     if allocation.exponents(fitted.form, fitted.params) is None:
         return {}  # an optimum found by search, thousands of times over
     asked = allocation.quantities(fitted.form, (C.min(), C.max()), found.cost)
@@ -216,7 +221,7 @@ def _derived(found: Analysis) -> dict[str, Profile]:
         out["a_local"] = profile(fitted, asked["a_local"], found.level)
     n = out["num_params"] = positive_profile(fitted, asked["num_params"], found.level)
 
-    def tokens(num_params):
+    def tokens(num_params: np.ndarray) -> np.ndarray:
         return C.max() / found.cost.flops_per_token(num_params)
 
     if (found.cost.elasticity(n.grid) > 0).all():  # D* falls with N*: one walk tells both

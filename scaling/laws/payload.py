@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from scaling.laws.answers import allocation
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.forecast import Fitted, forecast
+from scaling.laws.forms.law import Params
 from scaling.laws.intervals import influence, resampling
-from scaling.laws.intervals.profile import Profile, cut, without_end
+from scaling.laws.intervals.profile import Profile, Quantity, cut, without_end
 from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT
 
 SCHEMA = 1
@@ -28,20 +29,35 @@ UNITS = {"independent": "observation", "uneven": "observation"}
 class Found(Fitted, Protocol):
     """What fit.json is made from: of an ``analysis.Analysis`` these parts, beside what a forecast is made from."""
 
-    cost: Cost
-    isoflop: dict
-    envelope: dict
-    level: float
-    selections: dict[str, str]
-    profiles: dict[str, dict[str, Profile]]
-    derived: dict[str, Profile]
-    residuals: dict[str, influence.Residuals]
+    @property
+    def cost(self) -> Cost: ...
+
+    @property
+    def isoflop(self) -> dict[str, Any]: ...
+
+    @property
+    def envelope(self) -> dict[str, Any]: ...
+
+    @property
+    def level(self) -> float: ...
+
+    @property
+    def selections(self) -> dict[str, str]: ...
+
+    @property
+    def profiles(self) -> dict[str, dict[str, Profile]]: ...
+
+    @property
+    def derived(self) -> dict[str, Profile]: ...
+
+    @property
+    def residuals(self) -> dict[str, influence.Residuals]: ...
 
     @property
     def surface(self) -> str | None: ...
 
 
-def of(found: Found) -> dict:
+def of(found: Found) -> dict[str, Any]:
     """Returns fit.json's content as plain numbers; what could not be known is null, never NaN."""
     payload = {
         "schema": SCHEMA,
@@ -63,7 +79,7 @@ def of(found: Found) -> dict:
     return finite(payload)
 
 
-def _law(found: Found, name: str) -> dict:
+def _law(found: Found, name: str) -> dict[str, Any]:
     fitted, draws = found.fits[name], found.draws.get(name)
     errors, intervals, method = _uncertainty(found, name)
     profiles = {k: p for k, p in found.profiles.get(name, {}).items() if k in fitted.params}
@@ -100,27 +116,27 @@ def _law(found: Found, name: str) -> dict:
     }
 
 
-def _uncertainty(found: Found, name: str) -> tuple[dict, dict, str]:
+def _uncertainty(found: Found, name: str) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Standard errors and intervals of a law's parameters, and how they were found."""
     fitted, draws, profiles = found.fits[name], found.draws.get(name), found.profiles.get(name)
     errors, intervals = {}, {}
     covariance = resampling.covariance(fitted)
     for parameter in fitted.params:
-        slope = resampling.gradient(fitted, lambda p, k=parameter: p[k])
+        slope = resampling.gradient(fitted, lambda p, k=parameter: p[k])  # type: ignore[misc]  # k is bound by its default
         errors[parameter] = float(np.sqrt(max(slope @ covariance @ slope, 0.0)))
-        _, lo, hi = resampling.delta_interval(fitted, lambda p, k=parameter: p[k], found.level)
+        _, lo, hi = resampling.delta_interval(fitted, lambda p, k=parameter: p[k], found.level)  # type: ignore[misc]  # k is bound by its default
         intervals[parameter] = [float(lo), float(hi)]
     if draws is None:
         return errors, _without_end(found, name, intervals), "delta"
     if fitted.num_observations >= MIN_RESAMPLED_ROWS or not profiles:
         errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
     if _by_profile(found, name):
-        return errors, {k: profiles[k].interval for k in fitted.params}, "profile"
+        return errors, {k: profiles[k].interval for k in fitted.params}, "profile"  # type: ignore[index]  # it has profiles
     kind = found.noise[name].kind if name in found.noise else "independent"
     return errors, _without_end(found, name, _resampled(found, name)), f"bootstrap by {UNITS.get(kind, kind)}"
 
 
-def _without_end(found: Found, name: str, intervals: dict) -> dict:
+def _without_end(found: Found, name: str, intervals: dict[str, Any]) -> dict[str, Any]:
     profiles = found.profiles.get(name, {})
     return {k: without_end(found.fits[name], k, ends, profiles) for k, ends in intervals.items()}
 
@@ -133,20 +149,20 @@ def _by_profile(found: Found, name: str) -> bool:
     return bool(found.profiles.get(name)) and plain and name in found.draws
 
 
-def _resampled(found: Found, name: str) -> dict:
+def _resampled(found: Found, name: str) -> dict[str, Any]:
     return {k: resampling.interval(v, found.level) for k, v in found.draws[name].params.items()}
 
 
-def _sample(found: Found, name: str) -> dict:
+def _sample(found: Found, name: str) -> dict[str, Any]:
     """Some of the surface law's bootstrap draws, for pictures of how its parameters move together."""
     if name != found.surface or name not in found.draws:
         return {}
     return {parameter: values[:SAMPLED_DRAWS] for parameter, values in found.draws[name].params.items()}
 
 
-def _band(found: Found, quantity) -> tuple[np.ndarray, np.ndarray]:
+def _band(found: Found, quantity: Quantity) -> tuple[np.ndarray, np.ndarray]:
     """A derived quantity (m,) of the surface law and its interval (m, 2), ±inf where the draws run off."""
-    fitted, draws = found.fits[found.surface], found.draws.get(found.surface)
+    fitted, draws = found.fits[found.surface], found.draws.get(found.surface)  # type: ignore[index, arg-type]  # fitted
     if draws is None:
         value, lo, hi = resampling.delta_interval(fitted, lambda p: _log(quantity(p)), found.level)
         with np.errstate(over="ignore"):  # no end: what 1e300 would only look like
@@ -158,24 +174,24 @@ def _band(found: Found, quantity) -> tuple[np.ndarray, np.ndarray]:
 
 def _optimum(found: Found, flops: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """N*, D*, D*/N* and the loss there at each C, with intervals. NaN where the law has no optimum."""
-    form, cost, draws = found.fits[found.surface].form, found.cost, found.draws.get(found.surface)
+    form, cost, draws = found.fits[found.surface].form, found.cost, found.draws.get(found.surface)  # type: ignore[index, arg-type]  # fitted
     drawn = None if draws is None else allocation.optimal_num_params(form, draws.params, flops, cost)
 
-    def num_params(p):
+    def num_params(p: Params) -> Any:
         # One search over the draws serves all four quantities.
         known = draws is not None and p is draws.params
         return drawn if known else allocation.optimal_num_params(form, p, flops, cost)
 
-    def num_tokens(p):
+    def num_tokens(p: Params) -> Any:
         return _tokens(flops, cost, num_params(p))
 
-    def loss(p):
+    def loss(p: Params) -> Any:
         n = num_params(p)
         with np.errstate(all="ignore"):
             return form.predict({k: v[:, None] for k, v in p.items()}, num_params=n,
                                 num_tokens=_tokens(flops, cost, n))  # fmt: skip
 
-    def ratio(p):
+    def ratio(p: Params) -> Any:
         n = num_params(p)
         with np.errstate(all="ignore"):
             return _tokens(flops, cost, n) / n
@@ -198,7 +214,7 @@ def _beyond(found: Found, name: str, band: np.ndarray, flops: np.ndarray) -> np.
     return band
 
 
-def _frontier(found: Found) -> list[dict]:
+def _frontier(found: Found) -> list[dict[str, Any]]:
     """The optimum from the least compute fitted to beyond the largest known, where the law has one."""
     if found.surface is None or found.cost.problem:
         return []
@@ -220,7 +236,7 @@ def _frontier(found: Found) -> list[dict]:
     return rows
 
 
-def allocation_entry(found: Found) -> dict:
+def allocation_entry(found: Found) -> dict[str, Any]:
     """Exponents and tokens per parameter of the surface law.
 
     ``a``, ``b`` are asymptotic: those of a cost proportional to N D. ``a_local`` is the mean slope of
@@ -232,7 +248,7 @@ def allocation_entry(found: Found) -> dict:
     fitted = found.fits[found.surface]
     flops = found.observations.columns["flops"]
     ends = np.array([flops.min(), flops.max()])
-    out = {"law": found.surface, "cost": found.cost.describe(), "cost_max_error": found.cost.max_error}
+    out: dict[str, Any] = {"law": found.surface, "cost": found.cost.describe(), "cost_max_error": found.cost.max_error}
     out |= {"fitted_flops": ends.tolist(), "by_construction": [], "reasons": list(no_allocation(found))}
     quantities = allocation.quantities(fitted.form, (ends[0], ends[1]), found.cost)
     for name in ("a", "b", "a_local"):
@@ -248,11 +264,11 @@ def allocation_entry(found: Found) -> dict:
 
 def no_allocation(found: Found) -> list[str]:
     """What of the allocation cannot be had, or not everywhere, in words."""
-    form, C = found.fits[found.surface].form, found.observations.columns["flops"]
+    form, C = found.fits[found.surface].form, found.observations.columns["flops"]  # type: ignore[index]  # fitted
     if found.cost.problem:
         return [f"no allocation: {found.cost.problem}"]
     at = np.array([C.min(), C.max()])
-    sizes = allocation.optimal_num_params(form, found.fits[found.surface].params, at, found.cost)
+    sizes = allocation.optimal_num_params(form, found.fits[found.surface].params, at, found.cost)  # type: ignore[index]  # fitted
     reason = allocation.no_optimum(form, sizes, at) or allocation.far_from_rows(form, sizes, at, found.cost)
     if reason or found.surface not in found.draws:
         return [reason] if reason else []
@@ -266,7 +282,7 @@ def no_allocation(found: Found) -> list[str]:
     ]
 
 
-def _ratios(found: Found, ends: np.ndarray) -> dict:
+def _ratios(found: Found, ends: np.ndarray) -> dict[str, Any]:
     """D*/N* with intervals at the budgets, or across the fitted range, and at the largest compute held out."""
     at = np.array([p["flops"] for p in found.isoflop.get("budgets", [])])
     if not len(at):
@@ -280,7 +296,7 @@ def _ratios(found: Found, ends: np.ndarray) -> dict:
     }
 
 
-def _exponent(found: Found, name: str, quantity, by_construction: list[str]) -> dict:
+def _exponent(found: Found, name: str, quantity: Quantity, by_construction: list[str]) -> dict[str, Any]:
     """An exponent and its interval: the profile's where that is the default, and no end where that has none.
 
     An exponent that no parameter moves has no interval: its name is added to ``by_construction``.
@@ -288,19 +304,19 @@ def _exponent(found: Found, name: str, quantity, by_construction: list[str]) -> 
     value, band = _band(found, lambda p: quantity(p)[:, None])
     if not np.isfinite(value[0]):
         return {}
-    if not np.any(np.abs(resampling.gradient(found.fits[found.surface], quantity)) > 1e-9):
+    if not np.any(np.abs(resampling.gradient(found.fits[found.surface], quantity)) > 1e-9):  # type: ignore[index]  # fitted
         by_construction.append(name)
         return {name: float(value[0]), f"{name}_interval": None}
     band, profiled = band[0], found.derived.get(name)
     shown = band
     if profiled is not None:
-        use = profiled.interval if _by_profile(found, found.surface) else band
+        use = profiled.interval if _by_profile(found, found.surface) else band  # type: ignore[arg-type]  # fitted
         shown = np.where(np.isfinite(profiled.interval), use, profiled.interval)
     out = {name: float(value[0]), f"{name}_interval": shown.tolist()}
     return out | ({f"{name}_bootstrap_interval": band.tolist()} if found.surface in found.draws else {})
 
 
-def _combination(found: Found) -> dict:
+def _combination(found: Found) -> dict[str, Any]:
     """The forms behind a forecast, their weights, and how each forecast as the fitted range grew."""
     if found.combination is None:
         return {}
@@ -324,7 +340,7 @@ def _flops_held_out(found: Found) -> list[float]:
     return [row["flops"] for row in rows if row["reason"] in (HELD_OUT, LEFT_OUT) and row["flops"]]
 
 
-def _forecast(found, reason: str) -> list[dict]:
+def _forecast(found: Found, reason: str) -> list[dict[str, Any]]:
     """What the laws say of the rows that are excluded for this reason, beside what they gave."""
     rows = [row for row in found.observations.excluded if row["reason"] == reason]
     if found.forecaster is None:
@@ -359,7 +375,7 @@ def _percentiles(draws: np.ndarray, level: float) -> np.ndarray:
     return np.stack([np.where(lower == 0, -np.inf, lower), upper], axis=-1)
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     """A JSON-ready copy: NumPy scalars as Python's, and null where a number is not finite."""
     if isinstance(value, Mapping):
         return {str(k): finite(v) for k, v in value.items()}

@@ -4,7 +4,7 @@ from scaling.objectives import masked, next_token
 from scaling.objectives.base import Objective, ObjectiveConfig
 
 OBJECTIVES: dict[str, Objective] = {"next_token": next_token, "masked": masked}
-NEXT_TOKEN = next_token.Config()
+NEXT_TOKEN = next_token.NextToken()
 
 
 def of(config: ObjectiveConfig) -> Objective:

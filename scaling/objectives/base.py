@@ -19,7 +19,7 @@ class ObjectiveConfig(Variants, told_by="name", usual="next_token"):
 
 
 class Objective(Protocol):
-    """What a module of ``scaling.objectives`` holds. None of it needs JAX.
+    """What a module of ``scaling.objectives`` holds. None of it needs JAX. ``config`` is of its own ``Config``.
 
     A batch is a dict of arrays whose rows are those of the windows it was made of; it is made on the host, a pure
     function of the windows and of their keys, so that any mesh, part or restart has the same.
@@ -31,18 +31,18 @@ class Objective(Protocol):
     is_likelihood: bool  # of the text: then bits per byte mean something
     extra_ids: int  # that the vocabulary has beyond the tokenizer's, at its end
 
-    def lengths(self, config: ObjectiveConfig, seq_len: int) -> Lengths:
+    def lengths(self, config: Any, seq_len: int) -> Lengths:
         """Tokens of a window, by what becomes of them."""
 
-    def predicted(self, config: ObjectiveConfig, tokens_R: "np.ndarray") -> "np.ndarray":
+    def predicted(self, config: Any, tokens_R: "np.ndarray") -> "np.ndarray":
         """How many tokens carry loss in windows that have so many targets."""
 
-    def batch_spec(self, config: ObjectiveConfig, seq_len: int) -> dict[str, tuple[int, str]]:
+    def batch_spec(self, config: Any, seq_len: int) -> dict[str, tuple[int, str]]:
         """Columns and dtype of each array of a batch."""
 
     def batch(
         self,
-        config: ObjectiveConfig,
+        config: Any,
         vocab_size: int,
         windows_RS: "np.ndarray",
         keys_R: "np.ndarray",

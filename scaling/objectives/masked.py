@@ -4,8 +4,9 @@ Of a window's T tokens after the first, round(rate · T) are chosen; of these 80
 vocabulary, 10 % another token, 10 % stay as they are. Which and what follows from the window's key alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from scaling.families.counting import Lengths
 from scaling.fields import require
@@ -28,11 +29,11 @@ class Masked(ObjectiveConfig):
     name: Literal["masked"] = "masked"
     rate: float = 0.15
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(0 < self.rate < 1, "rate", self.rate, "a share of the tokens in (0, 1), as 0.15")
 
 
-Config = Masked
+Config: type[ObjectiveConfig] = Masked
 
 
 def lengths(config: Masked, seq_len: int) -> Lengths:
@@ -50,7 +51,13 @@ def batch_spec(config: Masked, seq_len: int) -> dict[str, tuple[int, str]]:
     return {"inputs": (seq_len, "int32"), "targets": (seq_len, "int32"), "weights": (seq_len, "float32")}
 
 
-def batch(config, vocab_size, windows_RS, keys_R, present_RT=None) -> "dict[str, np.ndarray]":
+def batch(
+    config: Masked,
+    vocab_size: int,
+    windows_RS: "np.ndarray",
+    keys_R: "np.ndarray",
+    present_RT: "np.ndarray | None" = None,
+) -> "dict[str, np.ndarray]":
     import numpy as np
 
     targets_RT = windows_RS[:, 1:]
@@ -68,7 +75,7 @@ def batch(config, vocab_size, windows_RS, keys_R, present_RT=None) -> "dict[str,
     return {"inputs": inputs_RT, "targets": targets_RT, "weights": chosen_RT.astype(np.float32)}
 
 
-def read(batch):
+def read(batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return batch["inputs"], batch["targets"], batch["weights"]
 
 

@@ -1,7 +1,8 @@
 """Next token: each is predicted from those before it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from scaling.families.counting import Lengths
 from scaling.objectives.base import ObjectiveConfig
@@ -20,7 +21,7 @@ class NextToken(ObjectiveConfig):
     name: Literal["next_token"] = "next_token"
 
 
-Config = NextToken
+Config: type[ObjectiveConfig] = NextToken
 
 
 def lengths(config: NextToken, seq_len: int) -> Lengths:
@@ -35,10 +36,16 @@ def batch_spec(config: NextToken, seq_len: int) -> dict[str, tuple[int, str]]:
     return {"tokens": (seq_len + 1, "int32")}
 
 
-def batch(config, vocab_size, windows_RS, keys_R, present_RT=None) -> "dict[str, np.ndarray]":
+def batch(
+    config: NextToken,
+    vocab_size: int,
+    windows_RS: "np.ndarray",
+    keys_R: "np.ndarray",
+    present_RT: "np.ndarray | None" = None,
+) -> "dict[str, np.ndarray]":
     whole = {"tokens": windows_RS}
     return whole if present_RT is None else {**whole, "weights": present_RT}
 
 
-def read(batch):
+def read(batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return batch["tokens"][:, :-1], batch["tokens"][:, 1:], batch.get("weights")

@@ -302,7 +302,7 @@ def _spread(rows: Sequence, most: int) -> list:
 
 def _environments(results: Results) -> list[tuple[str, str]]:
     """The environment of the runs, each key once; a key that differs between runs says how many values it has."""
-    values = defaultdict(list)
+    values: dict[str, list[str]] = defaultdict(list)
     for source in [*(r.environment for r in results.runs), results.manifest.get("environment") or {}]:
         for key, value in source.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -120,8 +120,8 @@ def _exponent_table(payload: dict):
             table.add_row(name, _number(entry["a"]), ends[0], _number(entry.get("b")), ends[1])
     if law.get("a_local") is not None:
         name = f"3 parametric, over the fitted range ({law['cost']})"
-        ends = "by construction" if "a_local" in fixed else _range(law["a_local_interval"])
-        table.add_row(name, _number(law["a_local"]), ends, "", "")
+        end = "by construction" if "a_local" in fixed else _range(law["a_local_interval"])
+        table.add_row(name, _number(law["a_local"]), end, "", "")
     shift = (isoflop.get("bias") or {}).get("a")
     if shift is not None and isoflop.get("a") is not None:
         table.caption = f"parabolas through these sizes would miss a by {shift:+.4f} without any noise"

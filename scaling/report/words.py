@@ -72,5 +72,5 @@ FILTERS = {
     "range_plain": lambda pair: span(pair, plain),
     "plain": plain,
     "equation": equation,
-    "greek": lambda name: equation(GREEK.get(name, name)),
+    "greek": lambda name: equation(GREEK.get(name, name)),  # type: ignore[arg-type]  # a name is a string
 }

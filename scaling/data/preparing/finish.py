@@ -38,7 +38,7 @@ def seal(job: Job, source: sources.Source, folder: Path, progress: Progress) -> 
         lines["train"] = shards.only(work, lines["train"], [~near for near in found.near], dtype)
     _require_both_splits(config, lines)
     has_bytes = source.tokens is None or source.tokens.bytes_per_token is not None
-    splits = {split: split_entry(work, lines[split], dtype, has_bytes) for split in SPLITS}
+    entries = {split: split_entry(work, lines[split], dtype, has_bytes) for split in SPLITS}
     manifest = {
         "schema": SCHEMA,
         "source": config.source,
@@ -47,7 +47,7 @@ def seal(job: Job, source: sources.Source, folder: Path, progress: Progress) -> 
         "licence": source.licence,
         "tokenizer": tokenizer,
         "split_rule": f"first 64 bits of sha256(text) < {config.validation_fraction!r} * 2^64: validation",
-        "splits": splits,
+        "splits": entries,
         "num_empty_removed": sum(r["num_empty"] for r in reports),
         "num_lossy_validation_documents": sum(r["num_lossy"] for r in reports),
         **removed,
@@ -56,7 +56,7 @@ def seal(job: Job, source: sources.Source, folder: Path, progress: Progress) -> 
         shutil.copyfile(job.trained, work / "tokenizer.json")
     write_manifest(work, manifest)
     move(work, folder)
-    counts = [sum(s[name] for s in splits.values()) for name in ("documents", "tokens")]
+    counts = [sum(s[name] for s in entries.values()) for name in ("documents", "tokens")]
     progress(f"{config.source}: {counts[0]:,} documents, {counts[1] / 1e6:.1f} M tokens")
 
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from scaling.config import DataConfig
 from scaling.data import shards, sources, synthetic, tokenizers
@@ -236,6 +237,7 @@ def _sample(config: DataConfig, work: Path, num_bytes: float) -> list[str]:
     kept: list[tuple[int, str]] = []  # a heap of the largest hash first
     held, seen = 0, set()
     for part in source.parts:
+        content: Any
         for name, content in sources.documents(config, part, work):
             try:
                 digest = hashlib.sha256(tokenizers.utf8(content)).digest()

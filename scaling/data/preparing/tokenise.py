@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,13 +64,13 @@ def do_part(job: Job, number: int, part: sources.Part) -> dict:
             digest = hashlib.sha256(raw).digest()
             split = shards.split_of(digest, job.config.validation_fraction)
             if tokenizer is None:
-                text_bytes = round(len(ids) * (job.format.bytes_per_token or 0))
+                text_bytes = round(len(ids) * (job.format.bytes_per_token or 0))  # type: ignore[union-attr]  # no tokenizer: it has a format
             else:
                 text_bytes = len(raw)
                 if split == "validation" and not tokenizer.lossless:
                     num_lossy += tokenizer.decode(ids) != content
             writers[split].append(digest, ids, text_bytes)
-        report = {split: writer.finish() for split, writer in writers.items()}
+        report: dict[str, Any] = {split: writer.finish() for split, writer in writers.items()}
     finally:
         for writer in writers.values():
             writer.close()
@@ -78,7 +79,7 @@ def do_part(job: Job, number: int, part: sources.Part) -> dict:
     return report
 
 
-def _encoded(content: str | np.ndarray, tokenizer: tokenizers.Tokenizer | None) -> tuple[np.ndarray, bytes]:
+def _encoded(content: Any, tokenizer: tokenizers.Tokenizer | None) -> tuple[np.ndarray, bytes]:
     """Token ids and the bytes whose hash names the document."""
     if tokenizer is None:
         return content, content.astype("<u4").tobytes()

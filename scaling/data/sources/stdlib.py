@@ -59,7 +59,7 @@ def _builder_class() -> type:
     core, features = tensorflow_datasets.core, tensorflow_datasets.features
     version = ".".join(map(str, sys.version_info[:3]))
 
-    class PythonStdlib(core.GeneratorBasedBuilder):
+    class PythonStdlib(core.GeneratorBasedBuilder):  # type: ignore[name-defined]  # TFDS is imported where it is used
         """Source of the Python standard library without its tests, an example per module."""
 
         # Nothing of it is downloaded, so there are no checksums beside the code; looking for them makes TFDS 4.9

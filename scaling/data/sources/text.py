@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from scaling.config import DataConfig
 from scaling.data.sources.source import PART_BYTES, Document, Part, Source, decoded, state_of
@@ -141,7 +141,8 @@ class _Zstd(io.RawIOBase):
 
     def __init__(self, path: Path, zstandard):
         self._file, self._library = path.open("rb"), zstandard
-        self._frame, self._ready = None, b""
+        self._frame: Any = None
+        self._ready = b""
 
     def readable(self) -> bool:
         return True

@@ -119,7 +119,7 @@ def holder(folder: Path) -> dict | None:
     here. The lock itself is not touched: somebody may be about to take it."""
     try:
         found = dict(json.loads((folder / ".lock").read_text(encoding="utf-8")))
-    except (ValueError, *storage.errors()):
+    except (ValueError, *storage.errors()):  # type: ignore[misc]  # all of them exceptions
         return None
     return None if is_dead(found) else found
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from scaling import machine, records
 from scaling.engine.folder.lock import alone
@@ -42,7 +43,7 @@ class Manifest:
         self._clock = time.monotonic()
         self._next_write = 0.0
         self._training_since: float | None = None
-        self._call = {
+        self._call: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             "shard": shard,
             "workers": None,
@@ -125,7 +126,7 @@ class Manifest:
             planned = before.get("plan")
         else:  # of the whole command: what it took to get here is known
             whole = round(self._call["wall_seconds"] + training + CONCLUSION_SECONDS, 3)
-            bill = costs.Bill(table, self._hardware, workers, whole)
+            bill = costs.Bill(table, self._hardware, workers, whole)  # type: ignore[arg-type]  # training is known: there are workers
             planned = {
                 "predicted_seconds": whole,
                 "predicted_training_seconds": training,

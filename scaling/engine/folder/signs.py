@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from scaling import storage
 from scaling.records import read_or_empty
@@ -61,7 +62,8 @@ class Board:
 
     def on_event(self, event: dict) -> None:
         """Takes in an executor's event."""
-        kind, key = event["event"], event.get("key")
+        key: Any = event.get("key")
+        kind = event["event"]
         is_news = kind == "start"  # more than one step more: said at once
         with self._lock:
             if kind == "start":

@@ -8,6 +8,7 @@ so its share is ``Hardware.cost(s / w)``. The whole is ``Hardware.cost(wall)``, 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scaling.engine.plan.hardware import Cost, Hardware
 from scaling.engine.plan.table import Row, step_flops
@@ -45,7 +46,7 @@ class Bill:
     def share(self, row: Row) -> Cost:
         return share_of(self.hardware, self.workers, row.seconds)
 
-    def to_json(self, packs: Sequence = ()) -> dict:
+    def to_json(self, packs: Sequence[Any] = ()) -> dict[str, Any]:
         """All of it. ``packs`` (``packing.Pack``) are listed with their members and sums."""
         return {
             "schema": 1,
@@ -63,7 +64,7 @@ class Bill:
             "cells": [self._cell_json(row) for row in self.rows],
         }
 
-    def _cell_json(self, row: Row) -> dict:
+    def _cell_json(self, row: Row) -> dict[str, Any]:
         counts = row.plan
         mfu = None if self.hardware.is_here else self.hardware.mfu_for(row.cell.run)
         return {
@@ -84,7 +85,7 @@ class Bill:
             "assumed_mfu": None if mfu is None else dataclasses.asdict(mfu),
         }
 
-    def _pack_json(self, pack) -> dict:
+    def _pack_json(self, pack: Any) -> dict[str, Any]:
         known = all(row.seconds is not None for row in pack.rows)
         seconds = sum(row.seconds for row in pack.rows) if known else None
         return {
@@ -101,13 +102,13 @@ def share_of(hardware: Hardware, workers: int, seconds: float | None) -> Cost:
     return hardware.cost(None if seconds is None else seconds / workers)
 
 
-def cost_json(cost: Cost, seconds: float | None) -> dict:
+def cost_json(cost: Cost, seconds: float | None) -> dict[str, Any]:
     return {"seconds": seconds, "device_hours": cost.device_hours, "dollars": cost.dollars, "kwh": cost.kwh}
 
 
 def largest_memory(rows: Sequence[Row]) -> int | None:
     known = [row.memory_bytes for row in rows]
-    return None if None in known else max(known, default=None)
+    return None if None in known else max(known, default=None)  # type: ignore[type-var]  # None is not in it
 
 
 def _sums(counts: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -181,7 +182,8 @@ def within(
     if not over:
         return list(rows), []
     steps = levels(rows)
-    kept, dropped = list(rows), []
+    kept: list[Row] = list(rows)
+    dropped: list[Row] = []
     while steps and budget.excess(cost_of(kept)):
         leaving = [row for row in steps.pop() if row in kept]
         while leaving:

@@ -12,6 +12,7 @@ with FLOPs by the rule ``exact``, ``peak`` of the run's dtype, and ``mfu`` a pub
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scaling import accounting
 from scaling.config import RunConfig
@@ -75,7 +76,7 @@ class Hardware:
         dollars = None if price is None else hours * price
         return Cost(wall_seconds, hours, dollars, None if watts is None else hours * watts / 1000)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         names = ("name", "title", "memory_bytes", "memory_bandwidth", "power_watts", "price_per_device_hour", "sources")
         return {**{name: getattr(self.profile, name) for name in names}, "devices": self.devices, "mfu": self.mfu}
 
@@ -86,7 +87,7 @@ class EnergyMeter:
     Packages only: not memory, not the board. Linux gives the counters to root alone by default.
     """
 
-    def __init__(self, root: Path = Path("/sys/class/powercap")):
+    def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
         self._packages = [p for p in sorted(root.glob("intel-rapl:*")) if p.name.count(":") == 1]
         self._started = [_read_int(p / "energy_uj") for p in self._packages]
 

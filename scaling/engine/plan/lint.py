@@ -8,6 +8,7 @@ defaults: 20 tokens per parameter (the head's matrix counted, Hoffmann et al. 20
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class Expected:
     device_memory: float | None = None  # bytes, of all devices together
 
     @classmethod
-    def from_fit(cls, fit: Mapping, **about_data) -> "Expected":
+    def from_fit(cls, fit: Mapping[str, Any], **about_data: Any) -> "Expected":
         """From a sweep's fit.json, where it has an allocation; else the defaults."""
         allocation = fit.get("allocation") or {}
         ratios = [r["value"] for r in (allocation.get("tokens_per_param") or {}).values() if r.get("value")]
@@ -215,7 +216,7 @@ def drifting_centres(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     by_ratio = [_log_size_at_ratio(x, cells, expected) for x, cells in zip(sizes, budgets.values())]
     log_optimum = np.mean(by_ratio) + expected.exponent * (log_flops - log_flops.mean())
     errors = [_parabola_minimum(x - optimum) for x, optimum in zip(sizes, log_optimum)]
-    bias = np.polyfit(log_flops, errors, 1)[0] if None not in errors else math.inf
+    bias = np.polyfit(log_flops, errors, 1)[0] if None not in errors else math.inf  # type: ignore[arg-type]  # no None
     if abs(bias) <= MAX_BIAS:
         return []
     drift = np.polyfit(log_flops, centres - log_optimum, 1)[0] * math.log(10)

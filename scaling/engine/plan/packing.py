@@ -75,7 +75,7 @@ def build(rows: Sequence[Row], members: int | Mapping[str, int] = 1, *, carried:
             if need.run_id in here:
                 riders.setdefault(need.run_id, []).append(row)
     depths = _depths(rows)
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple[bool, int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.cell.holdout, depths[row.run_id], shape_of(row.cell.run)), []).append(row)
     packs = []

@@ -113,7 +113,7 @@ def make(
         packs = packing.build(now, means.pack_sizes, carried=later)
         kept = means.kept_bytes([*now, *later])
         orders.append(disk.order(packs, workers or bill.workers, means.disk_bytes, kept))
-    return Plan(tuple(rows), tuple(here), tuple(todo), *orders, bill)
+    return Plan(tuple(rows), tuple(here), tuple(todo), *orders, bill)  # type: ignore[call-arg, arg-type]  # two orders, of the fitted and of the held-out
 
 
 def within(budget: Budget, plan: Plan, means: Means, *, spent_seconds: float, drop: bool) -> Plan:

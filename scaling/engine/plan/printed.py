@@ -1,6 +1,7 @@
 """The plan as a table: a line a cell, what it costs, whether it is done."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -17,7 +18,9 @@ def labels_of(row: Row) -> str:
     return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
 
 
-def plan_table(rows: Sequence[Row], found: dict[str, str], title: str, share: Callable | None = None) -> Table:
+def plan_table(
+    rows: Sequence[Row], found: Mapping[str, str], title: str, share: Callable[..., Any] | None = None
+) -> Table:
     """The plan: a row per cell and a last one with the totals. ``share``: a row → its ``hardware.Cost``; money and
     energy are shown where they are known."""
     bills = [share(row) for row in rows] if share else []
@@ -30,7 +33,7 @@ def plan_table(rows: Sequence[Row], found: dict[str, str], title: str, share: Ca
     table.add_column("size", justify="right", no_wrap=True)
     if labels:
         table.add_column("axes")
-    right = {"justify": "right", "no_wrap": True}
+    right: dict[str, Any] = {"justify": "right", "no_wrap": True}
     table.add_column("params", **right)
     table.add_column("tokens", footer=compact(sum(r.plan.num_tokens for r in rows)), **right)
     table.add_column("D/N", **right)
@@ -52,7 +55,7 @@ def plan_table(rows: Sequence[Row], found: dict[str, str], title: str, share: Ca
     return table
 
 
-def _columns_of_cost(rows: Sequence[Row], bills: Sequence) -> list[tuple[str, str, list[str]]]:
+def _columns_of_cost(rows: Sequence[Row], bills: Sequence[Any]) -> list[tuple[str, str, list[str]]]:
     """Header, footer and values of memory, money and energy, those of them that are known of any cell."""
     memory = [row.memory_bytes for row in rows]
     columns = []
@@ -66,7 +69,7 @@ def _columns_of_cost(rows: Sequence[Row], bills: Sequence) -> list[tuple[str, st
     return columns
 
 
-def _note(row: Row, found: dict[str, str]) -> str:
+def _note(row: Row, found: Mapping[str, str]) -> str:
     notes = ["held out"] if row.cell.holdout else []
     if row.first_step:
         notes.append(f"from step {row.first_step:,}")

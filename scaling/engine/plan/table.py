@@ -63,8 +63,7 @@ class Row:
     @property
     def needs(self) -> tuple[Need, ...]:
         """What it begins with: its trunks' state, in which that of its start is, or its start."""
-        begins = self.start is not None and self.first_step == 0
-        return self.trunks or ((self.start,) if begins else ())
+        return self.trunks or (() if self.start is None or self.first_step else (self.start,))
 
     def need_among(self, run_ids: Collection[str]) -> Need | None:
         """What of its needs one of the rows ``run_ids`` has to train; the last of several."""
@@ -99,7 +98,8 @@ def schedule(table: Sequence[Row], workers: int, running: Collection[str] = ()) 
     def work(row: Row) -> timetable.Work:
         need = row.need_among(at)
         after = () if need is None else ((need.run_id, at[need.run_id].share_before(need.step)),)
-        return timetable.Work(row.run_id, row.seconds, after, row.run_id in running)
+        # a table that is scheduled has all its seconds: see ``predicted_wall``
+        return timetable.Work(row.run_id, row.seconds, after, row.run_id in running)  # type: ignore[arg-type]
 
     return timetable.wall(map(work, table), workers)
 

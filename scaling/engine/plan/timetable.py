@@ -37,6 +37,7 @@ def wall(works: Iterable[Work], workers: int) -> float:
             waiting.setdefault(key, []).append((min(1.0, max(0.0, share)), work))
         if not after:
             begin(work)
+    other: Work | None
     now, free = 0.0, workers
     events: list[tuple[float, str, Work | None]] = []  # a worker is free (None), or work has one thing less to wait for
     while ready or events:

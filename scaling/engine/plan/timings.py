@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from scaling import accounting, machine, records
 from scaling.config import Horizon, RunConfig
@@ -44,10 +45,10 @@ class Timing:
     memory_bytes: int | None = None  # of one device, from the compiled program; the one value here that is no time
 
     @classmethod
-    def of(cls, answer: dict) -> "Timing":
+    def of(cls, answer: dict[str, Any]) -> "Timing":
         """From what ``loop.calibrate`` answers."""
         seconds = (answer[f"{name}_seconds"] for name in ("step", "curve_eval", "eval"))
-        return cls(START_SECONDS, *seconds, answer.get("memory_bytes"))
+        return cls(START_SECONDS, *seconds, answer.get("memory_bytes"))  # type: ignore[call-arg]  # three of them
 
 
 def shape_key(run: RunConfig) -> str:
@@ -62,7 +63,7 @@ def shape_key(run: RunConfig) -> str:
     return hashlib.sha256(canonical_json(same).encode()).hexdigest()[:16]
 
 
-def to_calibrate(table: Sequence[Row], known: dict[str, Timing], *, limit: float | None) -> dict[str, RunConfig]:
+def to_calibrate(table: Sequence[Row], known: Mapping[str, Timing], *, limit: float | None) -> dict[str, RunConfig]:
     """One run of every shape that has no timing yet, the most expensive step first; steps above ``limit`` FLOPs are
     left out."""
     runs = {shape_key(row.cell.run): row.cell.run for row in reversed(table)}
@@ -70,7 +71,7 @@ def to_calibrate(table: Sequence[Row], known: dict[str, Timing], *, limit: float
     return dict(sorted(missing.items(), key=lambda item: step_flops(item[1]), reverse=True))
 
 
-def predict(table: Sequence[Row], known: dict[str, Timing]) -> list[Row]:
+def predict(table: Sequence[Row], known: Mapping[str, Timing]) -> list[Row]:
     """The table with seconds filled in. A shape that was not timed runs at the FLOP/s of the nearest shape (in FLOPs
     per step) of this table that was; None if there is none."""
     timed = {k: row.cell.run for row in table if (k := shape_key(row.cell.run)) in known}
@@ -79,12 +80,12 @@ def predict(table: Sequence[Row], known: dict[str, Timing]) -> list[Row]:
     ]
 
 
-def _memory(row: Row, known: dict[str, Timing]) -> int | None:
+def _memory(row: Row, known: Mapping[str, Timing]) -> int | None:
     timing = known.get(shape_key(row.cell.run))
     return timing.memory_bytes if timing else None
 
 
-def _seconds(row: Row, known: dict[str, Timing], timed: dict[str, RunConfig]) -> float | None:
+def _seconds(row: Row, known: Mapping[str, Timing], timed: dict[str, RunConfig]) -> float | None:
     run = row.cell.run
     key = shape_key(run)
     if key not in known:
@@ -107,7 +108,7 @@ class TimingCache:
     ``packs-<hash>.json``. Another processor, JAX version, number of workers, execution or edit of ``scaling/training``
     is another file."""
 
-    def __init__(self, folder: Path, workers: int | str, execution: ExecutionConfig):
+    def __init__(self, folder: Path, workers: int | str, execution: ExecutionConfig) -> None:
         self.path = Path(folder) / f"calibration-{_fingerprint(workers, execution)}.json"
 
     def load(self) -> dict[str, Timing]:
@@ -117,14 +118,14 @@ class TimingCache:
         except (OSError, ValueError, TypeError):  # absent or damaged: measured again
             return {}
 
-    def save(self, known: dict[str, Timing]) -> None:
+    def save(self, known: Mapping[str, Timing]) -> None:
         records.write_json(self.path, {key: dataclasses.asdict(timing) for key, timing in known.items()})
 
     @property
     def _packs_path(self) -> Path:
         return self.path.with_name(self.path.name.replace("calibration", "packs"))
 
-    def save_packs(self, rows: Sequence[Mapping]) -> None:
+    def save_packs(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keeps what packs gained here: rows with num_params, num_members, workers and tokens_per_s."""
         kept = ("num_params", "num_members", "workers", "tokens_per_s")
         records.write_json(self._packs_path, [{name: row[name] for name in kept} for row in rows])

@@ -13,6 +13,7 @@ and among themselves they are a family again.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from scaling import accounting
 from scaling.config import DivergenceConfig, Horizon, RunConfig
@@ -24,7 +25,7 @@ def flat_steps(row: Row) -> int:
     return accounting.flat_steps(row.cell.run, row.plan)
 
 
-def _neutral(run: RunConfig, **changes) -> RunConfig:
+def _neutral(run: RunConfig, **changes: Any) -> RunConfig:
     schedule = dataclasses.replace(run.optim.schedule, cooldown_fraction=0.0, final_lr_fraction=0.0)
     return dataclasses.replace(
         run,
@@ -158,6 +159,6 @@ def _why_not(rows: Sequence[Row]) -> str | None:
         "batch_size": lambda r: r.cell.run.batch_size,
         "optim.warmup_tokens": lambda r: r.cell.run.optim.warmup_tokens,
     }
-    names |= {f"optim.{n}": lambda r, n=n: getattr(r.cell.run.optim, n) for n in _BY_RECIPE}
+    names |= {f"optim.{n}": lambda r, n=n: getattr(r.cell.run.optim, n) for n in _BY_RECIPE}  # type: ignore[misc]  # n is bound by its default
     differ = [name for name, of in names.items() if any(len({of(row) for row in group}) > 1 for group in apart)]
     return f"{head}: {', '.join(differ)} differ with it, by the recipe; write them under base to share"

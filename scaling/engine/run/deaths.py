@@ -18,7 +18,7 @@ class Deaths:
     def reason(self, returncode: int, peak_bytes: int | None) -> str:
         """Says why a worker is gone that has just ended; ``peak_bytes``: the most memory it had, if that is known."""
         before, self._killed_for_memory = self._killed_for_memory, machine.num_killed_for_memory()
-        if returncode != -signal.SIGKILL or before is None or not self._killed_for_memory > before:
+        if returncode != -signal.SIGKILL or before is None or not (self._killed_for_memory or 0) > before:
             return f"worker killed by signal {-returncode}" if returncode < 0 else f"worker exited with {returncode}"
         had = "" if peak_bytes is None else f" at {peak_bytes / 1e9:.2g} GB"
         of = "" if (limit := machine.memory_bytes()) is None else f" of the {limit / 1e9:.3g} GB that there are"

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from scaling.engine.run import worker as worker_module
 from scaling.engine.run.tasks import INTERRUPTED, LOOP, Answer, Line, Task, ignore, stop_if_disk
@@ -40,7 +41,8 @@ class Inline:
                 on_event({"event": "start", **about})
                 following = line.after(task) if self._compile_ahead else None
                 watch = ahead.during(
-                    following and following.payload, lambda event, about=about: on_event({**event, **about})
+                    following and following.payload,  # type: ignore[arg-type]  # no task is false
+                    lambda event, about=about: on_event({**event, **about}),  # type: ignore[misc]  # about is bound
                 )
                 try:
                     value = self._execute(loop, task, watch)
@@ -67,6 +69,8 @@ class Inline:
 def stopping_politely(loop: ModuleType) -> Iterator[None]:
     """While it lasts, the first SIGINT, SIGTERM or SIGHUP asks ``loop`` to stop and the second interrupts; one that is
     ignored, as nohup's hang-up, stays so. In a compilation neither is taken in: there the second ends the process."""
+    previous: dict[int, Any]
+    heard: set[int]
     previous, heard, over = {}, set(), threading.Event()
 
     def ask(signum, frame):
@@ -92,6 +96,6 @@ def stopping_politely(loop: ModuleType) -> Iterator[None]:
     finally:
         over.set()
         listener.close()
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         loop.stop_requested.clear()

@@ -60,7 +60,8 @@ class Progress:
             self._live.stop()
 
     def on_event(self, event: dict) -> None:
-        kind, key = event["event"], event.get("key")
+        key: Any = event.get("key")
+        kind = event["event"]
         if kind == "start":
             self._running[event["worker"]] = key
             self._started[key] = time.monotonic()
@@ -124,7 +125,7 @@ class Progress:
         for key, pack in self._waiting.items():
             after = []
             for row in pack.rows:
-                trunk = self._waiting.get(self._trunks.get(row.run_id))
+                trunk = self._waiting.get(self._trunks.get(row.run_id))  # type: ignore[arg-type]  # None is no key
                 if trunk is not None:
                     done = trunk.num_steps - left[trunk.key]
                     after.append((trunk.key, (trunk.steps_before(row) - done) / max(1, left[trunk.key])))

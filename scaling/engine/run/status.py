@@ -96,12 +96,12 @@ def _waiting_line(
         silence = numbers.duration(time.time() - sign["updated"])
         said = f"no sign from {sign['host']} for {silence}: the next call goes on with it"
         return text(("stale", "yellow")), at, said
-    said = [queued[run_id]] if run_id in queued else []
+    words = [queued[run_id]] if run_id in queued else []
     row = now[run_id]
     need = row.need_among(now)
     if need is not None:
-        said.append(f"{'branches off' if row.trunks else 'starts from'} {need.run_id} at step {need.step:,}")
-    return "waiting", at, ", ".join(said)
+        words.append(f"{'branches off' if row.trunks else 'starts from'} {need.run_id} at step {need.step:,}")
+    return "waiting", at, ", ".join(words)
 
 
 def _ending(results: Path, run_id: str) -> tuple[str, str]:

@@ -163,7 +163,8 @@ def failure(error: Exception) -> dict:
     """The event of a task that raised. ``final``: bad input, trying again would say the same; ``disk``: no cell's fault
     and the same for all: the sweep stops until somebody has made room."""
     no_room = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    chain, e = [], error
+    e: BaseException | None = error
+    chain: list[BaseException] = []
     while e is not None and e not in chain:
         chain.append(e)
         e = e.__cause__ or e.__context__

@@ -174,7 +174,7 @@ class Local:
             elif event["event"] == "done":
                 answers[task.key] = Answer(event.pop("answer"))
             elif event["event"] == "failed" and (
-                stop_if_disk(event) or event.pop("final") or attempts[task.key].are_used_up()
+                stop_if_disk(event) or event.pop("final") or attempts[task.key].are_used_up()  # type: ignore[func-returns-value]  # it raises, or says nothing
             ):
                 answers[task.key] = Answer(None, event["reason"])
             else:
@@ -193,7 +193,7 @@ class Local:
                 if not worker.running:
                     worker.start()
                 worker.send(task, waiting.after(task) if self._compile_ahead else None)
-                on_event({"event": "start", "key": worker.task.key, "worker": worker.index})
+                on_event({"event": "start", "key": worker.task.key, "worker": worker.index})  # type: ignore[attr-defined]  # just sent
 
     def _say_who_is_silent(self, on_event) -> None:
         """A worker may compile, evaluate or write for long, and it may hang: which, a person can see, and end it."""

@@ -70,7 +70,7 @@ class Chip:
         if name not in INTERCONNECT or name not in PROFILES:
             return None
         profile = PROFILES[name]
-        return cls(profile.peak_flops[dtype], INTERCONNECT[name], profile.memory_bytes)
+        return cls(profile.peak_flops[dtype], INTERCONNECT[name], profile.memory_bytes)  # type: ignore[arg-type]  # TPUs' are known
 
 
 def step_seconds(run: RunConfig, mesh: MeshConfig, remat: str, chip: Chip, accumulation_steps: int = 1) -> float:
@@ -122,7 +122,7 @@ def candidates(run: RunConfig, execution: ExecutionConfig, num_devices: int, chi
         for i, remat in enumerate(REMATS):
             if least_bytes(run, mesh, remat, steps) < chip.memory_bytes:
                 key = (step_seconds(run, mesh, remat, chip, steps), i, tensor, fsdp)
-                found.append((key, dataclasses.replace(execution, mesh=mesh, remat=remat)))
+                found.append((key, dataclasses.replace(execution, mesh=mesh, remat=remat)))  # type: ignore[arg-type]  # one of REMATS
     return [execution for _, execution in sorted(found, key=lambda item: item[0])]
 
 

@@ -58,7 +58,7 @@ class Book:
 
         Raises ExecutorError if Slurm must be asked for one, and does not answer.
         """
-        found = []
+        found: list[Job] = []
         for path in sorted(self.folder.glob("*.json")):
             submission = read_or_empty(path)
             if submission and submission["job_id"] is None:  # killed while it submitted: did Slurm take it?
@@ -116,7 +116,7 @@ class Book:
             states = queue([s["name"] for s in submissions], patience)
         except ExecutorError:
             states = None  # another machine: the book alone speaks
-        said = {}
+        said: dict[str, str] = {}
         for job in (job for s in submissions for job in self.jobs_of(s)):
             if states is None:
                 said |= dict.fromkeys(job.run_ids, f"submitted as job {job.job_id}; no squeue here to ask")

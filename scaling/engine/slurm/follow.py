@@ -21,11 +21,11 @@ RECORDS_BEFORE = "SCALING_FOLLOW_UP_RECORDS"  # in a follow-up's environment: wh
 
 def follow(order: str) -> None:
     """What the job runs. ``order`` is JSON: the command, and the number of records when it was submitted."""
-    order = json.loads(order)
+    told = json.loads(order)
     # As on a login node: what Slurm says of this job would be taken for wishes for those that it submits.
     environment = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(("SLURM_", "SLURMD_"))}
-    environment[RECORDS_BEFORE] = str(order["records"])
-    done = subprocess.run(order["command"], env=environment, check=False)
+    environment[RECORDS_BEFORE] = str(told["records"])
+    done = subprocess.run(told["command"], env=environment, check=False)
     print(f"exit code {done.returncode}")
 
 
@@ -36,7 +36,7 @@ def _checkpoint(order: str):
     return submitit.helpers.DelayedSubmission(follow, order)
 
 
-follow.checkpoint = _checkpoint
+follow.checkpoint = _checkpoint  # type: ignore[attr-defined]  # where submitit looks for its hook
 
 
 def number_of_records(results: Path) -> int:

@@ -25,7 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from scaling import records
 from scaling.engine.folder import signs
@@ -44,9 +44,9 @@ def job(order: str) -> None:
 
     ``order`` is JSON: the task, the module that trains, the work folder, and the name of the sign.
     """
-    order = json.loads(order)
-    task, workdir = Task(**order["task"]), Path(order["workdir"])
-    loop = importlib.import_module(order["loop"])
+    told = json.loads(order)
+    task, workdir = Task(**told["task"]), Path(told["workdir"])
+    loop = importlib.import_module(told["loop"])
     asked: list[int] = []
 
     def stop(signum, frame) -> None:
@@ -57,9 +57,9 @@ def job(order: str) -> None:
     requeue_signal = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
     requeue = signal.signal(requeue_signal, stop)
     signal.signal(signal.SIGTERM, stop)
-    before = records.read_or_empty(signs.sign_path(workdir, order["sign"])).get("ended", {})
-    furthest, about = -1, {"name": order["sign"], "job": _own_id()}
-    with signs.Board(workdir, "slurm", {task.key: order["run_ids"]}, **about) as board:
+    before = records.read_or_empty(signs.sign_path(workdir, told["sign"])).get("ended", {})
+    furthest, about = -1, {"name": told["sign"], "job": _own_id()}
+    with signs.Board(workdir, "slurm", {task.key: told["run_ids"]}, **about) as board:
 
         def on_event(event: dict) -> None:
             if event["event"] == "said":  # into the job's log
@@ -71,7 +71,7 @@ def job(order: str) -> None:
         board.on_event({"event": "start", "key": task.key})
         try:
             answer = worker.execute(loop, task.command, task.payload, on_event)
-            ended = {"event": "done", "answer": answer}
+            ended: dict[str, Any] = {"event": "done", "answer": answer}
         except loop.Interrupted:
             if requeue_signal not in asked:  # SIGTERM alone: cancelled, or preempted by a Slurm that requeues itself
                 raise SystemExit(f"stopped by a signal after step {furthest}, where it saved a checkpoint") from None
@@ -82,7 +82,7 @@ def job(order: str) -> None:
             ended = {**worker.failure(e), "step": furthest}
         board.say(ended=ended)
     if ended["event"] == "requeued":
-        requeue(requeue_signal, None)
+        requeue(requeue_signal, None)  # type: ignore[operator, misc]  # submitit's handler
 
 
 def _checkpoint(order: str):
@@ -92,7 +92,7 @@ def _checkpoint(order: str):
     return submitit.helpers.DelayedSubmission(job, order)
 
 
-job.checkpoint = _checkpoint
+job.checkpoint = _checkpoint  # type: ignore[attr-defined]  # where submitit looks for its hook
 
 
 def _own_id() -> str:
@@ -218,7 +218,7 @@ class Slurm:
                     held.discard(event["run_id"])
                 elif event["event"] == "done":
                     answers[job.key] = Answer(event.pop("answer"))
-                elif ended and (stop_if_disk(event) or event.pop("final") or attempts[job.key].are_used_up()):
+                elif ended and (stop_if_disk(event) or event.pop("final") or attempts[job.key].are_used_up()):  # type: ignore[func-returns-value]  # it raises, or says nothing
                     answers[job.key] = Answer(None, event["reason"])
                 elif ended:
                     event["event"] = "retry"
@@ -254,9 +254,10 @@ class Slurm:
             trunks = {job_of[t.key] for t in tasks if t.key in job_of and not set(t.releases).isdisjoint(task.after)}
             if trunks:  # nobody's: an earlier call's pack is at its runs; the follow-up sees to it
                 groups.setdefault(tuple(sorted(trunks)), []).append(task)
-        for trunks, riders in groups.items():
-            self._submit(riders, members, after=trunks)
+        for names, riders in groups.items():
+            self._submit(riders, members, after=names)
         every = sorted({job.job_id.partition("_")[0] for job in self._jobs}, key=int)
+        assert self.detach is not None  # whoever calls this has seen so
         self._submitter.submit_follow_up(self.detach, tasks[0].payload["results"], after=every)
         raise Detached(self.job_ids())
 

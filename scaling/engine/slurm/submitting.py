@@ -45,8 +45,9 @@ class Submitter:
         Slurm refuses the array.
         """
         submission = uuid.uuid4().hex[:8]
+        name = f"{self._name}-{submission}"
         entry = {
-            "schema": 1, "submission": submission, "name": f"{self._name}-{submission}", "job_id": None, "over": [],
+            "schema": 1, "submission": submission, "name": name, "job_id": None, "over": [],
             "tasks": [{"key": task.key, "run_ids": sorted(members[task.key])} for task in tasks],
         }  # fmt: skip
         self._book.write(entry)
@@ -60,7 +61,7 @@ class Submitter:
         ]  # fmt: skip
         try:
             with _sbatch_speaks():
-                submitted = self._executor(entry["name"], after=after).map_array(function, orders)
+                submitted = self._executor(name, after=after).map_array(function, orders)
         except ExecutorError:
             (self._book.folder / f"{submission}.json").unlink(missing_ok=True)
             raise

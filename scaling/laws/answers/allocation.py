@@ -1,12 +1,14 @@
 """The compute-optimal allocation: N*(C), D*(C) under the FLOP rule that the records themselves follow."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from scaling.laws.forms.catalogue import FORMS, Form
+from scaling.laws.forms.law import Params
 
 # Within this share of 6 N D the closed form holds.
 SIX_ND_TOLERANCE = 1e-3
@@ -101,7 +103,7 @@ def cost_of(num_params: np.ndarray, num_tokens: np.ndarray, flops: np.ndarray) -
         ratio = np.exp(np.log(flops) - np.log(6.0) - np.log(num_params) - np.log(num_tokens))
     mean = float(np.exp(np.mean(np.log(ratio))))
     spread = num_tokens / num_params
-    known = {"ratio": mean, "tokens_per_param": (float(spread.min()), float(spread.max()))}
+    known: dict[str, Any] = {"ratio": mean, "tokens_per_param": (float(spread.min()), float(spread.max()))}
     extra = ratio - 1.0
     if np.abs(extra).max() <= SIX_ND_TOLERANCE:
         return _with_error(Cost(**known), num_params, ratio)
@@ -123,7 +125,7 @@ def _with_error(cost: Cost, num_params: np.ndarray, ratio: np.ndarray) -> Cost:
     return replace(cost, max_error=float(error.max()), typical_error=float(np.median(error)))
 
 
-def optimal_num_params(form: Form, params: Mapping[str, np.ndarray], flops: np.ndarray, cost: Cost) -> np.ndarray:
+def optimal_num_params(form: Form, params: Params, flops: np.ndarray, cost: Cost) -> np.ndarray:
     """Finds N*(C) = argmin_N L(N, C / c(N)).
 
     For L = E + A N^-α + B D^-β with C = k N D: N* = (αA/βB)^(1/(α+β)) (C/k)^(β/(α+β)) (Hoffmann et al. 2022, eq. 4),
@@ -201,14 +203,14 @@ def _original(form: Form) -> tuple[Form, dict[str, float]]:
     return form, {}
 
 
-def _powers(form: Form, params: Mapping[str, np.ndarray]) -> list[tuple] | None:
+def _powers(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.ndarray]]] | None:
     """(log amplitude, {column: exponent}) of each term of a sum of powers of N and D; None for other forms."""
     form, held = _original(form)
     if form.powers is None or set(form.columns) != {"num_params", "num_tokens"}:
         return None
     p = {**{k: np.atleast_1d(np.float64(v))[:, None] for k, v in held.items()}, **params}
 
-    def value(reference):
+    def value(reference: str | float) -> np.ndarray:
         if not isinstance(reference, str):
             return np.full((1, 1), float(reference))
         return -p[reference[1:]] if reference.startswith("-") else p[reference]
@@ -224,7 +226,7 @@ def _powers(form: Form, params: Mapping[str, np.ndarray]) -> list[tuple] | None:
     return out
 
 
-def _two_powers(form: Form, params: Mapping[str, np.ndarray]) -> tuple | None:
+def _two_powers(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """(log A, α, log B, β), each (B, 1), of a law that rises with A N^-α + B D^-β alone; None for other forms."""
     original, held = _original(form)
     if original is FORMS["kaplan_joint"] or original.function is FORMS["kaplan_joint"].function:
@@ -242,7 +244,7 @@ def _two_powers(form: Form, params: Mapping[str, np.ndarray]) -> tuple | None:
     return (log_a, alpha, log_b, beta) if (alpha > 0).all() and (beta > 0).all() else None
 
 
-def _one_power(form: Form, params: Mapping[str, np.ndarray]) -> tuple | None:
+def _one_power(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray] | None:
     """(a, b), each (B, 1), of a law that is K N^-a D^-b beside an offset: at equal compute it has no minimum."""
     terms = _powers(form, params)
     if terms is None or len(terms) != 1:
@@ -251,14 +253,16 @@ def _one_power(form: Form, params: Mapping[str, np.ndarray]) -> tuple | None:
     return terms[0][1].get("num_params", zero), terms[0][1].get("num_tokens", zero)
 
 
-def _balance(log_a, alpha, log_b, beta, log_c, cost: Cost) -> np.ndarray:
+def _balance(
+    log_a: np.ndarray, alpha: np.ndarray, log_b: np.ndarray, beta: np.ndarray, log_c: np.ndarray, cost: Cost
+) -> np.ndarray:
     """log N where α A N^-α = β B D^-β dlog c/dlog N: in closed form, or by Newton's steps kept in a bracket."""
     log_ratio = np.log(alpha) + log_a - np.log(beta) - log_b
     closed = (log_ratio + beta * (log_c - np.log(6.0 * cost.factor))) / (alpha + beta)
     if cost.sign == 0:
         return closed
 
-    def value(x):
+    def value(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The balance at log N = x, and its slope."""
         share = cost.head_share(np.exp(x))
         elasticity = 1.0 - cost.sign * cost.gamma * share
@@ -286,7 +290,7 @@ def _balance(log_a, alpha, log_b, beta, log_c, cost: Cost) -> np.ndarray:
     return np.where(np.isfinite(closed), x, closed)
 
 
-def _bracket(rise: Callable, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bracket(rise: Callable[..., Any], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends around x, pushed out until a rising function is negative at the lower and positive at the upper."""
     lo, hi, width = x - 1.0, x + 1.0, 1.0
     for _ in range(12):
@@ -298,7 +302,7 @@ def _bracket(rise: Callable, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return lo, hi
 
 
-def _minimum(form: Form, params, C: np.ndarray, cost: Cost) -> np.ndarray:
+def _minimum(form: Form, params: Params, C: np.ndarray, cost: Cost) -> np.ndarray:
     """log N of a local minimum on a coarse grid, refined by golden section; ∓inf where the loss falls to an end."""
     low, high = cost.tokens_per_param or (1.0, 1.0)
     # At D/N = r, C = 6 f r N²: the grid's middle moves with the units of N, D and C as the answer does.
@@ -307,7 +311,7 @@ def _minimum(form: Form, params, C: np.ndarray, cost: Cost) -> np.ndarray:
     step = np.log(10.0) * STEP
     offsets = np.arange(-np.ceil(reach / step), np.ceil(reach / step) + 1) * step
 
-    def loss(log_n):
+    def loss(log_n: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
             tokens = np.exp(np.log(C) - cost.log_flops_per_token(log_n))
             value = form.predict(params, num_params=np.exp(log_n), num_tokens=tokens)
@@ -332,7 +336,9 @@ def _minimum(form: Form, params, C: np.ndarray, cost: Cost) -> np.ndarray:
     return np.where(dip.any(axis=0), 0.5 * (left + right), ends)
 
 
-def _nearest(dip, values, offsets, middle, C, cost: Cost) -> np.ndarray:
+def _nearest(
+    dip: np.ndarray, values: np.ndarray, offsets: np.ndarray, middle: np.ndarray, C: np.ndarray, cost: Cost
+) -> np.ndarray:
     """Which dip along the grid (axis 0): the lowest within the rows' tokens per parameter, else the nearest to them."""
     log_n = middle + offsets[:, None]
     if cost.tokens_per_param is None:
@@ -345,7 +351,7 @@ def _nearest(dip, values, offsets, middle, C, cost: Cost) -> np.ndarray:
     return np.where(dip & (away <= away.min(axis=0) + 1e-9), values, np.inf).argmin(axis=0)
 
 
-def exponents(form: Form, params: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+def exponents(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray] | None:
     """(a, b) of N* ∝ C^a, D* ∝ C^b where the cost is proportional to N D: a = β/(α+β), b = α/(α+β).
 
     None for forms that have no such exponents.
@@ -358,9 +364,7 @@ def exponents(form: Form, params: Mapping[str, np.ndarray]) -> tuple[np.ndarray,
     return beta / (alpha + beta), alpha / (alpha + beta)
 
 
-def quantities(
-    form: Form, flops: tuple[float, float], cost: Cost
-) -> dict[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]]:
+def quantities(form: Form, flops: tuple[float, float], cost: Cost) -> dict[str, Callable[[Params], np.ndarray]]:
     """What a law of N and D implies, each a function of its parameters, arrays (B,), to an array (B,).
 
     Exponents ``a``, ``b`` where the form has them; ``a_local``, the mean slope of log N*(C) over the range ``flops``
@@ -368,30 +372,31 @@ def quantities(
     """
     low, high = map(float, flops)
 
-    def optimum(p, *at):
+    def optimum(p: Params, *at: float) -> np.ndarray:
         return optimal_num_params(form, {k: np.atleast_1d(v) for k, v in p.items()}, np.array(at), cost)
 
-    def slope(p):
+    def slope(p: Params) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
             n = np.log(optimum(p, low, high))
             return (n[:, 1] - n[:, 0]) / np.log(high / low)
 
-    def num_params(p):
+    def num_params(p: Params) -> np.ndarray:
         return optimum(p, high)[:, 0]
 
-    def num_tokens(p):
+    def num_tokens(p: Params) -> np.ndarray:
         return high / cost.flops_per_token(num_params(p))
 
-    def ratio(p):
+    def ratio(p: Params) -> np.ndarray:
         return num_tokens(p) / num_params(p)
 
-    def loss(p):
+    def loss(p: Params) -> np.ndarray:
         n = num_params(p)
         return form.predict(p, num_params=n, num_tokens=high / cost.flops_per_token(n))
 
+    found: dict[str, Callable[[Params], np.ndarray]]
     found = {"num_params": num_params, "num_tokens": num_tokens, "tokens_per_param": ratio, "loss": loss}
     if high > 1.1 * low:
         found = {"a_local": slope} | found
     if _two_powers(form, {k: np.ones((1, 1)) for k in form.parameters}) is not None:
-        found = {"a": lambda p: exponents(form, p)[0], "b": lambda p: exponents(form, p)[1]} | found
+        found = {"a": lambda p: exponents(form, p)[0], "b": lambda p: exponents(form, p)[1]} | found  # type: ignore[index]  # it has them
     return found

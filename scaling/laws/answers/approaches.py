@@ -1,7 +1,7 @@
 """Chinchilla's first two approaches: the envelope of loss curves, here, and the minima of IsoFLOP profiles."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class PowerLaw:
 
 def envelope(
     observations: Observations, curves: "pd.DataFrame | None" = None, *, flops: str = "exact", num_points: int = 200
-) -> dict | None:
+) -> dict[str, Any] | None:
     """Approach 1: at each compute, the run with the lowest loss so far; N ∝ C^a through those points.
 
     Curves are interpolated linearly in (log C, log loss) between their own points; each run's final loss is one of
@@ -68,7 +68,7 @@ def envelope(
     }
 
 
-def _lines(observations: Observations, curves, flops: str) -> list[tuple]:
+def _lines(observations: Observations, curves: "pd.DataFrame | None", flops: str) -> list[tuple[Any, ...]]:
     """(run, num_params, tokens per FLOP, log C, log loss) of each run, final point included."""
     column = f"flops_{flops}" if curves is not None and f"flops_{flops}" in curves else "flops"
     by_run = dict(tuple(curves.groupby("run_id"))) if curves is not None and len(curves) else {}
@@ -86,7 +86,7 @@ def _lines(observations: Observations, curves, flops: str) -> list[tuple]:
     return lines
 
 
-def _lowest(lines: list[tuple], num_points: int) -> list[dict]:
+def _lowest(lines: list[tuple[Any, ...]], num_points: int) -> list[dict[str, Any]]:
     """The lowest curve at log-spaced C, from where the second run has a point to the end of the last."""
     starts, ends = np.array([x[0] for *_, x, _ in lines]), np.array([x[-1] for *_, x, _ in lines])
     grid = np.linspace(np.sort(starts)[min(1, len(starts) - 1)], ends.max(), num_points)
@@ -104,7 +104,7 @@ def _lowest(lines: list[tuple], num_points: int) -> list[dict]:
     return points
 
 
-def _lower_corner(observations: Observations) -> list[dict]:
+def _lower_corner(observations: Observations) -> list[dict[str, Any]]:
     """Runs that no run with as little compute beats."""
     rows = frontier(observations, "flops", tolerance=0.05)
     columns = observations.columns

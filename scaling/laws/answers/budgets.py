@@ -136,7 +136,7 @@ def _by_chance(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     gap = np.minimum(x[start] - padded[start], padded[stop + 1] - x[stop - 1])
     # A table of one group has no gaps to compare: its own tolerance stands in.
     isolated = n * (1 + 2 * np.minimum(gap, NEIGHBOURHOOD) / spread) ** -(k - 1.0)
-    lo, hi = (np.searchsorted(x, v, side) for v, side in (
+    lo, hi = (np.searchsorted(x, v, side) for v, side in (  # type: ignore[call-overload]  # left, right
         (x[start] - NEIGHBOURHOOD, "left"), (x[stop - 1] + NEIGHBOURHOOD, "right")))  # fmt: skip
     others = hi - lo - k
     density = (others + 2 * np.sqrt(others) + 1) / (2 * NEIGHBOURHOOD)  # two standard errors up: a gap is not a law

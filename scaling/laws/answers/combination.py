@@ -17,13 +17,14 @@ form without a floor may forecast the next factor of three well and is wrong by 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from scaling.laws.fitting.estimate import Draws, Fit, fit
 from scaling.laws.forms import catalogue
-from scaling.laws.forms.law import Form
+from scaling.laws.forms.law import Form, Params
 from scaling.laws.intervals import diagnosis, resampling
 from scaling.laws.intervals.diagnosis import Noise
 from scaling.laws.tables.observations import Observations
@@ -80,7 +81,7 @@ class Forecasts:
         """Mean |relative error|, every cut counting alike."""
         return float(np.mean([np.abs(np.expm1(e)).mean() for e in self.error]))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         factor = np.concatenate(self.factor)
         error = np.abs(np.expm1(np.concatenate(self.error)))
         bins = [(factor > lo) & (factor <= hi) for lo, hi in zip((1.0, *FACTORS), (*FACTORS, np.inf))]
@@ -104,7 +105,9 @@ def axis_of(form: Form) -> str:
     return form.columns[0] if len(form.columns) == 1 else "flops"
 
 
-def rolling(observations: Observations, form: "str | Form", whole: Fit | None = None, **options) -> Forecasts | None:
+def rolling(
+    observations: Observations, form: "str | Form", whole: Fit | None = None, **options: Any
+) -> Forecasts | None:
     """Fits a form to the smaller runs and asks it for the larger ones, with the fitted range growing along ``axis_of``.
 
     Args:
@@ -146,12 +149,12 @@ def _around(whole: Fit) -> list[dict[str, float]]:
     return [{k: v * f for k, v in whole.params.items()} for f in (1.0, 0.8, 1.25)]
 
 
-def standard_error(fitted: Fit, **columns) -> np.ndarray:
+def standard_error(fitted: Fit, **columns: Any) -> np.ndarray:
     """Standard error (m,) of log predicted loss by the delta method, of the law alone. ``columns`` may be more than the
     law's own."""
     own = _own(fitted.form, columns)
 
-    def log_loss(p):
+    def log_loss(p: Params) -> np.ndarray:
         with np.errstate(all="ignore"):
             return np.log(fitted.form.predict({k: v[:, None] for k, v in p.items()}, **own))
 
@@ -227,7 +230,7 @@ class Combination:
         """c h^q of a law for new runs."""
         return self.misfit[name].coefficient * self._distance(columns) ** self.misfit[name].power
 
-    def weights(self, **columns) -> dict[str, np.ndarray]:
+    def weights(self, **columns: Any) -> dict[str, np.ndarray]:
         """Weight (m,) of each law for new runs."""
         precision = {}
         for name, fitted in self.fits.items():
@@ -237,18 +240,18 @@ class Combination:
         total = sum(precision.values())
         return {name: p / total for name, p in precision.items()}
 
-    def predict(self, **columns) -> np.ndarray:
+    def predict(self, **columns: Any) -> np.ndarray:
         """The combined loss of new runs."""
         each = self.by_law(**columns)
         return np.exp(sum(w * np.log(each[name]) for name, w in self.weights(**columns).items()))
 
-    def by_law(self, **columns) -> dict[str, np.ndarray]:
+    def by_law(self, **columns: Any) -> dict[str, np.ndarray]:
         size = np.shape(self._distance(columns))
         return {n: np.broadcast_to(f.predict(**_own(f.form, columns)), size) for n, f in self.fits.items()}
 
     def draws(
         self, num: int, *, seed: int = 0, clusters: np.ndarray | None = None, noise: Noise | None = None,
-        known: Mapping[str, Draws] | None = None, **columns,
+        known: Mapping[str, Draws] | None = None, **columns: Any,
     ) -> np.ndarray:  # fmt: skip
         """Losses of new runs (num, m), run by run: laws drawn by weight, each resampled, its misfit at that distance,
         and a run's own noise. What one draw says of two runs may come from two laws.
@@ -278,7 +281,7 @@ class Combination:
                 out[ends[i, j] : ends[i + 1, j], j] = losses[: count[j], j]
         return out
 
-    def _resampled(self, name: str, num: int, seed: int, clusters, noise: Noise | None) -> Draws:
+    def _resampled(self, name: str, num: int, seed: int, clusters: np.ndarray | None, noise: Noise | None) -> Draws:
         """Laws as the rows let them move; where a refit is costly by the wild bootstrap, which makes none."""
         fitted = self.fits[name]
         if noise is not None and noise.groups is not None:
@@ -288,7 +291,7 @@ class Combination:
         rows = np.arange(fitted.num_observations) if clusters is None else clusters
         return resampling.wild(fitted, np.unique(rows, return_inverse=True)[1], num, seed=seed)
 
-    def interval(self, level: float, **columns) -> tuple[np.ndarray, np.ndarray]:
+    def interval(self, level: float, **columns: Any) -> tuple[np.ndarray, np.ndarray]:
         """The same without resampling: the delta method within laws, their misfit, their spread between."""
         each, weights = self.by_law(**columns), self.weights(**columns)
         centre = np.log(self.predict(**columns))
@@ -307,7 +310,7 @@ def combine(
     observations: Observations,
     members: Sequence[str] = MEMBERS,
     known: Mapping[str, Fit] | None = None,
-    **options,
+    **options: Any,
 ) -> Combination | None:
     """Fits every member that these rows identify, and finds what it misses.
 
@@ -320,7 +323,7 @@ def combine(
     """
     fits, forecasts = {}, {}
     for name in members:
-        form = known[name].form if name in (known or {}) else catalogue.get(name)
+        form = known[name].form if name in (known or {}) else catalogue.get(name)  # type: ignore[index]  # known, then
         few = len(form.parameters) <= FEW_PARAMETERS
         if not few and name not in (known or {}) and len(observations) < ROWS_PER_PARAMETER * len(form.parameters):
             continue

@@ -1,14 +1,14 @@
 """Which form, and which convention: laws side by side on the same data, and one law under every counting rule."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scaling.laws.answers import allocation
 from scaling.laws.fitting.estimate import Fit, fit
 from scaling.laws.forms import catalogue
-from scaling.laws.forms.law import Form
+from scaling.laws.forms.law import Form, Params
 from scaling.laws.intervals import resampling
 from scaling.laws.intervals.profile import deviance_scale
 from scaling.laws.tables.observations import Observations, from_table
@@ -43,7 +43,7 @@ def laws(
     loss: str = "huber",
     delta: float | None = None,
     tau: float = 0.5,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Fits every law to every row, under one objective, and ranks them.
 
     - ``aicc``: 2 Σ w ρ / τ + 2P + 2P(P+1)/(n-P-1), with δ and the scale τ = E ψ² / E ψ' of the law that fits best
@@ -54,6 +54,8 @@ def laws(
 
     Laws that cannot be fitted are listed with ``problem``. Sorted by AICc.
     """
+    rows: list[dict[str, Any]]
+    objective: dict[str, Any]
     fits, rows, objective = {}, [], {"loss": loss, "delta": delta, "tau": tau}
     for name in names:
         form = catalogue.get(name)
@@ -73,7 +75,7 @@ def laws(
         grown = growth(observations, fitted.form, **objective)
         last = observations.columns["flops"].max() / DECADE if "flops" in observations.columns else None
         # The last of the growing ranges ends where ``held_out`` does: one fit serves both.
-        whole = grown[-1] if grown and np.isclose(grown[-1]["fitted_up_to"], last, rtol=1e-9) else None
+        whole = grown[-1] if grown and np.isclose(grown[-1]["fitted_up_to"], last, rtol=1e-9) else None  # type: ignore[arg-type]  # grown only where there are FLOPs
         rows.append(
             {
                 "law": fitted.form.name,
@@ -100,7 +102,9 @@ def _aicc(fitted: Fit, scale: float) -> float | None:
     return float(2 * fitted.objective / scale + 2 * P + 2 * P * (P + 1) / (n - P - 1))
 
 
-def held_out(observations: Observations, form: Form, *, cut: float | None = None, **options) -> dict | None:
+def held_out(
+    observations: Observations, form: Form, *, cut: float | None = None, **options: Any
+) -> dict[str, Any] | None:
     """Mean and worst relative error on the largest compute, fitted to the rest.
 
     ``cut``: fit rows with flops up to it (a tenth of the largest by default), predict those of the last decade. None
@@ -130,7 +134,7 @@ def held_out(observations: Observations, form: Form, *, cut: float | None = None
     }
 
 
-def growth(observations: Observations, form: Form, **options) -> list[dict]:
+def growth(observations: Observations, form: Form, **options: Any) -> list[dict[str, Any]]:
     """``held_out`` for fitted ranges that grow in log C up to the last decade."""
     if "flops" not in observations.columns:
         return []
@@ -142,7 +146,9 @@ def growth(observations: Observations, form: Form, **options) -> list[dict]:
     return [f for f in found if f]
 
 
-def conventions(table: "pd.DataFrame", law: str = "chinchilla", *, bootstrap: int = 200, seed: int = 0, **options):
+def conventions(
+    table: "pd.DataFrame", law: str = "chinchilla", *, bootstrap: int = 200, seed: int = 0, **options: Any
+) -> list[dict[str, Any]]:
     """Refits a law under every parameter count and FLOP rule the table carries: what each choice moves.
 
     Args:
@@ -171,15 +177,15 @@ def _is_rule(column: str) -> bool:
     return str(column).startswith("flops_") and not str(column).startswith("flops_per_")
 
 
-def _moved(observations: Observations, fitted: Fit, bootstrap: int, seed: int) -> dict:
+def _moved(observations: Observations, fitted: Fit, bootstrap: int, seed: int) -> dict[str, Any]:
     columns = observations.columns
     cost = allocation.cost_of(columns["num_params"], columns["num_tokens"], columns["flops"])
     ends = np.array([columns["flops"].min(), columns["flops"].max()])
 
-    def optimum(p):
+    def optimum(p: Params) -> np.ndarray:
         return allocation.optimal_num_params(fitted.form, p, ends, cost)
 
-    def slope(p):
+    def slope(p: Params) -> np.ndarray:
         n = optimum(p)
         known = np.where(allocation.found(n), n, np.nan)
         return np.diff(np.log(known), axis=-1)[..., 0] / np.log(ends[1] / ends[0])

@@ -6,12 +6,13 @@ how wide they would be.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from scaling.laws.answers import allocation
 from scaling.laws.fitting.estimate import Fit, fit
-from scaling.laws.forms.law import Form
+from scaling.laws.forms.law import Form, Params
 from scaling.laws.intervals import diagnosis, resampling
 from scaling.laws.intervals.profile import profile
 from scaling.laws.tables.observations import Observations
@@ -23,7 +24,7 @@ CHOSEN = "chosen"  # the profile or the wild bootstrap, as the residuals' tests 
 NOISES = ("gaussian", "loss", "sizes", "seeds", "budgets")
 SHARED = 0.8
 GROWTH = 4.0  # σ ∝ L⁴: sixteen times as noisy where the loss is twice as large
-Quantity = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+Quantity = Callable[[Params], np.ndarray]
 
 
 def quantities(form: Form, truth: Mapping[str, float], flops: float) -> dict[str, Quantity]:
@@ -31,13 +32,13 @@ def quantities(form: Form, truth: Mapping[str, float], flops: float) -> dict[str
     cost, C = allocation.Cost(), np.array([flops])
     n = allocation.optimal_num_params(form, truth, C, cost)[0]
 
-    def exponent(p):
-        return allocation.exponents(form, p)[0]
+    def exponent(p: Params) -> np.ndarray:
+        return allocation.exponents(form, p)[0]  # type: ignore[index]  # of laws that have them
 
-    def size(p):
+    def size(p: Params) -> np.ndarray:
         return np.log(allocation.optimal_num_params(form, p, C, cost))[..., 0]
 
-    def loss(p):
+    def loss(p: Params) -> np.ndarray:
         return np.log(form.predict(p, num_params=n, num_tokens=flops / (6 * n)))
 
     return {"a": exponent, "num_params": size, "loss": loss}
@@ -48,7 +49,7 @@ def synthetic(
     form: Form,
     truth: Mapping[str, float],
     noise: float,
-    rng,
+    rng: np.random.Generator,
     outliers: float = 0.0,
     kind: str = "gaussian",
 ) -> Observations:
@@ -70,7 +71,9 @@ def synthetic(
     return Observations(design.columns, loss, design.weight, design.run, design.budget, design.source)
 
 
-def _structured(design, form, truth, noise, rng, kind) -> Observations:
+def _structured(
+    design: Observations, form: Form, truth: Mapping[str, float], noise: float, rng: np.random.Generator, kind: str
+) -> Observations:
     """Losses whose errors are of unequal scale, or shared by groups of rows."""
     rows = design.take(np.repeat(np.arange(len(design)), 3)) if kind == "seeds" else design
     if kind == "seeds":
@@ -108,7 +111,7 @@ def coverage(
     methods: Sequence[str] = METHODS,
     seed: int = 0,
     kind: str = "gaussian",
-    **options,
+    **options: Any,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """How often intervals hold the truth on data drawn from a known law.
 
@@ -125,7 +128,9 @@ def coverage(
     rng = np.random.default_rng(seed)
     asked = quantities(form, truth, flops)
     true = {k: float(q({n: np.array([v]) for n, v in truth.items()})[0]) for k, q in asked.items()}
-    found = {(m, k): [] for m in methods for k in asked}
+    ends: Any
+    out: dict[str, dict[str, dict[str, float]]]
+    found: dict[tuple[str, str], list[tuple[float, ...]]] = {(m, k): [] for m in methods for k in asked}
     for draw in range(num_draws):
         # From the form's own starts, as a user's fit: near the truth a worse optimum would never be met.
         fitted = fit(synthetic(design, form, truth, noise, rng, kind=kind), form, **options)
@@ -140,7 +145,9 @@ def coverage(
     return out
 
 
-def _intervals(fitted: Fit, method, asked, level, num_bootstrap, seed) -> dict[str, tuple[float, float]]:
+def _intervals(
+    fitted: Fit, method: str, asked: Mapping[str, Quantity], level: float, num_bootstrap: int, seed: int
+) -> dict[str, tuple[float, ...]]:
     if method == CHOSEN:
         found = diagnosis.diagnose(fitted)
         if found.groups is None:
@@ -167,7 +174,7 @@ def scatter(
     outliers: float = 0.0,
     num_draws: int = 200,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> float:
     """Root mean square error of an estimated quantity on data drawn from a known law."""
     rng = np.random.default_rng(seed)
@@ -190,7 +197,7 @@ def prediction_coverage(
     num_draws: int = 150,
     num_bootstrap: int = 400,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> float:
     """How often prediction intervals hold the losses of new runs, ``new`` being their columns."""
     rng = np.random.default_rng(seed)

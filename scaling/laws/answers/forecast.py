@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,20 +16,35 @@ from scaling.laws.tables.observations import Observations
 class Fitted(Protocol):
     """What a forecast is made from: of an ``analysis.Analysis``, which forecasts its own held-out runs, these parts."""
 
-    observations: Observations
-    fits: dict[str, Fit]
-    draws: dict[str, Draws]
-    noise: dict[str, Noise]
-    combination: Combination | None
-    resampled: str
-    seed: int
-    warnings: tuple[str, ...]
+    @property
+    def observations(self) -> Observations: ...
+
+    @property
+    def fits(self) -> dict[str, Fit]: ...
+
+    @property
+    def draws(self) -> dict[str, Draws]: ...
+
+    @property
+    def noise(self) -> dict[str, Noise]: ...
+
+    @property
+    def combination(self) -> Combination | None: ...
+
+    @property
+    def resampled(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
 
     @property
     def forecaster(self) -> str | None: ...
 
 
-def forecast(analysis: Fitted, cells: Sequence[Mapping], level: float = 0.90) -> list[dict]:
+def forecast(analysis: Fitted, cells: Sequence[Mapping[str, Any]], level: float = 0.90) -> list[dict[str, Any]]:
     """Predicted loss of new runs, with an interval for the run itself.
 
     From the combination of forms where there is one (``combine``): laws by weight, each law's uncertainty and misfit, a
@@ -73,23 +88,23 @@ def forecast(analysis: Fitted, cells: Sequence[Mapping], level: float = 0.90) ->
     ]
 
 
-def _of_several(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _of_several(analysis: Fitted, columns: Mapping[str, Any], level: float) -> tuple[np.ndarray, np.ndarray]:
     if not analysis.draws:
-        return analysis.combination.interval(level, **columns)
+        return analysis.combination.interval(level, **columns)  # type: ignore[union-attr]  # see forecast
     num = max(map(len, analysis.draws.values()))
-    rows = analysis.fits[analysis.forecaster].observations
-    shared = {
+    rows = analysis.fits[analysis.forecaster].observations  # type: ignore[index]  # see forecast
+    shared: dict[str, Any] = {
         "clusters": rows.run if analysis.resampled == "run" else None,
-        "noise": analysis.noise.get(analysis.forecaster),
+        "noise": analysis.noise.get(analysis.forecaster),  # type: ignore[arg-type]  # see forecast
         "known": analysis.draws,
     }
-    losses = analysis.combination.draws(num, seed=analysis.seed, **shared, **columns)
+    losses = analysis.combination.draws(num, seed=analysis.seed, **shared, **columns)  # type: ignore[union-attr]  # see forecast
     tail = 0.5 * (1.0 - level)
     return tuple(np.quantile(losses, [tail, 1.0 - tail], axis=0))
 
 
-def _of_one_law(analysis: Fitted, columns, level: float) -> tuple[np.ndarray, np.ndarray]:
-    fitted, draws = analysis.fits[analysis.forecaster], analysis.draws.get(analysis.forecaster)
+def _of_one_law(analysis: Fitted, columns: Mapping[str, Any], level: float) -> tuple[np.ndarray, np.ndarray]:
+    fitted, draws = analysis.fits[analysis.forecaster], analysis.draws.get(analysis.forecaster)  # type: ignore[index, arg-type]  # see forecast
     if draws is not None:
         tail = 0.5 * (1.0 - level)
         losses = resampling.prediction_draws(fitted, draws, seed=analysis.seed, **columns)

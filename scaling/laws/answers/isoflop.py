@@ -9,6 +9,7 @@ by .0047; where noise hides the curvature it scatters further than all sizes do:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
@@ -170,7 +171,7 @@ def interpolated_minimum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
 
 def isoflop(
     observations: Observations, *, num_bootstrap: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict | None:
+) -> dict[str, Any] | None:
     """Approach 2: each budget's loss-minimising size, and N* ∝ C^a, D* ∝ C^b through the bracketed minima.
 
     A minimum is bracketed when the parabola opens upward, its vertex lies between the smallest and the largest size in
@@ -243,7 +244,9 @@ def shrunk(variance: np.ndarray, dof: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return (prior * common + dof * variance) / (prior + dof), prior + dof
 
 
-def _inflations(found: list[Profile], fits: list[Parabola], num: int, rng: np.random.Generator) -> list[tuple]:
+def _inflations(
+    found: list[Profile], fits: list[Parabola], num: int, rng: np.random.Generator
+) -> list[tuple[Any, ...]]:
     """(draws of its residual scale for each budget's own minimum, the same for all budgets' exponent), each (num,).
 
     A minimum's are s sqrt(d / χ²_d) with its own d. A slope is a sum over budgets, whose Student's t has the degrees of
@@ -260,7 +263,7 @@ def _inflations(found: list[Profile], fits: list[Parabola], num: int, rng: np.ra
     return [(np.sqrt(v * d / rng.chisquare(d, size=num)), np.sqrt(v) * common) for v, d in zip(variance, dof)]
 
 
-def _quadratic(profile: Profile, fitted: Parabola, scales: tuple, rng: np.random.Generator) -> Minimum:
+def _quadratic(profile: Profile, fitted: Parabola, scales: tuple[Any, ...], rng: np.random.Generator) -> Minimum:
     x = np.log(profile.num_params)
     vertex, height = _vertex(fitted.coefficients)
     where = float(vertex) + fitted.centre
@@ -273,10 +276,10 @@ def _quadratic(profile: Profile, fitted: Parabola, scales: tuple, rng: np.random
         draws.append(np.clip(np.where(np.isnan(v), np.where(up, x[-1], x[0]), v), x[0], x[-1]))
     inner = x[fitted.rows]
     bracketed = _interior(profile) and bool(inner.min() < where < inner.max())
-    return Minimum(profile, where, float(height), bracketed, *draws, downward)
+    return Minimum(profile, where, float(height), bracketed, *draws, downward)  # type: ignore[call-arg, arg-type]  # two draws
 
 
-def _interpolated(profile: Profile, scales: tuple, rng: np.random.Generator) -> Minimum:
+def _interpolated(profile: Profile, scales: tuple[Any, ...], rng: np.random.Generator) -> Minimum:
     averaged = profile.averaged()
     x = np.log(averaged.num_params)
     where, height = interpolated_minimum(x, averaged.loss)
@@ -284,7 +287,7 @@ def _interpolated(profile: Profile, scales: tuple, rng: np.random.Generator) -> 
     if num := len(scales[0]):
         unit = rng.normal(size=(len(x), num)) / np.sqrt(averaged.weight)[:, None]
         draws = [interpolated_minimum(x, averaged.loss[:, None] + unit * s)[0] for s in scales]
-    return Minimum(profile, float(where), float(height), _interior(profile), *draws)
+    return Minimum(profile, float(where), float(height), _interior(profile), *draws)  # type: ignore[arg-type]  # two draws
 
 
 def _interior(profile: Profile) -> bool:
@@ -293,14 +296,14 @@ def _interior(profile: Profile) -> bool:
     return bool(0 < loss.argmin() < len(loss) - 1)
 
 
-def _tokens_at(profile: Profile, log_n: np.ndarray) -> np.ndarray:
+def _tokens_at(profile: Profile, log_n: np.ndarray | float) -> np.ndarray:
     """D at size exp(log_n) in this budget: a parabola of log D in log N (a straight line where C = 6 N D)."""
     x, y = np.log(profile.num_params), np.log(profile.num_tokens)
     return np.exp(np.polyval(np.polyfit(x - x.mean(), y, 2), log_n - x.mean()))
 
 
-def _described(minimum: Minimum, level: float) -> dict:
-    out = {"num_params": None, "num_tokens": None, "loss": None, "bracketed": minimum.bracketed}
+def _described(minimum: Minimum, level: float) -> dict[str, Any]:
+    out: dict[str, Any] = {"num_params": None, "num_tokens": None, "loss": None, "bracketed": minimum.bracketed}
     out |= {"num_params_interval": None, "opens_downward": minimum.opens_downward}
     if minimum.bracketed:
         n, d = np.exp(minimum.where), _tokens_at(minimum.profile, minimum.where)
@@ -312,10 +315,10 @@ def _described(minimum: Minimum, level: float) -> dict:
     return out
 
 
-def _exponents(minima: list[Minimum], level: float) -> dict:
+def _exponents(minima: list[Minimum], level: float) -> dict[str, Any]:
     """Straight lines in logs through the bracketed minima, and the same through each draw of them."""
     used = [m for m in minima if m.bracketed]
-    out = {"a": None, "b": None, "a_interval": None, "b_interval": None, "intercept_num_params": None}
+    out: dict[str, Any] = {"a": None, "b": None, "a_interval": None, "b_interval": None, "intercept_num_params": None}
     if len(used) < 2:
         return out
     log_c = np.log([m.profile.flops for m in used])

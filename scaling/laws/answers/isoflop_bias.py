@@ -6,6 +6,7 @@ or width drifts with compute moves the exponent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +42,8 @@ def parabola_shift(alpha: float, beta: float, x: np.ndarray) -> float:
 
 def profile_bias(
     form: Form, params: Mapping[str, float], profiles: Sequence[Profile], cost: Cost,
-    minimum: Callable = windowed_minimum,
-) -> dict:  # fmt: skip
+    minimum: Callable[..., Any] = windowed_minimum,
+) -> dict[str, Any]:  # fmt: skip
     """The bias of approach 2 on these profiles, were the law exactly ``form`` with ``params``.
 
     The law is evaluated without noise at the very runs of each profile; the parabola's vertex is set against the

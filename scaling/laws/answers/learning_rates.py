@@ -3,18 +3,19 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scaling.numbers import compact
 from scaling.records import RunRecord
 
 
-def cells(runs: Sequence[RunRecord], fewest: int = 3) -> list[dict]:
+def cells(runs: Sequence[RunRecord], fewest: int = 3) -> list[dict[str, Any]]:
     """Cells, that is runs equal in all but peak_lr and seed, that tried at least ``fewest`` rates.
 
     Each: name, num_params, num_tokens, batch_tokens, rates, losses (mean over seeds; null where every seed diverged),
     best (rate or null) and interior: whether a lower and a higher rate were tried. A higher one that diverged counts.
     """
-    groups = defaultdict(lambda: defaultdict(list))
+    groups: dict[str, dict[float, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run.status != "failed":
             optim = {k: v for k, v in run.config["optim"].items() if k != "peak_lr"}
@@ -29,7 +30,7 @@ def cells(runs: Sequence[RunRecord], fewest: int = 3) -> list[dict]:
     return [{"name": name, **cell} for name, cell in zip(names, found)]
 
 
-def _cell(by_rate: Mapping[float, Sequence[RunRecord]]) -> dict:
+def _cell(by_rate: Mapping[float, Sequence[RunRecord]]) -> dict[str, Any]:
     rates = sorted(by_rate)
     known = [[r.loss for r in by_rate[rate] if r.loss is not None] for rate in rates]
     losses = [sum(seeds) / len(seeds) if seeds else None for seeds in known]

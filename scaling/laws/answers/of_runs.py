@@ -7,7 +7,7 @@ from scaling.laws.answers import learning_rates, precision, truth
 from scaling.records import RunRecord
 
 
-def complete(fit: Mapping, runs: Sequence[RunRecord]) -> dict[str, Any]:
+def complete(fit: Mapping[str, Any], runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Returns fit.json's content with what the ``runs`` themselves answer, so that whoever prints it computes nothing.
 
     - ``truth``, where all runs read one source that knows its own entropy: ``truth.of`` them, ``least_loss``, what that

@@ -3,6 +3,7 @@ asked."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scaling.numbers import compact
 from scaling.records import RunRecord
@@ -10,7 +11,7 @@ from scaling.records import RunRecord
 ASKED = 0.002  # nats per token: a standard error that no difference of interest between cells is lost in
 
 
-def of(runs: Sequence[RunRecord]) -> list[dict]:
+def of(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """A row for each source that ``runs`` were validated on; of a mixture every source has its own split, and its row.
 
     Each: ``source``, ``fingerprint``, ``num_tokens`` held out, ``standard_error`` (the largest of any completed run's,
@@ -18,7 +19,7 @@ def of(runs: Sequence[RunRecord]) -> list[dict]:
     whose standard error would be ``ASKED``: it falls as n^-1/2. Windows are taken as independent, which those of one
     document are not quite: the standard error, and what is needed, are at the least these.
     """
-    found: dict[tuple, dict] = {}
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
         for source, num_tokens, error in _splits(run):
             if error is None or not num_tokens:
@@ -49,7 +50,7 @@ def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
     return [(run.data.get("source") or "the data", run.num_eval_tokens, run.loss_standard_error)]
 
 
-def sentences(rows: Sequence[Mapping]) -> list[str]:
+def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """One for each of ``of``'s rows whose validation split is too small to know losses as precisely as is asked."""
     return [
         f"validation losses on {row['source']} have a standard error of up to {row['standard_error']:.4f} nats per "

@@ -1,11 +1,15 @@
 """Fits held against the truth, where the source knows its own entropy: how far off, and inside the interval or not."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from scaling.records import RunRecord
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def of(runs: Sequence[RunRecord]) -> dict | None:
+
+def of(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
     """The truth about the source that all ``runs`` share, nats per token; None if they differ or it is not known.
 
     ``entropy_rate``; ``best_loss``, the least mean loss over windows that any predictor can expect;
@@ -20,13 +24,13 @@ def of(runs: Sequence[RunRecord]) -> dict | None:
     return {name: data[name] for name in ("entropy_rate", "best_loss", "best_validation_loss")}
 
 
-def least_loss(table) -> float | None:
+def least_loss(table: "pd.DataFrame") -> float | None:
     """``least_loss`` of a table of runs, if all have the same; else None."""
     values = set(table["least_loss"].dropna()) if "least_loss" in table else set()
     return values.pop() if len(values) == 1 else None
 
 
-def irreducible(fit: Mapping, least: float) -> list[dict]:
+def irreducible(fit: Mapping[str, Any], least: float) -> list[dict[str, Any]]:
     """Every interval of every fitted law's irreducible loss E against ``least``, the truth.
 
     A row each: law, value, error (value - least), method, level, interval (an end is null where the data set none) and

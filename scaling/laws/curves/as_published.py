@@ -64,7 +64,7 @@ def _simpler_law(curves: Curves, rate: np.ndarray) -> np.ndarray:
     S, loss, least = curves.lr_sum, curves.loss, curves.loss.min()
     slope, intercept = np.polyfit(np.log(S), np.log(loss - least + 0.01), 1)
 
-    def objective(p):
+    def objective(p: np.ndarray) -> float:
         with np.errstate(all="ignore"):
             return _huber(np.log(loss) - np.log(p[0] + p[1] * S ** -p[2] - p[3] * (rate.max() - rate))).sum()
 

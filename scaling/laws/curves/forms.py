@@ -8,7 +8,7 @@ Both say what loss a run has at every step, from the rates up to that step, so t
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Curves:
         schedules: Mapping[str, np.ndarray] | None = None,
         *,
         blocks: int = BLOCKS,
-    ):
+    ) -> None:
         for column in ("run", "step", "loss"):
             if column not in table:
                 raise ValueError(f"curves: column {column} is missing (there is {', '.join(map(str, table.columns))})")
@@ -61,7 +61,9 @@ class Curves:
             self.annealing[rows] = _annealing(rates)[self.step[rows]]
             self.groups.append((rows, *_changes(rates, cumulative, self.step[rows], blocks)))
 
-    def _rates(self, run, rows, table, schedules) -> np.ndarray:
+    def _rates(
+        self, run: str, rows: np.ndarray, table: "pd.DataFrame", schedules: Mapping[str, np.ndarray] | None
+    ) -> np.ndarray:
         if schedules is None:
             if "learning_rate" not in table:
                 raise ValueError("curves: no schedules and no column learning_rate: give one of them")
@@ -124,7 +126,9 @@ def _annealing(rates: np.ndarray) -> np.ndarray:
     return out
 
 
-def _changes(rates, cumulative, steps, blocks):
+def _changes(
+    rates: np.ndarray, cumulative: np.ndarray, steps: np.ndarray, blocks: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Blocks of changes of the rate, warm-up's (negative) too: η_{k-1} - η_k (K,), η_k (K,), and Σ_{τ=k}^{t} η_τ for
     every point t, (n, K)."""
     change = np.concatenate([[0.0], rates[:-1] - rates[1:]])
@@ -147,7 +151,7 @@ def _changes(rates, cumulative, steps, blocks):
     alpha=exponent(),
     C=Parameter("log", lower=1e-8, unit="nats per unit of annealing", linear=True),
 )
-def annealing_law(lr_sum, annealing, *, L0, A, alpha, C):
+def annealing_law(lr_sum: np.ndarray, annealing: np.ndarray, *, L0: Any, A: Any, alpha: Any, C: Any) -> Any:
     """L = L0 + A S1^-α - C S2, S1 the sum of learning rates, S2 that of their annealing momentum"""
     return L0 + A * lr_sum**-alpha - C * annealing
 
@@ -159,7 +163,7 @@ def multi_power_law(curves: Curves) -> Form:
     S(t) the sum of rates up to t, warm-up included, S_k(t) that from step k to t.
     """
 
-    def lanes(point, *values):
+    def lanes(point: np.ndarray, *values: Any) -> dict[str, np.ndarray]:
         """``Curves.reduction`` of each lane of a batch, at the rows asked for: {name: (…, n)}."""
         rows = np.asarray(point, dtype=np.int64) - 1
         shape = np.broadcast_shapes(*(np.shape(v) for v in values))
@@ -167,11 +171,15 @@ def multi_power_law(curves: Curves) -> Form:
         found = [curves.reduction(*lane) for lane in flat]
         return {k: np.stack([f[k][rows] for f in found]).reshape(*shape[:-1], -1) for k in found[0]}
 
-    def function(point, lr_sum, *, L0, A, alpha, B, C, beta, gamma):
+    def function(
+        point: np.ndarray, lr_sum: np.ndarray, *, L0: Any, A: Any, alpha: Any, B: Any, C: Any, beta: Any, gamma: Any
+    ) -> Any:
         total = lanes(point, C, beta, gamma)["value"]
         return L0 + A * lr_sum**-alpha - B * (total if np.ndim(C) else total.reshape(-1))
 
-    def gradient(point, lr_sum, *, L0, A, alpha, B, C, beta, gamma):
+    def gradient(
+        point: np.ndarray, lr_sum: np.ndarray, *, L0: Any, A: Any, alpha: Any, B: Any, C: Any, beta: Any, gamma: Any
+    ) -> dict[str, Any]:
         reduced = lanes(point, C, beta, gamma)
         power = lr_sum**-alpha
         return {

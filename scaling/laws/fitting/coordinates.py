@@ -8,12 +8,15 @@ complex-step for every other form.
 import copy
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from scaling.laws.forms.law import Form, Parameter
+from scaling.laws.forms.law import Form, Parameter, Params
 
 COMPLEX_STEP = 1e-30
+# Value (B, n), Jacobian (B, P, n), and a function for second derivatives: see ``Model.derivatives``.
+Derivatives = tuple[np.ndarray, np.ndarray, Callable[[np.ndarray, np.ndarray], np.ndarray]]
 
 
 class Coordinates:
@@ -28,7 +31,7 @@ class Coordinates:
     # Amplitudes between s·e^-16 (nothing) and s·e^8 at the data's centre.
     AMPLITUDE_BOUNDS = (-16.0, 8.0)
 
-    def __init__(self, form: Form, columns: Mapping[str, np.ndarray], loss: np.ndarray):
+    def __init__(self, form: Form, columns: Mapping[str, np.ndarray], loss: np.ndarray) -> None:
         self.form = form
         self.names = tuple(form.parameters)
         self.index = {name: j for j, name in enumerate(self.names)}
@@ -54,10 +57,10 @@ class Coordinates:
             return (np.log(p.lower) if p.lower > 0 else -60.0), (np.log(p.upper) if np.isfinite(p.upper) else 60.0)
         return p.lower, p.upper
 
-    def _shift(self, p: Parameter, exponents: Callable) -> np.ndarray:
+    def _shift(self, p: Parameter, exponents: Callable[..., Any]) -> np.ndarray:
         return self.log_scale + sum(exponents(e) * self.centre[c] for e, c in p.of)
 
-    def _resolve(self, reference: str | float, at: Callable):
+    def _resolve(self, reference: str | float, at: Callable[..., Any]) -> Any:
         """An exponent's value: a number, ``at(its index)``, or minus that for "-name"."""
         if not isinstance(reference, str):
             return reference
@@ -67,7 +70,7 @@ class Coordinates:
     def decode(self, theta: np.ndarray) -> dict[str, np.ndarray]:
         """θ (…, P), real or complex, to natural parameters, each (…)."""
 
-        def value(reference):
+        def value(reference: str | float) -> Any:
             return self._resolve(reference, lambda j: theta[..., j])
 
         out = {}
@@ -91,12 +94,12 @@ class Coordinates:
             out[name] = t
         return out
 
-    def encode(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    def encode(self, params: Params) -> np.ndarray:
         """Natural parameters to θ; the inverse of ``decode``, clipped to the bounds."""
         values = [np.asarray(params[name], dtype=np.float64) for name in self.names]
         theta = np.stack(np.broadcast_arrays(*values), axis=-1).astype(np.float64)
 
-        def value(reference):
+        def value(reference: str | float) -> Any:
             return self._resolve(reference, lambda j: values[j])
 
         with np.errstate(divide="ignore"):
@@ -120,7 +123,7 @@ class Coordinates:
         """Starts of a grid in natural units: those of ``slope`` and ``level`` are given as what is fitted."""
         out = dict(values)
 
-        def value(reference):  # of a parameter, or of one held at a known value by ``Form.fix``
+        def value(reference: str | float) -> Any:  # of a parameter, or of one held at a known value by ``Form.fix``
             return self._resolve(reference, lambda j: values[self.names[j]])
 
         for name, p in self.form.parameters.items():
@@ -146,7 +149,7 @@ class Model:
 
     def __init__(
         self, coordinates: Coordinates, columns: Mapping[str, np.ndarray], log: bool = True, exact: bool = True
-    ):
+    ) -> None:
         self.coordinates, self.log, self.exact = coordinates, log, exact
         self.form = coordinates.form
         self.columns = [columns[c] for c in self.form.columns]
@@ -159,7 +162,9 @@ class Model:
         columns = dict(zip(self.form.columns, (x[rows] for x in self.columns)))
         return Model(self.coordinates, columns, self.log, self.exact)
 
-    def _term(self, name: str, exponents: Mapping[str, str | float], z: Mapping[str, np.ndarray]):
+    def _term(
+        self, name: str, exponents: Mapping[str, str | float], z: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(parameter indices (q,), their derivatives of the term's log (q, n), the constant part (n,))."""
         derivatives = {self.coordinates.index[name]: np.ones(len(next(iter(z.values()))))}
         constant = np.full(len(next(iter(z.values()))), self.coordinates.log_scale)
@@ -181,19 +186,19 @@ class Model:
             level = self.form.function(*self.columns, **params)
             return np.log(level) if self.log else level
 
-    def derivatives(self, theta: np.ndarray):
+    def derivatives(self, theta: np.ndarray) -> Derivatives:
         """Value (B, n), Jacobian (B, P, n), and a function for second derivatives.
 
         That function takes c, v (B, n) and returns Σ_i c_i J_i J_iᵀ + v_i ∇²f_i, (B, P, P).
         """
         return self._power_derivatives(theta) if self.form.powers is not None else self._step_derivatives(theta)
 
-    def _power_derivatives(self, theta):
+    def _power_derivatives(self, theta: np.ndarray) -> Derivatives:
         (B, P), n = theta.shape, len(self.columns[0])
         jacobian = np.zeros((B, P, n))
         level = np.zeros((B, n))
-        if self.form.powers.offset is not None:
-            j = self.coordinates.index[self.form.powers.offset]
+        if self.form.powers.offset is not None:  # type: ignore[union-attr]  # a sum of powers
+            j = self.coordinates.index[self.form.powers.offset]  # type: ignore[union-attr]  # a sum of powers
             level += theta[:, j, None]
             jacobian[:, j] = 1.0
         values = []
@@ -204,6 +209,7 @@ class Model:
             values.append(term)
             for j, row in zip(indices, design):
                 jacobian[:, j] += term * row
+        inverse: np.ndarray | float
         if self.log:
             with np.errstate(all="ignore"):
                 inverse = 1.0 / level
@@ -212,7 +218,7 @@ class Model:
         else:
             inverse, value = 1.0, level
 
-        def second(c, v):
+        def second(c: np.ndarray, v: np.ndarray) -> np.ndarray:
             u = v * inverse
             if self.log:
                 c = c - v  # ∇² log L = ∇²L / L - J Jᵀ
@@ -224,11 +230,11 @@ class Model:
 
         return value, jacobian, second
 
-    def _step_derivatives(self, theta):
+    def _step_derivatives(self, theta: np.ndarray) -> Derivatives:
         value = self.value(theta)
         jacobian = self._jacobian(theta)
 
-        def second(c, v):
+        def second(c: np.ndarray, v: np.ndarray) -> np.ndarray:
             hessian = (jacobian * c[:, None, :]) @ jacobian.swapaxes(1, 2)
             if not self.exact:
                 return hessian
@@ -243,7 +249,7 @@ class Model:
 
         return value, jacobian, second
 
-    def _jacobian(self, theta):
+    def _jacobian(self, theta: np.ndarray) -> np.ndarray:
         B, P = theta.shape
         stepped = (theta[:, None, :] + 1j * COMPLEX_STEP * np.eye(P)).reshape(B * P, P)
         if self.form.gradient is not None:
@@ -251,11 +257,11 @@ class Model:
         value = self.value(stepped)
         return (value.imag / COMPLEX_STEP).reshape(B, P, -1)
 
-    def _chained(self, theta, stepped):
+    def _chained(self, theta: np.ndarray, stepped: np.ndarray) -> np.ndarray:
         """∂ value / ∂θ from the form's own gradient in natural parameters."""
         params = {k: v[:, None] for k, v in self.coordinates.decode(theta).items()}
         with np.errstate(all="ignore"):
-            natural = self.form.gradient(*self.columns, **params)
+            natural = self.form.gradient(*self.columns, **params)  # type: ignore[misc]  # it has one: see _jacobian
         inner = {k: v.imag.reshape(theta.shape) / COMPLEX_STEP for k, v in self.coordinates.decode(stepped).items()}
         shape = (len(theta), len(self.columns[0]))
         natural = np.stack([np.broadcast_to(natural[k], shape) for k in self.coordinates.names], axis=1)
@@ -267,7 +273,7 @@ class Model:
 class Scaled:
     """A model with every row multiplied by a number: residuals in units of their own noise."""
 
-    def __init__(self, model: Model, factor: np.ndarray):
+    def __init__(self, model: Model, factor: np.ndarray) -> None:
         self.model, self.factor = model, factor
         self.form, self.coordinates = model.form, model.coordinates
 
@@ -291,7 +297,7 @@ class Scaled:
     def value(self, theta: np.ndarray) -> np.ndarray:
         return self.model.value(theta) * self.factor
 
-    def derivatives(self, theta: np.ndarray):
+    def derivatives(self, theta: np.ndarray) -> Derivatives:
         value, jacobian, second = self.model.derivatives(theta)
         k = self.factor
         return value * k, jacobian * k, lambda c, v: second(c * k**2, v * k)

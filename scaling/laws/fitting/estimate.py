@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class Fit:
     spread: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = field(default=None, repr=False)
     draws: "Draws | None" = field(default=None, repr=False)
 
-    def noise_at(self, **columns) -> np.ndarray | float:
+    def noise_at(self, **columns: Any) -> np.ndarray | float:
         """Standard deviation of a residual at new rows relative to the fitted rows' (1 without a variance function)."""
         return 1.0 if self.spread is None else self.spread(columns)
 
@@ -109,7 +110,7 @@ class Fit:
     def coordinates(self) -> Coordinates:
         return self.problem.model.coordinates
 
-    def predict(self, **columns) -> np.ndarray:
+    def predict(self, **columns: Any) -> np.ndarray:
         """The law's value at new rows."""
         return self.form.predict(self.params, **columns)
 
@@ -148,7 +149,7 @@ def fit(
     check_identifiable(observations, form)
     observations = replace(observations, weight=observations.weight / observations.weight.mean())
     coordinates = Coordinates(form, {c: observations.columns[c] for c in form.columns}, observations.loss)
-    model = Model(coordinates, observations.columns, log)
+    model: Any = Model(coordinates, observations.columns, log)  # or ``Scaled``
     target = np.log(observations.loss) if log else observations.loss
     spread = _spread(variance, observations)
     if spread is not None:
@@ -156,34 +157,36 @@ def fit(
     problem = Problem(model, target, Objective("huber"), coordinates.lower, coordinates.upper)
     member = None
     if starts is not None:
-        starts = np.stack([coordinates.encode(s) for s in starts])
+        begin = np.stack([coordinates.encode(s) for s in starts])
     elif len(observations) <= MANY_ROWS:
-        starts = start_grid(model, observations)
+        begin = start_grid(model, observations)
     else:
-        starts, member = sampled_starts(problem, observations)
+        begin, member = sampled_starts(problem, observations)
     if member is None:
-        starts = smooth_start(problem, starts, observations.weight)
+        begin = smooth_start(problem, begin, observations.weight)
     if delta is None or loss == "lad":
-        near, scale = residual_scale(problem, starts, observations.weight)
-        starts = near if member is None else starts
+        near, scale = residual_scale(problem, begin, observations.weight)
+        begin = near if member is None else begin
     chosen = EFFICIENT_DELTA * scale if delta is None else delta
     if loss == "lad":
-        starts, chosen = towards_lad(problem, starts, observations.weight, scale)
+        begin, chosen = towards_lad(problem, begin, observations.weight, scale)
     if loss == "tukey":
         huber = replace(problem, objective=Objective("huber", chosen))
-        near = multi_start(huber, starts, observations.weight)
-        optimum = near.theta[np.argmin(near.objective)]
-        starts, scale = trimmed_starts(huber, optimum, observations.weight)
+        solved = multi_start(huber, begin, observations.weight)
+        optimum = solved.theta[np.argmin(solved.objective)]
+        begin, scale = trimmed_starts(huber, optimum, observations.weight)
         member = None
         chosen = TUKEY_DELTA * scale if delta is None else delta
     problem = replace(problem, objective=Objective(loss, chosen, tau))
-    solution = multi_start(problem, starts, observations.weight)
+    solution = multi_start(problem, begin, observations.weight)
     found = _result(problem, solution if member is None else spread_out(solution, member), observations, spread)
     check_apart(observations, form, found.params)
     return found
 
 
-def _spread(variance, observations: Observations):
+def _spread(
+    variance: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None, observations: Observations
+) -> Callable[[Mapping[str, np.ndarray]], np.ndarray] | None:
     """Columns → standard deviation of a residual, relative to the rows' geometric mean."""
     if variance is None:
         return None
@@ -194,7 +197,12 @@ def _spread(variance, observations: Observations):
     return lambda columns: np.sqrt(np.asarray(variance(columns), dtype=np.float64) / mean)
 
 
-def _result(problem: Problem, solution: Solution, observations: Observations, spread=None) -> Fit:
+def _result(
+    problem: Problem,
+    solution: Solution,
+    observations: Observations,
+    spread: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None,
+) -> Fit:
     best = int(np.argmin(solution.objective))
     theta = solution.theta[best]
     names = problem.model.coordinates.names

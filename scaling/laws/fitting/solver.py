@@ -7,6 +7,7 @@ robust objective of a good fit is about 1e-3).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Objective:
 
     NAMES = ("huber", "lad", "squared", "tukey", "asymmetric")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in self.NAMES:
             raise ValueError(f"loss is {self.name!r}: write one of {', '.join(self.NAMES)}")
         if self.name != "squared" and not (np.isfinite(self.delta) and self.delta > 0):
@@ -55,7 +56,7 @@ class Objective:
             return np.abs(r)
         return self.smooth(r)[0]
 
-    def smooth(self, r: np.ndarray):
+    def smooth(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """ρ, ψ = ρ', ρ'' and the weight ψ/r, of what the solver minimises (LAD: a Huber with ``delta``)."""
         if self.name == "squared":
             one = np.ones_like(r)
@@ -98,7 +99,7 @@ class _Lanes:
 
     FIELDS = ("theta", "objective", "gradient", "hessian", "gauss", "spread", "largest", "cosine")
 
-    def __init__(self, problem: "Problem", theta: np.ndarray, weights: np.ndarray):
+    def __init__(self, problem: "Problem", theta: np.ndarray, weights: np.ndarray) -> None:
         value, jacobian, second = problem.model.derivatives(theta)
         r = value - problem.target
         rho, psi, curvature, omega = problem.objective.smooth(r)
@@ -133,7 +134,7 @@ class _Lanes:
 class Problem:
     """What is minimised: Σ_i w_i ρ(f_i(θ) - target_i) within bounds."""
 
-    model: object  # .derivatives(theta): see model.Model
+    model: Any  # ``coordinates.Model`` or what wraps one: .derivatives(theta)
     target: np.ndarray
     objective: Objective
     lower: np.ndarray
@@ -156,7 +157,9 @@ class Problem:
         return np.where(np.isfinite(lanes.objective), cosine, np.inf)
 
 
-def solve(problem: Problem, start: np.ndarray, weights: np.ndarray, max_iterations: int = 300, chunk: int = 0):
+def solve(
+    problem: Problem, start: np.ndarray, weights: np.ndarray, max_iterations: int = 300, chunk: int = 0
+) -> Solution:
     """Minimises every lane of a batch.
 
     Newton steps on the exact Hessian, damped by λ times the Hessian of the iteratively reweighted least-squares
@@ -200,7 +203,7 @@ def _move(lanes: _Lanes, weights: np.ndarray) -> np.ndarray:
         return lanes.cosine * np.sqrt(lanes.spread / weights.sum(axis=1))
 
 
-def _solve_chunk(problem: Problem, start: np.ndarray, weights: np.ndarray, max_iterations: int):
+def _solve_chunk(problem: Problem, start: np.ndarray, weights: np.ndarray, max_iterations: int) -> tuple[_Lanes, int]:
     everyone = _Lanes(problem, np.clip(start, problem.lower, problem.upper), weights)
     active = np.flatnonzero(np.isfinite(everyone.objective))
     damping = np.full(len(start), 1e-2)

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import nnls
 
-from scaling.laws.fitting.coordinates import Model
+from scaling.laws.fitting.coordinates import Coordinates, Model, Scaled
 from scaling.laws.fitting.solver import Objective, Problem, Solution, solve
+from scaling.laws.forms.law import Form, Params
 from scaling.laws.tables.observations import Observations
 
 MAX_STARTS = 64
@@ -123,7 +124,7 @@ def spread_out(solution: Solution, member: np.ndarray) -> Solution:
     return Solution(**fields, iterations=solution.iterations)
 
 
-def residual_scale(problem: Problem, starts, weights) -> tuple[np.ndarray, float]:
+def residual_scale(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """(θ near the optima, MAD of the residuals of a nearly-LAD fit as a Gaussian's σ)."""
     scale, n, P = 0.01, len(problem.target), starts.shape[1]
     best = starts
@@ -144,7 +145,7 @@ def residual_scale(problem: Problem, starts, weights) -> tuple[np.ndarray, float
 LAD_SMOOTHING = 1e-7
 
 
-def towards_lad(problem: Problem, starts, weights, scale) -> tuple[np.ndarray, float]:
+def towards_lad(problem: Problem, starts: np.ndarray, weights: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
     """Huber problems with falling δ, each begun at the last one's optimum: (θ, the last δ)."""
     delta = scale
     while delta > LAD_SMOOTHING * scale:
@@ -153,7 +154,7 @@ def towards_lad(problem: Problem, starts, weights, scale) -> tuple[np.ndarray, f
     return starts, delta
 
 
-def start_grid(model: Model, observations: Observations) -> np.ndarray:
+def start_grid(model: Model | Scaled, observations: Observations) -> np.ndarray:
     """Starts θ (B, P): a grid over the nonlinear parameters, linear least squares for the others.
 
     Given the nonlinear parameters the loss is Σ_k c_k basis_k, so the linear ones solve a non-negative least-squares
@@ -183,7 +184,14 @@ def _grid(starts: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
     return [tuple(s[i] for s, i in zip(starts, row)) for row in zip(*picks)]
 
 
-def _project(form, columns, params, linear, observations, coordinates) -> dict[str, float]:
+def _project(
+    form: Form,
+    columns: list[np.ndarray],
+    params: Params,
+    linear: list[str],
+    observations: Observations,
+    coordinates: Coordinates,
+) -> dict[str, float]:
     zero = {name: np.float64(0.0) for name in linear}
     # Basis functions at the data's scale: A = A0 is one median loss at the centre.
     unit = {name: _unit(form, name, params, coordinates) for name in linear}
@@ -200,7 +208,7 @@ def _project(form, columns, params, linear, observations, coordinates) -> dict[s
     return {name: max(c, 1e-2) * unit[name] for name, c in zip(linear, coefficients)}
 
 
-def _unit(form, name, params, coordinates) -> float:
+def _unit(form: Form, name: str, params: Params, coordinates: Coordinates) -> float:
     p = form.parameters[name]
     if p.kind != "amplitude":
         return float(np.exp(coordinates.log_scale))

@@ -16,8 +16,12 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+# Values by a parameter's name: numbers, or arrays of them where a law is taken at many points at once.
+Params = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ def offset(unit: str = "nats/token") -> Parameter:
     return Parameter(lower=0.0, unit=unit, linear=True)
 
 
-def amplitude(*of: str, unit: str = "nats/token") -> Parameter:
+def amplitude(*of: str | float, unit: str = "nats/token") -> Parameter:
     """A of A x^-α y^-β: ``amplitude("alpha", "x", "beta", "y")``; positive."""
-    return Parameter("amplitude", lower=0.0, unit=unit, of=tuple(zip(of[::2], of[1::2])), linear=True)
+    return Parameter("amplitude", lower=0.0, unit=unit, of=tuple(zip(of[::2], of[1::2])), linear=True)  # type: ignore[arg-type]  # exponent, column
 
 
 def critical(exponent_name: str, column: str, unit: str) -> Parameter:
@@ -100,16 +104,16 @@ class Form:
     """
 
     name: str
-    function: Callable
+    function: Callable[..., Any]
     parameters: dict[str, Parameter]
     columns: tuple[str, ...]
     equation: str = ""
     source: str = ""
     target: str = "loss"
     powers: PowerSum | None = None
-    gradient: Callable | None = None
+    gradient: Callable[..., Any] | None = None
 
-    def predict(self, params: Mapping[str, float], **columns) -> np.ndarray:
+    def predict(self, params: Params, **columns: Any) -> np.ndarray:
         """The law's value, in float64, broadcast over ``columns`` (and over arrays of parameter values).
 
         Raises ValueError naming a missing column or parameter.
@@ -143,7 +147,7 @@ class Form:
             gradient=None if self.gradient is None else functools.partial(self.gradient, **known),
         )
 
-    def __call__(self, params: Mapping[str, float], **columns) -> np.ndarray:
+    def __call__(self, params: Params, **columns: Any) -> np.ndarray:
         return self.predict(params, **columns)
 
 
@@ -159,14 +163,14 @@ FORMS: dict[str, Form] = {}
 
 def law(
     source: str = "", *, powers: PowerSum | None = None, target: str = "loss", register: bool = True,
-    gradient: Callable | None = None, **parameters: Parameter,
-):  # fmt: skip
+    gradient: Callable[..., Any] | None = None, **parameters: Parameter,
+) -> Callable[[Callable[..., Any]], Form]:  # fmt: skip
     """Decorator: makes a function a form, registered under its name unless ``register`` is false.
 
     The first line of the function's docstring is the form's equation.
     """
 
-    def wrap(function: Callable) -> Form:
+    def wrap(function: Callable[..., Any]) -> Form:
         form = _form(function, parameters, source=source, powers=powers, target=target, gradient=gradient)
         if register:
             FORMS[form.name] = form
@@ -175,7 +179,7 @@ def law(
     return wrap
 
 
-def _form(function: Callable, parameters: Mapping[str, Parameter], **options) -> Form:
+def _form(function: Callable[..., Any], parameters: Mapping[str, Parameter], **options: Any) -> Form:
     signature = inspect.signature(function).parameters.values()
     columns = tuple(p.name for p in signature if p.kind is p.POSITIONAL_OR_KEYWORD)
     names = [p.name for p in signature if p.kind is p.KEYWORD_ONLY]
@@ -192,7 +196,7 @@ def _form(function: Callable, parameters: Mapping[str, Parameter], **options) ->
     return Form(function.__name__, function, described, columns, equation=equation, **options)
 
 
-def get(name: "str | Form | Callable") -> Form:
+def get(name: "str | Form | Callable[..., Any]") -> Form:
     """A form by name, by import path (``package.module:function``), or from a function or Form itself.
 
     An undecorated function is taken with every parameter positive and fitted in its logarithm.

@@ -5,6 +5,7 @@ loss, or are shared by the rows of a run, of a size, of a budget or of a cell. E
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -47,9 +48,9 @@ class Noise:
         """What the wild bootstrap draws as one, in words."""
         if self.kind == "uneven":
             return "each row's error of its own scale"
-        return f"over {int(self.groups.max()) + 1} clusters of rows by {self.kind}"
+        return f"over {int(self.groups.max()) + 1} clusters of rows by {self.kind}"  # type: ignore[union-attr]  # there are
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         count = None if self.groups is None else int(self.groups.max()) + 1
         return {"kind": self.kind, "num_clusters": count, "reason": self.reason, "p_values": self.p_values}
 
@@ -106,7 +107,7 @@ def diagnose(fit: Fit, clusters: np.ndarray | None = None, *, seed: int = 0) -> 
     p_values = {kind: p for kind, (p, _) in found.items()} | {"scale": uneven}
     shared = {kind: distance for kind, (p, distance) in found.items() if p <= SIGNIFICANCE}
     if shared:
-        kind = max(shared, key=shared.get)
+        kind = max(shared, key=shared.get)  # type: ignore[arg-type]  # every key is there
         what = {"num_params": "num_params", "budget": "compute budget", "cell": "num_params and num_tokens"}[kind]
         part = intraclass(e, groups[kind])
         reason = f"residuals of one {what} go together (p {p_values[kind]:.2g}, {part:.0%} of their variance)"

@@ -5,6 +5,7 @@ that follow N, D, C or D/N. Both are said here, in words and as fit.json's ``res
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -40,12 +41,12 @@ class Residuals:
     """
 
     scale: float
-    far: list[dict]
-    influential: list[dict]
-    trends: dict[str, dict]
+    far: list[dict[str, Any]]
+    influential: list[dict[str, Any]]
+    trends: dict[str, dict[str, Any]]
     without_far: dict[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain numbers for fit.json."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
@@ -73,11 +74,11 @@ class Residuals:
         return out
 
 
-def _count(rows: list) -> str:
+def _count(rows: list[Any]) -> str:
     return f"{len(rows)} {'run is' if len(rows) == 1 else 'runs are'}"
 
 
-def _more(rows: list) -> str:
+def _more(rows: list[Any]) -> str:
     return f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
 
 
@@ -121,10 +122,10 @@ def robust_scale(fit: Fit) -> float:
     return float(np.median(np.abs(fit.residuals)) * MAD_TO_SIGMA * inflate)
 
 
-def _asked(fit: Fit) -> dict:
+def _asked(fit: Fit) -> dict[str, Any]:
     """The quantities whose moves are looked at: a, or a form's exponents where it has none."""
     if allocation.exponents(fit.form, fit.params) is not None:
-        return {"a": lambda p: allocation.exponents(fit.form, p)[0]}
+        return {"a": lambda p: allocation.exponents(fit.form, p)[0]}  # type: ignore[index]  # it has them
     names = [name for name, p in fit.form.parameters.items() if not p.linear and name not in fit.at_bound]
     return {name: lambda p, k=name: p[k] for name in names}
 
@@ -154,7 +155,7 @@ def leave_one_out(fit: Fit, rows: np.ndarray) -> np.ndarray:
     return solve(fit.problem, np.repeat(fit.theta[None], len(rows), axis=0), weights).theta
 
 
-def _influential(fit: Fit) -> list[dict]:
+def _influential(fit: Fit) -> list[dict[str, Any]]:
     asked = _asked(fit)
     rows = np.arange(fit.num_observations)
     if not asked:
@@ -166,7 +167,7 @@ def _influential(fit: Fit) -> list[dict]:
     errors = {k: e for k, e in errors.items() if np.isfinite(e) and e > EXACT * (1 + abs(value[k]))}
     if len(rows) > MAX_REFITS:
         near = fit.coordinates.decode(one_step(fit))
-        moved = [np.abs(np.asarray(asked[k](near)) - value[k]) / e for k, e in errors.items()]
+        moved: Any = [np.abs(np.asarray(asked[k](near)) - value[k]) / e for k, e in errors.items()]
         moved = np.max(moved or [0.0 * rows], axis=0)
         rows = np.sort(np.argsort(-np.nan_to_num(moved, posinf=np.inf))[:MAX_REFITS])
     params = fit.coordinates.decode(leave_one_out(fit, rows))
@@ -181,7 +182,7 @@ def _influential(fit: Fit) -> list[dict]:
     return sorted(found, key=lambda row: -abs(row["standard_errors"]))
 
 
-def _trends(fit: Fit, scale: float) -> dict[str, dict]:
+def _trends(fit: Fit, scale: float) -> dict[str, dict[str, Any]]:
     """F tests of a linear and quadratic trend of the residuals in log N, D, C, D/N, beyond what the fit could remove.
 
     Residuals are cut at 3 σ, so that a run that is far off is not a trend. The trend's part that the law's own columns

@@ -6,15 +6,18 @@ end, and then says so.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from scaling.laws.fitting.coordinates import Derivatives
 from scaling.laws.fitting.estimate import Fit
 from scaling.laws.fitting.solver import Problem, solve
+from scaling.laws.forms.law import Params
 from scaling.laws.intervals.resampling import covariance, gradient, noise_scale
 
-Quantity = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+Quantity = Callable[[Params], np.ndarray]
 
 GRID = 13  # points on each side of the optimum
 REACH = 2.0  # how far the first grid goes, in units of the delta method's half-width
@@ -77,14 +80,14 @@ class _Constrained:
     at whatever value g takes there. ε keeps the row in the quadratic part of a robust objective.
     """
 
-    def __init__(self, model, quantity: Quantity, epsilon: float):
+    def __init__(self, model: Any, quantity: Quantity, epsilon: float) -> None:
         self.model, self.quantity, self.epsilon = model, quantity, epsilon
 
     def _g(self, theta: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
             return np.asarray(self.quantity(self.model.coordinates.decode(theta)), dtype=np.float64).reshape(len(theta))
 
-    def derivatives(self, extended: np.ndarray):
+    def derivatives(self, extended: np.ndarray) -> Derivatives:
         theta, c = extended[:, :-1], extended[:, -1]
         B, P = theta.shape
         value, jacobian, second = self.model.derivatives(theta)
@@ -94,7 +97,7 @@ class _Constrained:
         wide[:, :P, :-1] = jacobian
         wide[:, :P, -1] = self.epsilon * slope
 
-        def hessian(c_weights, v):
+        def hessian(c_weights: np.ndarray, v: np.ndarray) -> np.ndarray:
             out = np.zeros((B, P + 1, P + 1))
             out[:, :P, :P] = second(c_weights[:, :-1], v[:, :-1])
             row = wide[:, :P, -1]
@@ -104,14 +107,14 @@ class _Constrained:
 
         return value, wide, hessian
 
-    def _slope(self, theta, step):
+    def _slope(self, theta: np.ndarray, step: float) -> np.ndarray:
         B, P = theta.shape
         shifts = step * np.concatenate([np.eye(P), -np.eye(P)])
         g = self._g((theta[:, None, :] + shifts).reshape(-1, P)).reshape(B, 2, P)
         with np.errstate(invalid="ignore"):  # inf - inf, where the quantity has run off: no slope there
             return np.nan_to_num((g[:, 0] - g[:, 1]) / (2 * step), posinf=0.0, neginf=0.0)
 
-    def _curvature(self, theta):
+    def _curvature(self, theta: np.ndarray) -> np.ndarray:
         B, P = theta.shape
         shifts = HESSIAN_STEP * np.eye(P)
         moved = (theta[:, None, :] + np.concatenate([shifts, -shifts])).reshape(-1, P)
@@ -189,7 +192,7 @@ def positive_profile(fit: Fit, quantity: Quantity, level: float = 0.95) -> Profi
     """The profile of a quantity that is positive, walked in its logarithm."""
     found = profile(fit, lambda p: np.log(quantity(p)), level)
     with np.errstate(over="ignore"):
-        ends = {k: float(np.exp(getattr(found, k))) for k in ("value", "lower", "upper")}
+        ends: dict[str, Any] = {k: float(np.exp(getattr(found, k))) for k in ("value", "lower", "upper")}
         return replace(found, **ends, grid=np.exp(found.grid))
 
 
@@ -230,7 +233,9 @@ def deviance_scale(fit: Fit) -> float:
     return float(noise_scale(fit) ** 2 * np.average(inside, weights=w))
 
 
-def _refit(fit: Fit, quantity: Quantity, targets: np.ndarray, start: np.ndarray, span: float, scale: float):
+def _refit(
+    fit: Fit, quantity: Quantity, targets: np.ndarray, start: np.ndarray, span: float, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points of the profile near ``targets``: values of the quantity, deviances, θ."""
     robust = fit.loss.name != "squared"
     epsilon = (0.01 * fit.loss.delta if robust else 0.01) / span
@@ -254,7 +259,9 @@ def _refit(fit: Fit, quantity: Quantity, targets: np.ndarray, start: np.ndarray,
     return g, np.maximum(2 * (objective - base) / scale, 0.0), theta
 
 
-def _end(g, dev, side, quantile, noise, value, error) -> float:
+def _end(
+    g: np.ndarray, dev: np.ndarray, side: float, quantile: float, noise: float, value: float, error: float
+) -> float:
     """Where the signed root of the deviance crosses the quantile, by monotone interpolation.
 
     With ``noise`` the law may miss by sqrt(dev) and the run by its noise at once: at distance y from the optimum the

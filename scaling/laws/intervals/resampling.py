@@ -1,6 +1,7 @@
 """How far the data let a fitted law move: bootstrap draws, the delta method, prediction intervals."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -142,7 +143,7 @@ def _jacobian(fit: Fit) -> np.ndarray:
     return fit.problem.model.derivatives(fit.theta[None])[1][0]
 
 
-def _counts(fit, num, seed, clusters, indices) -> np.ndarray:
+def _counts(fit: Fit, num: int, seed: int, clusters: np.ndarray | None, indices: np.ndarray | None) -> np.ndarray:
     """How often each observation is in each resample, (B, n)."""
     n = fit.num_observations
     if indices is not None:
@@ -247,7 +248,7 @@ def delta_interval(
     return value, value - half, value + half
 
 
-def prediction_draws(fit: Fit, draws: Draws, *, seed: int = 0, **columns) -> np.ndarray:
+def prediction_draws(fit: Fit, draws: Draws, *, seed: int = 0, **columns: Any) -> np.ndarray:
     """Draws (B, m) of the loss of new runs: a bootstrap law each, times a residual of the fit.
 
     Residuals are inflated by sqrt(n / (n - P)) for the parameters that were fitted to them, and scaled to the noise of

@@ -118,7 +118,7 @@ def says_ones(name: Any) -> bool:
     return words_of(name).endswith("_ones")
 
 
-def losses(names: list) -> list:
+def losses(names: list[Any]) -> list[Any]:
     """Columns that could be the loss, where none is called so."""
     found = []
     for name in names:
@@ -128,9 +128,9 @@ def losses(names: list) -> list:
     return found
 
 
-def choose(table: "pd.DataFrame") -> tuple[dict, dict[str, list]]:
+def choose(table: "pd.DataFrame") -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Which column stands for which: ({old: (new, unit)}, {new: columns that differ and could all be it})."""
-    found: dict[str, list] = {}
+    found: dict[str, list[Any]] = {}
     for name in table.columns:
         if known := meaning(name):
             found.setdefault(known[0], []).append((known[1], name, known[2]))
@@ -158,7 +158,7 @@ def choose(table: "pd.DataFrame") -> tuple[dict, dict[str, list]]:
     return chosen, ambiguous
 
 
-def _equal(a, b) -> bool:
+def _equal(a: "pd.Series", b: "pd.Series") -> bool:
     return a is b or a.equals(b)
 
 
@@ -181,7 +181,7 @@ def canonical(table: "pd.DataFrame", source: str = "table") -> "pd.DataFrame":
             mapped.append(f"{old} as {new}" + (f" × {unit:g}" if unit != 1 else ""))
     names = {old: new for old, (new, _) in chosen.items() if old != new}
     table = table.rename(columns=names)
-    if any(meaning(old)[1] > 1 if meaning(old) else True for old in names):
+    if any(meaning(old)[1] > 1 if meaning(old) else True for old in names):  # type: ignore[index]  # has one
         notes.append(f"columns read under other names: {', '.join(mapped)}")
     if "status" in table:
         table["status"] = _status(table["status"], source)
@@ -194,7 +194,7 @@ def canonical(table: "pd.DataFrame", source: str = "table") -> "pd.DataFrame":
     return table
 
 
-def _numbers(series, unit: float, name: Any, source: str):
+def _numbers(series: "pd.Series", unit: float, name: Any, source: str) -> "pd.Series":
     """A measured column as numbers, times its unit; text that is none is left for its row to be named."""
     import pandas as pd
 
@@ -210,7 +210,7 @@ def _numbers(series, unit: float, name: Any, source: str):
     return values if unit == 1.0 else values * unit
 
 
-def _require_in_unit(values, unit: float, name: Any, source: str) -> None:
+def _require_in_unit(values: "pd.Series", unit: float, name: Any, source: str) -> None:
     """A column named in millions that holds 53300000 is in ones."""
     middle = values.median() / unit
     if middle > MAX_IN_UNIT:
@@ -220,7 +220,7 @@ def _require_in_unit(values, unit: float, name: Any, source: str) -> None:
         )
 
 
-def _status(series, source: str):
+def _status(series: "pd.Series", source: str) -> "pd.Series":
     words = [x.strip().lower() if isinstance(x, str) else x for x in series]
     for i, word in enumerate(words):
         if word not in DONE | NOT_DONE:
@@ -231,7 +231,7 @@ def _status(series, source: str):
     return _series(["completed" if word in DONE else word for word in words], series)
 
 
-def _holdout(series, source: str):
+def _holdout(series: "pd.Series", source: str) -> "pd.Series":
     out = []
     for i, value in enumerate(series):
         word = "" if is_empty(value) else str(value).strip().lower()
@@ -241,7 +241,7 @@ def _holdout(series, source: str):
     return _series(out, series)
 
 
-def _split(table, notes: list[str], source: str):
+def _split(table: "pd.DataFrame", notes: list[str], source: str) -> "pd.DataFrame":
     """``split`` as holdout, where its words are of runs fitted and runs forecast."""
     words = ["" if is_empty(x) else str(x).strip().lower() for x in table["split"]]
     known = set(words)
@@ -265,7 +265,7 @@ def _split(table, notes: list[str], source: str):
     return table.assign(holdout=held)
 
 
-def _series(values: list, like):
+def _series(values: list[Any], like: "pd.Series") -> "pd.Series":
     import pandas as pd
 
     return pd.Series(values, index=like.index)

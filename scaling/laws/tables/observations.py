@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -49,8 +49,8 @@ class Observations:
     run: np.ndarray
     budget: np.ndarray
     source: str = "table"
-    convention: dict = field(default_factory=dict)
-    excluded: list[dict] = field(default_factory=list)
+    convention: dict[str, Any] = field(default_factory=dict)
+    excluded: list[dict[str, Any]] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
     run_column: str | None = None
 
@@ -149,7 +149,7 @@ def from_table(
     if not units_known and convention["num_params"] == "as given" and {"num_params", "num_tokens"} <= set(table):
         fitted = [table.loc[kept, c].to_numpy(dtype=np.float64) for c in ("num_params", "num_tokens", "flops")]
         in_ones = any(says_ones(table.attrs[NAMES].get(c, c)) for c in ("num_params", "num_tokens"))
-        units.check(*fitted[:2], source, in_ones=in_ones)
+        units.check(*fitted[:2], source, in_ones=in_ones)  # type: ignore[misc, arg-type]  # two columns
         if said := units.cost_note(*fitted):
             notes.insert(0, said)
     weight = _numbers(table, "weight", source) if "weight" in table else np.ones(len(table))
@@ -177,16 +177,16 @@ _KINDS = {
 }
 
 
-def _require_one_kind(table, source: str) -> None:
+def _require_one_kind(table: "pd.DataFrame", source: str) -> None:
     for column, kinds in _KINDS.items():
-        counts = table[column].value_counts() if column in table else []
+        counts: Any = table[column].value_counts() if column in table else []
         if len(counts) > 1:
             found = "; ".join(f"{str(name)[:12]}: {count} runs" for name, count in counts.items())
             what = f"runs {kinds.format(len(counts))} ({found})"
             raise ValueError(f"{source}: {what}: fit the runs of one at a time")
 
 
-def _untuned(table, loss: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def _untuned(table: "pd.DataFrame", loss: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Rows beaten by other hyperparameters on the same model, data and horizon.
 
     A sweep over learning rates is fitted at each cell's best setting (lowest mean loss over its seeds): a law of the
@@ -199,7 +199,7 @@ def _untuned(table, loss: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     return candidates & np.array(beaten, dtype=bool)
 
 
-def _named(table, source):
+def _named(table: "pd.DataFrame", source: str) -> tuple["pd.DataFrame", dict[str, list[Any]]]:
     """The table under this project's names, and the columns that could each be one of them."""
     if len(table) == 0:
         raise ValueError(f"{source}: no rows: nothing to fit")
@@ -207,7 +207,7 @@ def _named(table, source):
     return canonical(table, source), ambiguous
 
 
-def _cells(table, fitted: np.ndarray, notes: list[str], used: Sequence[str]):
+def _cells(table: "pd.DataFrame", fitted: np.ndarray, notes: list[str], used: Sequence[str]) -> "pd.DataFrame":
     """The table with ``cell`` and ``setting`` where runs of one size and horizon differ in their recipe alone.
 
     ``used``: columns that a law is of, which are no recipe.
@@ -230,7 +230,7 @@ def _cells(table, fitted: np.ndarray, notes: list[str], used: Sequence[str]):
     return table.assign(cell=cell, setting=setting)
 
 
-def _steps(values):
+def _steps(values: "pd.Series") -> np.ndarray:
     """Values nearer to one another than SAME_HORIZON as one."""
     order = np.argsort(values.to_numpy(), kind="stable")
     ranked = values.to_numpy(dtype=np.float64)[order]
@@ -241,7 +241,9 @@ def _steps(values):
     return out
 
 
-def _convention(table, num_params, flops, source, need_size=True):
+def _convention(
+    table: "pd.DataFrame", num_params: str, flops: str, source: str, need_size: bool = True
+) -> tuple["pd.DataFrame", dict[str, str]]:
     """The columns num_params and flops under the conventions asked for, and a statement of them."""
     count, rule = f"num_params_{num_params}", f"flops_{flops}"
     counts = [c.removeprefix("num_params_") for c in table.columns if c.startswith("num_params_")]
@@ -304,7 +306,7 @@ def as_counted(table: "pd.DataFrame", convention: Mapping[str, str]) -> "pd.Data
     return table
 
 
-def _hint(table, missing: list[str]) -> str:
+def _hint(table: "pd.DataFrame", missing: list[str]) -> str:
     """What a column that is there could be renamed to."""
     other = {"bpb", "bpc", "bits", "ppl", "perplexity", "nll", "loss"}
     near = [c for c in table.columns if set(words_of(c).split("_")) & other]
@@ -313,7 +315,7 @@ def _hint(table, missing: list[str]) -> str:
     return ": rename those that hold them"
 
 
-def _numeric(series):
+def _numeric(series: "pd.Series") -> np.ndarray | None:
     import pandas as pd
 
     if pd.api.types.is_bool_dtype(series) or not pd.api.types.is_numeric_dtype(series):
@@ -321,7 +323,7 @@ def _numeric(series):
     return series.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _numbers(table, column, source) -> np.ndarray:
+def _numbers(table: "pd.DataFrame", column: str, source: str) -> np.ndarray:
     import pandas as pd
 
     x = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
@@ -332,7 +334,7 @@ def _numbers(table, column, source) -> np.ndarray:
     return x
 
 
-def _check_positive(table, label, source) -> None:
+def _check_positive(table: "pd.DataFrame", label: np.ndarray, source: str) -> None:
     for column in ("num_params", "num_tokens", "flops", "loss", "weight"):
         if column not in table:
             continue
@@ -345,13 +347,13 @@ def _check_positive(table, label, source) -> None:
             )
 
 
-def _cell(table, loss, i) -> dict:
+def _cell(table: "pd.DataFrame", loss: np.ndarray, i: SupportsIndex) -> dict[str, Any]:
     row = {c: float(table[c].iloc[i]) for c in ("num_params", "num_tokens", "flops") if c in table}
     row["loss"] = float(loss[i])
     return {name: value if np.isfinite(value) else None for name, value in row.items()}
 
 
-def _duplicates(table, label) -> tuple[str, ...]:
+def _duplicates(table: "pd.DataFrame", label: np.ndarray) -> tuple[str, ...]:
     subset = [c for c in ("num_params", "num_tokens", "flops", "unique_tokens", "loss") if c in table]
     again = table.duplicated(subset=subset).to_numpy() & (len(subset) > 2)
     if not again.any():

@@ -13,7 +13,7 @@ import json
 import lzma
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 NOTES = "notes"
 MAX_NAMES = 5
 DELIMITERS = (",", "\t", ";", "|")
-PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress}
+PACKED: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ": lzma.decompress,
+}
 OTHER_KINDS = {b"PK": "an Excel workbook or a zip", b"PAR1": "Parquet", b"\xd0\xcf": "an old Excel workbook"}
 # What pandas, R, spreadsheets and trackers write where there is no value.
 EMPTY = {"", "-", "–", "nan", "null", "none", "na", "n/a", "#n/a", "<na>"}
@@ -104,7 +108,8 @@ def _decode(data: bytes, notes: list[str]) -> str:
 
 def _fields(text: str, notes: list[str]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of delimited text, field counts checked."""
-    lines, commented = [], []
+    lines: list[str] = []
+    commented: list[tuple[bool, str]] = []
     for line in text.splitlines():
         if line.startswith("#"):
             commented.append((bool(lines), line))
@@ -154,7 +159,7 @@ def _without_blank(names: list[str], rows: list[list[str]]) -> tuple[list[str], 
     return [names[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
-def _split(lines: Sequence[str], delimiter: str | None):
+def _split(lines: Sequence[str], delimiter: str | None) -> Iterator[list[str]]:
     if delimiter is None:
         return iter([line.split() for line in lines])
     return csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True)
@@ -169,7 +174,7 @@ def _delimiter(lines: Sequence[str]) -> str | None:
             same = sum(abs(len(row) - len(header)) <= 1 for row in rows)
             scores[delimiter] = (same / max(len(rows), 1), len(header))
     if scores:
-        return max(scores, key=scores.get)
+        return max(scores, key=scores.get)  # type: ignore[arg-type]  # every key is there
     header, *rows = [line.split() for line in lines]
     return None if len(header) > 1 and rows and all(len(row) == len(header) for row in rows) else ","
 
@@ -188,7 +193,7 @@ def _records(text: str) -> tuple[list[str], list[list[Any]]]:
     return names, [[row.get(name) for name in names] for row in rows]
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
         raise ValueError(f"an object names {listed(twice)} twice: write each key once")
@@ -202,7 +207,7 @@ def _line(number: int, line: str) -> Any:
         raise ValueError(f"line {number} is not JSON ({e.msg}): write one object a line") from None
 
 
-def _rows(whole: Any) -> list:
+def _rows(whole: Any) -> list[Any]:
     if isinstance(whole, list):
         return whole
     if "data" in whole and "columns" in whole:  # pandas' orient="split"
@@ -224,8 +229,8 @@ def _rows(whole: Any) -> list:
     return [whole]
 
 
-def _flat(row: dict, prefix: str = "") -> dict:
-    out = {}
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
     for name, value in row.items():
         out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return out
@@ -238,7 +243,7 @@ def typed(names: Sequence[str], rows: Sequence[Sequence[Any]], notes: list[str])
 
     if not rows:
         raise ValueError("no rows: nothing to fit")
-    columns: dict[str, list] = {}
+    columns: dict[str, list[Any]] = {}
     for name, values in zip(names, zip(*rows)):
         if name in columns and list(values) != columns[name]:
             raise ValueError(f"two columns are named {name} and differ: rename one")
@@ -251,7 +256,7 @@ def typed(names: Sequence[str], rows: Sequence[Sequence[Any]], notes: list[str])
     return table
 
 
-def _is_text(values: list) -> bool:
+def _is_text(values: list[Any]) -> bool:
     """Whether a column is text that may be numbers: names of runs say nothing about a decimal mark."""
     words = [x for x in values if isinstance(x, str) and not is_empty(x)]
     return bool(words) and all(_parse(x, ".") is not None or _parse(x, ",") is not None for x in words)
@@ -291,10 +296,10 @@ def decimal_mark(words: Iterable[Any]) -> str:
     return "," if "," in either else "."
 
 
-def _column(values: list, mark: str) -> Any:
+def _column(values: list[Any], mark: str) -> Any:
     """Numbers where all are (without suffixes: 20M is also a name), else what is there, empty fields as None."""
     found = [parse(x, mark, suffixes=False) for x in values]
-    if all(x is not None for x in found) and not all(np.isnan(x) for x in found):
+    if all(x is not None for x in found) and not all(np.isnan(x) for x in found):  # type: ignore[arg-type]  # none is None
         whole = all(isinstance(x, int) or (isinstance(x, str) and x.strip().isdigit()) for x in values)
         return [int(x) for x in values] if whole else found
     if mark == "," and _is_text(values):  # 53,3M

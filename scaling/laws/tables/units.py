@@ -62,7 +62,7 @@ def _unit(name: str, N: float, D: float) -> str:
         u: abs(np.log(D / (N * u) / USUAL_RATIO) if name == "num_params" else np.log(D * u / N / USUAL_RATIO))
         for u in UNITS
     }
-    return UNITS[min(off, key=off.get)]
+    return UNITS[min(off, key=off.get)]  # type: ignore[arg-type]  # every key is there
 
 
 def cost_note(num_params: np.ndarray, num_tokens: np.ndarray, flops: np.ndarray) -> str | None:
