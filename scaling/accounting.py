@@ -12,6 +12,7 @@ from scaling import families, objectives
 from scaling.config import Horizon, RunConfig
 from scaling.families import ModelConfig
 from scaling.families.counting import RULES, Counts, Lengths
+from scaling.objectives import NEXT_TOKEN, ObjectiveConfig
 
 
 def param_counts(model: ModelConfig) -> dict[str, int]:
@@ -29,8 +30,11 @@ def flops_per_token(model: ModelConfig, seq_len: int, *, causal: bool = True) ->
     ``causal=False`` counts the masked half of attention too in ``exact``: what a kernel that computes the full square
     really executes, or a model that sees both ways.
     """
+    return _by_rule(model, Lengths(read=0, written=seq_len, predicted=seq_len), causal=causal)
+
+
+def _by_rule(model: ModelConfig, lengths: Lengths, *, causal: bool) -> dict[str, float]:
     counts = families.of(model).counts(model, causal=causal)
-    lengths = Lengths(read=0, written=seq_len, predicted=seq_len)
     return {name: rule(counts, lengths) for name, rule in RULES.items()}
 
 
@@ -55,12 +59,16 @@ class Plan:
 
 def flops_of(run: RunConfig) -> dict[str, float]:
     """Training FLOPs per token of a run under every rule, as its objective lets tokens see each other."""
-    causal = objectives.of(run.objective).is_causal
-    return flops_per_token(run.model, run.data.seq_len, causal=causal)
+    return _trained(run.model, run.objective, run.data.seq_len)
+
+
+def _trained(model: ModelConfig, objective: ObjectiveConfig, seq_len: int) -> dict[str, float]:
+    of = objectives.of(objective)
+    return _by_rule(model, of.lengths(objective, seq_len), causal=of.is_causal)
 
 
 def requested_tokens(
-    model: ModelConfig, seq_len: int, batch_size: int, horizon: Horizon, *, causal: bool = True
+    model: ModelConfig, seq_len: int, batch_size: int, horizon: Horizon, objective: ObjectiveConfig = NEXT_TOKEN
 ) -> float:
     """Tokens a horizon asks for, before rounding to whole steps."""
     if horizon.tokens is not None:
@@ -68,7 +76,7 @@ def requested_tokens(
     if horizon.steps is not None:
         return float(horizon.steps) * batch_size * seq_len
     if horizon.flops is not None:
-        return horizon.flops / flops_per_token(model, seq_len, causal=causal)[horizon.rule]
+        return horizon.flops / _trained(model, objective, seq_len)[horizon.rule]
     return horizon.tokens_per_param * param_counts(model)[horizon.params]  # type: ignore[operator]  # one of four is set
 
 
@@ -125,8 +133,7 @@ def plan(run: RunConfig, remat: str = "none") -> Plan:
 
     Raises ValueError when the horizon is shorter than one step.
     """
-    causal = objectives.of(run.objective).is_causal
-    asked = requested_tokens(run.model, run.data.seq_len, run.batch_size, run.horizon, causal=causal)
+    asked = requested_tokens(run.model, run.data.seq_len, run.batch_size, run.horizon, run.objective)
     num_steps = round(asked / run.batch_tokens)
     if num_steps < 1:
         raise ValueError(

@@ -21,6 +21,7 @@ from scaling.laws.answers import approaches, comparison, of_runs
 from scaling.laws.answers.forecast import forecast
 from scaling.laws.fitting.estimate import Fit
 from scaling.laws.fitting.estimate import fit as _fit
+from scaling.laws.fitting.solver import DEFAULT_DELTA
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis
 from scaling.laws.payload import finite
@@ -112,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--delta",
         type=float,
-        help="Huber's δ (default: 1.345 × the residuals' scale, 4.685 × for tukey; 1e-3 is usual)",
+        help=f"Huber's δ (default: {DEFAULT_DELTA['huber']} × the residuals' scale, {DEFAULT_DELTA['tukey']} × for "
+        "tukey; 1e-3 is usual)",
     )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
     parser.add_argument("--seed", type=int, default=0)

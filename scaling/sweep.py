@@ -192,7 +192,7 @@ class Sweep:
             return DONE
         if self.options.print_launch:
             with bad_input():
-                print(launch.text_of(self.options.print_launch, parser(), self.options, self.grid.name), end="")
+                print(launch.text_of(self.options.print_launch, parser(), self.options.typed, self.grid.name), end="")
             return DONE
         if self.options.topology:
             return self._compile_elsewhere()

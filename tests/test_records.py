@@ -295,5 +295,5 @@ def test_the_plan_against_what_happened():
 def test_a_side_that_is_neither_true_nor_false_is_refused(tmp_path, side):
     found = record()
     path = records.save(tmp_path, dataclasses.replace(found, sweep={**found.sweep, "holdout": side}))
-    with pytest.raises(ValueError, match="sweep.holdout is .*, not true or false"):
+    with pytest.raises(ValueError, match=r"sweep\.holdout is .*, not true or false"):
         records.read(path)

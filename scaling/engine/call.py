@@ -48,5 +48,5 @@ class Call:
         asked = self.options
         return Orders(
             self.workdir, home / "logs", self.grid.name, loop, workers=asked.num_workers, group=group,
-            options=tuple(asked.slurm), detach=asked.detach, command=asked.typed,
+            options=tuple(asked.of_executors.get(asked.executor, ())), detach=asked.detach, command=asked.typed,
         )  # fmt: skip

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from scaling.engine.plan import costs
 from scaling.engine.plan.hardware import Hardware
 from scaling.engine.slices import meshes
 from scaling.engine.slurm import launch
-from scaling.engine.slurm import options as slurm_options
 from scaling.execution import HardwareConfig
 
 # Option → field of HardwareConfig.
@@ -40,7 +39,7 @@ class Options:
     progress: str
     executor: str
     workers: int | str
-    slurm: list[str]
+    of_executors: Mapping[str, list[str]]  # by name, KEY=VALUE
     detach: bool
     distributed: str
     pack: int | str
@@ -82,11 +81,19 @@ class Options:
             raise ValueError(f"--topology {self.topology}: it compiles and trains nothing: add --plan")
         if self.suggest and not self.topology:
             raise ValueError("--suggest: say for which machine: add --topology, as v5e:8x8")
+        for name, given in self.of_executors.items():
+            if given and name != self.executor:
+                raise ValueError(f"--{name}: write --executor {name} with it")
+        if self.detach and not EXECUTORS[self.executor].can_detach:
+            able = " or ".join(name for name, kind in EXECUTORS.items() if kind.can_detach)
+            raise ValueError(f"--detach: write --executor {able} with it")
 
 
 def parse(argv: Sequence[str]) -> Options:
     """Reads the command's words; ends it, as argparse does, where they are no options."""
-    return Options(typed=tuple(argv), **vars(parser().parse_args(argv)))
+    given = vars(parser().parse_args(argv))
+    own = {name: given.pop(name) for name, kind in EXECUTORS.items() if kind.options_help}
+    return Options(typed=tuple(argv), of_executors=own, **given)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,7 +121,12 @@ def parser() -> argparse.ArgumentParser:
         help="worker processes here, all in this process, or jobs of a Slurm cluster")  # fmt: skip
     add("--workers", metavar="N", type=_workers, default="auto",
         help="worker processes (auto: one a core on CPU); with slurm, jobs at a time (auto: no limit)")  # fmt: skip
-    slurm_options.add_options(found)
+    for name, kind in EXECUTORS.items():
+        if kind.options_help:
+            add(f"--{name}", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=kind.options_help)
+    add("--detach", action="store_true",
+        help="with slurm: submit and stop; the jobs finish the sweep: the last gives the command again when the others "
+        "are over; a call in between finds them")  # fmt: skip
     add("--distributed", metavar="HOW", default="off",
         help="with --executor inline, the same command on every host: one model over the devices of all. auto (TPU, "
         "Slurm, GKE), or coordinator=HOST:PORT,processes=N,process=I (default off)")  # fmt: skip

@@ -31,8 +31,8 @@ by coordinates, as a selector does; ``step: 500`` takes those of that step inste
 params+optimizer`` the optimiser's moments too. Which of several cells is meant, see ``starts``.
 
 A size is one dial, ``model.width`` or ``model.params`` (non-embedding; the nearest width), from which the shape follows
-by the rule in ``sizes``, or it is given in full. A number among ``sizes`` is a width. Any value that the rule decides
-may be given beside the dial and then wins.
+by its family's rule (``families``), or it is given in full. A number among ``sizes`` is a width. Any value that the
+rule decides may be given beside the dial and then wins.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ from scaling.grid.cell import Cell, called, coordinate, select
 from scaling.grid.choices import Entry, of
 from scaling.grid.recipes import RECIPES
 from scaling.grid.strict import GridError, Leaves, shown
-from scaling.objectives import OBJECTIVES
+from scaling.objectives import OBJECTIVES, ObjectiveConfig
 
 MAX_CELLS = 100_000
 SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit")
@@ -65,9 +65,9 @@ DIALS = ("width", "params", "d_model")
 class FitConfig:
     """How the sweep's records are fitted: the same options, and the same defaults, as ``python -m scaling.fit``.
 
-    ``delta`` null takes Huber's δ from the residuals (1.345 × their scale); 1e-3 is the field's habit. ``by`` names a
-    coordinate of the cells, a label or a path into the run: those that agree in it have laws, a forecast and a report
-    of their own (``Grid.groups``). Other data, or another optimiser, are not points of one law.
+    ``delta`` null takes Huber's δ from the residuals (``solver.DEFAULT_DELTA``); 1e-3 is the field's habit. ``by``
+    names a coordinate of the cells, a label or a path into the run: those that agree in it have laws, a forecast and a
+    report of their own (``Grid.groups``). Other data, or another optimiser, are not points of one law.
     """
 
     num_params: ParamCount = "non_embedding"
@@ -247,9 +247,10 @@ def _ask_recipe(
             raise GridError(f"{path}: {recipe[scale]!r} is not positive; write e.g. 0.5")
         if scale in recipe and target in values:
             raise GridError(f"{path}: {recipe[scale]!r} has no effect beside {leaves[target][1]}; write one of them")
-    model, data, horizon = (
+    parts = {"model": ModelConfig, "data": DataConfig, "horizon": Horizon, "objective": ObjectiveConfig}
+    model, data, horizon, objective = (
         strict.build(cls, {(k,): v for k, v in _part(values, group).items()}, leaves, where, (group,))
-        for cls, group in ((ModelConfig, "model"), (DataConfig, "data"), (Horizon, "horizon"))
+        for group, cls in parts.items()
     )
     optimizer = values.get(("optim", "name"), "adamw")
     asks_rate, cannot = ("optim", "peak_lr") not in values, f"{where}: {recipe['name']} cannot give"
@@ -261,8 +262,7 @@ def _ask_recipe(
     if horizon.steps is not None and batch_size is None:
         path = leaves["horizon", "steps"][1]
         raise GridError(f"{path}: steps need batch_size too: the recipe's batch follows from tokens; write batch_size")
-    causal = OBJECTIVES[values.get(("objective", "name"), "next_token")].is_causal
-    num_tokens = accounting.requested_tokens(model, data.seq_len, batch_size or 1, horizon, causal=causal)
+    num_tokens = accounting.requested_tokens(model, data.seq_len, batch_size or 1, horizon, objective)
     proposed = RECIPES[recipe["name"]](model, num_tokens, data.seq_len)
     if batch_size is None:
         batch_size = max(1, round(proposed.batch_tokens * recipe.get("batch_scale", 1.0) / data.seq_len))

@@ -225,9 +225,8 @@ def test_each_option_is_carried_or_is_said_not_to_be():
         assert vars(parser.parse_args(["--grid", "g.yaml", *words])) == vars(args)
         assert words[0] == flag
     for given in (["--shard", "1/2"], ["--slurm", "time=3"], ["--detach"]):
-        args = parser.parse_args(["--grid", "g.yaml", *given])
         with pytest.raises(ValueError, match=f"{given[0]} with --print-launch"):
-            launch.text_of("slurm", parser, args, "g")
+            launch.text_of("slurm", parser, ["--grid", "g.yaml", *given], "g")
 
 
 def test_what_cannot_be_is_refused(capsys):

@@ -55,12 +55,11 @@ class Executor:
     trains_here: ClassVar[bool] = True  # whether it is this machine whose time and memory count
     gives_own_signs: ClassVar[bool] = False  # whether whoever runs a task keeps its sign (``signs.Board``)
     can_be_distributed: ClassVar[bool] = False  # whether several processes can train one model under it
-    takes_options: ClassVar[bool] = False
+    can_detach: ClassVar[bool] = False  # whether it can be left alone with a sweep
+    options_help: ClassVar[str] = ""  # of its own option, --NAME KEY=VALUE …; without it there is none
     needs_disk: ClassVar[str] = ""  # why the work folder cannot be in a bucket
 
     def __init__(self, orders: Orders):
-        if (orders.options or orders.detach) and not self.takes_options:
-            raise ValueError(f"{'--slurm' if orders.options else '--detach'}: write --executor slurm with it")
         self.orders = orders
 
     @property

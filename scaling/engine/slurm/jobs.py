@@ -117,7 +117,8 @@ class Jobs(Executor):
 
     trains_here = False
     gives_own_signs = True
-    takes_options = True
+    can_detach = True
+    options_help = options.HELP
     needs_disk = "Slurm's jobs read their orders from it"
 
     def __init__(self, orders: Orders):

@@ -60,9 +60,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"(default {GPUS_PER_NODE})")  # fmt: skip
 
 
-def text_of(target: str, parser: argparse.ArgumentParser, args, name: str) -> str:
-    """Writes the launch file of ``target`` for ``args``, which ``parser`` read, and a grid called ``name``. Raises
-    ValueError for options that cannot be in it."""
+def text_of(target: str, parser: argparse.ArgumentParser, words: Sequence[str], name: str) -> str:
+    """Writes the launch file of ``target`` for a command's ``words``, which ``parser`` can read, and a grid called
+    ``name``. Raises ValueError for options that cannot be in it."""
+    args = parser.parse_args(words)
     for option in parser._actions:
         if option.dest in REFUSED and getattr(args, option.dest) != option.default:
             raise ValueError(f"{option.option_strings[-1]} with --print-launch: {REFUSED[option.dest]}")

@@ -4,7 +4,6 @@ Keys are submitit's (``partition``, ``gpus_per_node``, ``time``, ``setup`` …) 
 sbatch (``reservation``, ``licenses`` …), with ``-`` or ``_``.
 """
 
-import argparse
 import difflib
 import importlib.util
 import re
@@ -38,14 +37,10 @@ _OURS = {
 _ONE = ("nodes", "ntasks", "ntasks_per_node", "tasks_per_node")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of ``--executor slurm``."""
-    parser.add_argument("--slurm", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
-        help="of the jobs: partition=gpu gpus_per_node=1 time=240 …, as submitit or sbatch name them; what is not done "
-        "when time is up is requeued and goes on (default time=60, minutes)")  # fmt: skip
-    parser.add_argument("--detach", action="store_true",
-        help="with slurm: submit and stop; the jobs finish the sweep: the last gives the command again when the others "
-        "are over; a call in between finds them")  # fmt: skip
+HELP = (
+    "of the jobs: partition=gpu gpus_per_node=1 time=240 …, as submitit or sbatch name them; what is not done when "
+    f"time is up is requeued and goes on (default time={DEFAULT_MINUTES}, minutes)"
+)
 
 
 def parse(options: Sequence[str]) -> dict:

@@ -9,9 +9,8 @@ import numpy as np
 from scaling.laws.fitting.coordinates import Coordinates, Model, Scaled
 from scaling.laws.fitting.identify import check_apart, check_identifiable
 from scaling.laws.fitting.redescending import trimmed_starts
-from scaling.laws.fitting.solver import Objective, Problem, Solution
+from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, Problem, Solution
 from scaling.laws.fitting.starts import (
-    EFFICIENT_DELTA,
     MANY_ROWS,
     multi_start,
     residual_scale,
@@ -26,8 +25,6 @@ from scaling.laws.tables.observations import Observations
 
 # Starts within this relative distance of the best objective are at the optimum.
 SAME_OBJECTIVE = 1e-6
-# The bisquare's, at the same efficiency (Holland and Welsch 1977).
-TUKEY_DELTA = 4.685
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def fit(
       form: a form, its name or its import path.
       loss: ``huber``, ``lad``, ``squared``, ``tukey``, ``asymmetric``. ``tukey`` redescends: runs
         further off than δ do not count; it starts from Huber's optimum and from fits to half of the rows.
-      delta: Huber's δ in log loss; None takes 1.345 × the residuals' scale (MAD), 4.685 × for ``tukey``.
+      delta: Huber's δ in log loss; None takes ``solver.DEFAULT_DELTA`` × the residuals' scale (MAD).
       tau: of ``asymmetric`` only: the quantile, .5 is symmetric.
       log: residuals of log loss (levels otherwise).
       variance: columns → relative variance of each row's residual, where noise is not the same everywhere; residuals
@@ -167,7 +164,7 @@ def fit(
     if delta is None or loss == "lad":
         near, scale = residual_scale(problem, begin, observations.weight)
         begin = near if member is None else begin
-    chosen = EFFICIENT_DELTA * scale if delta is None else delta
+    chosen = DEFAULT_DELTA["huber"] * scale if delta is None else delta
     if loss == "lad":
         begin, chosen = towards_lad(problem, begin, observations.weight, scale)
     if loss == "tukey":
@@ -176,7 +173,7 @@ def fit(
         optimum = solved.theta[np.argmin(solved.objective)]
         begin, scale = trimmed_starts(huber, optimum, observations.weight)
         member = None
-        chosen = TUKEY_DELTA * scale if delta is None else delta
+        chosen = DEFAULT_DELTA["tukey"] * scale if delta is None else delta
     problem = replace(problem, objective=Objective(loss, chosen, tau))
     solution = multi_start(problem, begin, observations.weight)
     found = _result(problem, solution if member is None else spread_out(solution, member), observations, spread)

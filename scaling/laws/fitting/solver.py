@@ -20,6 +20,11 @@ EXACT_RESIDUAL = 1e-12
 ROUNDING_MOVE = 1e-11
 
 
+# δ where none is asked for, × the residuals' scale: 95 % efficient under Gaussian noise, Huber's (Huber 1964) and the
+# bisquare's (Holland and Welsch 1977).
+DEFAULT_DELTA = {"huber": 1.345, "tukey": 4.685}
+
+
 @dataclass(frozen=True)
 class Objective:
     """Σ w ρ(r), r = log predicted - log observed (or the difference of levels).

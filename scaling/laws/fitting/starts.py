@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from scaling.laws.fitting.coordinates import Coordinates, Model, Scaled
-from scaling.laws.fitting.solver import Objective, Problem, Solution, solve
+from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, Problem, Solution, solve
 from scaling.laws.forms.law import Form, Params
 from scaling.laws.tables.observations import Observations
 
@@ -19,8 +19,6 @@ ROUGH_ITERATIONS = 60
 FINISH_ITERATIONS = 100  # with costly second derivatives: what has not come to rest by then lies in a flat valley
 SMOOTH_DELTA = 0.1
 FINALISTS = 8
-# Huber's δ in units of the residuals' scale: 95 % efficient under Gaussian noise (Huber 1964).
-EFFICIENT_DELTA = 1.345
 # Lanes whose objectives differ by less (relatively), and their θ by less than its root, are at one optimum.
 SAME_OPTIMUM = 1e-8
 # Above this many rows, starts come near their optima on a sample of ``SAMPLED_ROWS`` of them: where the valleys of the
@@ -98,7 +96,7 @@ def sampled_starts(problem: Problem, observations: Observations) -> tuple[np.nda
     few = replace(problem, model=problem.model.take(rows), target=problem.target[rows])
     starts = smooth_start(few, start_grid(few.model, sample), sample.weight)
     starts, scale = residual_scale(few, starts, sample.weight)
-    objective = Objective("huber", EFFICIENT_DELTA * scale)
+    objective = Objective("huber", DEFAULT_DELTA["huber"] * scale)
     found = multi_start(replace(few, objective=objective), starts, sample.weight)
     first, member = distinct(found)
     if not len(first):

@@ -7,7 +7,7 @@ are data columns, its keyword-only arguments parameters:
     def mine(num_params, *, E, A, alpha):
         return E + A * num_params**-alpha
 
-The catalogue is in ``forms``.
+The catalogue is in ``catalogue``.
 """
 
 import dataclasses

@@ -11,9 +11,9 @@ import numpy as np
 from scipy import stats
 
 from scaling.laws.answers import allocation
-from scaling.laws.fitting.estimate import TUKEY_DELTA, Fit
+from scaling.laws.fitting.estimate import Fit
 from scaling.laws.fitting.redescending import MAD_TO_SIGMA, trimmed_starts
-from scaling.laws.fitting.solver import Objective, solve
+from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, solve
 from scaling.laws.intervals import resampling
 
 FAR = 6.0  # robust σ
@@ -105,7 +105,7 @@ def _redescended(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """(θ of the bisquare's best optimum, observed - predicted there in units of its residuals' scale)."""
     weight = fit.observations.weight
     starts, scale = trimmed_starts(fit.problem, fit.theta, weight)
-    problem = replace(fit.problem, objective=Objective("tukey", TUKEY_DELTA * scale))
+    problem = replace(fit.problem, objective=Objective("tukey", DEFAULT_DELTA["tukey"] * scale))
     solution = solve(problem, starts, weight)
     theta = solution.theta[np.argmin(solution.objective)]
     residual = problem.target - problem.model.value(theta[None])[0]
