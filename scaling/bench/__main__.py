@@ -1,4 +1,4 @@
-"""What this machine does: tokens/s and FLOP/s by model size, all of its workers busy at once.
+"""Runs a measurement and prints it: tokens/s and FLOP/s by model size with all workers busy, or what an option names.
 
     python -m scaling.bench                               three sizes at sequence 256
     python -m scaling.bench --grid sweeps/chinchilla.yaml the shapes of a grid

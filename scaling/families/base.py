@@ -65,10 +65,10 @@ class Family(Protocol):
         """Parameters, products and mixings."""
 
     def kept_values(self, config: Any) -> int:
-        """Values a token and layer that the backward pass needs inside of a layer, divided by mesh axis ``tensor``."""
+        """Values per token and layer that the backward pass keeps of a layer; mesh axis ``tensor`` divides them."""
 
     def pair_values(self, config: Any, seq_len: int) -> int:
-        """Values a token and layer that are kept for every other token of the window, unless a kernel is fused."""
+        """Values per token and layer that are kept of all its meetings with others, unless a kernel is fused."""
 
     def divided(self, config: Any) -> list[tuple[str, int, str]]:
         """(field, size, mesh axis) of what a mesh must divide."""

@@ -1,7 +1,8 @@
 """Trains one pack of runs and leaves their records.
 
-    until all have ended: to the next boundary: dispatch a step, read the metrics of the one before; evaluate, save when
-    it is time. At a boundary: riders branch off, members that have ended leave
+    until all members have ended:
+        until the next boundary: dispatch a step; read the metrics of the one before; evaluate and save when it is time
+        at the boundary: riders branch off, heirs are left what they start from, members that have ended leave
 
 The host is one step behind the device: reading the metrics of the step just dispatched would stall it. Its batches are
 some steps ahead, made in a thread that lives from boundary to boundary. A batch is a function of its step, so resuming

@@ -1,4 +1,4 @@
-"""The state of a pack, its train step and its evaluation.
+"""Initialises, trains and evaluates one run for one step; ``programs.lift`` makes a pack's programs of it.
 
 Everything is written once, for one run; ``lift`` makes it a pack's. Every leaf of a pack's state has a leading axis
 ``run`` of K members. Shapes: K members, B rows, T tokens, W windows, V vocabulary.

@@ -1,4 +1,4 @@
-"""The work folder: whose checkpoints it holds."""
+"""Claims a work folder for one results folder, or gives it up: checkpoints of two sweeps never share one."""
 
 from pathlib import Path
 

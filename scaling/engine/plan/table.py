@@ -32,8 +32,8 @@ class Row:
 
     Args:
       start: of a run that begins with another's weights, which.
-      trunks: what ``trunks.share`` found to carry it, one after the other, up to its ``first_step``, from which it
-        trains by itself.
+      trunks: the rows that carry it, one after the other, as ``trunks.share`` found.
+      first_step: the step from which it trains by itself.
       extra_points: of the curves of the runs that it carries itself.
     """
 

@@ -1,4 +1,4 @@
-"""What an executor says of itself before anything runs; what it starts then takes tasks and answers them."""
+"""The interface of executors: ``Executor`` says what it is, ``Orders`` what it is asked, ``Runner`` takes tasks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Chinchilla's first two approaches: the envelope of loss curves, here, and the minima of IsoFLOP profiles."""
+"""Finds Chinchilla's envelope of loss curves, and calls ``isoflop`` for the minima of IsoFLOP profiles."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

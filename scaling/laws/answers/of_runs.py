@@ -1,4 +1,4 @@
-"""Answers that records give beside the laws: the truth of a source, how precise losses are, which rates were best."""
+"""Completes fit.json by what records say without a law: a source's truth, the losses' precision, best rates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

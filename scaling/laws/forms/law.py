@@ -39,8 +39,8 @@ class Parameter:
     - ``location``   a place on a column's axis: its logarithm, within the data's range; starts are quantiles
     - ``critical``   x_c of (x_c/x)^α: α log(x_c/x0) - log s; ``of`` is ((exponent, column),)
 
-    ``starts`` are values that a multi-start grid tries (in natural units, but of what is fitted for ``slope`` and
-    ``level``; ignored for linear parameters).
+    ``starts`` are values that a multi-start grid tries: of the parameter itself, or, for ``slope`` and ``level``, of
+    the number that is fitted in its place. Linear parameters need none.
     ``linear``: the loss is linear in it when the others are held, so its start comes from linear least squares.
     """
 

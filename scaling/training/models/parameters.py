@@ -16,8 +16,8 @@ class ParamSpec:
     Args:
       init_std: of the normal it is drawn from; None: ones.
       group: that it is counted in (``Counts.groups``).
-      matrix: its axes (in, out) where it is a stack of matrices both of whose sides grow with width, over all other
-        axes: Muon orthogonalises each, SOAP preconditions each.
+      matrix: the two axes (in, out) of a matrix both of whose sides grow with width; over its other axes the parameter
+        is a stack of them. Muon orthogonalises each, SOAP preconditions each. None: no matrix of that kind.
       mup: how μP treats it (Yang et al. 2022, table 8): ``hidden`` learns at 1 / m of the rate.
       decay: whether weight decay acts on it without being asked to.
     """
