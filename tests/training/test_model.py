@@ -192,8 +192,9 @@ def test_mup_coordinate_check():
     def at(width, parameterization):
         base = {"base_d_model": 32, "base_head_dim": 8} if parameterization == "mup" else {}
         config = TransformerConfig(
-            width, 2, width // 8, 8, width // 8, 4 * width, vocab_size=32, parameterization=parameterization, **base
-        )
+            d_model=width, num_layers=2, num_heads=width // 8, head_dim=8, num_kv_heads=width // 8, d_ff=4 * width,
+            vocab_size=32, parameterization=parameterization, **base,
+        )  # fmt: skip
         return logit_change(config)
 
     mup = [at(w, "mup") for w in (32, 128, 512)]
