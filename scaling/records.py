@@ -60,6 +60,11 @@ class RunRecord:
     # source, tokenizer, fingerprint, train_tokens, validation_tokens, tokens_per_byte; of a synthetic source the truth:
     # entropy_rate, best_loss (the least expected over windows), best_validation_loss (on this validation split)
     data: dict[str, Any]
+    # Of the tokens trained on, those that carry loss; None in records older than the count, of which all do.
+    num_predicted_tokens: int | None = None
+    # Validation loss by place in the window, where tokens are read in order: ``until`` (where each bin ends), ``loss``,
+    # ``standard_error``. None in records older than it.
+    loss_by_position: dict[str, list[Any]] | None = None
     environment: dict[str, Any] = field(default_factory=dict)  # versions, git, devices, mesh, pack: where it happened
     timing: dict[str, Any] = field(
         default_factory=dict
@@ -317,6 +322,7 @@ def _row(r: RunRecord) -> dict[str, Any]:
         "num_params": r.num_params["non_embedding"],
         **{f"num_params_{group}": count for group, count in r.num_params.items()},
         "num_tokens": r.num_tokens,
+        "num_predicted_tokens": r.num_tokens if r.num_predicted_tokens is None else r.num_predicted_tokens,
         "unique_tokens": r.unique_tokens,
         "epochs": r.epochs,
         "tokens_per_param": r.tokens_per_param,

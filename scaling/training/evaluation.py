@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec as P
 from scaling import data, objectives
 from scaling.config import RunConfig
 from scaling.training import sharding
+from scaling.training.member import finite
 from scaling.training.programs import Programs
+from scaling.training.step import position_bins
 
 
 def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[float, float]:
@@ -31,11 +33,13 @@ def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[f
 
 
 class Evaluated(NamedTuple):
-    """Loss over validation, nats per token, and its standard error; by source where the data are a mixture."""
+    """Loss over validation, nats per token, and its standard error; by source where the data are a mixture; by place in
+    the window (``ByPosition.of``) where that was asked for."""
 
     loss: float
     standard_error: float
     by_source: dict[str, dict[str, float]] | None = None
+    by_position: dict[str, list] | None = None
 
 
 def evaluated(sums_W: np.ndarray, tokens_W: np.ndarray, shares: list[tuple[str, float, slice]]) -> Evaluated:
@@ -52,6 +56,46 @@ def evaluated(sums_W: np.ndarray, tokens_W: np.ndarray, shares: list[tuple[str, 
         math.sqrt(math.fsum((w * error) ** 2 for w, (_, error) in zip(weights, each.values()))),
         {name: {"loss": loss, "standard_error": error} for name, (loss, error) in each.items()},
     )
+
+
+class ByPosition:
+    """Losses by bin of places in a window, of all members, added up batch by batch: no window is kept.
+
+    ``shares`` are those of ``Corpus.validation_shares``, of ``num_windows`` in all.
+    """
+
+    def __init__(self, seq_len: int, shares: list[tuple[str, float, slice]], num_windows: int):
+        self.bins_TP = position_bins(seq_len)
+        self._ranges = [(weight, *windows.indices(num_windows)[:2]) for _, weight, windows in shares]
+        self._moments: list[Any] = [0.0] * len(shares)  # of each share: Σ s, s², s n, n, n², windows, each (K, P)
+        self._done = 0
+
+    def add(self, sums_KWP: np.ndarray, weights_WT: np.ndarray) -> None:
+        """Takes in the next windows: their summed losses by bin, and what each of their tokens weighs."""
+        n_WP = weights_WT.astype(np.float64) @ self.bins_TP
+        for i, (_, start, stop) in enumerate(self._ranges):
+            here = slice(max(start - self._done, 0), max(stop - self._done, 0))
+            n, s = n_WP[None, here], sums_KWP[:, : len(n_WP)][:, here].astype(np.float64)
+            parts = (s, s * s, s * n, n + 0 * s, n * n + 0 * s, (n > 0) + 0 * s)
+            self._moments[i] = self._moments[i] + np.stack([part.sum(axis=1) for part in parts])
+        self._done += len(n_WP)
+
+    def of(self, k: int) -> dict[str, list]:
+        """Returns, of member k, where each bin ends, its loss and its standard error, the ratio estimator's as of the
+        whole (``mean_and_standard_error``); of a mixture Σ w L. None where too few windows reach a bin."""
+        mean, variance = 0.0, 0.0
+        for (weight, _, _), moments in zip(self._ranges, self._moments):
+            s, ss, sn, n, nn, W = moments[:, k]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                loss = s / n
+                spread = np.maximum(ss - 2 * loss * sn + loss**2 * nn, 0.0)
+                mean, variance = mean + weight * loss, variance + weight**2 * W / (W - 1) * spread / n**2
+        edges = np.flatnonzero(np.diff(self.bins_TP.argmax(axis=1), append=-1)) + 1
+        return {
+            "until": edges.tolist(),
+            "loss": [finite(x) for x in mean],
+            "standard_error": [finite(x) for x in np.sqrt(variance)],
+        }
 
 
 class Evaluator:
@@ -75,22 +119,33 @@ class Evaluator:
     def num_tokens(self) -> int:
         return int(self.tokens_W.sum(dtype=np.float64))
 
-    def __call__(self, params) -> list[Evaluated]:
-        """What each member's loss is."""
+    def __call__(self, params, *, by_position: bool = False) -> list[Evaluated]:
+        """What each member's loss is; ``by_position`` too, where the objective reads tokens in their order."""
         rows, W = self.programs.eval_rows, len(self.tokens_W)
         spec, mesh = P(("data", "fsdp")), self.programs.mesh
-        sums, under_way = [], None
+        places = ByPosition(self.run.data.seq_len, self.shares, W) if by_position and self.objective.is_causal else None
+        sums: list[np.ndarray] = []
+
+        def read(results: tuple[jax.Array, jax.Array], weights_WT: np.ndarray) -> None:
+            sums.append(to_host(results[0]))
+            if places is not None:
+                places.add(to_host(results[1]), weights_WT)
+
+        under_way = None
         for start in range(0, W, rows):
             made = self._batch(start, min(start + rows, W))
             whole = {name: _padded(part, rows) for name, part in made.items()}
             batch = {name: sharding.host_array(mesh, spec, x.shape, x.__getitem__) for name, x in whole.items()}
             # One ahead of what is read: hundreds at once hold all windows in memory, and on several virtual CPU devices
             # starve each other of the threads that their collectives wait for, until XLA aborts.
-            before, under_way = under_way, self.programs.evaluate(params, batch)
+            before, under_way = under_way, (self.programs.evaluate(params, batch), self.objective.read(made)[2])
             if before is not None:
-                sums.append(to_host(before))
-        sums_KW = np.concatenate([*sums, to_host(under_way)], axis=1)[:, :W]
-        return [evaluated(sums_W, self.tokens_W, self.shares) for sums_W in sums_KW]
+                read(*before)
+        read(*under_way)
+        found = [evaluated(sums_W, self.tokens_W, self.shares) for sums_W in np.concatenate(sums, axis=1)[:, :W]]
+        if places is None:
+            return found
+        return [member._replace(by_position=places.of(k)) for k, member in enumerate(found)]
 
     def _batch(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Windows ``start`` to ``stop`` as the objective has them, corrupted alike for every run."""

@@ -89,7 +89,7 @@ class Lowered:
     def evaluate(self) -> jax.stages.Lowered:
         one_eval = _under_rules(functools.partial(eval_step, self.key, self.execution))
         by_run = NamedSharding(self.mesh, P("run"))
-        evaluate = jax.jit(lift(one_eval, self.num_members, in_axes=(0, None)), out_shardings=by_run)
+        evaluate = jax.jit(lift(one_eval, self.num_members, in_axes=(0, None)), out_shardings=(by_run, by_run))
         batch = {
             name: self._spec((self.eval_rows, columns), dtype, P(("data", "fsdp")))
             for name, (columns, dtype) in batch_spec(self.key, weighed=True).items()

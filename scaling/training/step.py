@@ -9,6 +9,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig
@@ -18,6 +19,9 @@ from scaling.training import loss, models, optimizers, sharding
 # to 984K parameters, and 1.03 to 1.04 times as fast as 2,048 at once in the default grid. Fewer gain up to 1.16 at 21K
 # parameters and lose as much at 308K (results/README.md).
 PART_TOKENS = 1024
+
+# Of the places in a window, for the loss by position.
+POSITION_BINS = 64
 
 
 def init_state(run: RunConfig, seed, hparams: dict) -> dict:
@@ -90,7 +94,22 @@ def _accumulated(gradient, num_parts: int, specs, params, batch: dict):
     return jax.tree.map(lambda x: x / num_parts, total)
 
 
-def eval_step(run: RunConfig, execution: ExecutionConfig, params, batch: dict):
-    """Sum over each window of its weighted token losses, (W,), nats. ``batch`` has ``weights`` under any objective."""
+def eval_step(run: RunConfig, execution: ExecutionConfig, params, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """Sums each window's weighted token losses in nats: all of them, (W,), and those of every bin of places, (W, P).
+
+    ``batch`` has ``weights`` under any objective. The bins are those of ``position_edges``.
+    """
     losses_WT, _, weights_WT = loss.token_losses(run, execution, params, batch)
-    return jnp.sum(losses_WT * weights_WT, axis=-1)
+    weighted_WT = losses_WT * weights_WT
+    # As a product: one operation for all bins, in float32 also where products are taken in fewer bits by default.
+    bins_WP = jnp.matmul(weighted_WT, position_bins(weighted_WT.shape[1]), precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(weighted_WT, axis=-1), bins_WP
+
+
+def position_bins(seq_len: int) -> np.ndarray:
+    """Returns which of P bins each of T places in a window lies in, as ones and zeros (T, P): about equal bins, as many
+    as ``POSITION_BINS`` or as there are places."""
+    num_bins = min(POSITION_BINS, seq_len)
+    edges = np.arange(num_bins + 1) * seq_len // num_bins
+    bin_T = np.searchsorted(edges, np.arange(seq_len), side="right") - 1
+    return np.eye(num_bins, dtype=np.float32)[bin_T]
