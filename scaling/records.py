@@ -363,6 +363,25 @@ def curves(records: Sequence[RunRecord]) -> "pd.DataFrame":
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def positions(records: Sequence[RunRecord]) -> "pd.DataFrame":
+    """Validation loss by place in the window as a long table: run_id, family, holdout, num_params (non-embedding),
+    num_tokens, and ``until``, ``loss``, ``standard_error``; without runs that have none or did not complete.
+    """
+    import pandas as pd
+
+    frames = []
+    for r in records:
+        if r.status == "completed" and r.loss_by_position is not None:
+            frame = pd.DataFrame(r.loss_by_position)
+            frame.insert(0, "run_id", r.run_id)
+            frame["family"] = r.config["model"].get("family", "transformer")
+            frame["holdout"] = r.sweep.get("holdout", False)
+            frame["num_params"] = r.num_params["non_embedding"]
+            frame["num_tokens"] = r.num_tokens
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
 # What a plan says and what then happens: key, title, unit, key of the planned value, key of the actual one.
 _COMPARED = (
     ("wall", "the whole command", "s", "predicted_seconds", "wall_seconds"),

@@ -1,5 +1,6 @@
 """Every function draws what it was given, on the Axes it was given, so that a person can read it."""
 
+import dataclasses
 import math
 
 import matplotlib.colors
@@ -259,3 +260,23 @@ def test_the_same_data_give_the_same_bytes(tmp_path, runs):
     for a, b in zip(once, twice):
         assert a.svg.read_bytes() == b.svg.read_bytes()
         assert a.png.read_bytes() == b.png.read_bytes()
+
+
+def test_loss_by_place_is_a_line_for_the_longest_run_of_each_size_and_family(runs):
+    places = {"until": [8, 16, 64], "loss": [3.0, 2.5, None], "standard_error": [0.1, 0.1, None]}
+    other = {**runs[0].config, "model": {**runs[0].config["model"], "family": "recurrent"}}
+    some = [dataclasses.replace(run, loss_by_position=places) for run in runs[:6]]
+    some.append(dataclasses.replace(some[0], run_id="f" * 12, config=other))
+    table = records.positions([*some, dataclasses.replace(runs[6], loss_by_position=None)])
+    assert set(table["run_id"]) == {run.run_id for run in some}
+    with plots.style():
+        drawing = figures._positions(table)
+    [ax] = drawing.figure.axes
+    longest = {}
+    for run in some:
+        key = (run.config["model"].get("family", "transformer"), run.num_params["non_embedding"])
+        longest[key] = max(run.num_tokens, longest.get(key, 0))
+    assert len(ax.lines) == len(longest)
+    assert {line.get_linestyle() for line in ax.lines} == {"-", "--"}
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [8, 16, 64])
+    assert records.positions(runs[:2]).empty

@@ -65,6 +65,7 @@ LABELS = {
     "tokens_per_param": "tokens per parameter $D/N$",
     "peak_lr": "peak learning rate",
     "epochs": "epochs $D/U$",
+    "position": "place in the window (tokens read)",
 }
 
 

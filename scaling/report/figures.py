@@ -45,7 +45,9 @@ class Saved:
     wide: bool  # takes the width of a page, not half of it
 
 
-def write(folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) -> list[Saved]:
+def write(
+    folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = (), positions=None
+) -> list[Saved]:
     """Draws every figure that the data allow and writes each to ``folder`` as SVG and PNG.
 
     The same data give the same bytes: no date is written.
@@ -54,11 +56,12 @@ def write(folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Ma
       table, curves: of ``records``, or a CSV's table and None.
       fit: fit.json; may be empty.
       learning_rates: cells as ``plots.learning_rate`` takes them.
+      positions: of ``records``.
     """
     folder = storage.folder(folder)
     saved = []
     with plots.style():
-        for d in draw(table, curves, fit, learning_rates):
+        for d in draw(table, curves, fit, learning_rates, positions):
             _name_convention(d.figure, fit)
             svg, png = folder / f"{d.name}.svg", folder / f"{d.name}.png"
             # Laid out once and drawn once for each: savefig would draw twice, and lay out each time.
@@ -96,7 +99,7 @@ def _convention(fit: Mapping) -> Mapping[str, str]:
     return fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"}
 
 
-def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) -> Iterator[Drawing]:
+def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = (), positions=None) -> Iterator[Drawing]:
     """The figures of ``write``, in the order in which a reader wants them. Call inside ``plots.style()``."""
     convention = _convention(fit)
     table = as_counted(table, convention)
@@ -116,6 +119,8 @@ def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = ()) ->
             yield drawing
     if curves is not None and len(curves):
         yield _curves(as_counted(curves, convention), fit, truth.least_loss(done))
+    if positions is not None and len(positions):
+        yield _positions(positions)
     if learning_rates and not rates_first:
         yield _learning_rate(learning_rates)
 
@@ -435,6 +440,19 @@ def _curves(curves, fit, least: float | None) -> Drawing:
     return Drawing(
         "curves", f"Training curves{' and their envelope' if envelope.get('points') else ''}", caption, figure
     )
+
+
+def _positions(positions) -> Drawing:
+    """Of every family and size the run that read most tokens."""
+    longest = positions.groupby(["family", "num_params"])["num_tokens"].transform("max")
+    shown = positions[positions["num_tokens"] == longest]
+    figure = Figure(figsize=(HALF, 4.2))
+    plots.loss_by_position(figure.subplots(), shown)
+    caption = (
+        "Validation loss by place in the window, of every size the run with most tokens. What a model makes of what it "
+        "has read shows in how far the line falls; where it flattens out, more of it no longer helps."
+    )
+    return Drawing("positions", "Loss by place in the window", caption, figure)
 
 
 def _learning_rate(cells: Sequence[Mapping]) -> Drawing:

@@ -89,7 +89,8 @@ def _build(results: Results, out: Path) -> Path:
         _build(group, out.parent / group.folder.name / out.name)
     cells, saved = results.fit["learning_rates"], []
     if not results.groups:
-        saved = figures.write(out.parent / "figures", results.table, records.curves(results.runs), results.fit, cells)
+        curves, positions = records.curves(results.runs), records.positions(results.runs)
+        saved = figures.write(out.parent / "figures", results.table, curves, results.fit, cells, positions)
     storage.write(out, _render(results, cells, saved, out.name), synced=False)
     return out
 

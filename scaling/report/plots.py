@@ -6,6 +6,7 @@ fit.json as it is written. Draw inside ``style()``. Colour runs dark to light wi
 a marker goes with it, so that every figure survives a grey printer.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -72,6 +73,31 @@ def loss_curves(ax: Axes, curves, envelope: Sequence[Mapping] = ()) -> Axes:
         ((curves["status"] == "diverged").any(), Line2D([], [], color=MUTED, marker="x", label="diverged")),
     )
     ax.legend(handles=handles, title=None if many else LABELS["num_params"])
+    return ax
+
+
+FAMILY_LINES = ("-", "--", ":", "-.")
+
+
+def loss_by_position(ax: Axes, positions) -> Axes:
+    """Validation loss against the place in the window, a line per run, coloured by size, dashed by family.
+
+    ``positions``: ``records.positions``. A model that uses what it read falls on; one that forgets it flattens out.
+    """
+    shade = colours(positions["num_params"])
+    families = dict(zip(sorted(positions["family"].unique()), itertools.cycle(FAMILY_LINES)))
+    for (_, size, family), run in positions.groupby(["run_id", "num_params", "family"], sort=False):
+        ax.plot(run["until"], run["loss"].astype(float), families[family], color=shade[size], linewidth=1.0, alpha=0.9)
+    log_axis(ax.xaxis, "position")
+    log_axis(ax.yaxis, "loss")
+    many = len(shade) > MAX_KEYS
+    if many:
+        colour_bar(ax, list(shade), "num_params")
+    handles = [] if many else [Line2D([], [], color=shade[n], label=compact(n)) for n in sorted(shade)]
+    if len(families) > 1:
+        handles += [Line2D([], [], color=MUTED, linestyle=style, label=name) for name, style in families.items()]
+    if handles:
+        ax.legend(handles=handles, title=None if many else LABELS["num_params"])
     return ax
 
 
