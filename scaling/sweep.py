@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling import grid, machine, records, storage, terminal
+from scaling import data, grid, machine, records, storage, terminal
 from scaling.conclusion import Conclusion, get_ready
 from scaling.engine.adopt import adopt
 from scaling.engine.call import Call
@@ -162,7 +162,7 @@ class Sweep:
         self.options, self.console = options, console
         with bad_input():
             options.check()
-            self.grid = grid.load(options.grid)
+            self.grid = grid.load(options.grid, data.epochs_of(storage.cache_dir()))
             may_import = not (options.plan or options.status or options.print_launch)
             self._unchecked_laws = _require_laws(options.grid, self.grid.fit.laws or (), may_import=may_import)
             _check_buckets(options, self.grid.execution)

@@ -401,3 +401,37 @@ def test_a_tree_that_doubles_at_every_level_is_shown_short():
     text = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
     assert len(error_of(text + "base: *a59\n")) < 500
     assert len(error_of(f"base:\n  model:\n    width: &b\n{text and ''}      [1, 2]\n")) < 500
+
+
+# ---- epochs ---------------------------------------------------------------------------------------------------------
+
+EPOCHS = {
+    "recipe": "default@2",
+    "base": {"model": {"width": 16}, "data": {"seq_len": 32, "source": "text:notes"}},
+    "axes": {"horizon.epochs": [1, 2.5]},
+}
+
+
+def test_epochs_are_the_tokens_that_they_have():
+    once, more = grid.expand(EPOCHS, name="g", epoch_tokens=lambda data: 400_000 if data.seq_len == 32 else None).cells
+    assert (once.run.horizon.tokens, more.run.horizon.tokens) == (4e5, 1e6)
+    assert [c.labels["epochs"] for c in (once, more)] == [1, 2.5]
+    plain = {**EPOCHS, "axes": {"horizon.tokens": [4e5, 1e6]}}
+    assert [c.run for c in grid.expand(plain, name="g").cells] == [once.run, more.run]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({}, "horizon.epochs[0]: 1: how many tokens an epoch of text:notes has is known when it is prepared; give python"),
+        ({"axes": {"horizon.epochs": [0]}}, "horizon.epochs[0]: 0 is not positive; write e.g. 1"),
+        ({"axes": {"horizon.epochs": ["all"]}}, "horizon.epochs[0]: 'all' is not a number"),
+        ({"base": {"model": {"width": 16}, "data": {"source": "synthetic:markov"}}}, "has no end to come back from"),
+        ({"base": {**EPOCHS["base"], "horizon": {"steps": 5}}}, "is a second horizon beside"),
+    ],
+)  # fmt: skip
+def test_epochs_that_nobody_knows_are_refused(change, words):
+    with pytest.raises(grid.GridError) as caught:
+        grid.expand(EPOCHS | change, name="g")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

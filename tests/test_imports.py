@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "engine": CORE | {"data", "training"},
     "bench": CORE | {"data", "training", "engine", "laws"},
     "conclusion": CORE | {"laws", "report", "fit", "engine"},
-    "sweep": CORE | {"laws", "training", "engine", "conclusion"},
+    "sweep": CORE | {"data", "laws", "training", "engine", "conclusion"},
 }
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, fields, grid, machine, records, storage, terminal
+from scaling import accounting, data, fields, grid, machine, records, storage, terminal
 from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig
 from scaling.engine.plan import timings
 from scaling.engine.plan.table import step_flops
@@ -59,7 +59,7 @@ def default_runs() -> list[RunConfig]:
 
 def grid_runs(path: str) -> tuple[list[RunConfig], ExecutionConfig]:
     """One run of each distinct shape of a grid file, smallest step first, and how the grid executes them."""
-    loaded = grid.load(path)
+    loaded = grid.load(path, data.epochs_of(storage.cache_dir()))
     shapes = {timings.shape_key(cell.run): cell.run for cell in loaded.cells}
     return sorted(shapes.values(), key=step_flops), loaded.execution
 

@@ -9,13 +9,13 @@ dropped. A batch is a function of its step.
 """
 
 from scaling.data.corpus import Corpus
-from scaling.data.mixture import Mixture, open
+from scaling.data.mixture import Mixture, epochs_of, open
 from scaling.data.permutation import permute
 from scaling.data.preparing.duplicates import leakage, leakage_across
 from scaling.data.preparing.preparation import folder_of, folders_of, is_prepared, prepare
 from scaling.data.shards import SPLITS, TokenArray, split_of
 
 __all__ = [
-    "SPLITS", "Corpus", "Mixture", "TokenArray", "folder_of", "folders_of", "is_prepared", "leakage",
+    "SPLITS", "Corpus", "Mixture", "TokenArray", "epochs_of", "folder_of", "folders_of", "is_prepared", "leakage",
     "leakage_across", "open", "permute", "prepare", "split_of",
 ]  # fmt: skip

@@ -107,7 +107,8 @@ def _configs(args: argparse.Namespace) -> list[DataConfig]:
         return [DataConfig(source=args.source, **given)]
     if given:
         raise ValueError(f"--{next(iter(given)).replace('_', '-')} goes with SOURCE: the grid says it itself")
-    every = {cell.run.data: None for cell in grid.load(args.grid).cells}
+    # Horizons are of no matter here, and epochs of what is not prepared yet are any number of tokens.
+    every = {cell.run.data: None for cell in grid.load(args.grid, lambda data: 10**9).cells}
     # Windows and subsets are cut from the same arrays; a subset has them put in order as well.
     unique = {dataclasses.replace(c, seq_len=1, unique_tokens=c.unique_tokens and 1): c for c in every}
     return list(unique.values())

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from scaling.config import DataConfig
 from scaling.data import shards, synthetic, validation
 from scaling.data.corpus import Corpus, _indices, _order
-from scaling.data.preparing.preparation import folders_of
+from scaling.data.preparing.preparation import folders_of, is_prepared
 from scaling.data.shards import TokenArray, read_manifest
 from scaling.data.stream import Stream
 
@@ -32,6 +33,19 @@ def open(config: DataConfig, cache_dir: Path) -> "Corpus | Mixture | Stream":
         return Stream(config)
     opened = [(weight, _open_one(part, folder)) for weight, part, folder in folders_of(config, cache_dir)]
     return opened[0][1] if len(opened) == 1 else Mixture(config.source, opened)
+
+
+def epochs_of(cache_dir: Path) -> Callable[[DataConfig], int | None]:
+    """Returns a function that tells how many tokens an epoch of some data has, None where they are not prepared.
+
+    It raises ValueError as ``open`` does.
+    """
+
+    @functools.cache
+    def epoch_tokens(config: DataConfig) -> int | None:
+        return open(config, cache_dir).epoch_tokens if is_prepared(config, cache_dir) else None
+
+    return epoch_tokens
 
 
 def _open_one(config: DataConfig, folder: Path) -> "Corpus":

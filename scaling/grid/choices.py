@@ -7,7 +7,7 @@ entries, ``seeds`` one among seeds.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scaling.config import RunConfig, StartConfig
+from scaling.config import Horizon, RunConfig, StartConfig
 from scaling.families import FAMILIES
 from scaling.families.counting import RULES
 from scaling.grid import strict
@@ -22,10 +22,12 @@ RECIPE_SCHEMA = {"name": Literal[(*RECIPES, "none")], "lr_scale": float, "batch_
 MODEL_SCHEMA = {"width": int, "params": float, **strict.schema_of_any(FAMILIES, "family")}
 # A run's start is named as cells are in ``exclude``: which run_id that is, is known when all cells are (``starts``).
 START_SCHEMA = {**strict.schema_of(StartConfig), "run": dict}
+# Epochs become tokens when the cell is built: a run's horizon, which run_id hashes, is of what was there.
+HORIZON_SCHEMA = {**strict.schema_of(Horizon), "epochs": float}
 OBJECTIVE_SCHEMA = strict.schema_of_any(OBJECTIVES, "name")
 RUN_SCHEMA = {
-    **strict.schema_of(RunConfig), "model": MODEL_SCHEMA, "objective": OBJECTIVE_SCHEMA, "start": START_SCHEMA,
-    "recipe": RECIPE_SCHEMA,
+    **strict.schema_of(RunConfig), "model": MODEL_SCHEMA, "horizon": HORIZON_SCHEMA,
+    "objective": OBJECTIVE_SCHEMA, "start": START_SCHEMA, "recipe": RECIPE_SCHEMA,
 }  # fmt: skip
 
 

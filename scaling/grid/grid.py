@@ -30,6 +30,9 @@ A cell may start from another's weights: ``start: {run: {stage: pretrain}}`` in 
 by coordinates, as a selector does; ``step: 500`` takes those of that step instead of the last, and ``take:
 params+optimizer`` the optimiser's moments too. Which of several cells is meant, see ``starts``.
 
+A horizon is one of ``tokens``, ``flops``, ``tokens_per_param``, ``steps`` and ``epochs``: these of prepared data alone,
+whose tokens the run then says.
+
 A size is one dial, ``model.width`` or ``model.params`` (non-embedding; the nearest width), from which the shape follows
 by its family's rule (``families``), or it is given in full. A number among ``sizes`` is a width. Any value that the
 rule decides may be given beside the dial and then wins.
@@ -39,6 +42,7 @@ import dataclasses
 import itertools
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +61,9 @@ from scaling.objectives import OBJECTIVES, ObjectiveConfig
 
 MAX_CELLS = 100_000
 SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit")
-HORIZONS = ("tokens", "flops", "tokens_per_param", "steps")
+HORIZONS = ("tokens", "flops", "tokens_per_param", "steps", "epochs")
+# How many tokens an epoch of some data has, None where they are not prepared (``data.epoch_tokens``).
+EpochTokens = Callable[[DataConfig], int | None]
 DIALS = ("width", "params", "d_model")
 
 
@@ -102,8 +108,8 @@ class Grid:
     groups: dict[str, list[str]] = field(default_factory=dict)
 
 
-def load(path: str | Path) -> Grid:
-    """Reads and expands a grid file.
+def load(path: str | Path, epoch_tokens: EpochTokens = lambda data: None) -> Grid:
+    """Reads and expands a grid file; ``epoch_tokens`` knows the data that its ``horizon.epochs`` are of.
 
     Raises GridError, in one line with the file, the key's path, the value and what to write instead.
     """
@@ -116,19 +122,19 @@ def load(path: str | Path) -> Grid:
     except (OSError, ValueError) as e:  # a folder, no permission, not UTF-8
         raise GridError(f"{shown(str(path))}: not a readable text file ({e}); write the path of a YAML grid") from None
     try:
-        return expand(strict.read_yaml(text), name=path.stem, text=text)
+        return expand(strict.read_yaml(text), name=path.stem, text=text, epoch_tokens=epoch_tokens)
     except GridError as e:
         raise GridError(f"{path}: {e}") from None
 
 
-def expand(raw: Any, *, name: str, text: str = "") -> Grid:
-    """A grid from the plain dicts and lists of its file. Pure. Raises GridError."""
+def expand(raw: Any, *, name: str, text: str = "", epoch_tokens: EpochTokens = lambda data: None) -> Grid:
+    """A grid from the plain dicts and lists of its file; pure if ``epoch_tokens`` is. Raises GridError."""
     sections = strict.mapping(raw, "", SECTIONS)
     choices = of(sections)
     count = math.prod(map(len, choices))
     if count > MAX_CELLS:
         raise GridError(f"axes: {count} cells; write at most {MAX_CELLS}, in several grids if need be")
-    drafts = [_cell(choice) for choice in itertools.product(*choices)]
+    drafts = [_cell(choice, epoch_tokens) for choice in itertools.product(*choices)]
     drafts = list(itertools.compress(drafts, _kept([cell for cell, _ in drafts], sections)))
     cells = starts.resolve([cell for cell, _ in drafts], [start for _, start in drafts])
     _refuse_duplicates(cells)
@@ -153,7 +159,7 @@ def _settings(cls: type, sections: dict[str, Any], name: str) -> Any:
 # ---- cells ----------------------------------------------------------------------------------------------------------
 
 
-def _cell(chosen: tuple[Entry, ...]) -> tuple[Cell, Leaves]:
+def _cell(chosen: tuple[Entry, ...], epoch_tokens: EpochTokens) -> tuple[Cell, Leaves]:
     """Merges one choice of entries into a run without its start, and what is said of that (``starts``)."""
     leaves: Leaves = {}
     labels: dict[str, Any] = {}
@@ -162,12 +168,13 @@ def _cell(chosen: tuple[Entry, ...]) -> tuple[Cell, Leaves]:
         labels |= entry.labels
     try:
         start = {key: entry for key, entry in leaves.items() if key[0] == "start"}
-        return _resolve({key: entry for key, entry in leaves.items() if key not in start}, labels), start
+        here = {key: entry for key, entry in leaves.items() if key not in start}
+        return _resolve(here, labels, epoch_tokens), start
     except OverflowError:
         raise GridError(f"{called(labels)}: its numbers overflow; write smaller ones") from None
 
 
-def _resolve(leaves: Leaves, labels: dict[str, Any]) -> Cell:
+def _resolve(leaves: Leaves, labels: dict[str, Any], epoch_tokens: EpochTokens) -> Cell:
     """Expands the size, asks the recipe for what the grid leaves open, checks and counts."""
     where = called(labels)
     dial = _only(leaves, "model", DIALS, where)
@@ -188,6 +195,9 @@ def _resolve(leaves: Leaves, labels: dict[str, Any]) -> Cell:
     for name in ("width", "params"):
         values.pop(("model", name), None)
     values |= {("model", name): value for name, value in shape.items()}
+    if horizon == "epochs":
+        values["horizon", "tokens"] = _tokens_of_epochs(values, leaves, where, epoch_tokens)
+        labels.setdefault("epochs", values.pop(("horizon", "epochs")))
     if recipe["name"] != "none":
         values |= _ask_recipe(recipe, values, leaves, where)
     run = strict.build(RunConfig, values, leaves, where)
@@ -204,6 +214,23 @@ def _resolve(leaves: Leaves, labels: dict[str, Any]) -> Cell:
         labels["target_params"] = leaves["model", "params"][0]
     labels |= {name: recipe[name] for name in ("lr_scale", "batch_scale") if name in recipe}
     return Cell(run=run, recipe=None if recipe["name"] == "none" else recipe["name"], labels=labels)
+
+
+def _tokens_of_epochs(values: dict[tuple[str, ...], Any], leaves: Leaves, where: str, known: EpochTokens) -> float:
+    """The tokens that so many epochs of the cell's data have. Raises GridError where nobody knows yet."""
+    epochs, path = leaves["horizon", "epochs"]
+    data = strict.build(DataConfig, {(k,): v for k, v in _part(values, "data").items()}, leaves, where, ("data",))
+    if data.source.startswith("synthetic:"):
+        raise GridError(f"{path}: {shown(epochs)}: {data.source} has no end to come back from; write tokens")
+    if not epochs > 0:
+        raise GridError(f"{path}: {shown(epochs)} is not positive; write e.g. 1")
+    tokens = known(data)
+    if tokens is None:
+        raise GridError(
+            f"{path}: {shown(epochs)}: how many tokens an epoch of {data.source} has is known when it is prepared; "
+            "give python -m scaling.data prepare --grid with this file first"
+        )
+    return float(epochs) * tokens
 
 
 def _vocab_of(values: dict[tuple[str, ...], Any], leaves: Leaves) -> dict[tuple[str, ...], int]:
