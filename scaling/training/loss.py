@@ -29,6 +29,8 @@ def token_losses(run: RunConfig, execution: ExecutionConfig, params, batch):
     objective = objectives.of(run.objective)
     inputs_BT, targets_BT, weights_BT = objective.read(batch)
     sees = {"causal": objective.is_causal, "mask_documents": run.data.mask_documents}
+    if "keys" in batch:  # in training, of what draws random numbers
+        sees["keys_B"] = batch["keys"]
     h_BTD = models.network(run.model).hidden(run.model, execution, params, inputs_BT, **sees)
     head_DV = models.head(run.model, params)
     B, T = h_BTD.shape[:2]

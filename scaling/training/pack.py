@@ -85,14 +85,13 @@ class Pack:
         self.state = row if len(self.members) == 1 else self.programs.put_row(self.state, row, np.int32(k))
 
     def rider_row(self, k: int, rider: Member) -> dict:
-        """The state of member k as that of a rider: with its hyperparameters."""
+        """The state of member k as that of a rider: with its hyperparameters, but for the seed, which is the same."""
         row = self.row(k)
-
-        def put(value, like):
-            return sharding.host_array(self.mesh, like.sharding.spec, (1,), lambda index: value[None][index])
-
-        values = optimizers.hyperparams(rider.run.optim, rider.plan)
-        return {**row, "hparams": jax.tree.map(put, values, row["hparams"])}
+        hparams = dict(row["hparams"])
+        for name, value in optimizers.hyperparams(rider.run.optim, rider.plan).items():
+            spec = hparams[name].sharding.spec
+            hparams[name] = sharding.host_array(self.mesh, spec, (1,), lambda index, value=value: value[None][index])
+        return {**row, "hparams": hparams}
 
     @property
     def _batches(self) -> Batches:

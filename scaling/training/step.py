@@ -4,6 +4,7 @@ Everything is written once, for one run; ``lift`` makes it a pack's. Every leaf 
 ``run`` of K members. Shapes: K members, B rows, T tokens, W windows, V vocabulary.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -25,9 +26,15 @@ POSITION_BINS = 64
 
 
 def init_state(run: RunConfig, seed, hparams: dict) -> dict:
-    """The state of one run after 0 updates. ``seed`` and ``hparams`` may be traced."""
+    """The state of one run after 0 updates. ``seed`` and ``hparams`` may be traced.
+
+    Where steps draw random numbers the seed stays among ``hparams``, in the state: no constant of a program that a
+    pack's members share, and what a run that is resumed, or branches off, goes on with.
+    """
     params = models.init(run.model, jax.random.key(seed))
     specs = models.param_specs(run.model)
+    if run.model.is_random:
+        hparams = {**hparams, "seed": seed}
     return {
         "step": jnp.zeros((), jnp.int32),
         "hparams": hparams,
@@ -42,6 +49,8 @@ def train_step(run: RunConfig, execution: ExecutionConfig, state: dict, batch: d
     hp = state["hparams"]
     if "weights" in batch:  # of the whole batch, so that the mean of its parts' means is the batch's own
         batch = {**batch, "weights": batch["weights"] / jnp.mean(batch["weights"])}
+    if run.model.is_random:
+        batch = {**batch, "keys": _row_keys(hp["seed"], state["step"], run.batch_size)}
 
     def objective(params, batch):
         losses_BT, log_normalizer_BT, weights_BT = loss.token_losses(run, execution, params, batch)
@@ -62,6 +71,12 @@ def train_step(run: RunConfig, execution: ExecutionConfig, state: dict, batch: d
     return state, {"loss": mean_loss, **metrics}
 
 
+def _row_keys(seed, step, num_rows: int):
+    """A key for each row of the batch of a step, (B,): a function of (seed, step, row), whatever the parts or mesh."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_rows))
+
+
 def _num_parts(run: RunConfig, given: int | None) -> int:
     """The parts of a batch; see ``ExecutionConfig.accumulation_steps``."""
     if given is not None:
@@ -79,9 +94,9 @@ def _accumulated(gradient, num_parts: int, specs, params, batch: dict):
         return gradient(params, batch)
     # Every n-th row, so that each device has as many rows of every part, and they are its own.
 
-    def parts(x_BS):
+    def parts(x_BS):  # or keys_B
         x_NBS = x_BS.reshape(x_BS.shape[0] // num_parts, num_parts, *x_BS.shape[1:]).swapaxes(0, 1)
-        return nn.with_logical_constraint(x_NBS, (None, "batch", None))
+        return nn.with_logical_constraint(x_NBS, (None, "batch", *[None] * (x_NBS.ndim - 2)))
 
     def add(total, part):
         grads, mean_loss = gradient(params, part)
