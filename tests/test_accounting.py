@@ -98,10 +98,10 @@ def test_gpt2_as_a_grid_writes_it():
     written = """
 recipe: none
 base:
-  model: {width: 768, vocab_size: 50257, tied_embeddings: true, norm: layer, norm_eps: 1e-5, biases: true,
+  model: {width: 768, vocab_size: 50257, tied_embeddings: true, norm: layer, norm_eps: 1.0e-5, biases: true,
           positions: learned, num_positions: 1024, dropout: .1}
   data: {seq_len: 1024}
-  optim: {peak_lr: 6e-4, warmup_tokens: 0}
+  optim: {peak_lr: 6.0e-4, warmup_tokens: 0}
   horizon: {steps: 100}
   batch_size: 8
 """

@@ -2,7 +2,8 @@
 
 FLOPs are training FLOPs (forward + backward = 3 × forward), one multiply-add counted as two. Rules, per token, with
 N ``non_embedding``, N_w the weights of the matrix products except the head, for every mixing of tokens L its layers,
-A its width, H its heads and T the tokens it is over, V D the head:
+A its width, H its heads and T the tokens it is over, V D the head. Groups that are no part of N are worked with all the
+same, and count; what a token does not meet (``inactive``) does not:
 
 - ``6ND``        6 N
 - ``6ND_total``  6 (N + embedding + unembedding)
@@ -85,6 +86,11 @@ class Counts:
         return {**self.groups, "non_embedding": sum(inner.values()), "total": whole}
 
     @property
+    def held(self) -> int:
+        """Parameters that are trained and kept, groups apart too."""
+        return sum(self.groups.values())
+
+    @property
     def inner_weights(self) -> float:
         """N_w: weights of the products that a token meets, without the head."""
         return sum(p.weights if p.share == 1.0 else p.share * p.weights for p in self.products if not _is_head(p))
@@ -108,11 +114,11 @@ def _is_head(product: Product) -> bool:
 
 
 def six_nd(counts: Counts, lengths: Lengths) -> float:
-    return 6.0 * counts.num_params["non_embedding"]
+    return 6.0 * (counts.held - counts.inactive - sum(counts.groups[g] for g in ("embedding", "unembedding")))
 
 
 def six_nd_total(counts: Counts, lengths: Lengths) -> float:
-    return 6.0 * counts.num_params["total"]
+    return 6.0 * (counts.held - counts.inactive)
 
 
 def kaplan(counts: Counts, lengths: Lengths) -> float:

@@ -1,7 +1,7 @@
 """How a parameter is declared, and the layers that families share."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,15 @@ class ParamSpec:
 def width_multiplier(config: ModelConfig) -> float:
     """μP's m = d_model / base_d_model; 1 under the standard parameterisation."""
     return config.d_model / config.base_d_model if config.parameterization == "mup" else 1.0
+
+
+class Hidden(NamedTuple):
+    """What a network makes of tokens: ``h_BTD``, which the head reads; a ``penalty`` that training minimises besides,
+    a mean over rows; and ``measures`` (see ``losses.Losses``)."""
+
+    h_BTD: jax.Array
+    penalty: jax.Array | None = None
+    measures: dict[str, tuple[jax.Array, jax.Array]] = {}
 
 
 def rms_norm(x, scale, eps: float):

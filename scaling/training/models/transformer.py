@@ -19,7 +19,7 @@ from scaling.execution import ExecutionConfig
 from scaling.families.transformer import TransformerConfig, norm_has_bias
 from scaling.training import sharding
 from scaling.training.models import attention
-from scaling.training.models.parameters import ParamSpec, dense, layer_norm, rms_norm
+from scaling.training.models.parameters import Hidden, ParamSpec, dense, layer_norm, rms_norm
 from scaling.training.models.stack import embedded, through_layers
 
 
@@ -196,8 +196,8 @@ def hidden(
     causal: bool = True,
     mask_documents: bool = False,
     keys_B=None,
-) -> jax.Array:
-    """h_BTD for tokens_BT, the last layer's output, normalised, in the compute dtype: what the head reads.
+) -> Hidden:
+    """Returns h_BTD for tokens_BT, the last layer's output, normalised, in the compute dtype.
 
     ``causal``: whether a token sees only those before it; ``mask_documents``: see ``DataConfig``; ``keys_B``: a key a
     row, by which dropout is drawn in training.
@@ -217,4 +217,4 @@ def hidden(
         x_BTD = dropped(c.dropout, keys_SB[0], x_BTD)
         others["keys"] = keys_SB[1:].reshape(c.num_layers, 2, -1)
     x_BTD = through_layers(functools.partial(block, c, attend), execution, specs, params, x_BTD, others)
-    return _normed(c, params, "final_norm", x_BTD) if c.norm_position == "pre" else x_BTD
+    return Hidden(_normed(c, params, "final_norm", x_BTD) if c.norm_position == "pre" else x_BTD)
