@@ -398,7 +398,10 @@ def logit_change(config, steps=3):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [{}, {**VASWANI, "logit_softcap": None}, GPT2], ids=["default", "vaswani", "gpt2"])
+@pytest.mark.parametrize(
+    "kind", [{}, {**VASWANI, "logit_softcap": None}, {**GPT2, "tied_embeddings": False}],
+    ids=["default", "vaswani", "gpt2, untied"],
+)  # fmt: skip
 def test_mup_coordinate_check(kind):
     """Under μP the movement of the logits settles as width grows; under the standard parameterisation it runs away."""
 

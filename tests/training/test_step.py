@@ -120,7 +120,7 @@ def test_each_seed_and_step_drops_other_values_and_evaluation_none():
     evaluated = [
         quick_jit(functools.partial(step.eval_step, r, EXECUTION))(state["params"], batch) for r in (DROPPING, RUN)
     ]
-    assert (evaluated[0] == evaluated[1]).all()
+    assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, evaluated), strict=True))
 
 
 def test_one_program_serves_every_horizon_and_rate():
