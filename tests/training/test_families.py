@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
 from scaling import accounting, families
+from scaling.bench.families import FLAX_CELLS, as_flax
 from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig, program_key
 from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.families.recurrent import RecurrentConfig
@@ -25,6 +26,7 @@ TRANSFORMER = TransformerConfig(
     d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32
 )
 GRU = RecurrentConfig(d_model=16, num_layers=2, vocab_size=32)
+LSTM, RNN = (dataclasses.replace(GRU, cell=cell) for cell in ("lstm", "rnn"))
 CONFIGS = {
     "transformer": TRANSFORMER,
     "transformer, swiglu": dataclasses.replace(TRANSFORMER, activation="swiglu"),
@@ -32,9 +34,13 @@ CONFIGS = {
     "transformer, tied": dataclasses.replace(TRANSFORMER, tied_embeddings=True),
     "transformer, narrow heads": dataclasses.replace(TRANSFORMER, num_heads=2, num_kv_heads=1, head_dim=6),
     "recurrent": GRU,
+    "recurrent, lstm": LSTM,
+    "recurrent, rnn": RNN,
     "recurrent, tied": dataclasses.replace(GRU, tied_embeddings=True, residual=False),
 }
 ONE_EACH = [CONFIGS[family] for family in families.FAMILIES]
+CELLS = {config.cell: config for config in (GRU, LSTM, RNN)}
+KINDS = {name: CONFIGS[name] for name in (*families.FAMILIES, "recurrent, lstm", "recurrent, rnn")}
 
 
 def tokens(rows, length, vocab=32, seed=0):
@@ -70,7 +76,7 @@ def test_products_are_the_matrices_that_are_declared(config):
 SWIGLU_TIED = dataclasses.replace(TRANSFORMER, activation="swiglu", tied_embeddings=True)
 
 
-@pytest.mark.parametrize("config", [*ONE_EACH, SWIGLU_TIED], ids=["transformer", "recurrent", "swiglu, tied"])
+@pytest.mark.parametrize("config", [*KINDS.values(), SWIGLU_TIED], ids=[*KINDS, "swiglu, tied"])
 def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     """On a wide and short model, so that what is no product stays small; every loop unrolled, as the compiler counts a
     loop's body once."""
@@ -88,7 +94,7 @@ def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     lowered = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((rows, length), jnp.int32))
     counted = lowered.compile(compiler_options=QUICK).cost_analysis()["flops"]
     ours = accounting.flops_per_token(config, length, causal=False)["exact"] * rows * length
-    print(f"{config.family}: the compiler counts {counted / ours:.4f} of ours")
+    print(f"{getattr(config, 'cell', config.family)}: the compiler counts {counted / ours:.4f} of ours")
     assert counted == pytest.approx(ours, rel=0.02)
 
 
@@ -106,7 +112,7 @@ def test_the_future_does_not_reach_the_past(config):
     assert (change[7:] > 1e-6).all()
 
 
-@pytest.mark.parametrize("config", ONE_EACH, ids=lambda c: c.family)
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_a_document_does_not_know_the_one_before_it(config):
     """Id 0 opens a document: with documents masked the logits of the second are those it has alone."""
     window = tokens(1, 16) % 31 + 1
@@ -118,18 +124,17 @@ def test_a_document_does_not_know_the_one_before_it(config):
     assert_allclose(model(params, window)[:, 6:], model(params, other)[:, 6:], atol=1e-6)
 
 
+SMALL_TRANSFORMER = {"d_model": 32, "num_heads": 8, "num_kv_heads": 8, "d_ff": 64, "vocab_size": 64}
+SMALL_RECURRENT = {"d_model": 32, "vocab_size": 64}
 RUNS = {
-    config.family: RunConfig(
-        dataclasses.replace(config, **sizes),
+    name: RunConfig(
+        dataclasses.replace(config, **(SMALL_TRANSFORMER if config.family == "transformer" else SMALL_RECURRENT)),
         OptimConfig(0.01, 0),
         Horizon(steps=8),
         batch_size=16,
         data=DataConfig(seq_len=32),
     )
-    for config, sizes in (
-        (TRANSFORMER, {"d_model": 32, "num_heads": 8, "num_kv_heads": 8, "d_ff": 64, "vocab_size": 64}),
-        (GRU, {"d_model": 32, "vocab_size": 64}),
-    )
+    for name, config in KINDS.items()
 }
 MESHES = [
     MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=1, tensor=8), MeshConfig(data=2, fsdp=4),
@@ -137,6 +142,7 @@ MESHES = [
 ]  # fmt: skip
 WAYS = {
     "scanned, recomputed": ExecutionConfig(scan_layers=True, remat="full"),
+    "all but products recomputed": ExecutionConfig(remat="dots"),
     "2 parts": ExecutionConfig(accumulation_steps=2),
 }
 
@@ -161,74 +167,130 @@ def losses(run, execution, devices, seeds=(0,), steps=8):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [f for f in RUNS if f != "transformer"])  # whose own table is in test_meshes
+@pytest.mark.parametrize("kind", [kind for kind in RUNS if kind != "transformer"])  # whose own table is in test_meshes
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_losses_do_not_depend_on_the_mesh(family, mesh):
-    run = RUNS[family]
+def test_losses_do_not_depend_on_the_mesh(kind, mesh):
+    run = RUNS[kind]
     one = losses(run, ExecutionConfig(), jax.devices()[:1])
     assert one[-1] < one[0] - 0.2  # it learns
     assert np.abs(losses(run, ExecutionConfig(mesh=mesh), jax.devices()) - one).max() < 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [f for f in RUNS if f != "transformer"])
+@pytest.mark.parametrize("kind", [kind for kind in RUNS if kind != "transformer"])
 @pytest.mark.parametrize("way", WAYS)
-def test_execution_changes_rounding_only(family, way):
-    one = losses(RUNS[family], ExecutionConfig(), jax.devices()[:1])
-    assert np.abs(losses(RUNS[family], WAYS[way], jax.devices()[:1]) - one).max() < 1e-5
+def test_execution_changes_rounding_only(kind, way):
+    one = losses(RUNS[kind], ExecutionConfig(), jax.devices()[:1])
+    assert np.abs(losses(RUNS[kind], WAYS[way], jax.devices()[:1]) - one).max() < 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [f for f in RUNS if f != "transformer"])
-def test_members_of_a_pack_are_their_lone_runs(family):
+@pytest.mark.parametrize("kind", [kind for kind in RUNS if kind != "transformer"])
+def test_members_of_a_pack_are_their_lone_runs(kind):
     one = jax.devices()[:1]
-    packed = losses(RUNS[family], ExecutionConfig(), one, seeds=(0, 1, 2))
+    packed = losses(RUNS[kind], ExecutionConfig(), one, seeds=(0, 1, 2))
     for k, seed in enumerate((0, 1, 2)):
-        assert_allclose(packed[:, k], losses(RUNS[family], ExecutionConfig(), one, seeds=(seed,))[:, 0], rtol=1e-5)
+        assert_allclose(packed[:, k], losses(RUNS[kind], ExecutionConfig(), one, seeds=(seed,))[:, 0], rtol=1e-5)
 
 
 # ---- recurrent ------------------------------------------------------------------------------------------------------
 
 
-def as_flax(p):
-    """A layer's weights under the names of ``flax.linen.GRUCell``."""
-    inputs = {f"i{g}": {"kernel": p["w_x"][:, i], "bias": p["bias"][i]} for i, g in enumerate("rzn")}
-    state = {f"h{g}": {"kernel": p["w_h"][:, i]} for i, g in enumerate("rzn")}
-    return {"params": {"cell": inputs | state | {"hn": {**state["hn"], "bias": p["bias_h"]}}}}
+def layer_of(config, seed=1):
+    """Weights of a layer, biases too away from zero."""
+    params, rng = initial(config, 0), np.random.default_rng(seed)
+    names = [name for name in ("w_x", "w_h", "bias", "bias_h") if name in params]
+    return {n: params[n][0] + 0.1 * rng.normal(size=params[n].shape[1:]).astype(np.float32) for n in names}
 
 
-def test_a_gru_and_its_gradient_are_flaxs():
-    """Another cell, another loop: one product a gate and a time step, under ``nn.RNN``."""
-    params = initial(GRU, 0)
-    rng = np.random.default_rng(1)
-    layer = {n: params[n][0] + 0.1 * rng.normal(size=params[n].shape[1:]).astype(np.float32)
-             for n in ("w_x", "w_h", "bias", "bias_h")}  # fmt: skip
-    x = rng.normal(size=(3, 17, 16)).astype(np.float32)
+def value_and_grads(function, p, x):
+    return quick_jit(jax.value_and_grad(lambda p, x: jnp.sum(jnp.sin(function(p, x))), argnums=(0, 1)))(p, x)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_and_its_gradient_are_flaxs(cell):
+    """Another cell, another loop, another gradient: products with x and h at each time step, under ``nn.RNN``. Flax's
+    own new LSTM forgets by σ(0), ours by σ(1): its bias there is ours plus 1."""
+    x = np.random.default_rng(2).normal(size=(3, 17, 16)).astype(np.float32)
 
     def of_flax(p, x):
-        return nn.RNN(nn.GRUCell(16)).apply(as_flax(p), x)
+        return nn.RNN(getattr(nn, FLAX_CELLS[cell])(16)).apply({"params": {"cell": as_flax(cell, p)}}, x)
 
-    def value_and_grads(function):
-        both = quick_jit(jax.value_and_grad(lambda p, x: jnp.sum(jnp.sin(function(p, x))), argnums=(0, 1)))
-        return both(layer, x)
-
-    ours, theirs = value_and_grads(recurrent.gru), value_and_grads(of_flax)
-    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, theirs)
+    p = layer_of(CELLS[cell])
+    ours = value_and_grads(functools.partial(recurrent.layer, cell), p, x)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, value_and_grads(of_flax, p, x))
 
 
-def test_counts_of_a_gru_by_hand():
-    """Each layer: three gates, (16, 16) with the input and with the state, 3 + 1 biases of 16; a norm of 16."""
-    counts = accounting.param_counts(GRU)
-    assert counts["recurrent"] == 2 * (6 * 256 + 4 * 16)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_masked_window_and_its_gradient_are_those_of_its_documents(cell):
+    """Each document by itself, its state from zero: the LSTM's c too."""
+    x = np.random.default_rng(2).normal(size=(1, 12, 16)).astype(np.float32)
+    fresh = np.isin(np.arange(12), (0, 5, 6))[None]
+
+    def by_document(p, x):
+        parts = (recurrent.layer(cell, p, x[:, a:b]) for a, b in ((0, 5), (5, 6), (6, 12)))
+        return jnp.concatenate(list(parts), axis=1)
+
+    p = layer_of(CELLS[cell])
+    masked = value_and_grads(lambda p, x: recurrent.layer(cell, p, x, fresh), p, x)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=2e-5, atol=2e-6), masked, value_and_grads(by_document, p, x))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_a_layer_keeps_is_what_is_counted(cell):
+    """Values per token between the forward and the backward pass of the scan over time, as JAX hands them over."""
+    B, T, D = 3, 64, 16
+    p = layer_of(CELLS[cell])
+    x = jax.ShapeDtypeStruct((B, T, D), jnp.float32)
+    pulled_back = jax.eval_shape(lambda x: jax.vjp(functools.partial(recurrent.layer, cell), p, x)[1], x)
+    sizes = [leaf.size for leaf in jax.tree.leaves(pulled_back) if leaf.shape[0] in (T, B * T)]
+    layer_input = B * T * D  # which the product with w_x keeps, and activation_bytes counts for every family
+    assert sum(sizes) - layer_input == B * T * families.of(GRU).kept_values(CELLS[cell])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_gate_is_a_matrix_to_optimisers_that_know_matrices(cell):
+    """By gate and layer: Muon's step is near orthogonal in each, SOAP keeps the squares that a plan counts."""
+    config = CELLS[cell]
+    specs, params = models.param_specs(config), initial(config, 0)
+    rng = np.random.default_rng(0)
+    gradient = {n: jnp.asarray(rng.normal(size=s.shape), jnp.float32) for n, s in specs.items()}
+
+    def transform_of(name):
+        run = RunConfig(config, OptimConfig(0.01, 0, name=name), Horizon(steps=10), batch_size=4)
+        plan = accounting.plan(run)
+        hp = jax.tree.map(jnp.asarray, optimizers.hyperparams(run.optim, plan))
+        return optimizers.transform(run.optim, hp, specs), plan
+
+    soap, plan = transform_of("soap")
+    kept = jax.tree.leaves((params, jax.eval_shape(soap.init, params)))
+    assert plan.state_bytes == 4 * sum(leaf.size for leaf in kept if leaf.ndim)
+
+    muon, _ = transform_of("muon")
+    moved, _ = quick_jit(muon.update)(gradient, muon.init(params), params)
+    for name in ("w_x", "w_h"):
+        singular = np.linalg.svd(np.moveaxis(moved[name], 1, 2), compute_uv=False) / (0.2 * 16**0.5)
+        assert np.median(singular) == pytest.approx(0.95, abs=0.2)
+        assert singular.max() < 1.3
+
+
+@pytest.mark.parametrize("cell, gates, biases", [("rnn", 1, 1), ("lstm", 4, 4), ("gru", 3, 3 + 1)])
+def test_counts_of_a_cell_by_hand(cell, gates, biases):
+    """Each layer: of a gate (16, 16) with the input and with the state, biases of 16; a norm of 16."""
+    counts = accounting.param_counts(CELLS[cell])
+    assert counts["recurrent"] == 2 * (2 * gates * 256 + biases * 16)
     assert counts["norm"] == 3 * 16
-    flops = accounting.flops_per_token(GRU, 128)
-    assert flops["kaplan"] == 6 * 2 * 6 * 256  # no token meets another by a product: the context costs nothing
-    assert flops["exact"] == 6 * (2 * 6 * 256 + 16 * 32)
+    flops = accounting.flops_per_token(CELLS[cell], 128)
+    assert flops["kaplan"] == 6 * 2 * 2 * gates * 256  # no token meets another by a product: the context costs nothing
+    assert flops["exact"] == 6 * (2 * 2 * gates * 256 + 16 * 32)
     assert flops["chinchilla"] == flops["exact"] + 6 * 16 * 32
+    assert flops["6ND"] == 6 * (2 * (2 * gates * 256 + biases * 16) + 3 * 16)
+    assert flops["6ND_total"] == flops["6ND"] + 6 * 2 * 16 * 32
 
 
-def test_what_a_recurrent_model_cannot_is_refused_with_its_reason():
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_a_recurrent_model_cannot_is_refused_with_its_reason(cell):
     with pytest.raises(ValueError, match="parameterization is 'mup': write standard: how rates transfer"):
-        dataclasses.replace(GRU, parameterization="mup", base_d_model=8)
+        dataclasses.replace(CELLS[cell], parameterization="mup", base_d_model=8)
     with pytest.raises(ValueError, match=r"'masked': write next_token: a recurrent model reads one way"):
         dataclasses.replace(RUNS["recurrent"], objective=Masked())
