@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from collections import Counter
 
 import flax.linen as nn
 import jax
@@ -132,7 +134,7 @@ RUNS = {
         OptimConfig(0.01, 0),
         Horizon(steps=8),
         batch_size=16,
-        data=DataConfig(seq_len=32),
+        data=DataConfig(seq_len=32, mask_documents=name == "recurrent, lstm"),
     )
     for name, config in KINDS.items()
 }
@@ -174,6 +176,27 @@ def test_losses_do_not_depend_on_the_mesh(kind, mesh):
     one = losses(run, ExecutionConfig(), jax.devices()[:1])
     assert one[-1] < one[0] - 0.2  # it learns
     assert np.abs(losses(run, ExecutionConfig(mesh=mesh), jax.devices()) - one).max() < 1e-5
+
+
+COLLECTIVES = re.compile(r" (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)\(")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh, per_loop",
+    [(MeshConfig(data=2, fsdp=4), {}), (MeshConfig(data=2, fsdp=2, tensor=2), {"all-gather": 2, "all-reduce": 2})],
+    ids=str,
+)
+def test_devices_do_not_wait_for_each_other_at_every_time_step(mesh, per_loop):
+    """Two layers, a loop each way: with tensor h is gathered on the way there, its gradient added up on the way back;
+    weights and their gradients travel outside."""
+    run, execution = RUNS["recurrent, lstm"], ExecutionConfig(mesh=mesh, scan_layers=False)
+    with jax.set_mesh(devices := sharding.make_mesh(mesh, jax.devices())):
+        text = programs.lower(program_key(run), execution, 1, devices).train.compile(compiler_options=QUICK).as_text()
+    bodies = dict(re.findall(r"^%?([\w.\-]+) \([^\n]*\{\n(.*?)\n\}", text, re.S | re.M))
+    loops = re.findall(r"body=%?([\w.\-]+)", text)
+    assert len(loops) == 4
+    assert Counter(kind for body in loops for kind in COLLECTIVES.findall(bodies[body])) == per_loop
 
 
 @pytest.mark.slow

@@ -101,6 +101,8 @@ def over_time(cell: str, w_DGD, seen_TBPD, fresh_TB):
 
 
 def _forward(cell: str, w_DGD, seen_TBPD, fresh_TB):
+    w_DGD = nn.with_logical_constraint(w_DGD, (None, None, "mlp"))  # gathered once, not at every step
+
     def step(state, inputs):
         seen_BPD, fresh_B = inputs
         state = _unless(fresh_B, state)
@@ -124,7 +126,7 @@ def _backward(cell: str, kept, d_h_TBD):
         d_h_BD, before, seen_BPD, fresh_B = inputs
         _, pulled_back = jax.vjp(MOVES[cell], before, *_each(seen_BPD))
         (d_h_BD, *d_others), *d_seen = pulled_back((d_state[0] + d_h_BD, *d_state[1:]))
-        d_seen_BPD = jnp.stack(d_seen, axis=1)
+        d_seen_BPD = nn.with_logical_constraint(jnp.stack(d_seen, axis=1), ("batch", None, "mlp"))
         d_h_BD += jnp.einsum("bgx,gxd->bd", _of_state(cell, d_seen_BPD), turned_GDD)
         return _laid_out(_unless(fresh_B, (d_h_BD, *d_others))), d_seen_BPD
 
