@@ -102,7 +102,11 @@ FAMILIES = {
     "recurrent": Benched(
         models=tuple(map(_lstm, RECURRENT_WIDTHS)),
         other="Flax",
-        compared=tuple(replace(_lstm(width), cell=cell) for cell in CELLS for width in RECURRENT_WIDTHS),
+        compared=tuple(
+            replace(_lstm(width), cell=cell)  # type: ignore[arg-type]  # the names in CELLS are the field's
+            for cell in CELLS
+            for width in RECURRENT_WIDTHS
+        ),
         stacks=_recurrent_stacks,
     ),
 }
@@ -157,7 +161,8 @@ def _compiled(stack: Stack, weights: Any, x_BTD) -> Callable[[], Any]:
     from scaling.training.programs import optimised
 
     gradient = jax.jit(jax.grad(lambda weights, x_BTD: jnp.sum(jnp.sin(stack(weights, x_BTD))), argnums=(0, 1)))
-    compiled = gradient.lower(weights, x_BTD).compile(compiler_options=optimised(2))
+    options: Any = optimised(2)
+    compiled = gradient.lower(weights, x_BTD).compile(compiler_options=options)
     return lambda: jax.block_until_ready(compiled(weights, x_BTD))
 
 
