@@ -136,6 +136,7 @@ def test_every_family_has_its_sizes_and_its_layers_beside_anothers(two_workers, 
     assert "write one of them" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_the_same_function_are_not_compared(monkeypatch):
     lstm = RecurrentConfig(d_model=8, num_layers=1, cell="lstm")
     [row] = compare("recurrent", seconds=0, compared=[lstm])
