@@ -6,10 +6,13 @@ from typing import ClassVar
 
 import pytest
 
-from scaling import accounting
+from scaling import accounting, families
 from scaling.bench import __main__ as bench
+from scaling.bench.families import FAMILIES, compare
 from scaling.engine.plan import table, timings
 from scaling.execution import ExecutionConfig
+from scaling.families.recurrent import RecurrentConfig
+from scaling.training.models import recurrent
 
 
 class FakeExecutor:
@@ -49,14 +52,16 @@ def two_workers(monkeypatch, tmp_path):
 
 
 def test_default_shapes_are_the_published_ones():
-    counts = [accounting.param_counts(run.model) for run in bench.default_runs()]
+    counts = [accounting.param_counts(run.model) for run in FAMILIES["transformer"].runs]
     assert [c["attention"] + c["mlp"] for c in counts] == [49_152, 294_912, 983_040]
 
 
 def test_throughput_is_the_sum_over_workers(two_workers, tmp_path):
-    (row,) = bench.measure(bench.default_runs()[:1], ExecutionConfig(), workers=2, cache_dir=tmp_path, seconds=0.1)
+    (row,) = bench.measure(
+        FAMILIES["transformer"].runs[:1], ExecutionConfig(), workers=2, cache_dir=tmp_path, seconds=0.1
+    )
     assert row["tokens_per_s"] == 16 * 256 * (2 + 4)
-    per_token = accounting.flops_per_token(bench.default_runs()[0].model, 256)["exact"]
+    per_token = accounting.flops_per_token(FAMILIES["transformer"].runs[0].model, 256)["exact"]
     assert row["flops_per_s"] == pytest.approx(row["tokens_per_s"] * per_token)
     assert row["compile_seconds"] == 2.0
 
@@ -112,6 +117,35 @@ def test_startup_is_that_of_the_slowest_of_fresh_processes(two_workers, capsys, 
     first, following = asked[0], asked[2]
     assert following["since"] >= first["since"]
     assert following["run"] == first["run"] | {"seed": first["run"]["seed"] + 1}
+
+
+def test_every_family_has_its_sizes_and_its_layers_beside_anothers(two_workers, tmp_path, capsys, monkeypatch):
+    assert set(FAMILIES) == set(families.FAMILIES)
+    assert {run.model.family for run in FAMILIES["recurrent"].runs} == {"recurrent"}
+    row = {"model": "lstm", "d_model": 64, "ours_seconds": 0.02, "other_seconds": 0.03, "ratio": 1.5}
+    monkeypatch.setattr(bench, "compare", lambda family, seconds: [row])
+    out = tmp_path / "bench.json"
+    assert bench.main(["--family", "recurrent", "--workers", "2", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert [(r["d_model"], r["num_layers"]) for r in found["rows"]] == [(64, 2), (128, 2), (256, 2)]
+    assert found["compared"] == [row]
+    printed = capsys.readouterr().out
+    assert "1.50×" in printed
+    assert "Flax ms" in printed
+    assert bench.main(["--family", "transformer", "--grid", "g.yaml"]) == 2
+    assert "write one of them" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_layers_that_are_not_the_same_function_are_not_compared(monkeypatch):
+    lstm = RecurrentConfig(d_model=8, num_layers=1, cell="lstm")
+    [row] = compare("recurrent", seconds=0, compared=[lstm])
+    assert (row["model"], row["d_model"]) == ("lstm", 8)
+    assert 0 < row["ratio"] == pytest.approx(row["other_seconds"] / row["ours_seconds"], rel=0.9)
+    ours = recurrent.MOVES["lstm"]
+    monkeypatch.setitem(recurrent.MOVES, "lstm", lambda state, i, f, g, o: ours(state, i, f - 1, g, o))
+    with pytest.raises(ValueError, match=r"lstm at width 8: gradients differ by .* of the largest"):
+        compare("recurrent", seconds=0, compared=[lstm])
 
 
 def test_a_bad_grid_is_one_line(two_workers, tmp_path, capsys):

@@ -5,7 +5,7 @@ import pytest
 
 from scaling import accounting, fit, grid, records
 from scaling.families import counting
-from scaling.families.recurrent import RecurrentConfig
+from scaling.families.recurrent import CELLS, RecurrentConfig
 from tests import synthetic
 
 
@@ -50,7 +50,8 @@ def test_an_unknown_rule_is_one_line(tmp_path):
         grid.load(path)
 
 
-def test_every_rule_counts_every_family():
-    found = accounting.flops_per_token(RecurrentConfig(d_model=16, num_layers=2), 64)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_rule_counts_every_cell(cell):
+    found = accounting.flops_per_token(RecurrentConfig(d_model=16, num_layers=2, cell=cell), 64)
     assert set(found) == set(counting.RULES)
     assert all(value > 0 for value in found.values())

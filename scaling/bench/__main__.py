@@ -1,6 +1,7 @@
 """Runs a measurement and prints it: tokens/s and FLOP/s by model size with all workers busy, or what an option names.
 
     python -m scaling.bench                               three sizes at sequence 256
+    python -m scaling.bench --family recurrent            of another family, and its layers beside another library's
     python -m scaling.bench --grid sweeps/chinchilla.yaml the shapes of a grid
     python -m scaling.bench --packs 2 4 8                 what packs of so many runs gain
     python -m scaling.bench --startup                     how long until a process trains
@@ -27,34 +28,14 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling import accounting, data, fields, grid, machine, records, storage, terminal
-from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig
+from scaling.bench.families import FAMILIES, compare
+from scaling.config import RunConfig
 from scaling.engine.plan import timings
 from scaling.engine.plan.table import step_flops
 from scaling.engine.run.tasks import ExecutorError, Task
 from scaling.engine.run.workers import Local, auto_workers
 from scaling.execution import ExecutionConfig
-from scaling.families.transformer import TransformerConfig
 from scaling.machine import processor
-
-# (width, layers) at about 50K, 300K and 1M non-embedding parameters, heads of 32: the sizes of the published
-# comparison with other single-machine trainers, at sequence 256, byte vocabulary, 16 sequences a batch.
-DEFAULT_SHAPES = ((32, 4), (64, 6), (128, 5))
-
-
-def default_runs() -> list[RunConfig]:
-    """One run a size of ``DEFAULT_SHAPES``."""
-
-    def run(width: int, layers: int) -> RunConfig:
-        heads = width // 32
-        model = TransformerConfig(
-            d_model=width, num_layers=layers, num_heads=heads, head_dim=32, num_kv_heads=heads, d_ff=4 * width
-        )
-        data = DataConfig(seq_len=256)
-        return RunConfig(
-            model, OptimConfig(peak_lr=0.01, warmup_tokens=0), Horizon(steps=100), batch_size=16, data=data
-        )
-
-    return [run(width, layers) for width, layers in DEFAULT_SHAPES]
 
 
 def grid_runs(path: str) -> tuple[list[RunConfig], ExecutionConfig]:
@@ -229,6 +210,19 @@ def show(console: Console, rows: Sequence[dict], workers: int) -> None:
     console.print(table)
 
 
+def show_compared(console: Console, rows: Sequence[dict], family: str) -> None:
+    """A line a model: forward and backward pass of its layers, ours and the other library's."""
+    other = FAMILIES[family].other
+    title = f"{processor()}, one process, forward and backward pass of a stack of layers, in turn"
+    table = Table(title=title, title_justify="left")
+    for heading in ("layers", "width", "ours ms", f"{other} ms", f"{other}'s time over ours"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        ours, others = (f"{1e3 * row[key]:.1f}" for key in ("ours_seconds", "other_seconds"))
+        table.add_row(row["model"], f"{row['d_model']}", ours, others, f"{row['ratio']:.2f}×")
+    console.print(table)
+
+
 def measure_startup(runs: Sequence[RunConfig], execution: ExecutionConfig, *, workers: int) -> list[dict]:
     """How long until each run's first step is done, the slowest of ``workers`` that do it at once; a row a run.
 
@@ -301,6 +295,10 @@ def show_packs(console: Console, rows: Sequence[dict]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--grid", metavar="FILE", help="time this grid's shapes, for its plan (default: three sizes)")
+    parser.add_argument(
+        "--family", choices=tuple(FAMILIES),
+        help="time this family's sizes (default: transformer), and its layers beside another library's",
+    )  # fmt: skip
     parser.add_argument("--laws", action="store_true", help="time the fits of scaling.laws instead")
     parser.add_argument(
         "--coverage", type=int, metavar="DRAWS",
@@ -340,7 +338,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.data:
         return show_data(console, args.out)
     try:
-        runs, execution = grid_runs(args.grid) if args.grid else (default_runs(), ExecutionConfig())
+        if args.grid and args.family:
+            raise ValueError("--grid and --family both say what is timed: write one of them")
+        family = args.family or "transformer"
+        runs, execution = grid_runs(args.grid) if args.grid else (FAMILIES[family].runs, ExecutionConfig())
+        compared: list[dict] = []
         options = {"workers": workers, "cache_dir": cache_dir, "seconds": args.seconds}
         if args.packs:
             rows = measure_packs(runs, execution, sorted({1, *args.packs}), **options)
@@ -348,6 +350,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = measure_startup(runs, execution, workers=workers)
         else:
             rows = measure(runs, execution, **options)
+            if args.family and FAMILIES[family].other:
+                compared = compare(family, seconds=args.seconds)
     except (ValueError, ExecutorError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -357,6 +361,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_startup(console, rows, workers)
     else:
         show(console, rows, workers)
+    if compared:
+        show_compared(console, compared, family)
     cache = timings.TimingCache(cache_dir, args.workers or "auto", execution)
     if args.packs:
         cache.save_packs(rows)
@@ -364,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_for_plans(runs, rows, cache)
     if args.out:
         payload = {"processor": processor(), "workers": workers, "rows": rows, "environment": records.software()}
+        if compared:
+            payload["compared"] = compared
         records.write_json(args.out, payload)
         console.print(f"written: {args.out}")
     return 0

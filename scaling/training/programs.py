@@ -122,17 +122,17 @@ class Programs:
     def init(self) -> jax.stages.Compiled:
         """(seeds_K, hparams of (K,)) → state."""
         # Runs once: on CPU, LLVM would take longer to optimise the random numbers than it does over the train step.
-        return self.lowered.init.compile(compiler_options=_optimised(0))
+        return self.lowered.init.compile(compiler_options=optimised(0))
 
     @functools.cached_property
     def train(self) -> jax.stages.Compiled:
         """(state, batch of (K, B, …)) → (state, metrics of (K,)); the state is donated."""
-        return self.lowered.train.compile(compiler_options=_optimised(2))
+        return self.lowered.train.compile(compiler_options=optimised(2))
 
     @functools.cached_property
     def evaluate(self) -> jax.stages.Compiled:
         """(params, batch of (W, …)) → what ``eval_step`` says of each window, (K, W, …)."""
-        return self.lowered.evaluate.compile(compiler_options=_optimised(2))
+        return self.lowered.evaluate.compile(compiler_options=optimised(2))
 
     @functools.cached_property
     def abstract_row(self) -> dict:
@@ -163,7 +163,7 @@ class Programs:
         return jax.jit(put, out_shardings=_shardings_of(self.abstract_state), donate_argnums=0)
 
 
-def _optimised(level: int) -> dict[str, int] | None:
+def optimised(level: int) -> dict[str, int] | None:
     """XLA's options on a CPU, whose code LLVM optimises at ``level`` of 3; None elsewhere.
 
     At 2 the default grid's train steps compile in .93 of the time they take at 3 and run 1.02 times as fast (.99 to

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from collections import Counter
 
 import flax.linen as nn
 import jax
@@ -12,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
 from scaling import accounting, families
+from scaling.bench.families import FLAX_CELLS, as_flax
 from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig, program_key
 from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.families.recurrent import RecurrentConfig
@@ -32,6 +35,7 @@ VASWANI = dataclasses.replace(
     activation="relu", scaled_embeddings=True,
 )  # fmt: skip
 GRU = RecurrentConfig(d_model=16, num_layers=2, vocab_size=32)
+LSTM, RNN = (dataclasses.replace(GRU, cell=cell) for cell in ("lstm", "rnn"))
 CONFIGS = {
     "transformer": TRANSFORMER,
     "transformer, swiglu": dataclasses.replace(TRANSFORMER, activation="swiglu"),
@@ -44,9 +48,24 @@ CONFIGS = {
     "transformer, vaswani, swiglu": dataclasses.replace(VASWANI, activation="swiglu", qk_norm=True),
     "transformer, no positions": dataclasses.replace(TRANSFORMER, positions="none", norm="layer"),
     "recurrent": GRU,
+    "recurrent, lstm": LSTM,
+    "recurrent, rnn": RNN,
     "recurrent, tied": dataclasses.replace(GRU, tied_embeddings=True, residual=False),
 }
 ONE_EACH = [CONFIGS[family] for family in families.FAMILIES]
+CELLS = {config.cell: config for config in (GRU, LSTM, RNN)}
+KINDS = {
+    name: CONFIGS[name]
+    for name in (
+        *families.FAMILIES, "transformer, gpt2", "transformer, vaswani", "recurrent, lstm", "recurrent, rnn",
+    )
+}  # fmt: skip
+# Kinds that stand for others where a test has many cases, and those that the fast set leaves to the slow one.
+IN_FULL = ("transformer, gpt2", "recurrent, lstm")
+SLOW = ("transformer, vaswani", "recurrent, rnn")
+EACH_KIND = [
+    pytest.param(config, id=kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind, config in KINDS.items()
+]
 
 
 def tokens(rows, length, vocab=32, seed=0):
@@ -93,10 +112,7 @@ def test_products_are_the_matrices_that_are_declared(config):
 SWIGLU_TIED = dataclasses.replace(TRANSFORMER, activation="swiglu", tied_embeddings=True)
 
 
-@pytest.mark.parametrize(
-    "config", [*ONE_EACH, SWIGLU_TIED, GPT2, pytest.param(VASWANI, marks=pytest.mark.slow)],
-    ids=["transformer", "recurrent", "swiglu, tied", "gpt2", "vaswani"],
-)  # fmt: skip
+@pytest.mark.parametrize("config", [*EACH_KIND, pytest.param(SWIGLU_TIED, id="swiglu, tied")])
 def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     """On a wide and short model, so that what is no product stays small; every loop unrolled, as the compiler counts a
     loop's body once."""
@@ -114,7 +130,7 @@ def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     lowered = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((rows, length), jnp.int32))
     counted = lowered.compile(compiler_options=QUICK).cost_analysis()["flops"]
     ours = accounting.flops_per_token(config, length, causal=False)["exact"] * rows * length
-    print(f"{config.family}: the compiler counts {counted / ours:.4f} of ours")
+    print(f"{getattr(config, 'cell', config.family)}: the compiler counts {counted / ours:.4f} of ours")
     assert counted == pytest.approx(ours, rel=0.02)
 
 
@@ -132,10 +148,7 @@ def test_the_future_does_not_reach_the_past(config):
     assert (change[7:] > 1e-6).all()
 
 
-@pytest.mark.parametrize(
-    "config", [*ONE_EACH, *(pytest.param(c, marks=pytest.mark.slow) for c in (GPT2, VASWANI))],
-    ids=["transformer", "recurrent", "gpt2", "vaswani"],
-)  # fmt: skip
+@pytest.mark.parametrize("config", EACH_KIND)
 def test_a_document_does_not_know_the_one_before_it(config):
     """Id 0 opens a document: with documents masked the logits of the second are those it has alone."""
     window = tokens(1, 16) % 31 + 1
@@ -147,28 +160,31 @@ def test_a_document_does_not_know_the_one_before_it(config):
     assert_allclose(model(params, window)[:, 6:], model(params, other)[:, 6:], atol=1e-6)
 
 
-WIDER = {"d_model": 32, "num_heads": 8, "num_kv_heads": 8, "d_ff": 64, "vocab_size": 64}
+SMALL = {
+    "transformer": {"d_model": 32, "num_heads": 8, "num_kv_heads": 8, "d_ff": 64, "vocab_size": 64},
+    "recurrent": {"d_model": 32, "vocab_size": 64},
+}
+DROPOUT = {kind: {"dropout": 0.1} for kind in ("transformer, gpt2", "transformer, vaswani")}
 RUNS = {
-    name: RunConfig(
-        dataclasses.replace(config, **sizes),
+    kind: RunConfig(
+        dataclasses.replace(config, **SMALL[config.family], **DROPOUT.get(kind, {})),
         OptimConfig(0.01, 0),
         Horizon(steps=8),
         batch_size=16,
-        data=DataConfig(seq_len=32),
+        data=DataConfig(seq_len=32, mask_documents=kind == "recurrent, lstm"),
     )
-    for name, config, sizes in (
-        ("transformer", TRANSFORMER, WIDER),
-        ("gpt2, dropout", GPT2, {**WIDER, "dropout": 0.1}),
-        ("vaswani, dropout", VASWANI, {**WIDER, "dropout": 0.1}),
-        ("recurrent", GRU, {"d_model": 32, "vocab_size": 64}),
-    )
+    for name, config in KINDS.items()
 }
 MESHES = [
     MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=1, tensor=8), MeshConfig(data=2, fsdp=4),
     MeshConfig(data=4, tensor=2), MeshConfig(data=2, fsdp=2, tensor=2),
 ]  # fmt: skip
+EVERY_AXIS = MeshConfig(data=2, fsdp=2, tensor=2)
+ON_MESHES = [(kind, mesh) for kind in IN_FULL for mesh in MESHES]  # the Transformer's own table is in test_meshes
+ON_MESHES += [(kind, EVERY_AXIS) for kind in RUNS if kind not in ("transformer", *IN_FULL)]
 WAYS = {
     "scanned, recomputed": ExecutionConfig(scan_layers=True, remat="full"),
+    "all but products recomputed": ExecutionConfig(remat="dots"),
     "2 parts": ExecutionConfig(accumulation_steps=2),
 }
 
@@ -193,8 +209,7 @@ def losses(run, execution, devices, seeds=(0,), steps=8):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [name for name in RUNS if name != "transformer"])  # whose own table is in test_meshes
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("kind, mesh", ON_MESHES, ids=str)
 def test_losses_do_not_depend_on_the_mesh(kind, mesh):
     run = RUNS[kind]
     one = losses(run, ExecutionConfig(), jax.devices()[:1])
@@ -202,8 +217,29 @@ def test_losses_do_not_depend_on_the_mesh(kind, mesh):
     assert np.abs(losses(run, ExecutionConfig(mesh=mesh), jax.devices()) - one).max() < 1e-5
 
 
+COLLECTIVES = re.compile(r" (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)\(")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [name for name in RUNS if name != "transformer"])
+@pytest.mark.parametrize(
+    "mesh, per_loop",
+    [(MeshConfig(data=2, fsdp=4), {}), (MeshConfig(data=2, fsdp=2, tensor=2), {"all-gather": 2, "all-reduce": 2})],
+    ids=str,
+)
+def test_devices_do_not_wait_for_each_other_at_every_time_step(mesh, per_loop):
+    """Two layers, a loop each way: with tensor h is gathered on the way there, its gradient added up on the way back;
+    weights and their gradients travel outside."""
+    run, execution = RUNS["recurrent, lstm"], ExecutionConfig(mesh=mesh, scan_layers=False)
+    with jax.set_mesh(devices := sharding.make_mesh(mesh, jax.devices())):
+        text = programs.lower(program_key(run), execution, 1, devices).train.compile(compiler_options=QUICK).as_text()
+    bodies = dict(re.findall(r"^%?([\w.\-]+) \([^\n]*\{\n(.*?)\n\}", text, re.S | re.M))
+    loops = re.findall(r"body=%?([\w.\-]+)", text)
+    assert len(loops) == 4
+    assert Counter(kind for body in loops for kind in COLLECTIVES.findall(bodies[body])) == per_loop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", IN_FULL)
 @pytest.mark.parametrize("way", WAYS)
 def test_execution_changes_rounding_only(kind, way):
     one = losses(RUNS[kind], ExecutionConfig(), jax.devices()[:1])
@@ -211,7 +247,7 @@ def test_execution_changes_rounding_only(kind, way):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [name for name in RUNS if name != "transformer"])
+@pytest.mark.parametrize("kind", [kind for kind in RUNS if kind != "transformer"])
 def test_members_of_a_pack_are_their_lone_runs(kind):
     one = jax.devices()[:1]
     packed = losses(RUNS[kind], ExecutionConfig(), one, seeds=(0, 1, 2))
@@ -222,45 +258,101 @@ def test_members_of_a_pack_are_their_lone_runs(kind):
 # ---- recurrent ------------------------------------------------------------------------------------------------------
 
 
-def as_flax(p):
-    """A layer's weights under the names of ``flax.linen.GRUCell``."""
-    inputs = {f"i{g}": {"kernel": p["w_x"][:, i], "bias": p["bias"][i]} for i, g in enumerate("rzn")}
-    state = {f"h{g}": {"kernel": p["w_h"][:, i]} for i, g in enumerate("rzn")}
-    return {"params": {"cell": inputs | state | {"hn": {**state["hn"], "bias": p["bias_h"]}}}}
+def layer_of(config, seed=1):
+    """Weights of a layer, biases too away from zero."""
+    params, rng = initial(config, 0), np.random.default_rng(seed)
+    names = [name for name in ("w_x", "w_h", "bias", "bias_h") if name in params]
+    return {n: params[n][0] + 0.1 * rng.normal(size=params[n].shape[1:]).astype(np.float32) for n in names}
 
 
-def test_a_gru_and_its_gradient_are_flaxs():
-    """Another cell, another loop: one product a gate and a time step, under ``nn.RNN``."""
-    params = initial(GRU, 0)
-    rng = np.random.default_rng(1)
-    layer = {n: params[n][0] + 0.1 * rng.normal(size=params[n].shape[1:]).astype(np.float32)
-             for n in ("w_x", "w_h", "bias", "bias_h")}  # fmt: skip
-    x = rng.normal(size=(3, 17, 16)).astype(np.float32)
+def value_and_grads(function, p, x):
+    return quick_jit(jax.value_and_grad(lambda p, x: jnp.sum(jnp.sin(function(p, x))), argnums=(0, 1)))(p, x)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_and_its_gradient_are_flaxs(cell):
+    """Another cell, another loop, another gradient: products with x and h at each time step, under ``nn.RNN``. Flax's
+    own new LSTM forgets by σ(0), ours by σ(1): its bias there is ours plus 1."""
+    x = np.random.default_rng(2).normal(size=(3, 17, 16)).astype(np.float32)
 
     def of_flax(p, x):
-        return nn.RNN(nn.GRUCell(16)).apply(as_flax(p), x)
+        return nn.RNN(getattr(nn, FLAX_CELLS[cell])(16)).apply({"params": {"cell": as_flax(cell, p)}}, x)
 
-    def value_and_grads(function):
-        both = quick_jit(jax.value_and_grad(lambda p, x: jnp.sum(jnp.sin(function(p, x))), argnums=(0, 1)))
-        return both(layer, x)
-
-    ours, theirs = value_and_grads(recurrent.gru), value_and_grads(of_flax)
-    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, theirs)
+    p = layer_of(CELLS[cell])
+    ours = value_and_grads(functools.partial(recurrent.layer, cell), p, x)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, value_and_grads(of_flax, p, x))
 
 
-def test_counts_of_a_gru_by_hand():
-    """Each layer: three gates, (16, 16) with the input and with the state, 3 + 1 biases of 16; a norm of 16."""
-    counts = accounting.param_counts(GRU)
-    assert counts["recurrent"] == 2 * (6 * 256 + 4 * 16)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_masked_window_and_its_gradient_are_those_of_its_documents(cell):
+    """Each document by itself, its state from zero: the LSTM's c too."""
+    x = np.random.default_rng(2).normal(size=(1, 12, 16)).astype(np.float32)
+    fresh = np.isin(np.arange(12), (0, 5, 6))[None]
+
+    def by_document(p, x):
+        parts = (recurrent.layer(cell, p, x[:, a:b]) for a, b in ((0, 5), (5, 6), (6, 12)))
+        return jnp.concatenate(list(parts), axis=1)
+
+    p = layer_of(CELLS[cell])
+    masked = value_and_grads(lambda p, x: recurrent.layer(cell, p, x, fresh), p, x)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=2e-5, atol=2e-6), masked, value_and_grads(by_document, p, x))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_a_layer_keeps_is_what_is_counted(cell):
+    """Values per token between the forward and the backward pass of the scan over time, as JAX hands them over."""
+    B, T, D = 3, 64, 16
+    p = layer_of(CELLS[cell])
+    x = jax.ShapeDtypeStruct((B, T, D), jnp.float32)
+    pulled_back = jax.eval_shape(lambda x: jax.vjp(functools.partial(recurrent.layer, cell), p, x)[1], x)
+    sizes = [leaf.size for leaf in jax.tree.leaves(pulled_back) if leaf.shape[0] in (T, B * T)]
+    layer_input = B * T * D  # which the product with w_x keeps, and activation_bytes counts for every family
+    assert sum(sizes) - layer_input == B * T * families.of(GRU).kept_values(CELLS[cell])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_gate_is_a_matrix_to_optimisers_that_know_matrices(cell):
+    """By gate and layer: Muon's step is near orthogonal in each, SOAP keeps the squares that a plan counts."""
+    config = CELLS[cell]
+    specs, params = models.param_specs(config), initial(config, 0)
+    rng = np.random.default_rng(0)
+    gradient = {n: jnp.asarray(rng.normal(size=s.shape), jnp.float32) for n, s in specs.items()}
+
+    def transform_of(name):
+        run = RunConfig(config, OptimConfig(0.01, 0, name=name), Horizon(steps=10), batch_size=4)
+        plan = accounting.plan(run)
+        hp = jax.tree.map(jnp.asarray, optimizers.hyperparams(run.optim, plan))
+        return optimizers.transform(run.optim, hp, specs), plan
+
+    soap, plan = transform_of("soap")
+    kept = jax.tree.leaves((params, jax.eval_shape(soap.init, params)))
+    assert plan.state_bytes == 4 * sum(leaf.size for leaf in kept if leaf.ndim)
+
+    muon, _ = transform_of("muon")
+    moved, _ = quick_jit(muon.update)(gradient, muon.init(params), params)
+    for name in ("w_x", "w_h"):
+        singular = np.linalg.svd(np.moveaxis(moved[name], 1, 2), compute_uv=False) / (0.2 * 16**0.5)
+        assert np.median(singular) == pytest.approx(0.95, abs=0.2)
+        assert singular.max() < 1.3
+
+
+@pytest.mark.parametrize("cell, gates, biases", [("rnn", 1, 1), ("lstm", 4, 4), ("gru", 3, 3 + 1)])
+def test_counts_of_a_cell_by_hand(cell, gates, biases):
+    """Each layer: of a gate (16, 16) with the input and with the state, biases of 16; a norm of 16."""
+    counts = accounting.param_counts(CELLS[cell])
+    assert counts["recurrent"] == 2 * (2 * gates * 256 + biases * 16)
     assert counts["norm"] == 3 * 16
-    flops = accounting.flops_per_token(GRU, 128)
-    assert flops["kaplan"] == 6 * 2 * 6 * 256  # no token meets another by a product: the context costs nothing
-    assert flops["exact"] == 6 * (2 * 6 * 256 + 16 * 32)
+    flops = accounting.flops_per_token(CELLS[cell], 128)
+    assert flops["kaplan"] == 6 * 2 * 2 * gates * 256  # no token meets another by a product: the context costs nothing
+    assert flops["exact"] == 6 * (2 * 2 * gates * 256 + 16 * 32)
     assert flops["chinchilla"] == flops["exact"] + 6 * 16 * 32
+    assert flops["6ND"] == 6 * (2 * (2 * gates * 256 + biases * 16) + 3 * 16)
+    assert flops["6ND_total"] == flops["6ND"] + 6 * 2 * 16 * 32
 
 
-def test_what_a_recurrent_model_cannot_is_refused_with_its_reason():
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_a_recurrent_model_cannot_is_refused_with_its_reason(cell):
     with pytest.raises(ValueError, match="parameterization is 'mup': write standard: how rates transfer"):
-        dataclasses.replace(GRU, parameterization="mup", base_d_model=8)
+        dataclasses.replace(CELLS[cell], parameterization="mup", base_d_model=8)
     with pytest.raises(ValueError, match=r"'masked': write next_token: a recurrent model reads one way"):
         dataclasses.replace(RUNS["recurrent"], objective=Masked())

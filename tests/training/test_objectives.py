@@ -170,6 +170,8 @@ def refused(tmp_path, model, more=""):
     "model, more, words",
     [
         ("{width: 16, family: recurrent, d_ff: 8}", "", "base.model.d_ff: a recurrent model has no d_ff; write one of"),
+        ("{width: 16, family: recurrent, qk_norm: true}", "", "base.model.qk_norm: a recurrent model has no qk_norm"),
+        ("{width: 16, family: recurrent, cell: foo}", "", "base.model.cell: 'foo' is not one of rnn, lstm, gru"),
         ("{width: 16, cell: gru}", "", "base.model.cell: a transformer model has no cell"),
         ("{width: 16, family: lstm}", "", "is not one of transformer, recurrent"),
         ("{width: 16}", ", objective: {rate: 0.3}", "base.objective.rate: objective next_token has no rate"),
@@ -189,10 +191,12 @@ def test_a_grid_of_both_families_and_objectives_expands(tmp_path):
     path.write_text(
         "base: {optim: {peak_lr: 0.01}, horizon: {tokens: 1e5}, data: {seq_len: 32}}\n"
         "axes: {kind: [{model: {width: 16}}, {model: {params: 5e3, family: recurrent}, label: gru},\n"
+        "  {model: {width: 16, family: recurrent, cell: lstm}, label: lstm},\n"
         "  {model: {width: 16}, objective: {name: masked}, label: bert}]}\n"
     )
-    a, b, c = (one.run for one in grid.load(path).cells)
+    a, b, lstm, c = (one.run for one in grid.load(path).cells)
     assert (a.model.family, b.model.family) == ("transformer", "recurrent")
+    assert (b.model.cell, lstm.model.cell) == ("gru", "lstm")
     assert accounting.param_counts(b.model)["non_embedding"] == pytest.approx(5e3, rel=0.5)
     assert c.model.vocab_size == 257  # its own id for the mask
     assert isinstance(c.objective, Masked)
