@@ -173,7 +173,7 @@ RUNS = {
         batch_size=16,
         data=DataConfig(seq_len=32, mask_documents=kind == "recurrent, lstm"),
     )
-    for name, config in KINDS.items()
+    for kind, config in KINDS.items()
 }
 MESHES = [
     MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=1, tensor=8), MeshConfig(data=2, fsdp=4),
