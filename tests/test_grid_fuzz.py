@@ -203,7 +203,7 @@ def here(tmp_path, monkeypatch):
     import driver
 
     driver.install(monkeypatch.setitem, lambda *args: monkeypatch.setattr(*args, raising=False))
-    monkeypatch.setattr(sys.modules.get("fake_loop") or __import__("fake_loop"), "STEP_SECONDS", 1e-4)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "1e-4")
 
 
 SETTINGS = {
