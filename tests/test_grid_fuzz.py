@@ -7,7 +7,6 @@ doubled, anchors, tags, bytes that are no text), several times over.
 
 import copy
 import math
-import sys
 from pathlib import Path
 
 import pytest

@@ -158,8 +158,8 @@ def test_a_worker_killed_for_memory_says_so(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_says_nothing_is_named_once(tmp_path, monkeypatch):
-    """And, killed by whoever reads it, goes on from its last checkpoint. An interpreter that a loaded machine is slow to
-    start says nothing either: what counts as long is short only while the worker hangs."""
+    """And, killed by whoever reads it, goes on from its last checkpoint. An interpreter that is slow to start on a
+    loaded machine says nothing either: what counts as long is short only while the worker hangs."""
     stuck, said, ticks = cell(0, 12, "hangs once"), [], []
 
     def on_event(event):

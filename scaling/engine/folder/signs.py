@@ -86,8 +86,8 @@ class Board:
             self._changed.set()
 
     def leave(self, ended: Mapping[str, Any]) -> None:
-        """Keeps the last word of the sign, which then stays behind for its reader to remove. It is written when the block
-        is left, once and last: a sign written again would be there again after its reader has removed it."""
+        """Keeps the sign's last word, with which it stays behind for its reader to remove. It is written when the block
+        is left, once and last: written again, it would be there again after its reader has removed it."""
         self._last_word = {"ended": ended}
 
     def _beat(self) -> None:
