@@ -1,5 +1,6 @@
 """Two processes of four virtual devices each: the same losses as one process, after a kill too."""
 
+import copy
 import json
 import os
 import re
@@ -128,10 +129,16 @@ def assert_same_training(one: dict, other: dict) -> None:
         assert one["curve"][column] == pytest.approx(other["curve"][column], abs=1e-5)
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_and_one_may_die(tmp_path):
-    command = Command(tmp_path, steps=160)
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """A folder in which one process has trained the run."""
+    command = Command(tmp_path_factory.mktemp("hosts"), steps=160)
     command.run("one", hosts=1)
+    return command
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_and_one_may_die(command):
     outputs = command.run("two", hosts=2)
     assert "1 of 2 cells have no record yet" in outputs[0][0]
     # The second host says nothing and writes nothing; the library that connects them talks, on several threads whose
@@ -155,12 +162,10 @@ def test_two_processes_are_one_and_one_may_die(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_bucket(tmp_path):
+def test_two_processes_and_a_bucket(command):
     """As on a slice of hosts that share no disk: killed, gone on with by both, and the losses of a lone process."""
     pytest.importorskip("gcsfs", reason="gcsfs is not installed (extra gcs)")
-    command = Command(tmp_path, steps=160)
-    command.run("one", hosts=1)
-    one = command.record("one")
+    one, command = command.record("one"), copy.copy(command)
     with gcs_server.running("bucket") as store:
         command.home = storage.folder("gs://bucket")
         code, errors, _ = command.kill_the_second("two")
