@@ -18,6 +18,7 @@ from scaling.training import checkpoint, distributed
 from tests import gcs_server
 
 ROOT = Path(__file__).resolve().parents[2]
+STEPS = 120
 GRID = """
 recipe: none
 base:
@@ -28,7 +29,7 @@ base:
   batch_size: 8
   horizon: {steps: STEPS}
 seeds: [0, 1]  # the second never trains, so that the command draws no figures
-execution: {mesh: {data: 2, fsdp: 2, tensor: 2}, checkpoint_seconds: 1}
+execution: {mesh: {data: 2, fsdp: 2, tensor: 2}, checkpoint_seconds: 0.5}
 fit: {bootstrap: 0}
 """
 
@@ -132,7 +133,7 @@ def assert_same_training(one: dict, other: dict) -> None:
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """A folder in which one process has trained the run."""
-    command = Command(tmp_path_factory.mktemp("hosts"), steps=160)
+    command = Command(tmp_path_factory.mktemp("hosts"), STEPS)
     command.run("one", hosts=1)
     return command
 
@@ -156,7 +157,7 @@ def test_two_processes_are_one_and_one_may_die(command):
     assert "give the same command" in said[0]
 
     # On one host it goes on from the checkpoint, with the same batches and the same losses.
-    assert 0 < command.step_saved("killed") < 160
+    assert 0 < command.step_saved("killed") < STEPS
     command.run("killed", hosts=1)
     assert_same_training(command.record("one"), command.record("killed"))
 
@@ -170,7 +171,7 @@ def test_two_processes_and_a_bucket(command):
         command.home = storage.folder("gs://bucket")
         code, errors, _ = command.kill_the_second("two")
         assert code != 0, errors
-        assert 0 < command.step_saved("two") < 160
+        assert 0 < command.step_saved("two") < STEPS
         command.run("two", hosts=2)
         assert_same_training(one, command.record("two"))
         assert not [name for name in store.names("bucket") if name.startswith("two/work/")]
