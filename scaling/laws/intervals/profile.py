@@ -154,6 +154,7 @@ def profile(fit: Fit, quantity: "str | Quantity", level: float = 0.95, noise: fl
         start = theta + np.outer(targets - g, moved / error**2)
         return _refit(fit, quantity, targets, start, span, scale)
 
+    # Batches this small cost by the call, not by the lane: the first grid of either side in one.
     both = ahead(value + reach * np.concatenate([-steps, steps]), value, fit.theta, reach)
     found = {}
     for side, first in ((-1.0, slice(GRID)), (1.0, slice(GRID, None))):
@@ -161,8 +162,9 @@ def profile(fit: Fit, quantity: "str | Quantity", level: float = 0.95, noise: fl
         g, dev, theta = np.array([value]), np.zeros(1), fit.theta[None]
         for extension in range(EXTENSIONS):
             targets = g[-1] + side * span * steps
-            new = ahead(targets, g[-1], theta[-1], span) if extension else (a[first] for a in both)
-            g_new, dev_new, theta_new = new
+            g_new, dev_new, theta_new = (
+                ahead(targets, g[-1], theta[-1], span) if extension else tuple(a[first] for a in both)
+            )
             # A spike is a point that stopped at a worse local optimum: begin again from where its neighbours are.
             spikes = np.flatnonzero(dev_new[:-1] > dev_new[1:] + 1e-6)
             for neighbour in (1, -1):
