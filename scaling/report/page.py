@@ -89,8 +89,7 @@ def _build(results: Results, out: Path) -> Path:
         _build(group, out.parent / group.folder.name / out.name)
     cells, saved = results.fit["learning_rates"], []
     if not results.groups:
-        curves, positions = records.curves(results.runs), records.positions(results.runs)
-        saved = figures.write(out.parent / "figures", results.table, curves, results.fit, cells, positions)
+        saved = figures.write(out.parent / "figures", results.table, results.fit, results.runs)
     storage.write(out, _render(results, cells, saved, out.name), synced=False)
     return out
 
