@@ -4,6 +4,7 @@ At length: ``CHAOS_KILLS=120 CHAOS_SCALE=5 pytest tests/test_chaos.py -n 0 -s -k
 """
 
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -75,6 +76,19 @@ def here(tmp_path, monkeypatch):
     Path("trunks.yaml").write_text(TRUNKS_GRID)
     Path("fake.yaml").write_text(FAKE_GRID)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def real(here, cache, monkeypatch):
+    """For sweeps of real runs: they prepare one text, and compile the programs of equal cells once."""
+    pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setenv("SCALING_CACHE", str(cache))
+    return here
 
 
 class Sweep:
@@ -162,23 +176,37 @@ def wait(condition, seconds=60.0):
         time.sleep(0.02)
 
 
+VICTIMS = ("worker", "parent", "asked", "worker", "parent", "worker", "worker")  # in turn
+
+
 @dataclasses.dataclass
 class Kills:
-    """What was done to a sweep; a parent takes all its workers with it."""
+    """What was done to a sweep; a parent takes all its workers with it, and one that is asked to end lets them save."""
 
     parents: int = 0
     workers: int = 0
+    asked: int = 0
     workers_lost: int = 0
 
     @property
     def total(self):
-        return self.parents + self.workers
+        return self.parents + self.workers + self.asked
+
+
+@functools.cache
+def undisturbed(grid):
+    """(records, steps trained, seconds of training a step) of the sweep that nobody disturbs, run once a process."""
+    calm = Sweep(grid, "calm")
+    assert calm.run()[0] == 0, calm.output.read_text()[-2000:]
+    assert len(calm.science) >= 12
+    seconds = sum(r.timing["step_seconds"] for r in records.load_records(calm.results))
+    return calm.science, calm.steps, seconds / max(calm.steps, 1)
 
 
 def complete_under_fire(sweep, dice, kills, limit, mean_seconds):
-    """Runs ``sweep`` to its end, killing workers and the parent at random moments until ``limit`` kills are done. A
-    command that ends with failed cells, or because no worker lived long enough to start, is given again, as a person
-    would."""
+    """Runs ``sweep`` to its end; until ``limit`` kills are done, kills a worker or the parent or asks it to end, in
+    turn and at random moments. A command that ends with failed cells, or because no worker lived long enough to
+    start, is given again, as a person would."""
     process = sweep.start()
     while True:
         if dice.random() < 0.9:  # the rest hit a sweep that has not begun to train
@@ -187,16 +215,22 @@ def complete_under_fire(sweep, dice, kills, limit, mean_seconds):
             code = process.wait(dice.expovariate(1 / mean_seconds) if kills.total < limit else 900)
         except subprocess.TimeoutExpired:
             workers = children_of(process)
-            if workers and dice.random() < 0.7:
+            victim = VICTIMS[kills.total % len(VICTIMS)]
+            if workers and victim == "worker":
                 with suppress(ProcessLookupError):
                     os.kill(dice.choice(workers), signal.SIGKILL)
                 kills.workers += 1
                 kills.workers_lost += 1
                 continue
-            process.kill()
-            process.wait()
-            kills.parents += 1
-            kills.workers_lost += len(workers)
+            if victim == "asked":
+                process.terminate()
+                assert process.wait(120) in (130, 0, 3, -signal.SIGTERM)  # the last: before it has begun to listen
+                kills.asked += 1
+            else:
+                process.kill()
+                process.wait()
+                kills.parents += 1
+                kills.workers_lost += len(workers)
             wait(lambda pids=workers: not any(map(is_alive, pids)))
         else:
             said = sweep.output.read_text()[-2000:]
@@ -223,7 +257,7 @@ execution: {checkpoint_seconds: 0.3, keep_final_checkpoint: true}
 
 
 @pytest.mark.slow
-def test_killed_at_the_worst_moments_nothing_is_lost(here, monkeypatch):
+def test_killed_at_the_worst_moments_nothing_is_lost(real, monkeypatch):
     """In a checkpoint that is being written, and around the end of a run that keeps its final one: the same command
     again, killed at the next such moment, leaves at last the records of an undisturbed sweep, each with its
     checkpoint, whole."""
@@ -254,48 +288,43 @@ def test_killed_at_the_worst_moments_nothing_is_lost(here, monkeypatch):
 @pytest.mark.slow
 def test_hashes_killed_at_random_moments_are_the_same(here, monkeypatch):
     """Every step of every cell shows in its record, so none was lost, repeated or reordered."""
-    calm = Sweep("fake", "calm")
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
-    assert calm.run()[0] == 0, calm.output.read_text()
+    calm, _, _ = undisturbed("fake")
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.02")
-    assert len(calm.science) >= 12
     dice, kills, rounds = random.Random(SEED), Kills(), 0
     while kills.total < max(KILLS, 10):
         sweep = Sweep("fake", f"round-{rounds}")
         complete_under_fire(sweep, dice, kills, max(KILLS, 10), mean_seconds=0.5)
-        assert sweep.science == calm.science
+        assert sweep.science == calm
         sweep.assert_each_cell_once()
         rounds += 1
-    print(f"\n{len(calm.science)} cells, {rounds} sweeps, {kills}")
+    print(f"\n{len(calm)} cells, {rounds} sweeps, {kills}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grid", ["real", "trunks"])
-def test_real_runs_killed_at_random_moments_are_the_same(here, grid):
+def test_real_runs_killed_at_random_moments_are_the_same(real, grid):
     """Alone, and where most runs branch off another.
 
     Work done twice is what was done since the last checkpoint: per worker lost, at most the time between two
     checkpoints and what it takes to write one, as a share of the sweep's worker-seconds."""
-    pytest.importorskip("tensorflow_datasets")
-    calm = Sweep(grid, "calm")
-    assert calm.run()[0] == 0, calm.output.read_text()[-2000:]
-    assert len(calm.science) >= 12
-    step_seconds = sum(r.timing["step_seconds"] for r in records.load_records(calm.results)) / calm.steps
+    calm, steps, step_seconds = undisturbed(grid)
     dice, kills, rounds, redone = random.Random(SEED), Kills(), 0, 0
     begin = time.monotonic()
     while kills.total < KILLS:
         sweep = Sweep(grid, f"round-{rounds}")
         complete_under_fire(sweep, dice, kills, KILLS, mean_seconds=3.0)
-        assert sweep.science == calm.science
+        assert sweep.science == calm
         sweep.assert_each_cell_once()
         sweep.assert_no_checkpoint_left()
-        redone += sweep.steps - calm.steps
+        redone += sweep.steps - steps
         rounds += 1
         lost_seconds = redone * step_seconds / kills.workers_lost
         print(
-            f"\n{len(calm.science)} cells, {rounds} sweeps in {time.monotonic() - begin:.0f} s, {kills.parents} parents"
-            f" and {kills.workers} workers killed ({kills.workers_lost} workers lost): {redone} steps trained twice, "
-            f"{rounds * calm.steps} needed; per worker lost {lost_seconds:.2f} s of training, with a checkpoint every "
+            f"\n{len(calm)} cells, {rounds} sweeps in {time.monotonic() - begin:.0f} s, {kills.parents} parents and "
+            f"{kills.workers} workers killed ({kills.workers_lost} workers lost), {kills.asked} asked to end: "
+            f"{redone} steps trained twice, {rounds * steps} needed; "
+            f"per worker lost {lost_seconds:.2f} s of training, with a checkpoint every "
             f"{CHECKPOINT_SECONDS:g} s",
             flush=True,
         )
@@ -305,10 +334,8 @@ def test_real_runs_killed_at_random_moments_are_the_same(here, grid):
 
 
 @pytest.mark.slow
-def test_broken_checkpoints_and_records_are_said_and_done_again(here):
-    pytest.importorskip("tensorflow_datasets")
-    calm, sweep = Sweep("real", "calm"), Sweep("real", "broken")
-    assert calm.run()[0] == 0, calm.output.read_text()[-2000:]
+def test_broken_checkpoints_and_records_are_said_and_done_again(real):
+    calm, sweep = undisturbed("real")[0], Sweep("real", "broken")
 
     def checkpoints():
         return [p for p in sweep.workdir.glob("checkpoints/*/*") if p.name.isdigit()]
@@ -326,14 +353,14 @@ def test_broken_checkpoints_and_records_are_said_and_done_again(here):
     assert code == 0, out
     said = "".join(p.read_text() for p in (sweep.workdir / "logs").iterdir())
     assert all(f"{folder}: unreadable checkpoint" in said for folder in map(Path.absolute, broken)), said
-    assert sweep.science == calm.science
+    assert sweep.science == calm
     path = records.path_of(sweep.results, sweep.science[3].run_id)
     os.truncate(path, 1000)
     code, out = sweep.run()
     assert code == 0, out
     assert f"{path}: not a readable run record" in out
     assert "13 cells, 1 to do" in out
-    assert sweep.science == calm.science
+    assert sweep.science == calm
 
 
 @pytest.fixture
@@ -368,7 +395,7 @@ def test_full_results_disk_stops_with_one_line_and_then_goes_on(here, small_disk
     assert not list(sweep.results.rglob("*.tmp"))  # halves of files would take what room is left
     resize("8m")
     assert sweep.run()[0] == 0
-    _assert_undisturbed(sweep)
+    _assert_undisturbed(sweep, monkeypatch)
 
 
 @pytest.mark.slow
@@ -384,7 +411,7 @@ def test_full_work_disk_stops_and_then_goes_on(here, small_disk, monkeypatch):
     assert "failed" not in out  # no cell's fault
     resize("8m")
     assert sweep.run()[0] == 0
-    _assert_undisturbed(sweep)
+    _assert_undisturbed(sweep, monkeypatch)
 
 
 @pytest.mark.slow
@@ -405,11 +432,10 @@ def test_of_two_sweeps_at_once_the_second_is_told_who_holds_the_folder(here, mon
     assert code == 2
     assert f"held by another sweep: process {first.pid} on " in out
     assert first.wait(timeout=120) == 0
-    _assert_undisturbed(sweep)
+    _assert_undisturbed(sweep, monkeypatch)
 
 
-def _assert_undisturbed(sweep):
-    calm = Sweep("fake", "calm", "--executor", "inline")
-    assert calm.run()[0] == 0
-    assert sweep.science == calm.science
+def _assert_undisturbed(sweep, monkeypatch):
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+    assert sweep.science == undisturbed("fake")[0]
     assert {r.status for r in sweep.science} == {"completed"}

@@ -100,9 +100,10 @@ DAMAGE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_any_table_is_fitted_or_refused_in_words(damage, sweep):
-    """Warnings are errors here: whatever the table, an analysis that JSON can hold, or a ValueError."""
+    """Warnings are errors here: whatever the table, an analysis that JSON can hold, or a ValueError. Five choices of
+    rows, with curves and without, with draws and without."""
     whole, curves = records.table(sweep), records.curves(sweep)
-    for seed in range(8):
+    for seed in range(5):
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.choice(len(whole), rng.integers(3, len(whole)), replace=False))
         table = DAMAGE[damage](whole.iloc[rows], rng)

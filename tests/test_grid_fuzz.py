@@ -7,8 +7,8 @@ doubled, anchors, tags, bytes that are no text), several times over.
 
 import copy
 import math
-import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -57,6 +57,7 @@ execution: {mesh: {data: 1}}
 fit: {flops: exact, bootstrap: 10}
 """,
 ]
+TREES = {text: yaml.safe_load(text) for text in SEEDS}
 ARGUMENTS = [
     [],
     ["--hardware", "tpu-v6e", "--devices", "4"],
@@ -114,7 +115,7 @@ def replaced(tree, path, value):
 
 @st.composite
 def damaged_trees(draw):
-    tree = yaml.safe_load(draw(st.sampled_from(SEEDS)))
+    tree = copy.deepcopy(TREES[draw(st.sampled_from(SEEDS))])
     for _ in range(draw(st.integers(0, 3))):
         places = list(nodes(tree))
         path = draw(st.sampled_from(places))
@@ -165,18 +166,21 @@ def damaged_texts(draw) -> bytes:
     return raw
 
 
-def refusal(path: str) -> str | None:
-    """Why the file is no grid."""
-    try:
-        grid.load(path)
-    except grid.GridError as e:
-        return str(e)
-    return None
-
-
 def plan_one(raw: bytes, argv: list[str], capsys) -> int:
     Path("g.yaml").write_bytes(raw)
-    code = sweep.main(["--grid", "g.yaml", "--plan", "--executor", "inline", *argv], loop="fake_loop")
+    load, refusals = grid.load, []  # why the file is no grid, or None, of each time it is read
+
+    def listened(*args):
+        refusals.append(None)
+        try:
+            return load(*args)
+        except grid.GridError as e:
+            refusals[-1] = str(e)
+            raise
+
+    with mock.patch.object(grid, "load", listened):
+        code = sweep.main(["--grid", "g.yaml", "--plan", "--executor", "inline", *argv], loop="fake_loop")
+    (refused,) = refusals
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     assert code in (sweep.DONE, sweep.BAD_INPUT), (code, err)
@@ -185,10 +189,11 @@ def plan_one(raw: bytes, argv: list[str], capsys) -> int:
         assert err.count("\n") == 1, err
         assert len(err) < 2000, err
         assert err.isprintable() or err[:-1].isprintable(), repr(err)
-        if (refused := refusal("g.yaml")) is not None:
+        if refused is not None:
             assert err == f"error: {refused}\n"
             assert any(word in refused for word in (";", ": write", "is not one of")), f"no remedy in {err!r}"
     else:
+        assert refused is None
         assert err == ""
     if currently_in_test_context():
         event(f"exit {code}")
@@ -203,7 +208,7 @@ def here(tmp_path, monkeypatch):
     import driver
 
     driver.install(monkeypatch.setitem, lambda *args: monkeypatch.setattr(*args, raising=False))
-    monkeypatch.setattr(sys.modules.get("fake_loop") or __import__("fake_loop"), "STEP_SECONDS", 1e-4)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "1e-4")
 
 
 SETTINGS = {

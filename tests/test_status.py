@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling import numbers, records, sweep, terminal
+from scaling import numbers, records, storage, sweep, terminal
 from scaling.config import Horizon, OptimConfig, RunConfig
 from scaling.engine.folder import signs
 from scaling.engine.folder.cells import failed_record
@@ -72,6 +72,18 @@ def test_a_board_says_what_runs_and_leaves_nothing_behind(tmp_path, monkeypatch)
         board.on_event({"event": "done", "key": row.run_id, "worker": 1})
         _wait(lambda: not read_signs(tmp_path)[0]["packs"])
     assert list((tmp_path / "status").iterdir()) == []
+
+
+def test_a_last_word_is_written_once_after_all_others(tmp_path, monkeypatch):
+    """Its reader removes it: written again, it would stay."""
+    monkeypatch.setattr(signs, "WRITE_SECONDS", 0.01)
+    written, write = [], storage.write
+    monkeypatch.setattr(storage, "write", lambda *args, **kw: (written.append(json.loads(args[1])), write(*args, **kw)))
+    with Board(tmp_path, "local", {"a": ["a"]}) as board:
+        board.leave({"event": "done"})
+        count = len(written)
+        _wait(lambda: len(written) > count + 1)  # its own thread's, meanwhile
+    assert [sign.get("ended") for sign in written] == [None] * (len(written) - 1) + [{"event": "done"}]
 
 
 def test_a_folder_that_cannot_be_written_costs_the_sign_only(tmp_path):

@@ -332,6 +332,7 @@ def test_a_sweep_in_a_bucket_killed_and_gone_on_with_leaves_the_records_of_a_dis
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SCALING_CACHE", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device; of several, in several processes: test_distributed
     Path("g.yaml").write_text(GRID)
     babble.write("text")
 

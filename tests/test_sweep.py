@@ -1,6 +1,7 @@
-"""The command, from a grid to exit codes: around a training loop of hashes here, around the real one in a slow test."""
+"""The command, from a grid to exit codes, around a training loop of hashes; around the real one: ``test_chaos``."""
 
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -18,7 +19,6 @@ from scaling.engine.folder import lock
 from scaling.engine.folder import manifest as manifests
 from scaling.engine.plan import table, timings
 from scaling.engine.plan.timings import TimingCache
-from tests import babble
 
 ENGINE = Path(__file__).parent / "engine"
 GRID = """
@@ -348,11 +348,18 @@ holdout: {cells: [{steps: 300}]}
 """
 
 
-@pytest.mark.slow  # of one branch: tests/training/test_trunks.py
-@pytest.mark.parametrize("argv", [["--workers", "2"], ["--executor", "inline"], ["--pack", "2"]], ids=str)
-def test_branches_leave_the_records_of_lone_runs(here, capsys, argv):
+@functools.cache
+def lone_runs():
     Path("g.yaml").write_text(HORIZONS + "execution: {trunks: false}\n")
     assert run("--results", "results/h", "--workdir", ".scaling/h", *INLINE) == 0
+    return science("results/h")
+
+
+@pytest.mark.slow  # of one branch: tests/training/test_trunks.py
+@pytest.mark.parametrize("argv", [["--workers", "2"], ["--executor", "inline"], ["--pack", "2"]], ids=str)
+def test_branches_leave_the_records_of_lone_runs(here, capsys, monkeypatch, argv):
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+    lone = lone_runs()
     assert "trunks:" not in capsys.readouterr().out
     Path("g.yaml").write_text(HORIZONS)
     assert run(*argv) == 0
@@ -361,7 +368,7 @@ def test_branches_leave_the_records_of_lone_runs(here, capsys, argv):
     ratio = spent / (2 * (100 + 140 + 200 + 300))
     assert "trunks: 6 of 8 cells branch off another; " in out
     assert f"ratio {ratio:.3f}" in out
-    assert science("results/g") == science("results/h")
+    assert science("results/g") == lone
     began = {r.num_steps: r.timing["started_at"] for r in records.load_records("results/g")}
     assert began == {100: 80, 140: 112, 200: 0, 300: 160}
     manifest = json.loads(Path("results/g/sweep.json").read_text())
@@ -512,63 +519,6 @@ def _wait(condition, seconds=20.0):
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
-
-
-REAL_GRID = """
-recipe: default@1
-base:
-  data: {source: "text:text", seq_len: 32, validation_fraction: 0.2}
-  eval: {num_points: 5, curve_tokens: 1024}
-isoflop:
-  sizes: [8, 16]
-  budgets: [3e9, 6e9, {flops: 1e10, sizes: [16]}]
-holdout: {budgets: [1e10]}
-fit: {bootstrap: 20}
-execution: {checkpoint_seconds: 1.0}
-"""
-
-
-@pytest.mark.slow
-def test_real_training_killed_at_random_moments_gives_the_same_records(tmp_path, monkeypatch):
-    """Parent, worker, parent by SIGKILL and once by SIGTERM; then the records of an undisturbed sweep, bit for bit."""
-    pytest.importorskip("tensorflow_datasets")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SCALING_CACHE", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ENGINE.parents[1]))
-    Path("g.yaml").write_text(REAL_GRID)
-    babble.write("text")
-    dice = random.Random(1)
-
-    def start(*argv):
-        command = [sys.executable, "-m", "scaling.sweep", "--grid", "g.yaml", "--workers", "2", *argv]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def saved():
-        return [p for p in Path(".scaling/g/checkpoints").glob("*/*") if p.name.isdigit()]
-
-    for victim in ("parent", "worker", "parent", "polite"):
-        process = start()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        _wait(lambda children=children: len(children.read_text().split()) == 2, seconds=120)
-        pids = children.read_text().split()
-        _wait(lambda process=process: process.poll() is not None or saved(), seconds=120)
-        time.sleep(dice.uniform(0.5, 2))
-        if victim == "worker":
-            os.kill(int(pids[0]), signal.SIGKILL)
-            time.sleep(1)
-        process.send_signal(signal.SIGTERM if victim == "polite" else signal.SIGKILL)
-        out, _ = process.communicate(timeout=900)
-        assert process.returncode in (130 if victim == "polite" else -signal.SIGKILL, 0), out
-        _wait(lambda pids=pids: not any(map(_alive, pids)), seconds=60)
-    process = start()
-    out, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, out
-    process = start("--results", "results/h", "--workdir", ".scaling/h")
-    out, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, out
-    disturbed, undisturbed = science("results/g"), science("results/h")
-    assert [r.loss for r in disturbed] == [r.loss for r in undisturbed]
-    assert disturbed == undisturbed
 
 
 def test_a_topology_is_for_plans(tmp_path, capsys):

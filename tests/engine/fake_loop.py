@@ -1,6 +1,6 @@
 """A training loop with the interface of ``scaling.training.loop`` and none of its arithmetic: a run is a chain of
 hashes, checkpointed after every step, so that any lost, repeated or reordered step changes the record. A step takes
-``FAKE_STEP_SECONDS``."""
+``FAKE_STEP_SECONDS``, asked for at each: in a test's own process another test may have imported this first."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from scaling import accounting, fields, records
 
-STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.01"))
 stop_requested = threading.Event()
 
 
@@ -20,11 +19,15 @@ class Interrupted(Exception):
     pass
 
 
+def step_seconds():
+    return float(os.environ.get("FAKE_STEP_SECONDS", "0.01"))
+
+
 def calibrate(run, execution, cache_dir, seconds, num_members=1):
     if "FAKE_CALIBRATE_SAYS" in os.environ:
         raise ValueError(os.environ["FAKE_CALIBRATE_SAYS"])
     return {
-        "step_seconds": STEP_SECONDS,
+        "step_seconds": step_seconds(),
         "eval_seconds": 0.0,
         "curve_eval_seconds": 0.0,
         "compile_seconds": 0.0,
@@ -91,7 +94,7 @@ def chain(cell, plan, riders, folder, on_event):
             if min(flat_steps(rider), flat_steps(cell)) == step:
                 records.write_json(folder / f"{rider.run.run_id}.json", [step, state])
                 on_event({"event": "branched", "run_id": rider.run.run_id})
-        time.sleep(STEP_SECONDS)
+        time.sleep(step_seconds())
         records.write_json(checkpoint, [step, state])
         if stop_requested.is_set():
             raise Interrupted
@@ -152,8 +155,8 @@ def record(cell, plan, state, started_at, sweep_name):
             "tokens_per_byte": 1.0,
         },
         timing={
-            "seconds": STEP_SECONDS * plan.num_steps,
-            "step_seconds": STEP_SECONDS * plan.num_steps,
+            "seconds": step_seconds() * plan.num_steps,
+            "step_seconds": step_seconds() * plan.num_steps,
             "started_at": started_at,
         },
     )

@@ -1,5 +1,6 @@
 """Two processes of four virtual devices each: the same losses as one process, after a kill too."""
 
+import copy
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from scaling.training import checkpoint, distributed
 from tests import gcs_server
 
 ROOT = Path(__file__).resolve().parents[2]
+STEPS = 120
 GRID = """
 recipe: none
 base:
@@ -27,7 +29,7 @@ base:
   batch_size: 8
   horizon: {steps: STEPS}
 seeds: [0, 1]  # the second never trains, so that the command draws no figures
-execution: {mesh: {data: 2, fsdp: 2, tensor: 2}, checkpoint_seconds: 1}
+execution: {mesh: {data: 2, fsdp: 2, tensor: 2}, checkpoint_seconds: 0.5}
 fit: {bootstrap: 0}
 """
 
@@ -128,10 +130,16 @@ def assert_same_training(one: dict, other: dict) -> None:
         assert one["curve"][column] == pytest.approx(other["curve"][column], abs=1e-5)
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_and_one_may_die(tmp_path):
-    command = Command(tmp_path, steps=160)
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """A folder in which one process has trained the run."""
+    command = Command(tmp_path_factory.mktemp("hosts"), STEPS)
     command.run("one", hosts=1)
+    return command
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_and_one_may_die(command):
     outputs = command.run("two", hosts=2)
     assert "1 of 2 cells have no record yet" in outputs[0][0]
     # The second host says nothing and writes nothing; the library that connects them talks, on several threads whose
@@ -149,23 +157,21 @@ def test_two_processes_are_one_and_one_may_die(tmp_path):
     assert "give the same command" in said[0]
 
     # On one host it goes on from the checkpoint, with the same batches and the same losses.
-    assert 0 < command.step_saved("killed") < 160
+    assert 0 < command.step_saved("killed") < STEPS
     command.run("killed", hosts=1)
     assert_same_training(command.record("one"), command.record("killed"))
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_bucket(tmp_path):
+def test_two_processes_and_a_bucket(command):
     """As on a slice of hosts that share no disk: killed, gone on with by both, and the losses of a lone process."""
     pytest.importorskip("gcsfs", reason="gcsfs is not installed (extra gcs)")
-    command = Command(tmp_path, steps=160)
-    command.run("one", hosts=1)
-    one = command.record("one")
+    one, command = command.record("one"), copy.copy(command)
     with gcs_server.running("bucket") as store:
         command.home = storage.folder("gs://bucket")
         code, errors, _ = command.kill_the_second("two")
         assert code != 0, errors
-        assert 0 < command.step_saved("two") < 160
+        assert 0 < command.step_saved("two") < STEPS
         command.run("two", hosts=2)
         assert_same_training(one, command.record("two"))
         assert not [name for name in store.names("bucket") if name.startswith("two/work/")]

@@ -40,7 +40,7 @@ def reference_losses(params, tokens_BS):
 @pytest.mark.parametrize("chunk", [1, 40])
 def test_chunked_losses_are_the_definition(chunk):
     params, execution = initial(MODEL, 0), ExecutionConfig(loss_chunk_tokens=chunk)
-    found = jax.jit(lambda p, t: likelihood.losses(RUN, execution, p, {"tokens": t}))(params, tokens())
+    found = quick_jit(lambda p, t: likelihood.losses(RUN, execution, p, {"tokens": t}))(params, tokens())
     for ours, want in zip((found.loss_BT, found.log_normalizer_BT), reference_losses(params, tokens())):
         assert_allclose(ours, want, rtol=1e-5, atol=2e-6)
 
@@ -104,7 +104,7 @@ def test_what_is_chunked_by_itself():
 def test_logits_of_a_large_vocabulary_are_never_whole():
     """2 rows of 1,024 tokens, 32,000 words: 262 MB of logits in float32, which the step without chunks has at least
     once; chunks of a sixteenth, in the few copies that a softmax and its gradient need, stay below a third of that."""
-    model = dataclasses.replace(MODEL, vocab_size=32_000)
+    model = dataclasses.replace(MODEL, num_layers=1, vocab_size=32_000)
     params = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
     batch = jax.ShapeDtypeStruct((2, 1025), jnp.int32)
     run = dataclasses.replace(RUN, model=model, data=dataclasses.replace(RUN.data, seq_len=1024), batch_size=2)
@@ -113,7 +113,7 @@ def test_logits_of_a_large_vocabulary_are_never_whole():
         def objective(p, t):
             return jnp.mean(likelihood.losses(run, ExecutionConfig(loss_chunk_tokens=chunk), p, {"tokens": t}).loss_BT)
 
-        compiled = jax.jit(jax.grad(objective)).lower(params, batch).compile()
+        compiled = quick_jit(jax.grad(objective)).lower(params, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     whole = 2 * 1024 * 32_000 * 4

@@ -1,6 +1,7 @@
 """One model on six meshes, whole and in parts, kept and recomputed: the same losses over 20 steps."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig, program_
 from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.families.transformer import TransformerConfig
 from scaling.training import optimizers, sharding
-from scaling.training.programs import for_pack
+from scaling.training.programs import lower
+from tests.training.lab import QUICK
 
 STEPS = 20
 MODEL = TransformerConfig(
@@ -27,26 +29,34 @@ MESHES = [
     MeshConfig(data=4, tensor=2),
     MeshConfig(data=2, fsdp=2, tensor=2),
 ]
+# Whole, and each departure from it on each mesh: parts, either recomputation, chunks. Parts and recomputation stand
+# together, as a fault of one would be seen beside the other, and each program takes seconds to compile.
 WAYS = {
     "whole": ExecutionConfig(),
-    "2 parts": ExecutionConfig(accumulation_steps=2),
-    "remat full": ExecutionConfig(remat="full"),
+    "2 parts, full": ExecutionConfig(accumulation_steps=2, remat="full"),
     "2 parts, dots, chunks": ExecutionConfig(accumulation_steps=2, remat="dots", loss_chunk_tokens=64),
 }
+
+
+@functools.cache
+def initial(mesh):
+    """The program that initialises RUN on a mesh, the same in whatever way it is then trained and computed."""
+    with jax.set_mesh(mesh):
+        return lower(program_key(RUN), ExecutionConfig(), 1, mesh).init.compile(compiler_options=QUICK)
 
 
 def losses(run, execution, devices):
     mesh = sharding.make_mesh(execution.mesh, devices)
     tokens = np.random.default_rng(0).integers(0, 3, (STEPS, 1, 16, 33)).cumsum(-1).astype(np.int32) % 64
     with jax.set_mesh(mesh):
-        programs = for_pack(program_key(run), execution, 1, mesh)
+        train = lower(program_key(run), execution, 1, mesh).train.compile(compiler_options=QUICK)
         hparams = {k: v[None] for k, v in optimizers.hyperparams(run.optim, accounting.plan(run)).items()}
-        state = programs.init(np.zeros(1, np.int32), hparams)
+        state = initial(mesh)(np.zeros(1, np.int32), hparams)
         seen = []
         for batch in tokens:
             spec = P("run", ("data", "fsdp"))
             x = sharding.host_array(mesh, spec, batch.shape, lambda at, batch=batch: batch[at])
-            state, metrics = programs.train(state, {"tokens": x})
+            state, metrics = train(state, {"tokens": x})
             seen.append(float(metrics["loss"][0]))
     return np.array(seen)
 
@@ -80,7 +90,8 @@ def test_no_device_ever_holds_the_whole_model():
     whole = 4 * accounting.param_counts(model)["total"]
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())
     with jax.set_mesh(mesh):
-        memory = for_pack(program_key(run), ExecutionConfig(), 1, mesh).init.memory_analysis()
+        init = lower(program_key(run), ExecutionConfig(), 1, mesh).init.compile(compiler_options=QUICK)
+    memory = init.memory_analysis()
     # Weights and two moments, an eighth each; the norms are on every device.
     assert memory.output_size_in_bytes < 3 * whole / 8 * 1.02
     assert memory.temp_size_in_bytes < whole / 2

@@ -41,6 +41,7 @@ class Board:
             "schema": 1, "executor": executor, "host": platform.node(), "pid": os.getpid(), "started": time.time(),
             **about,
         }  # fmt: skip
+        self._last_word: dict[str, Any] = {}
         self._changed = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -54,7 +55,8 @@ class Board:
         self._stopped = True
         self._changed.set()
         self._thread.join()
-        if "ended" in self._content:
+        if self._last_word:
+            self._content.update(self._last_word)
             self._write()
         else:
             with suppress(*storage.errors()):
@@ -83,15 +85,17 @@ class Board:
         if is_news:
             self._changed.set()
 
-    def say(self, **news) -> None:
-        """Adds to the sign; one that has ``ended`` stays behind for its reader to remove."""
-        with self._lock:
-            self._content.update(news)
+    def leave(self, ended: Mapping[str, Any]) -> None:
+        """Keeps the sign's last word, with which it stays behind for its reader to remove. It is written when the block
+        is left, once and last: written again, it would be there again after its reader has removed it."""
+        self._last_word = {"ended": ended}
 
     def _beat(self) -> None:
-        while not self._stopped:
+        while True:
             self._changed.wait(WRITE_SECONDS)
             self._changed.clear()
+            if self._stopped:
+                return
             self._write()
 
     def _write(self) -> None:

@@ -80,7 +80,7 @@ def job(order: str) -> None:
             with contextlib.suppress(OSError):
                 traceback.print_exc()  # into the job's log
             ended = {**worker.failure(e), "step": furthest}
-        board.say(ended=ended)
+        board.leave(ended)
     if ended["event"] == "requeued":
         requeue(requeue_signal, None)  # type: ignore[operator, misc]  # submitit's handler
 

@@ -21,6 +21,7 @@ DELTA = 1e-3
 RATES = np.array([0.05, 0.05, 0.005, 0.05, 0.05, 0.005, 0.005])
 DECAY = 0.01
 STEPS, PATIENCE = 200, 20
+DIFFERENCE = 1e-8  # of a parameter, between the two values that a slope of the simpler law is taken from
 SHAPE = (1.0, 0.5, 0.5)  # C, β, γ at the start
 
 
@@ -61,12 +62,15 @@ def fit_as_published(curves: Curves, rate: np.ndarray) -> Published:
 
 def _simpler_law(curves: Curves, rate: np.ndarray) -> np.ndarray:
     """L0, A, α, B of L = L0 + A S^-α - B (η_max - η), the best of a grid of starts."""
-    S, loss, least = curves.lr_sum, curves.loss, curves.loss.min()
-    slope, intercept = np.polyfit(np.log(S), np.log(loss - least + 0.01), 1)
+    S, log_loss, least, drop = curves.lr_sum, np.log(curves.loss), curves.loss.min(), rate.max() - rate
+    slope, intercept = np.polyfit(np.log(S), np.log(curves.loss - least + 0.01), 1)
 
-    def objective(p: np.ndarray) -> float:
-        with np.errstate(all="ignore"):
-            return _huber(np.log(loss) - np.log(p[0] + p[1] * S ** -p[2] - p[3] * (rate.max() - rate))).sum()
+    def objective(p: np.ndarray) -> tuple[float, np.ndarray]:
+        """The sum, and its forward differences: those of L-BFGS-B, which would ask for them one by one."""
+        moved = p + DIFFERENCE * np.eye(5, 4, -1)
+        L0, A, alpha, B = moved.T[..., None]
+        value = _huber(log_loss - np.log(L0 + A * S**-alpha - B * drop)).sum(axis=1)
+        return value[0], (value[1:] - value[0]) / (np.diagonal(moved[1:]) - p)
 
     grid = itertools.product(
         np.linspace(least - 0.2, least + 0.2, 5),
@@ -74,8 +78,11 @@ def _simpler_law(curves: Curves, rate: np.ndarray) -> np.ndarray:
         np.linspace(-slope - 0.1, -slope + 0.1, 3),
         np.linspace(100, 1000, 3),
     )
-    options = {"maxiter": 100_000, "ftol": 1e-9, "gtol": 1e-6, "eps": 1e-8}
-    found = [minimize(objective, p, method="L-BFGS-B", bounds=[(0, np.inf)] * 4, options=options) for p in grid]
+    options = {"maxiter": 100_000, "ftol": 1e-9, "gtol": 1e-6}
+    with np.errstate(all="ignore"):
+        found = [
+            minimize(objective, p, jac=True, method="L-BFGS-B", bounds=[(0, np.inf)] * 4, options=options) for p in grid
+        ]
     return min(found, key=lambda result: result.fun).x
 
 

@@ -110,7 +110,7 @@ class _Lanes:
         rho, psi, curvature, omega = problem.objective.smooth(r)
         bad = ~np.isfinite(r).all(axis=1)
         if bad.any():
-            rho, psi, curvature, omega = (np.where(bad[:, None], 0.0, a) for a in (rho, psi, curvature, omega))
+            r, rho, psi, curvature, omega = (np.where(bad[:, None], 0.0, a) for a in (r, rho, psi, curvature, omega))
             jacobian[bad] = 0.0
         w_psi, w_omega = weights * psi, weights * omega
         self.theta = theta
@@ -120,8 +120,8 @@ class _Lanes:
         if bad.any():
             self.hessian[bad] = 0.0
         self.gauss = (jacobian * w_omega[:, None, :]) @ jacobian.swapaxes(1, 2)
-        self.spread = np.where(bad, 0.0, (w_psi * np.where(bad[:, None], 0.0, r)).sum(axis=1))
-        self.largest = np.where(bad, np.inf, np.abs(np.where(bad[:, None], 0.0, r)).max(axis=1))
+        self.spread = (w_psi * r).sum(axis=1)
+        self.largest = np.where(bad, np.inf, np.abs(r).max(axis=1))
         self.cosine = problem.cosine(self)
 
     def take(self, keep: np.ndarray) -> "_Lanes":
@@ -214,11 +214,10 @@ def _solve_chunk(problem: Problem, start: np.ndarray, weights: np.ndarray, max_i
     damping = np.full(len(start), 1e-2)
     iterations = 0
     while iterations < max_iterations:
-        lanes = everyone.take(active)
-        going = (lanes.cosine > TARGET_COSINE) & (damping[active] < 1e12)
-        active, lanes = active[going], lanes.take(going)
+        active = active[(everyone.cosine[active] > TARGET_COSINE) & (damping[active] < 1e12)]
         if not len(active):
             break
+        lanes = everyone.take(active)
         iterations += 1
         trial = _Lanes(problem, _step(problem, lanes, damping[active]), weights[active])
         predicted = _predicted_decrease(lanes, trial.theta - lanes.theta)
@@ -254,7 +253,10 @@ def _step(problem: Problem, lanes: _Lanes, damping: np.ndarray) -> np.ndarray:
         projected = (vectors * (lanes.gradient * scale)[climbs][:, :, None]).sum(axis=1)
         floor = 1e-6 + damping[climbs][:, None]
         direction[climbs] = (vectors @ (projected / np.maximum(np.abs(eigenvalues), floor))[:, :, None])[:, :, 0]
-    return np.clip(lanes.theta - np.nan_to_num(direction * scale), problem.lower, problem.upper)
+    step = direction * scale
+    if not np.isfinite(step).all():
+        step = np.nan_to_num(step)
+    return np.clip(lanes.theta - step, problem.lower, problem.upper)
 
 
 def _predicted_decrease(lanes: _Lanes, step: np.ndarray) -> np.ndarray:

@@ -112,7 +112,8 @@ class _Constrained:
         shifts = step * np.concatenate([np.eye(P), -np.eye(P)])
         g = self._g((theta[:, None, :] + shifts).reshape(-1, P)).reshape(B, 2, P)
         with np.errstate(invalid="ignore"):  # inf - inf, where the quantity has run off: no slope there
-            return np.nan_to_num((g[:, 0] - g[:, 1]) / (2 * step), posinf=0.0, neginf=0.0)
+            slope = (g[:, 0] - g[:, 1]) / (2 * step)
+            return np.where(np.isfinite(slope), slope, 0.0)
 
     def _curvature(self, theta: np.ndarray) -> np.ndarray:
         B, P = theta.shape
@@ -147,15 +148,23 @@ def profile(fit: Fit, quantity: "str | Quantity", level: float = 0.95, noise: fl
     if not np.isfinite(error) or error == 0.0:
         return Profile(value, value, value, level, np.array([value]), np.zeros(1), fit.theta[None])
     reach = REACH * quantile * error
+    steps = np.linspace(0, 1, GRID + 1)[1:]
+
+    def ahead(targets: np.ndarray, g: float, theta: np.ndarray, span: float) -> tuple[np.ndarray, ...]:
+        start = theta + np.outer(targets - g, moved / error**2)
+        return _refit(fit, quantity, targets, start, span, scale)
+
+    # Batches this small cost by the call, not by the lane: the first grid of either side in one.
+    both = ahead(value + reach * np.concatenate([-steps, steps]), value, fit.theta, reach)
     found = {}
-    for side in (-1.0, 1.0):
+    for side, first in ((-1.0, slice(GRID)), (1.0, slice(GRID, None))):
         span = reach
-        steps = np.linspace(0, 1, GRID + 1)[1:]
         g, dev, theta = np.array([value]), np.zeros(1), fit.theta[None]
-        for _ in range(EXTENSIONS):
-            targets = (g[-1] if len(g) > 1 else value) + side * span * steps
-            start = theta[-1] + np.outer(targets - g[-1], moved / error**2)
-            g_new, dev_new, theta_new = _refit(fit, quantity, targets, start, span, scale)
+        for extension in range(EXTENSIONS):
+            targets = g[-1] + side * span * steps
+            g_new, dev_new, theta_new = (
+                ahead(targets, g[-1], theta[-1], span) if extension else tuple(a[first] for a in both)
+            )
             # A spike is a point that stopped at a worse local optimum: begin again from where its neighbours are.
             spikes = np.flatnonzero(dev_new[:-1] > dev_new[1:] + 1e-6)
             for neighbour in (1, -1):
