@@ -267,6 +267,20 @@ def _forecast(done, fit) -> Drawing | None:
     return Drawing("forecast", "Forecast and outcome", caption, figure)
 
 
+def _multiplier(done, fit) -> Drawing | None:
+    compared = _part(fit, "multiplier")
+    if not compared:
+        return None
+    figure = Figure(figsize=(HALF, 4.4))
+    plots_of_fits.multipliers(figure.subplots(), compared["pairs"], compared["axis"], compared["level"])
+    caption = (
+        "How many times as much the second of two groups takes for the loss that the first has for what is on the "
+        f"axis, by {compared['equation']} with exponents shared, and its {100 * compared['level']:.0f} % interval. "
+        "Dashed: outside what was fitted."
+    )
+    return Drawing("multiplier", "How much better", caption, figure)
+
+
 def _repetition(done, fit) -> Drawing | None:
     # Up to four epochs repeated tokens are as good as new (Muennighoff et al. 2023): nothing to see.
     if not {"epochs", "unique_tokens"} <= set(done) or not (done["epochs"] > 4).any():
@@ -480,6 +494,6 @@ def _learning_rate(cells: Sequence[Mapping]) -> Drawing:
 
 
 FIGURES = (
-    _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth, _residuals,
-    _profiles, _clouds, _power_laws,
+    _multiplier, _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth,
+    _residuals, _profiles, _clouds, _power_laws,
 )  # fmt: skip
