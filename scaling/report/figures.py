@@ -276,7 +276,7 @@ def _multiplier(done, fit) -> Drawing | None:
     caption = (
         "How many times as much the second of two groups takes for the loss that the first has for what is on the "
         f"axis, by {compared['equation']} with exponents shared, and its {100 * compared['level']:.0f} % interval. "
-        "Dashed: outside what was fitted."
+        "Dashed: outside what was fitted; dotted: by laws fitted apart."
     )
     return Drawing("multiplier", "How much better", caption, figure)
 

@@ -132,7 +132,8 @@ def cloud(ax: Axes, draws: Mapping[str, Sequence[float]], params: Mapping[str, f
 
 
 def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> Axes:
-    """What each pair's first group is worth against its second, over ``axis``: a line and its band a pair.
+    """What each pair's first group is worth against its second, over ``axis``: a line and its band a pair, and dotted
+    what laws fitted apart say.
 
     ``pairs``: fit.json's multiplier.pairs. Dashed where a group lies outside its fitted rows. An end of a band that is
     null is one the data do not set: the band then leaves the axes.
@@ -147,9 +148,10 @@ def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> 
         ax.fill_between(x, lower, upper, color=colour, alpha=0.18, linewidth=0)
         inside = np.array([not p["extrapolated"] for p in pair["points"]])
         ax.plot(x, value, color=colour, linestyle="--", linewidth=1)
-        ax.plot(
-            x, np.where(inside, value, np.nan), color=colour, linewidth=1.8, label=f"{pair['group']}, {pair['over']}"
-        )
+        named = f"{pair['group']} over {pair['over']}"
+        ax.plot(x, np.where(inside, value, np.nan), color=colour, linewidth=1.8, label=named)
+        apart = np.array([p.get("apart_value") for p in pair["points"]], dtype=float)
+        ax.plot(x, apart, color=colour, linestyle=":", linewidth=1)
     ax.axhline(1.0, color="0.4", linewidth=0.8)
     log_axis(ax.xaxis, axis)
     ax.set_yscale("log")
@@ -159,7 +161,7 @@ def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> 
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}×"))
     ax.yaxis.set_minor_locator(ticker.NullLocator())
     ax.set_ylabel("times as much for the same loss")
-    ax.legend(title=f"first, second; band: {100 * level:.0f} %")
+    ax.legend(title=f"band: {100 * level:.0f} %; dotted: fitted apart")
     return ax
 
 
