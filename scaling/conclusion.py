@@ -217,19 +217,19 @@ class Comparison:
         try:
             payload = of_comparison(self._compared([row for row in rows if row.run_id in self._cells.found]))
         except ValueError as e:
-            payload = {"schema": 1, "error": str(e)}
+            payload = {"schema": 1, "error": str(e), "multiplier": {"column": self._fit_config.compare}}
         records.write_json(self.path, payload | {"inputs_sha256": inputs})
         return True
 
     def _compared(self, rows: Sequence[Row]):
         """The comparison of the fitted among ``rows``, group by group. Raises ValueError where there can be none."""
-        from scaling import fit
+        from scaling.laws.answers.multiplier import compare
 
         options = dataclasses.asdict(self._fit_config)
         laws, column, _ = options.pop("laws"), options.pop("compare"), options.pop("by")
         runs = [self._cells.record(row) for row in rows]
         table = records.with_coordinate(records.table(runs), runs, column)
-        return fit.compare(table, column, law=laws[0] if laws else None, source=str(self._cells.results), **options)
+        return compare(table, column, law=laws[0] if laws else None, source=str(self._cells.results), **options)
 
 
 def _inputs_sha256(cells: Cells, rows: Sequence[Row], folder: Path, fit_config: FitConfig) -> str:

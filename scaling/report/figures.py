@@ -269,7 +269,7 @@ def _forecast(done, fit) -> Drawing | None:
 
 def _multiplier(done, fit) -> Drawing | None:
     compared = _part(fit, "multiplier")
-    if not compared:
+    if not compared.get("pairs"):  # of groups that could not be compared there is the column alone
         return None
     figure = Figure(figsize=(HALF, 4.4))
     plots_of_fits.multipliers(figure.subplots(), compared["pairs"], compared["axis"], compared["level"])

@@ -91,7 +91,7 @@ def _build(results: Results, out: Path) -> Path:
     for group in results.groups:
         _build(group, out.parent / group.folder.name / out.name)
     cells, saved = results.fit["learning_rates"], []
-    if results.fit.get("multiplier") and results.groups:
+    if results.groups and results.fit.get("multiplier"):
         saved = figures.write(out.parent / "figures", results.table, None, results.fit)
     elif not results.groups:
         curves, positions = records.curves(results.runs), records.positions(results.runs)
@@ -212,7 +212,7 @@ def _multiplier_headlines(fit: Mapping) -> list[dict]:
 
 def _compared(found: Mapping) -> dict:
     """The table of multipliers and the sentences below it; empty without a comparison."""
-    if not found:
+    if not found.get("pairs"):
         return {}
     rows = [{**p, "at": p[found["axis"]], "group": pair["group"], "over": pair["over"]}
             for pair in found["pairs"] for p in multiplier.told(pair["points"])]  # fmt: skip
@@ -256,7 +256,7 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
     if not ("laws" in fit or "error" in fit or results.groups):
         out.append("No laws: there is no fit.json in this folder.")
     elif fit.get("error"):
-        out.append(f"No laws: {fit['error']}")
+        out.append(f"No {'comparison' if results.groups else 'laws'}: {fit['error']}")
     missing = [
         c for c in results.manifest.get("cells") or [] if c["run_id"] not in {run.run_id for run in results.runs}
     ]
