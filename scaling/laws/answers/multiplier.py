@@ -3,6 +3,7 @@
 ``comparison`` asks which form fits one group of rows; here one form is fitted to several groups.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,13 @@ class Comparison:
     paired: np.ndarray = field(repr=False)
     moves: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def widening(self) -> float:
+        """√(m/(m - 1)), m the cells of the group with fewest: a variance by resamples of m is too small by its square
+        (Efron & Tibshirani 1993, §12.5; Hesterberg 2015, §4.3, "narrowness bias")."""
+        fewest = min(len(np.unique(self.cells[_member(self.groups) == k])) for k in range(len(self.groups)))
+        return math.sqrt(fewest / (fewest - 1))
 
     def params(self, name: str) -> dict[str, float]:
         """The joint law's parameters for one group, as ``form`` has them."""
@@ -552,11 +560,19 @@ def _pair(found: Comparison, g: int, h: int) -> Pair:
 
 def _curve(found: Comparison, log_value: Callable[[Params], np.ndarray]) -> Curve:
     """A multiplier by the joint law, and its interval: percentiles of the resamples, or the delta method's."""
-    value = np.exp(log_value(found.joint.params)[0])
+    value = log_value(found.joint.params)[0]
     if found.draws is None:
         _, lower, upper = resampling.delta_interval(found.joint, log_value, found.level)
-        return Curve(value, np.exp(np.stack([lower, upper], axis=-1)))
-    return Curve(value, resampling.percentiles(np.exp(log_value(found.draws.params)), found.level))
+        return Curve(np.exp(value), np.exp(np.stack([lower, upper], axis=-1)))
+    return _widened(found, value, log_value(found.draws.params))
+
+
+def _widened(found: Comparison, value: np.ndarray, draws: np.ndarray) -> Curve:
+    """The multiplier from its logarithm (m,), with the percentiles of its draws (B, m) spread by ``widening``."""
+    with np.errstate(invalid="ignore"):
+        spread = value + found.widening * (draws - value)
+    spread = np.where(np.isfinite(draws) & np.isfinite(value), spread, draws)
+    return Curve(np.exp(value), resampling.percentiles(np.exp(spread), found.level))
 
 
 def _apart(found: Comparison, g: int, h: int, log_x: np.ndarray) -> Curve | None:
@@ -564,11 +580,11 @@ def _apart(found: Comparison, g: int, h: int, log_x: np.ndarray) -> Curve | None
     one, other = (found.groups[k] for k in (g, h))
     if one.alone is None or other.alone is None:
         return None
-    value = np.exp(log_multiplier(_law(found, one.alone.params, g, 0), _law(found, other.alone.params, h, 0), log_x)[0])
+    value = log_multiplier(_law(found, one.alone.params, g, 0), _law(found, other.alone.params, h, 0), log_x)[0]
     if one.alone_draws is None or other.alone_draws is None:
-        return Curve(value, np.full((len(log_x), 2), np.nan))
+        return Curve(np.exp(value), np.full((len(log_x), 2), np.nan))
     laws = _law(found, one.alone_draws.params, g, 0), _law(found, other.alone_draws.params, h, 0)
-    return Curve(value, resampling.percentiles(np.exp(log_multiplier(*laws, log_x)), found.level))
+    return _widened(found, value, log_multiplier(*laws, log_x))
 
 
 def _moves(found: Comparison) -> tuple[dict[str, Any], ...]:
