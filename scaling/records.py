@@ -315,7 +315,9 @@ def with_coordinate(table: "pd.DataFrame", runs: Sequence[RunRecord], key: str) 
     except KeyError:
         labels = dict.fromkeys(label for r in runs for label in r.sweep.get("labels", {}))
         some = ", ".join([*labels, "width", "optim.name", "model.family"])
-        raise ValueError(f"{key!r} is no coordinate of these runs: write one of {some}, or another path") from None
+        raise ValueError(
+            f"compare is {key!r}, which is no coordinate of these runs: write one of {some}, or another path"
+        ) from None
     return table.assign(**{key: values})
 
 

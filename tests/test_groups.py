@@ -236,7 +236,7 @@ def test_groups_of_a_results_folder_are_compared_by_a_path_into_their_runs(tmp_p
     assert "multiplier" not in read(tmp_path).fit
     capsys.readouterr()
     assert fit.main([str(tmp_path), "--compare", "optim.nam"]) == 2
-    assert "'optim.nam' is no coordinate of these runs: write one of" in capsys.readouterr().err
+    assert "'optim.nam', which is no coordinate of these runs: write one of" in capsys.readouterr().err
 
 
 def test_a_sweep_compares_its_groups(here, capsys):  # noqa: F811

@@ -19,6 +19,7 @@ from scaling.laws.forms import catalogue
 from scaling.laws.forms.joint import indicator, joint, of_group
 from scaling.laws.forms.law import Form, Params
 from scaling.laws.intervals import resampling
+from scaling.laws.intervals.diagnosis import MIN_CLUSTERS
 from scaling.laws.intervals.profile import deviance_scale
 from scaling.laws.tables.columns import NAMES, canonical
 from scaling.laws.tables.observations import Observations, from_table
@@ -32,8 +33,6 @@ NUM_POINTS = 25
 # Multipliers are told this far beyond the largest compute fitted, and marked there.
 BEYOND = 10.0
 SAME_SIZE = 0.01  # sizes and horizons that differ by less, in log, are those of one cell
-# With fewer paired cells their resamples say too little of how cells scatter (see ``diagnosis.MIN_CLUSTERS``).
-FEW_CELLS = 10
 NEWTON_STEPS = 30
 UNITS = {"flops": "FLOPs", "num_tokens": "tokens", "num_params": "parameters"}  # of what a multiplier counts
 # The law where the table has that column alone.
@@ -60,7 +59,8 @@ class Sharing:
     """Whether exponents and floor may be shared: F = (2 (S_joint - S_apart) / τ) / q against F(q, n - P).
 
     S is the objective, of the joint law and summed over the groups' own; q the parameters that sharing saves, P those
-    of the laws apart, τ the scale of their residuals (``profile.deviance_scale``).
+    of the laws apart, τ the scale of their residuals (``profile.deviance_scale``). Rows count as independent: where
+    runs of one cell share an error, exponents differ by less than F expects, and the test rejects too seldom.
     """
 
     statistic: float
@@ -324,8 +324,7 @@ def _axis(form: Form) -> str:
 
 def _rows(part: "pd.DataFrame", form: Form, source: str, reading: Mapping[str, Any]) -> Observations:
     """The rows of one group that are fitted. Raises ValueError where they are too few for its amplitudes."""
-    sized = len(form.columns) > 1 or form.columns == ("num_params",)
-    found = from_table(part, **reading, source=source, columns=form.columns, sized=sized)
+    found = from_table(part, **reading, source=source, columns=form.columns, sized=len(form.columns) > 1)
     if {"num_params", "num_tokens"} <= set(found.columns):
         found = found.take(select(found, form)[0])
     needed = len(form.powers.terms) + 1  # type: ignore[union-attr]  # a sum of powers
@@ -619,7 +618,7 @@ def _warnings(found: Comparison) -> tuple[str, ...]:
         said.append("no cell has runs of every group: rows are drawn one by one, each group's among its own")
     elif unpaired:
         said.append(f"{num} cells have runs of every group and are drawn whole; {unpaired} runs have no partner")
-    if 0 < num < FEW_CELLS and unpaired == 0:
+    if 0 < num < MIN_CLUSTERS and unpaired == 0:
         said.append(f"{num} cells are few to draw from: intervals are too narrow if runs of one cell share an error")
     if found.sharing is None:
         said.append("whether exponents may be shared is not tested: a group has too few runs for a law of its own")
