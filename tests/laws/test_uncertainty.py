@@ -47,7 +47,6 @@ def test_clustered_bootstrap_draws_whole_runs():
     table = data.scattered(40, noise=0.01)
     table["run"] = np.repeat(np.arange(10), 4)
     observations = from_table(table)
-    fitted = fit(observations, "chinchilla")
     counts = resampling.resamples(len(observations), 50, clusters=observations.run).reshape(50, 10, 4)
     assert (counts == counts[:, :, :1]).all()
     assert (counts.sum(axis=(1, 2)) == 40).all()
