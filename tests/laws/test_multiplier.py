@@ -201,6 +201,15 @@ def test_the_delta_methods_interval_is_near_the_resamples():
     assert 0.6 < widths[0] / widths[1] < 1.6
 
 
+def test_held_out_runs_are_not_fitted_and_said():
+    table = groups({"a": data.HOFFMANN, "b": OTHER}, sizes=6)
+    held = table["flops"] > 5e19
+    found = compare(table.assign(holdout=held, loss=table["loss"].where(~held, 9.0)), "family", **QUICK)
+    assert len(found.joint.residuals) == 24
+    assert found.params("a")["E"] == pytest.approx(1.69, rel=1e-3)
+    assert "12 holdout runs are not fitted" in found.warnings
+
+
 def test_extrapolation_is_marked():
     table = groups({"a": data.HOFFMANN, "b": OTHER})
     pair = compare(table, "family", **QUICK).pairs[0]

@@ -610,7 +610,8 @@ def _moves(found: Comparison) -> tuple[dict[str, Any], ...]:
 
 
 def _warnings(found: Comparison) -> tuple[str, ...]:
-    said = [*found.joint.observations.warnings, *(f"the joint law: not converged: {r}" for r in found.joint.reasons)]
+    rows = found.joint.observations
+    said = [*rows.warnings, *rows.left_out(), *(f"the joint law: not converged: {r}" for r in found.joint.reasons)]
     if found.draws is not None and found.draws.converged < 1:
         said.append(f"{1 - found.draws.converged:.1%} of the joint law's resamples did not converge")
     unpaired, num = int((~found.paired).sum()), len(np.unique(found.cells[found.paired]))

@@ -57,6 +57,11 @@ class Observations:
     def __len__(self) -> int:
         return len(self.loss)
 
+    def left_out(self) -> list[str]:
+        """How many runs are not fitted, in words, a line for each reason."""
+        counts = sorted(Counter(row["reason"] for row in self.excluded).items())
+        return [f"{n} {reason} {'run is' if n == 1 else 'runs are'} not fitted" for reason, n in counts]
+
     def take(self, rows: np.ndarray) -> "Observations":
         """The rows of a mask or an index array."""
         return replace(
