@@ -30,12 +30,18 @@ def flops_per_token(model: ModelConfig, seq_len: int, *, causal: bool = True) ->
     ``causal=False`` counts the masked half of attention too in ``exact``: what a kernel that computes the full square
     really executes, or a model that sees both ways.
     """
-    return _by_rule(model, Lengths(read=0, written=seq_len, predicted=seq_len), causal=causal)
-
-
-def _by_rule(model: ModelConfig, lengths: Lengths, *, causal: bool) -> dict[str, float]:
     counts = families.of(model).counts(model, causal=causal)
+    return _by_rule(counts, Lengths(read=0, written=seq_len, predicted=seq_len))
+
+
+def _by_rule(counts: Counts, lengths: Lengths) -> dict[str, float]:
     return {name: rule(counts, lengths) for name, rule in RULES.items()}
+
+
+def trained(model: ModelConfig, objective: ObjectiveConfig = NEXT_TOKEN) -> Counts:
+    """Parameters, products and mixings of what a run trains: its model, and what its objective has beside it."""
+    of = objectives.of(objective)
+    return of.counts(objective, model, families.of(model).counts(model, causal=of.is_causal))
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,11 @@ class Plan:
 
 def flops_of(run: RunConfig) -> dict[str, float]:
     """Training FLOPs per token of a run under every rule, as its objective lets tokens see each other."""
-    return _trained(run.model, run.objective, run.data.seq_len)
+    return _flops(run.model, run.objective, run.data.seq_len)
 
 
-def _trained(model: ModelConfig, objective: ObjectiveConfig, seq_len: int) -> dict[str, float]:
-    of = objectives.of(objective)
-    return _by_rule(model, of.lengths(objective, seq_len), causal=of.is_causal)
+def _flops(model: ModelConfig, objective: ObjectiveConfig, seq_len: int) -> dict[str, float]:
+    return _by_rule(trained(model, objective), objectives.of(objective).lengths(objective, seq_len))
 
 
 def requested_tokens(
@@ -76,8 +81,8 @@ def requested_tokens(
     if horizon.steps is not None:
         return float(horizon.steps) * batch_size * seq_len
     if horizon.flops is not None:
-        return horizon.flops / _trained(model, objective, seq_len)[horizon.rule]
-    return horizon.tokens_per_param * param_counts(model)[horizon.params]  # type: ignore[operator]  # one of four is set
+        return horizon.flops / _flops(model, objective, seq_len)[horizon.rule]
+    return horizon.tokens_per_param * trained(model, objective).num_params[horizon.params]  # type: ignore[operator]  # one of four is set
 
 
 def flat_steps(run: RunConfig, plan: "Plan") -> int:
@@ -110,7 +115,7 @@ def optimizer_values(name: str, counts: Counts) -> int:
     squares, longest = SQUARES.get(name, (0, 0))
     hidden = [p for p in counts.products if p.group != "unembedding"]
     sides = sum(p.copies * side**2 for p in hidden for side in (p.fan_in, p.fan_out) if side <= longest)
-    return OPTIMIZER_SLOTS[name] * counts.num_params["total"] + squares * sides
+    return OPTIMIZER_SLOTS[name] * counts.held + squares * sides
 
 
 def activation_bytes(model: ModelConfig, seq_len: int, batch_size: int, remat: str = "none") -> int:
@@ -144,11 +149,11 @@ def plan(run: RunConfig, remat: str = "none") -> Plan:
     warmup_steps = math.ceil(run.optim.warmup_tokens / run.batch_tokens)
     schedule = run.optim.schedule
     cooldown_steps = round(schedule.cooldown_fraction * num_steps) if schedule.name == "wsd" else 0
-    counts = families.of(run.model).counts(run.model)
+    counts = trained(run.model, run.objective)
     num_params = counts.num_params
-    state_bytes = 4 * (num_params["total"] + optimizer_values(run.optim.name, counts))
+    state_bytes = 4 * (counts.held + optimizer_values(run.optim.name, counts))
     if run.optim.momentum_dtype == "bfloat16":  # one slot of two bytes
-        state_bytes -= 2 * num_params["total"]
+        state_bytes -= 2 * counts.held
     return Plan(
         run_id=run.run_id,
         num_params=num_params,
@@ -162,7 +167,7 @@ def plan(run: RunConfig, remat: str = "none") -> Plan:
         flops={rule: f * num_tokens for rule, f in flops_of(run).items()},
         state_bytes=state_bytes,
         memory_bytes=state_bytes
-        + 4 * num_params["total"]
+        + 4 * counts.held
         + activation_bytes(run.model, run.data.seq_len, run.batch_size, remat),
         checkpoint_bytes=state_bytes,
     )

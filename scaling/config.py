@@ -206,6 +206,10 @@ class RunConfig(Strict):
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")
         self._require_both_ways()
+        if self.model.longest_window is not None:
+            name, most = self.model.longest_window
+            T = self.data.seq_len
+            require(most >= T, f"model.{name}", most, f"{T} or more, or a smaller data.seq_len, which is {T}")
         require(0 <= self.seed < 2**31, "seed", self.seed, "an integer in [0, 2^31)")
         if self.data.source.startswith("synthetic:"):  # whose own loss is known of the whole of its split alone
             require(

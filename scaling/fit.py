@@ -252,7 +252,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if not arguments.no_figures:
         from scaling.report import figures
 
-        saved = figures.write(out / "figures", table, curves, payload, positions=records.positions(runs))
+        saved = figures.write(out / "figures", table, payload, runs)
         print(f"written: {len(saved)} figures in {out / 'figures'}")
 
 

@@ -65,6 +65,9 @@ class RunRecord:
     # Validation loss by place in the window, where tokens are read in order: ``until`` (where each bin ends), ``loss``,
     # ``standard_error``. None in records older than it.
     loss_by_position: dict[str, list[Any]] | None = None
+    # What an objective or a family keeps of the validation split besides, {name: {"value": a number or a list}}:
+    # a generator's loss, the load of experts.
+    measures: dict[str, dict[str, Any]] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)  # versions, git, devices, mesh, pack: where it happened
     timing: dict[str, Any] = field(
         default_factory=dict
@@ -289,8 +292,8 @@ def load(results: Path) -> "pd.DataFrame":
     data_source, tokenizer; cell and setting (equal for runs of one model, data and horizon, and of one optimiser and
     batch); budget_flops and the other labels; num_params (non-embedding) and num_params_<group>; num_tokens,
     unique_tokens, epochs, tokens_per_param, num_steps, batch_tokens; flops_<rule>; loss, loss_standard_error,
-    bits_per_byte; least_loss, what a synthetic source itself has on the validation split; seed, peak_lr, d_model,
-    num_layers; seconds, tokens_per_s.
+    bits_per_byte; least_loss, what a synthetic source itself has on the validation split; measures.<name>, those that
+    are numbers; seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
     """
     return table(load_records(results))
 
@@ -354,6 +357,7 @@ def _row(r: RunRecord) -> dict[str, Any]:
         "loss": r.loss,
         "loss_standard_error": r.loss_standard_error,
         "bits_per_byte": r.bits_per_byte,
+        **{f"measures.{name}": m["value"] for name, m in r.measures.items() if not isinstance(m["value"], list)},
         **({"least_loss": r.data["best_validation_loss"]} if "best_validation_loss" in r.data else {}),
         "diverged_at_step": r.diverged_at_step,
         "seed": r.config["seed"],

@@ -7,10 +7,11 @@ import dataclasses
 import math
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling import accounting, families
+from scaling import accounting, families, grid
 from scaling.config import Horizon, OptimConfig, RunConfig, ScheduleConfig
 from scaling.families.counting import RULES
 from scaling.families.transformer import TransformerConfig
@@ -29,6 +30,7 @@ def model(d_model, num_layers, num_heads, head_dim, d_ff, vocab_size, **more):
     )
 
 
+GPT2 = {"norm": "layer", "biases": True, "positions": "learned", "tied_embeddings": True}
 TINY = model(32, 2, 2, 16, 128, 256)
 
 
@@ -76,10 +78,42 @@ def run(horizon, *, batch_size=16, warmup_tokens=0, schedule=None, of=TINY, name
             596_049_920,
             id="qwen3-0.6b",
         ),
+        pytest.param(model(768, 12, 12, 64, 3072, 50_257, num_positions=1024, **GPT2), 124_439_808, id="gpt2"),
+        pytest.param(model(1024, 24, 16, 64, 4096, 50_257, num_positions=1024, **GPT2), 354_823_168, id="gpt2-medium"),
+        pytest.param(
+            model(768, 12, 12, 64, 3072, 50_272, num_positions=2050, activation="relu", **GPT2),
+            125_239_296,
+            id="opt-125m",
+        ),
+        # whose two branches are side by side, of the same sizes
+        pytest.param(model(768, 12, 12, 64, 3072, 50_304, norm="layer", biases=True), 162_322_944, id="pythia-160m"),
     ],
 )
 def test_totals_of_published_models(config, total):
     assert accounting.param_counts(config)["total"] == total
+
+
+def test_gpt2_as_a_grid_writes_it():
+    """Its dial gives its shape; weights of matrices as Kaplan et al. 2020 count them, 12 L D²."""
+    written = """
+recipe: none
+base:
+  model: {width: 768, vocab_size: 50257, tied_embeddings: true, norm: layer, norm_eps: 1.0e-5, biases: true,
+          positions: learned, num_positions: 1024, dropout: .1}
+  data: {seq_len: 1024}
+  optim: {peak_lr: 6.0e-4, warmup_tokens: 0}
+  horizon: {steps: 100}
+  batch_size: 8
+"""
+    config = grid.expand(yaml.safe_load(written), name="x").cells[0].run.model
+    assert (config.num_layers, config.num_heads, config.head_dim, config.d_ff) == (12, 12, 64, 3072)
+    counts = families.of(config).counts(config)
+    assert counts.num_params["total"] == 124_439_808
+    assert counts.inner_weights == 84_934_656
+    assert counts.num_params["embedding"] == (50_257 + 1024) * 768
+    assert counts.num_params["non_embedding"] == 84_934_656 + 12 * 13 * 768 + 2 * 768  # 4 + 5 biases, 4 of norms
+    plain = accounting.flops_per_token(dataclasses.replace(config, positions="none", num_positions=None), 1024)
+    assert accounting.flops_per_token(config, 1024) == plain | {"6ND_total": plain["6ND_total"] + 6 * 1024 * 768}
 
 
 def test_groups_add_up_and_a_tied_head_is_counted_once():

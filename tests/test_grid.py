@@ -432,7 +432,10 @@ def test_epochs_are_the_tokens_that_they_have():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({}, "horizon.epochs[0]: 1: how many tokens an epoch of text:notes has is known when it is prepared; give python"),
+        (
+            {},
+            "horizon.epochs[0]: 1: how many tokens an epoch of text:notes has is known when it is prepared; give ",
+        ),
         ({"axes": {"horizon.epochs": [0]}}, "horizon.epochs[0]: 0 is not positive; write e.g. 1"),
         ({"axes": {"horizon.epochs": ["all"]}}, "horizon.epochs[0]: 'all' is not a number"),
         ({"base": {"model": {"width": 16}, "data": {"source": "synthetic:markov"}}}, "has no end to come back from"),

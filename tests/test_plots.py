@@ -177,8 +177,8 @@ def test_repetition_has_the_runs_and_the_law_of_each_amount(ax):
 def test_repetition_is_drawn_where_tokens_were_repeated():
     table = repeated_table()
     with plots.style():
-        assert "repetition" in [d.name for d in figures.draw(table, None, {})]
-        assert "repetition" not in [d.name for d in figures.draw(table[table["epochs"] == 1], None, {})]
+        assert "repetition" in [d.name for d in figures.draw(table, {})]
+        assert "repetition" not in [d.name for d in figures.draw(table[table["epochs"] == 1], {})]
 
 
 def test_forecast_puts_interval_and_truth_at_the_size(ax):
@@ -219,10 +219,10 @@ def _boxes(texts, renderer):
 
 
 def test_no_label_is_clipped_or_overlaps_another(runs, fit):
-    table, curves = records.table(runs), records.curves(runs)
+    table = records.table(runs)
     names = []
     with plots.style():
-        for drawing in figures.draw(table, curves, fit):
+        for drawing in figures.draw(table, fit, runs):
             names.append(drawing.name)
             canvas = FigureCanvasAgg(drawing.figure)
             canvas.draw()
@@ -246,7 +246,7 @@ def test_no_label_is_clipped_or_overlaps_another(runs, fit):
 def test_axes_say_how_parameters_and_compute_are_counted(tmp_path, runs, fit):
     only = {key: fit[key] for key in ("convention", "allocation", "frontier", "isoflop")}
     with plots.style():
-        drawings = {d.name: d.figure for d in figures.draw(records.table(runs), None, only)}
+        drawings = {d.name: d.figure for d in figures.draw(records.table(runs), only)}
     figures._name_convention(drawings["allocation"], fit)
     left = drawings["allocation"].axes[0]
     assert left.get_xlabel() == "training compute $C$ (FLOPs, rule exact)"
@@ -254,8 +254,7 @@ def test_axes_say_how_parameters_and_compute_are_counted(tmp_path, runs, fit):
 
 
 def test_the_same_data_give_the_same_bytes(tmp_path, runs):
-    table, curves = records.table(runs[:3]), records.curves(runs[:3])
-    once, twice = (figures.write(tmp_path / name, table, curves, {}) for name in "ab")
+    once, twice = (figures.write(tmp_path / name, records.table(runs[:3]), {}, runs[:3]) for name in "ab")
     assert [s.name for s in once] == ["curves"]
     for a, b in zip(once, twice):
         assert a.svg.read_bytes() == b.svg.read_bytes()
@@ -270,7 +269,7 @@ def test_loss_by_place_is_a_line_for_the_longest_run_of_each_size_and_family(run
     table = records.positions([*some, dataclasses.replace(runs[6], loss_by_position=None)])
     assert set(table["run_id"]) == {run.run_id for run in some}
     with plots.style():
-        drawing = figures._positions(table)
+        drawing = figures._positions(figures.Seen(records.table(some), {}, some))
     [ax] = drawing.figure.axes
     longest = {}
     for run in some:

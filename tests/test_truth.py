@@ -92,7 +92,7 @@ def test_the_fit_command_claims_no_truth_that_it_does_not_know(tmp_path, capsys)
 
 def test_figures_of_losses_have_the_line_and_reach_it(runs, fit):
     with plots.style():
-        drawn = {d.name: d.figure for d in figures.draw(records.table(runs), records.curves(runs), fit)}
+        drawn = {d.name: d.figure for d in figures.draw(records.table(runs), fit, runs)}
     for name in ("isoflop", "power_laws", "curves"):
         for ax in [ax for ax in drawn[name].axes if ax.get_xlabel()]:
             assert [LEAST, LEAST] in [list(line.get_ydata()) for line in ax.lines], name

@@ -44,6 +44,16 @@ class ModelConfig(Variants, told_by="family", usual="transformer"):
         else:
             require(value is None, name, value, "null, or set parameterization: mup")
 
+    @property
+    def is_random(self) -> bool:
+        """Whether a training step draws random numbers; its state then holds the run's seed."""
+        return False
+
+    @property
+    def longest_window(self) -> tuple[str, int] | None:
+        """The field that limits how many tokens a window may have, and its value; None without such a limit."""
+        return None
+
 
 class Family(Protocol):
     """What a module of ``scaling.families`` holds. None of it needs JAX. ``config`` is of the module's own ``Config``.

@@ -2,13 +2,14 @@
 
 FLOPs are training FLOPs (forward + backward = 3 × forward), one multiply-add counted as two. Rules, per token, with
 N ``non_embedding``, N_w the weights of the matrix products except the head, for every mixing of tokens L its layers,
-A its width, H its heads and T the tokens it is over, V D the head:
+A its width, H its heads and T the tokens it is over, V D the head. Groups that are no part of N are worked with all the
+same, and count; what a token does not meet (``inactive``) does not:
 
 - ``6ND``        6 N
 - ``6ND_total``  6 (N + embedding + unembedding)
 - ``kaplan``     3 (2 N_w + Σ 2 L T A) (Kaplan et al. 2020, table 1)
-- ``chinchilla`` 3 × the forward sum of Hoffmann et al. 2022, appendix F: the embedding as a dense product, unmasked
-                 attention, softmax as 3 H T, the head
+- ``chinchilla`` 3 × the forward sum of Hoffmann et al. 2022, appendix F: the embedding of tokens as a dense product
+                 as large as the head, unmasked attention, softmax as 3 H T, the head
 - ``exact``      3 (2 N_w + Σ 2 · 2 L K A + 2 D V): every matmul incl. the head; K keys a query, T/2 where attention is
                  causal, in each of its two products
 """
@@ -64,7 +65,7 @@ class Counts:
     """What a model is made of, in numbers.
 
     Args:
-      groups: parameters by group; the table of tokens is ``embedding``, a head of its own ``unembedding``.
+      groups: parameters by group; tables of tokens and positions are ``embedding``, a head of its own ``unembedding``.
       products: the matrix products that a token meets. The head is in group ``unembedding``, also where it is tied.
       mixing: how tokens meet.
       inactive: parameters that a token does not meet (experts that were not chosen).
@@ -83,6 +84,11 @@ class Counts:
         inner = {g: n for g, n in self.groups.items() if g not in ("embedding", "unembedding") and g not in self.apart}
         whole = sum(n for g, n in self.groups.items() if g not in self.apart)
         return {**self.groups, "non_embedding": sum(inner.values()), "total": whole}
+
+    @property
+    def held(self) -> int:
+        """Parameters that are trained and kept, groups apart too."""
+        return sum(self.groups.values())
 
     @property
     def inner_weights(self) -> float:
@@ -108,11 +114,11 @@ def _is_head(product: Product) -> bool:
 
 
 def six_nd(counts: Counts, lengths: Lengths) -> float:
-    return 6.0 * counts.num_params["non_embedding"]
+    return 6.0 * (counts.held - counts.inactive - sum(counts.groups[g] for g in ("embedding", "unembedding")))
 
 
 def six_nd_total(counts: Counts, lengths: Lengths) -> float:
-    return 6.0 * counts.num_params["total"]
+    return 6.0 * (counts.held - counts.inactive)
 
 
 def kaplan(counts: Counts, lengths: Lengths) -> float:
@@ -123,7 +129,7 @@ def kaplan(counts: Counts, lengths: Lengths) -> float:
 def chinchilla(counts: Counts, lengths: Lengths) -> float:
     T = lengths.written
     attention = sum(m.layers * (2 * T * m.width + 3 * m.heads * T + 2 * T * m.width) for m in counts.attention)
-    return 3.0 * (2 * counts.groups["embedding"] + 2 * counts.inner_weights + attention + 2 * counts.head_weights)
+    return 3.0 * (2 * counts.head_weights + 2 * counts.inner_weights + attention + 2 * counts.head_weights)
 
 
 def exact(counts: Counts, lengths: Lengths) -> float:

@@ -1,5 +1,8 @@
 """The decoder-only Transformer in numbers: its config, its sizes from one dial, its counts. No JAX.
 
+By default it is today's: pre-norm by RMS, rotary positions, no biases, no dropout. The textbook's (Vaswani et al. 2017)
+and those between, GPT-2's among them, are settings of it.
+
 The rule of sizes, for a width d that is a multiple of 8: num_layers = max(2, round(.43 √d)); head_dim the largest power
 of two that divides d and is at most √(8 d) and 128; num_heads = d / head_dim; d_ff = 4 d (SwiGLU: 8 d / 3, to the
 nearest multiple of 8, which keeps the parameters). Width × layers: 16×2, 24×2, 32×2, 40×3, 48×3, 64×3, 80×4, 96×4,
@@ -13,10 +16,11 @@ from typing import Any, Literal
 
 from scaling.families.base import ModelConfig
 from scaling.families.counting import Counts, Mixing, Product
-from scaling.fields import require, require_positive
+from scaling.fields import require, require_fraction, require_positive, since
 
 network = "scaling.training.models.transformer"
 is_causal_only = False
+_ROPE_THETA = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +36,30 @@ class TransformerConfig(ModelConfig):
     head_dim: int
     num_kv_heads: int
     d_ff: int
-    activation: Literal["gelu", "swiglu", "relu2"] = "gelu"
-    qk_norm: bool = False
-    rope_theta: float = 10_000.0
+    activation: Literal["gelu", "swiglu", "relu2", "relu"] = "gelu"
+    qk_norm: bool = False  # queries and keys of each head by ``norm``
+    rope_theta: float = _ROPE_THETA
     base_head_dim: int | None = None
+    norm: Literal["rms", "layer"] = since(3, "rms")  # with a scale each; layer, where there are biases, with one too
+    # pre: x + f(norm(x)), and a last norm before the head; post: norm(x + f(x)), after which there is none to add. μP
+    # scales width under either (Yang et al. 2022 transfer rates over the width of post-norm Transformers too).
+    norm_position: Literal["pre", "post"] = since(3, "pre")
+    # rotary: of queries and keys; learned, sinusoidal: added to the embedding; all counted within documents if masked.
+    positions: Literal["rotary", "learned", "sinusoidal", "none"] = since(3, "rotary")
+    num_positions: int | None = since(3, None)  # rows of the learned table: the most tokens that a window may have
+    biases: bool = since(3, False)  # on every linear layer but the head
+    # The table's rows times d_model^1/2 (Vaswani et al. 2017, section 3.4), and drawn as much smaller; under μP, where
+    # no multiplier of an embedding may grow with width, base_d_model^1/2.
+    scaled_embeddings: bool = since(3, False)
+    # In training, of the embedding with its positions and of what a layer adds to x (Vaswani et al. 2017, section 5.4).
+    # Not of the weights of attention, as GPT-2 has it besides: fused kernels have none.
+    dropout: float = since(3, 0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "num_heads", "head_dim", "num_kv_heads", "d_ff", "rope_theta")
-        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (RoPE rotates pairs)")
+        require_fraction(self, "dropout")
+        self._require_positions()
         require(
             self.num_heads % self.num_kv_heads == 0,
             "num_kv_heads",
@@ -48,6 +67,31 @@ class TransformerConfig(ModelConfig):
             f"a divisor of num_heads ({self.num_heads})",
         )
         self.require_base_size("base_head_dim")
+
+    def _require_positions(self) -> None:
+        """Raises ValueError for what positions of this kind cannot be, or have nothing to do with."""
+        if self.positions == "rotary":
+            require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (RoPE rotates pairs)")
+        else:
+            want = f"{_ROPE_THETA}, which it is without a word, or positions: rotary"
+            require(self.rope_theta == _ROPE_THETA, "rope_theta", self.rope_theta, want)
+        if self.positions == "sinusoidal":
+            require(self.d_model % 2 == 0, "d_model", self.d_model, "an even number (a sine and a cosine by turns)")
+        if self.positions == "learned":
+            want = "the most tokens that a window may have, data.seq_len or more"
+            require(
+                self.num_positions is not None and self.num_positions > 0, "num_positions", self.num_positions, want
+            )
+        else:
+            require(self.num_positions is None, "num_positions", self.num_positions, "null, or positions: learned")
+
+    @property
+    def is_random(self) -> bool:
+        return self.dropout > 0
+
+    @property
+    def longest_window(self) -> tuple[str, int] | None:
+        return None if self.num_positions is None else ("num_positions", self.num_positions)
 
 
 Config: type[ModelConfig] = TransformerConfig
@@ -83,8 +127,16 @@ def mlp_matrices(config: TransformerConfig) -> int:
     return 3 if config.activation == "swiglu" else 2
 
 
+def norm_has_bias(config: TransformerConfig) -> bool:
+    return config.norm == "layer" and config.biases
+
+
 def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
-    """Parameters, products and mixings. A tied head costs no parameters."""
+    """Parameters, products and mixings. A tied head costs no parameters.
+
+    A linear layer's bias is in its matrix's group; a table of positions in ``embedding``, so that it is no part of
+    ``non_embedding`` (Kaplan et al. 2020, section 2.1).
+    """
     c, D, L = config, config.d_model, config.num_layers
     attn_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     products = (
@@ -93,11 +145,13 @@ def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
         Product("mlp", D, c.d_ff, L * mlp_matrices(c)),
         Product("unembedding", D, c.vocab_size),
     )
+    biases = {"attention": attn_width + 2 * kv_width + D, "mlp": (mlp_matrices(c) - 1) * c.d_ff + D}
+    normed = L * (2 * D + (2 * c.head_dim if c.qk_norm else 0)) + (D if c.norm_position == "pre" else 0)
     groups = {
-        "embedding": c.vocab_size * D,
-        "attention": L * (2 * D * attn_width + 2 * D * kv_width),
-        "mlp": L * mlp_matrices(c) * D * c.d_ff,
-        "norm": L * (2 * D + (2 * c.head_dim if c.qk_norm else 0)) + D,
+        "embedding": (c.vocab_size + (c.num_positions or 0)) * D,
+        "attention": L * (2 * D * attn_width + 2 * D * kv_width + (biases["attention"] if c.biases else 0)),
+        "mlp": L * (mlp_matrices(c) * D * c.d_ff + (biases["mlp"] if c.biases else 0)),
+        "norm": normed * (2 if norm_has_bias(c) else 1),
         "unembedding": 0 if c.tied_embeddings else c.vocab_size * D,
     }
     return Counts(groups, products, (Mixing(attn_width, c.num_heads, L, "causal" if causal else "full"),))
@@ -105,7 +159,8 @@ def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
 
 def kept_values(config: TransformerConfig) -> int:
     attn_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return 2 * attn_width + 2 * kv_width + mlp_matrices(config) * config.d_ff
+    masks = 2 * config.d_model // (4 if config.dtype == "float32" else 2) if config.is_random else 0  # of a byte each
+    return 2 * attn_width + 2 * kv_width + mlp_matrices(config) * config.d_ff + masks
 
 
 def pair_values(config: TransformerConfig, seq_len: int) -> int:

@@ -63,7 +63,7 @@ from scaling.objectives import OBJECTIVES, ObjectiveConfig
 MAX_CELLS = 100_000
 SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit")
 HORIZONS = ("tokens", "flops", "tokens_per_param", "steps", "epochs")
-# How many tokens an epoch of some data has, None where they are not prepared (``data.epoch_tokens``).
+# How many tokens an epoch of some data has, None where they are not prepared (``data.epochs_of``).
 EpochTokens = Callable[[DataConfig], int | None]
 DIALS = ("width", "params", "d_model")
 

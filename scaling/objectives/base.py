@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from scaling.families.counting import Lengths
+from scaling.families.counting import Counts, Lengths
 from scaling.fields import Variants
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from scaling.families import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Objective(Protocol):
     """
 
     Config: type[ObjectiveConfig]
+    losses: str  # the module that computes them (``scaling.training.losses``)
     unit: str  # of the loss
     is_causal: bool  # whether a token sees only those before it
     is_likelihood: bool  # of the text: then bits per byte mean something
@@ -33,6 +36,9 @@ class Objective(Protocol):
 
     def lengths(self, config: Any, seq_len: int) -> Lengths:
         """Tokens of a window, by what becomes of them."""
+
+    def counts(self, config: Any, model: "ModelConfig", of_model: Counts) -> Counts:
+        """What is trained, from the counts of the model alone: with what the objective has beside it."""
 
     def predicted(self, config: Any, tokens_R: "np.ndarray") -> "np.ndarray":
         """How many tokens carry loss in windows that have so many targets."""
@@ -55,3 +61,8 @@ class Objective(Protocol):
 
     def read(self, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         """(inputs_BT, targets_BT, weights_BT or None where all weigh alike) of a batch, traced or not."""
+
+
+def model_alone(config: ObjectiveConfig, model: "ModelConfig", of_model: Counts) -> Counts:
+    """``Objective.counts`` of those that train nothing beside the model."""
+    return of_model

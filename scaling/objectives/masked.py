@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scaling.families.counting import Lengths
 from scaling.fields import require
-from scaling.objectives.base import ObjectiveConfig
+from scaling.objectives.base import ObjectiveConfig, model_alone
 
 if TYPE_CHECKING:
     import numpy as np
 
+losses = "scaling.training.losses.likelihood"
 unit = "nats per masked token"
 is_causal = False
 is_likelihood = False
@@ -38,6 +39,9 @@ Config: type[ObjectiveConfig] = Masked
 
 def lengths(config: Masked, seq_len: int) -> Lengths:
     return Lengths(read=0, written=seq_len, predicted=max(1, round(config.rate * seq_len)))
+
+
+counts = model_alone
 
 
 def predicted(config: Masked, tokens_R: "np.ndarray") -> "np.ndarray":

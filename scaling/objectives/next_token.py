@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from scaling.families.counting import Lengths
-from scaling.objectives.base import ObjectiveConfig
+from scaling.objectives.base import ObjectiveConfig, model_alone
 
 if TYPE_CHECKING:
     import numpy as np
 
+losses = "scaling.training.losses.likelihood"
 unit = "nats per token"
 is_causal = True
 is_likelihood = True
@@ -26,6 +27,9 @@ Config: type[ObjectiveConfig] = NextToken
 
 def lengths(config: NextToken, seq_len: int) -> Lengths:
     return Lengths(read=0, written=seq_len, predicted=seq_len)
+
+
+counts = model_alone
 
 
 def predicted(config: NextToken, tokens_R: "np.ndarray") -> "np.ndarray":

@@ -1,16 +1,17 @@
 """The figures of a sweep, composed: which plots, side by side how, with which caption; saved as SVG and PNG."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from scaling import storage
+from scaling import records, storage
 from scaling.laws.answers import truth
 from scaling.laws.answers.approaches import select
 from scaling.laws.forms import catalogue
@@ -45,23 +46,35 @@ class Saved:
     wide: bool  # takes the width of a page, not half of it
 
 
-def write(
-    folder: Path, table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = (), positions=None
-) -> list[Saved]:
+@dataclass(frozen=True)
+class Seen:
+    """What figures are drawn from.
+
+    Args:
+      done: the table of runs that have a loss, counted as the fit counts, with a ``label`` each.
+      fit: fit.json; may be empty.
+      runs: the records that the table is of; none of a CSV's.
+    """
+
+    done: Any
+    fit: Mapping
+    runs: Sequence[records.RunRecord] = ()
+
+
+def write(folder: Path, table, fit: Mapping, runs: Sequence[records.RunRecord] = ()) -> list[Saved]:
     """Draws every figure that the data allow and writes each to ``folder`` as SVG and PNG.
 
     The same data give the same bytes: no date is written.
 
     Args:
-      table, curves: of ``records``, or a CSV's table and None.
+      table: of ``records``, or a CSV's.
       fit: fit.json; may be empty.
-      learning_rates: cells as ``plots.learning_rate`` takes them.
-      positions: of ``records``.
+      runs: the records that the table is of; none of a CSV's.
     """
     folder = storage.folder(folder)
     saved = []
     with plots.style():
-        for d in draw(table, curves, fit, learning_rates, positions):
+        for d in draw(table, fit, runs):
             _name_convention(d.figure, fit)
             svg, png = folder / f"{d.name}.svg", folder / f"{d.name}.png"
             # Laid out once and drawn once for each: savefig would draw twice, and lay out each time.
@@ -99,10 +112,9 @@ def _convention(fit: Mapping) -> Mapping[str, str]:
     return fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"}
 
 
-def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = (), positions=None) -> Iterator[Drawing]:
+def draw(table, fit: Mapping, runs: Sequence[records.RunRecord] = ()) -> list[Drawing]:
     """The figures of ``write``, in the order in which a reader wants them. Call inside ``plots.style()``."""
-    convention = _convention(fit)
-    table = as_counted(table, convention)
+    table = as_counted(table, _convention(fit))
     done = table.assign(label=_labels(table))[table["loss"].notna()]
     if "status" in done:
         done = done[done["status"] == "completed"]
@@ -110,19 +122,15 @@ def draw(table, curves, fit: Mapping, learning_rates: Sequence[Mapping] = (), po
     held = {row.get("run") for row in fit.get("excluded") or [] if row.get("reason") in (HELD_OUT, LEFT_OUT)}
     if held:
         done = done.assign(holdout=done["label"].isin(held))
-    rates_first = is_about_rates(learning_rates, done)
-    if learning_rates and rates_first:
-        yield _learning_rate(learning_rates)
-    for figure in FIGURES:
-        drawing = figure(done, fit) if len(done) else None
-        if drawing:
-            yield drawing
-    if curves is not None and len(curves):
-        yield _curves(as_counted(curves, convention), fit, truth.least_loss(done))
-    if positions is not None and len(positions):
-        yield _positions(positions)
-    if learning_rates and not rates_first:
-        yield _learning_rate(learning_rates)
+    seen = Seen(done, fit, runs)
+    drawn = [drawing for figure in FIGURES if (drawing := figure(seen))]
+    if is_about_rates(_rates(fit), done):
+        drawn.sort(key=lambda d: d.name != "learning_rate")
+    return drawn
+
+
+def _rates(fit: Mapping) -> Sequence[Mapping]:
+    return fit.get("learning_rates") or ()
 
 
 def is_about_rates(learning_rates: Sequence[Mapping], table) -> bool:
@@ -174,7 +182,8 @@ def exponent_rows(fit: Mapping) -> list[dict]:
     return [{"name": n} | {k: part.get(k) for k in keys} for n, part in found.items() if part.get("a") is not None]
 
 
-def _exponents(done, fit) -> Drawing | None:
+def _exponents(seen: Seen) -> Drawing | None:
+    fit = seen.fit
     rows = exponent_rows(fit)
     if len(rows) < 2:  # nothing to compare
         return None
@@ -187,7 +196,8 @@ def _exponents(done, fit) -> Drawing | None:
     return Drawing("exponents", "How model size grows with compute", caption, figure)
 
 
-def _excess(done, fit) -> Drawing | None:
+def _excess(seen: Seen) -> Drawing | None:
+    done, fit = seen.done, seen.fit
     least = truth.least_loss(done)
     if least is None or not (done["loss"] > least).any():
         return None
@@ -200,7 +210,8 @@ def _excess(done, fit) -> Drawing | None:
     return Drawing("excess", "Loss beyond the least possible", caption, figure)
 
 
-def _isoflop(done, fit) -> Drawing | None:
+def _isoflop(seen: Seen) -> Drawing | None:
+    done, fit = seen.done, seen.fit
     budgets = _part(fit, "isoflop").get("budgets") or []
     if not budgets:
         return None
@@ -216,7 +227,8 @@ def _isoflop(done, fit) -> Drawing | None:
     return Drawing("isoflop", "IsoFLOP profiles", caption, figure)
 
 
-def _allocation(done, fit) -> Drawing | None:
+def _allocation(seen: Seen) -> Drawing | None:
+    fit = seen.fit
     frontier = fit.get("frontier") or []
     minima = _part(fit, "isoflop").get("minima") or []
     if not frontier and not any(m.get("num_params") for m in minima):
@@ -240,7 +252,8 @@ def _allocation(done, fit) -> Drawing | None:
     return Drawing("allocation", "Compute-optimal size and data", caption, figure)
 
 
-def _surface(done, fit) -> Drawing | None:
+def _surface(seen: Seen) -> Drawing | None:
+    done, fit = seen.done, seen.fit
     predict = predictor(fit)
     if predict is None:
         return None
@@ -252,7 +265,8 @@ def _surface(done, fit) -> Drawing | None:
     return Drawing("surface", "The parametric surface L(N, D)", caption, figure)
 
 
-def _forecast(done, fit) -> Drawing | None:
+def _forecast(seen: Seen) -> Drawing | None:
+    done, fit = seen.done, seen.fit
     rows = fit.get("forecast") or []
     if not rows:
         return None
@@ -267,8 +281,8 @@ def _forecast(done, fit) -> Drawing | None:
     return Drawing("forecast", "Forecast and outcome", caption, figure)
 
 
-def _multiplier(done, fit) -> Drawing | None:
-    compared = _part(fit, "multiplier")
+def _multiplier(seen: Seen) -> Drawing | None:
+    compared = _part(seen.fit, "multiplier")
     if not compared.get("pairs"):  # of groups that could not be compared there is the column alone
         return None
     figure = Figure(figsize=(HALF, 4.4))
@@ -281,7 +295,8 @@ def _multiplier(done, fit) -> Drawing | None:
     return Drawing("multiplier", "How much better", caption, figure)
 
 
-def _repetition(done, fit) -> Drawing | None:
+def _repetition(seen: Seen) -> Drawing | None:
+    done, fit = seen.done, seen.fit
     # Up to four epochs repeated tokens are as good as new (Muennighoff et al. 2023): nothing to see.
     if not {"epochs", "unique_tokens"} <= set(done) or not (done["epochs"] > 4).any():
         return None
@@ -311,7 +326,8 @@ def _repetition(done, fit) -> Drawing | None:
     return Drawing("repetition", "Repeated tokens", caption, figure)
 
 
-def _residuals(done, fit) -> Drawing | None:
+def _residuals(seen: Seen) -> Drawing | None:
+    done, fit = seen.done, seen.fit
     predict = predictor(fit)
     if predict is None:
         return None
@@ -327,7 +343,8 @@ def _residuals(done, fit) -> Drawing | None:
     return Drawing("residuals", "Residuals of the parametric law", caption, figure)
 
 
-def _profiles(done, fit) -> Drawing | None:
+def _profiles(seen: Seen) -> Drawing | None:
+    fit = seen.fit
     law = _part(fit, "laws").get(_part(fit, "allocation").get("law")) or {}
     walked = law.get("profiles") or {}
     if not walked or "profile_cut" not in law:  # a fit.json older than the cut
@@ -362,7 +379,8 @@ def engineering_flops(value: float) -> str:
     return f"{value:.2g}".replace("e+", "e")
 
 
-def _clouds(done, fit) -> Drawing | None:
+def _clouds(seen: Seen) -> Drawing | None:
+    fit = seen.fit
     name = _part(fit, "allocation").get("law")
     law = _part(fit, "laws").get(name) or {}
     draws = law.get("draws") or {}
@@ -394,7 +412,8 @@ def cloud_pairs(form) -> list[tuple[str, str]]:
     return pairs
 
 
-def _forecast_growth(done, fit) -> Drawing | None:
+def _forecast_growth(seen: Seen) -> Drawing | None:
+    fit = seen.fit
     members = _part(fit, "combination").get("members") or []
     if not members:
         return None
@@ -411,7 +430,8 @@ def _forecast_growth(done, fit) -> Drawing | None:
     return Drawing("forecast_growth", "Forecast error against compute held out", caption, figure)
 
 
-def _power_laws(done, fit) -> Drawing | None:
+def _power_laws(seen: Seen) -> Drawing | None:
+    done, fit = seen.done, seen.fit
     panels = {"num_params": "kaplan_n", "num_tokens": "kaplan_d", "flops": "kaplan_c"}
     found = {q: law for q, name in panels.items() for law in (name, f"{name}_offset") if predictor(fit, law)}
     if not found:
@@ -441,7 +461,11 @@ def _power_laws(done, fit) -> Drawing | None:
     return Drawing("power_laws", "Loss against size, data or compute alone", caption, figure)
 
 
-def _curves(curves, fit, least: float | None) -> Drawing:
+def _curves(seen: Seen) -> Drawing | None:
+    curves, fit, least = records.curves(seen.runs), seen.fit, truth.least_loss(seen.done)
+    if not len(curves):
+        return None
+    curves = as_counted(curves, _convention(fit))
     figure = Figure(figsize=(FULL, 4.6))
     envelope = _part(fit, "envelope")
     ax = plots.loss_curves(figure.subplots(), curves, envelope.get("points") or ())
@@ -456,8 +480,11 @@ def _curves(curves, fit, least: float | None) -> Drawing:
     )
 
 
-def _positions(positions) -> Drawing:
+def _positions(seen: Seen) -> Drawing | None:
     """Of every family and size the run that read most tokens."""
+    positions = records.positions(seen.runs)
+    if not len(positions):
+        return None
     longest = positions.groupby(["family", "num_params"])["num_tokens"].transform("max")
     shown = positions[positions["num_tokens"] == longest]
     figure = Figure(figsize=(HALF, 4.2))
@@ -469,7 +496,10 @@ def _positions(positions) -> Drawing:
     return Drawing("positions", "Loss by place in the window", caption, figure)
 
 
-def _learning_rate(cells: Sequence[Mapping]) -> Drawing:
+def _learning_rate(seen: Seen) -> Drawing | None:
+    cells = _rates(seen.fit)
+    if not cells:
+        return None
     sizes = sorted({c["num_params"] for c in cells})
     columns = min(3, len(sizes))
     rows = -(-len(sizes) // columns)
@@ -495,5 +525,5 @@ def _learning_rate(cells: Sequence[Mapping]) -> Drawing:
 
 FIGURES = (
     _multiplier, _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth,
-    _residuals, _profiles, _clouds, _power_laws,
+    _residuals, _profiles, _clouds, _power_laws, _curves, _positions, _learning_rate,
 )  # fmt: skip

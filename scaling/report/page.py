@@ -92,10 +92,9 @@ def _build(results: Results, out: Path) -> Path:
         _build(group, out.parent / group.folder.name / out.name)
     cells, saved = results.fit["learning_rates"], []
     if results.groups and results.fit.get("multiplier"):
-        saved = figures.write(out.parent / "figures", results.table, None, results.fit)
+        saved = figures.write(out.parent / "figures", results.table, results.fit)
     elif not results.groups:
-        curves, positions = records.curves(results.runs), records.positions(results.runs)
-        saved = figures.write(out.parent / "figures", results.table, curves, results.fit, cells, positions)
+        saved = figures.write(out.parent / "figures", results.table, results.fit, results.runs)
     storage.write(out, _render(results, cells, saved, out.name), synced=False)
     return out
 

@@ -40,6 +40,7 @@ class Evaluated(NamedTuple):
     standard_error: float
     by_source: dict[str, dict[str, float]] | None = None
     by_position: dict[str, list] | None = None
+    measures: dict[str, dict[str, Any]] = {}
 
 
 def evaluated(sums_W: np.ndarray, tokens_W: np.ndarray, shares: list[tuple[str, float, slice]]) -> Evaluated:
@@ -56,6 +57,15 @@ def evaluated(sums_W: np.ndarray, tokens_W: np.ndarray, shares: list[tuple[str, 
         math.sqrt(math.fsum((w * error) ** 2 for w, (_, error) in zip(weights, each.values()))),
         {name: {"loss": loss, "standard_error": error} for name, (loss, error) in each.items()},
     )
+
+
+def measured(sums_W, weights_W: np.ndarray, shares: list[tuple[str, float, slice]]) -> dict[str, Any]:
+    """Returns ``value`` Σs/Σn over windows, of a mixture Σ w of them; a list where the sums have further axes."""
+    s, n = sums_W.astype(np.float64), weights_W.astype(np.float64)
+    parts = [(weight, s[windows].sum(axis=0), n[windows].sum()) for _, weight, windows in shares]
+    if any(n == 0 for _, _, n in parts):
+        return {"value": None}
+    return {"value": sum(weight * s / n for weight, s, n in parts).tolist()}
 
 
 class ByPosition:
@@ -119,23 +129,27 @@ class Evaluator:
     def num_tokens(self) -> int:
         return int(self.tokens_W.sum(dtype=np.float64))
 
-    def __call__(self, params, *, by_position: bool = False) -> list[Evaluated]:
-        """What each member's loss is; ``by_position`` too, where the objective reads tokens in their order."""
+    def __call__(self, params, *, final: bool = False) -> list[Evaluated]:
+        """What each member's loss is; ``final``: by position too where the objective reads tokens in their order,
+        and the measures of ``losses.Losses``."""
         rows, W = self.programs.eval_rows, len(self.tokens_W)
         spec, mesh = P(("data", "fsdp")), self.programs.mesh
-        places = ByPosition(self.run.data.seq_len, self.shares, W) if by_position and self.objective.is_causal else None
+        places = ByPosition(self.run.data.seq_len, self.shares, W) if final and self.objective.is_causal else None
         sums: list[np.ndarray] = []
+        measures: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
 
-        def read(results: tuple[jax.Array, jax.Array], weights_WT: np.ndarray) -> None:
+        def read(results: tuple[jax.Array, jax.Array, dict], weights_WT: np.ndarray) -> None:
             sums.append(to_host(results[0]))
+            if final:
+                measures.append({name: (to_host(s), to_host(n)) for name, (s, n) in results[2].items()})
             if places is not None:
                 places.add(to_host(results[1]), weights_WT)
 
         under_way = None
         for start in range(0, W, rows):
             made = self._batch(start, min(start + rows, W))
-            whole = {name: _padded(part, rows) for name, part in made.items()}
-            batch = {name: sharding.host_array(mesh, spec, x.shape, x.__getitem__) for name, x in whole.items()}
+            full = {name: _padded(part, rows) for name, part in made.items()}
+            batch = {name: sharding.host_array(mesh, spec, x.shape, x.__getitem__) for name, x in full.items()}
             # One ahead of what is read: hundreds at once hold all windows in memory, and on several virtual CPU devices
             # starve each other of the threads that their collectives wait for, until XLA aborts.
             before, under_way = under_way, (self.programs.evaluate(params, batch), self.objective.read(made)[2])
@@ -143,9 +157,13 @@ class Evaluator:
                 read(*before)
         read(*under_way)
         found = [evaluated(sums_W, self.tokens_W, self.shares) for sums_W in np.concatenate(sums, axis=1)[:, :W]]
-        if places is None:
-            return found
-        return [member._replace(by_position=places.of(k)) for k, member in enumerate(found)]
+        if places is not None:
+            found = [member._replace(by_position=places.of(k)) for k, member in enumerate(found)]
+        for name in measures[0] if measures else ():
+            s_KW, n_KW = (np.concatenate([m[name][i] for m in measures], axis=1)[:, :W] for i in (0, 1))
+            for k, member in enumerate(found):
+                found[k] = member._replace(measures=member.measures | {name: measured(s_KW[k], n_KW[k], self.shares)})
+        return found
 
     def _batch(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Windows ``start`` to ``stop`` as the objective has them, corrupted alike for every run."""

@@ -85,14 +85,13 @@ class Pack:
         self.state = row if len(self.members) == 1 else self.programs.put_row(self.state, row, np.int32(k))
 
     def rider_row(self, k: int, rider: Member) -> dict:
-        """The state of member k as that of a rider: with its hyperparameters."""
+        """The state of member k as that of a rider: with its hyperparameters, but for the seed, which is the same."""
         row = self.row(k)
-
-        def put(value, like):
-            return sharding.host_array(self.mesh, like.sharding.spec, (1,), lambda index: value[None][index])
-
-        values = optimizers.hyperparams(rider.run.optim, rider.plan)
-        return {**row, "hparams": jax.tree.map(put, values, row["hparams"])}
+        hparams = dict(row["hparams"])
+        for name, value in optimizers.hyperparams(rider.run.optim, rider.plan).items():
+            spec = hparams[name].sharding.spec
+            hparams[name] = sharding.host_array(self.mesh, spec, (1,), lambda index, value=value: value[None][index])
+        return {**row, "hparams": hparams}
 
     @property
     def _batches(self) -> Batches:
@@ -130,18 +129,16 @@ class Pack:
     def evaluate_all(self, rows: Sequence[int]) -> tuple[dict[int, Evaluated], int]:
         """The loss of the members of ``rows`` over what the config takes of the validation split, and its tokens."""
         evaluator = Evaluator(self.corpus, self.run, self.run.eval.final_tokens, self.programs)
-        return self._evaluate(evaluator, rows, by_position=True), evaluator.num_tokens
+        return self._evaluate(evaluator, rows, final=True), evaluator.num_tokens
 
-    def _evaluate(
-        self, evaluator: Evaluator, rows: Sequence[int], *, by_position: bool = False
-    ) -> dict[int, Evaluated]:
+    def _evaluate(self, evaluator: Evaluator, rows: Sequence[int], *, final: bool = False) -> dict[int, Evaluated]:
         """By row. A few rows are evaluated one by one, by a lone run's program: the pack's would evaluate all."""
         with self.clock.timed("eval"):
             if 2 * len(rows) >= len(self.members) or self.mesh.shape["run"] > 1:
-                results = evaluator(self.state["params"], by_position=by_position)
+                results = evaluator(self.state["params"], final=final)
                 return {k: results[k] for k in rows}
             lone = evaluator.by(programs.for_pack(program_key(self.run), self.execution, 1, self.mesh))
-            return {k: lone(self.row(k)["params"], by_position=by_position)[0] for k in rows}
+            return {k: lone(self.row(k)["params"], final=final)[0] for k in rows}
 
     def shrink(self) -> None:
         """Leaves out the rows of members that have ended, once that halves the pack: each size is another program."""

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from scaling import accounting, objectives
 from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig, program_execution
-from scaling.training import models, optimizers, sharding
+from scaling.training import losses, optimizers, sharding
 from scaling.training.step import eval_step, init_state, train_step
 
 
@@ -89,7 +89,7 @@ class Lowered:
     def evaluate(self) -> jax.stages.Lowered:
         one_eval = _under_rules(functools.partial(eval_step, self.key, self.execution))
         by_run = NamedSharding(self.mesh, P("run"))
-        evaluate = jax.jit(lift(one_eval, self.num_members, in_axes=(0, None)), out_shardings=(by_run, by_run))
+        evaluate = jax.jit(lift(one_eval, self.num_members, in_axes=(0, None)), out_shardings=by_run)
         batch = {
             name: self._spec((self.eval_rows, columns), dtype, P(("data", "fsdp")))
             for name, (columns, dtype) in batch_spec(self.key, weighed=True).items()
@@ -131,7 +131,7 @@ class Programs:
 
     @functools.cached_property
     def evaluate(self) -> jax.stages.Compiled:
-        """(params, batch of (W, …)) → (K, W)."""
+        """(params, batch of (W, …)) → what ``eval_step`` says of each window, (K, W, …)."""
         return self.lowered.evaluate.compile(compiler_options=_optimised(2))
 
     @functools.cached_property
@@ -175,7 +175,7 @@ def _optimised(level: int) -> dict[str, int] | None:
 def batch_spec(run: RunConfig, *, weighed: bool = False) -> dict[str, tuple[int, str]]:
     """Columns and dtype of each array of a run's batches; ``weighed``: of validation, where padding weighs nothing."""
     spec = objectives.of(run.objective).batch_spec(run.objective, run.data.seq_len)
-    return {**spec, "weights": (run.data.seq_len, "float32")} if weighed else spec
+    return {"weights": (run.data.seq_len, "float32"), **spec} if weighed else spec
 
 
 def _shardings_of(abstract):
@@ -203,7 +203,7 @@ def lower(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Me
     _check_can_run(key, execution, num_members, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     abstract = jax.eval_shape(_init_of(key, num_members), *_init_args(key, num_members))
-    specs = models.param_specs(key.model)
+    specs = losses.param_specs(key)
     axes = {name: spec.logical_axes for name, spec in specs.items()}
     shardings = sharding.state_shardings(mesh, abstract, axes, optimizers.state_axes(key.optim, specs))
     return Lowered(

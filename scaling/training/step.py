@@ -4,6 +4,7 @@ Everything is written once, for one run; ``lift`` makes it a pack's. Every leaf 
 ``run`` of K members. Shapes: K members, B rows, T tokens, W windows, V vocabulary.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import numpy as np
 
 from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig
-from scaling.training import loss, models, optimizers, sharding
+from scaling.training import losses, models, optimizers, sharding
 
 # Tokens of a part of a batch on a CPU, at least. Parts of 1,024 are 1.08 to 1.10 times as fast as 4,096 at once at 49K
 # to 984K parameters, and 1.03 to 1.04 times as fast as 2,048 at once in the default grid. Fewer gain up to 1.16 at 21K
@@ -25,9 +26,15 @@ POSITION_BINS = 64
 
 
 def init_state(run: RunConfig, seed, hparams: dict) -> dict:
-    """The state of one run after 0 updates. ``seed`` and ``hparams`` may be traced."""
-    params = models.init(run.model, jax.random.key(seed))
-    specs = models.param_specs(run.model)
+    """The state of one run after 0 updates. ``seed`` and ``hparams`` may be traced.
+
+    Where steps draw random numbers the seed stays among ``hparams``, in the state: no constant of a program that a
+    pack's members share, and what a run that is resumed, or branches off, goes on with.
+    """
+    specs = losses.param_specs(run)
+    params = models.drawn(specs, jax.random.key(seed))
+    if run.model.is_random:
+        hparams = {**hparams, "seed": seed}
     return {
         "step": jnp.zeros((), jnp.int32),
         "hparams": hparams,
@@ -42,17 +49,23 @@ def train_step(run: RunConfig, execution: ExecutionConfig, state: dict, batch: d
     hp = state["hparams"]
     if "weights" in batch:  # of the whole batch, so that the mean of its parts' means is the batch's own
         batch = {**batch, "weights": batch["weights"] / jnp.mean(batch["weights"])}
+    if run.model.is_random:
+        batch = {**batch, "keys": _row_keys(hp["seed"], state["step"], run.batch_size)}
 
-    def objective(params, batch):
-        losses_BT, log_normalizer_BT, weights_BT = loss.token_losses(run, execution, params, batch)
-        squares_BT = jnp.square(log_normalizer_BT)
-        if weights_BT is not None:
-            losses_BT, squares_BT = losses_BT * weights_BT, squares_BT * weights_BT
-        mean = jnp.mean(losses_BT)
-        return mean + hp["z_loss"] * jnp.mean(squares_BT), mean
+    def minimised(params, batch):
+        found = losses.of_batch(run, execution, params, batch)
 
-    specs = models.param_specs(run.model)
-    gradient = jax.grad(objective, has_aux=True)
+        def weighed_mean(x_BT):
+            return jnp.mean(x_BT if found.weights_BT is None else x_BT * found.weights_BT)
+
+        mean = weighed_mean(found.loss_BT)
+        total = mean if found.scale == 1.0 else found.scale * mean
+        if found.log_normalizer_BT is not None:
+            total = total + hp["z_loss"] * weighed_mean(jnp.square(found.log_normalizer_BT))
+        return (total if found.penalty is None else total + found.penalty), mean
+
+    specs = losses.param_specs(run)
+    gradient = jax.grad(minimised, has_aux=True)
     num_parts = _num_parts(run, execution.accumulation_steps)
     grads, mean_loss = _accumulated(gradient, num_parts, specs, state["params"], batch)
     params, opt_state, metrics = optimizers.update(
@@ -60,6 +73,12 @@ def train_step(run: RunConfig, execution: ExecutionConfig, state: dict, batch: d
     )
     state = {"step": state["step"] + 1, "hparams": hp, "params": params, "opt": opt_state}
     return state, {"loss": mean_loss, **metrics}
+
+
+def _row_keys(seed, step, num_rows: int):
+    """A key for each row of the batch of a step, (B,): a function of (seed, step, row), whatever the parts or mesh."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_rows))
 
 
 def _num_parts(run: RunConfig, given: int | None) -> int:
@@ -79,9 +98,9 @@ def _accumulated(gradient, num_parts: int, specs, params, batch: dict):
         return gradient(params, batch)
     # Every n-th row, so that each device has as many rows of every part, and they are its own.
 
-    def parts(x_BS):
+    def parts(x_BS):  # or keys_B
         x_NBS = x_BS.reshape(x_BS.shape[0] // num_parts, num_parts, *x_BS.shape[1:]).swapaxes(0, 1)
-        return nn.with_logical_constraint(x_NBS, (None, "batch", None))
+        return nn.with_logical_constraint(x_NBS, (None, "batch", *[None] * (x_NBS.ndim - 2)))
 
     def add(total, part):
         grads, mean_loss = gradient(params, part)
@@ -94,16 +113,17 @@ def _accumulated(gradient, num_parts: int, specs, params, batch: dict):
     return jax.tree.map(lambda x: x / num_parts, total)
 
 
-def eval_step(run: RunConfig, execution: ExecutionConfig, params, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """Sums each window's weighted token losses in nats: all of them, (W,), and those of every bin of places, (W, P).
+def eval_step(run: RunConfig, execution: ExecutionConfig, params, batch: dict) -> tuple[jax.Array, jax.Array, dict]:
+    """Sums each window's weighted losses in the objective's unit: all of them, (W,), and those of every bin of places,
+    (W, P); and gives the measures of ``Losses``, by window.
 
     ``batch`` has ``weights`` under any objective. The bins are those of ``position_edges``.
     """
-    losses_WT, _, weights_WT = loss.token_losses(run, execution, params, batch)
-    weighted_WT = losses_WT * weights_WT
+    found = losses.of_batch(run, execution, params, batch)
+    weighted_WT = found.loss_BT * found.weights_BT
     # As a product: one operation for all bins, in float32 also where products are taken in fewer bits by default.
     bins_WP = jnp.matmul(weighted_WT, position_bins(weighted_WT.shape[1]), precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(weighted_WT, axis=-1), bins_WP
+    return jnp.sum(weighted_WT, axis=-1), bins_WP, found.measures
 
 
 def position_bins(seq_len: int) -> np.ndarray:

@@ -41,8 +41,10 @@ def make_corpus(folder, cache):
     return config, cache
 
 
-def cell(data_config, steps=24, seed=0, holdout=False, schedule=None, **optim):
-    model = TransformerConfig(d_model=16, num_layers=1, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=32)
+def cell(data_config, steps=24, seed=0, holdout=False, schedule=None, dropout=0.0, **optim):
+    model = TransformerConfig(
+        d_model=16, num_layers=1, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=32, dropout=dropout
+    )  # fmt: skip
     optim = {"peak_lr": 0.01, "warmup_tokens": 128, "schedule": ScheduleConfig(**(schedule or {}))} | optim
     run = RunConfig(
         model,

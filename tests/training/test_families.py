@@ -24,6 +24,13 @@ from tests.training.lab import QUICK, initial, quick_jit
 TRANSFORMER = TransformerConfig(
     d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32
 )
+GPT2 = dataclasses.replace(
+    TRANSFORMER, num_kv_heads=4, norm="layer", positions="learned", num_positions=33, biases=True, tied_embeddings=True
+)
+VASWANI = dataclasses.replace(
+    TRANSFORMER, num_kv_heads=4, norm="layer", norm_position="post", positions="sinusoidal", biases=True,
+    activation="relu", scaled_embeddings=True,
+)  # fmt: skip
 GRU = RecurrentConfig(d_model=16, num_layers=2, vocab_size=32)
 CONFIGS = {
     "transformer": TRANSFORMER,
@@ -31,6 +38,11 @@ CONFIGS = {
     "transformer, relu2, qk-norm": dataclasses.replace(TRANSFORMER, activation="relu2", qk_norm=True),
     "transformer, tied": dataclasses.replace(TRANSFORMER, tied_embeddings=True),
     "transformer, narrow heads": dataclasses.replace(TRANSFORMER, num_heads=2, num_kv_heads=1, head_dim=6),
+    "transformer, gpt2": GPT2,
+    "transformer, gpt2, rms": dataclasses.replace(GPT2, norm="rms", qk_norm=True),
+    "transformer, vaswani": VASWANI,
+    "transformer, vaswani, swiglu": dataclasses.replace(VASWANI, activation="swiglu", qk_norm=True),
+    "transformer, no positions": dataclasses.replace(TRANSFORMER, positions="none", norm="layer"),
     "recurrent": GRU,
     "recurrent, tied": dataclasses.replace(GRU, tied_embeddings=True, residual=False),
 }
@@ -58,6 +70,17 @@ def test_param_counts_are_those_of_the_model(config):
     assert counts["non_embedding"] == counts["total"] - counts["embedding"] - counts["unembedding"]
 
 
+def test_gpt2_has_the_parameters_of_gpt2():
+    config = dataclasses.replace(
+        GPT2, d_model=768, num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64, d_ff=3072, vocab_size=50_257,
+        num_positions=1024,
+    )  # fmt: skip
+    shapes = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
+    assert sum(leaf.size for leaf in shapes.values()) == accounting.param_counts(config)["total"] == 124_439_808
+    specs = models.param_specs(config)
+    assert sum(leaf.size for name, leaf in shapes.items() if specs[name].matrix is not None) == 84_934_656
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_products_are_the_matrices_that_are_declared(config):
     """Whatever has two sides is a product, and no product is without its matrix; the head may be the table."""
@@ -70,7 +93,10 @@ def test_products_are_the_matrices_that_are_declared(config):
 SWIGLU_TIED = dataclasses.replace(TRANSFORMER, activation="swiglu", tied_embeddings=True)
 
 
-@pytest.mark.parametrize("config", [*ONE_EACH, SWIGLU_TIED], ids=["transformer", "recurrent", "swiglu, tied"])
+@pytest.mark.parametrize(
+    "config", [*ONE_EACH, SWIGLU_TIED, GPT2, pytest.param(VASWANI, marks=pytest.mark.slow)],
+    ids=["transformer", "recurrent", "swiglu, tied", "gpt2", "vaswani"],
+)  # fmt: skip
 def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     """On a wide and short model, so that what is no product stays small; every loop unrolled, as the compiler counts a
     loop's body once."""
@@ -106,7 +132,10 @@ def test_the_future_does_not_reach_the_past(config):
     assert (change[7:] > 1e-6).all()
 
 
-@pytest.mark.parametrize("config", ONE_EACH, ids=lambda c: c.family)
+@pytest.mark.parametrize(
+    "config", [*ONE_EACH, *(pytest.param(c, marks=pytest.mark.slow) for c in (GPT2, VASWANI))],
+    ids=["transformer", "recurrent", "gpt2", "vaswani"],
+)  # fmt: skip
 def test_a_document_does_not_know_the_one_before_it(config):
     """Id 0 opens a document: with documents masked the logits of the second are those it has alone."""
     window = tokens(1, 16) % 31 + 1
@@ -118,17 +147,20 @@ def test_a_document_does_not_know_the_one_before_it(config):
     assert_allclose(model(params, window)[:, 6:], model(params, other)[:, 6:], atol=1e-6)
 
 
+WIDER = {"d_model": 32, "num_heads": 8, "num_kv_heads": 8, "d_ff": 64, "vocab_size": 64}
 RUNS = {
-    config.family: RunConfig(
+    name: RunConfig(
         dataclasses.replace(config, **sizes),
         OptimConfig(0.01, 0),
         Horizon(steps=8),
         batch_size=16,
         data=DataConfig(seq_len=32),
     )
-    for config, sizes in (
-        (TRANSFORMER, {"d_model": 32, "num_heads": 8, "num_kv_heads": 8, "d_ff": 64, "vocab_size": 64}),
-        (GRU, {"d_model": 32, "vocab_size": 64}),
+    for name, config, sizes in (
+        ("transformer", TRANSFORMER, WIDER),
+        ("gpt2, dropout", GPT2, {**WIDER, "dropout": 0.1}),
+        ("vaswani, dropout", VASWANI, {**WIDER, "dropout": 0.1}),
+        ("recurrent", GRU, {"d_model": 32, "vocab_size": 64}),
     )
 }
 MESHES = [
@@ -161,30 +193,30 @@ def losses(run, execution, devices, seeds=(0,), steps=8):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [f for f in RUNS if f != "transformer"])  # whose own table is in test_meshes
+@pytest.mark.parametrize("kind", [name for name in RUNS if name != "transformer"])  # whose own table is in test_meshes
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_losses_do_not_depend_on_the_mesh(family, mesh):
-    run = RUNS[family]
+def test_losses_do_not_depend_on_the_mesh(kind, mesh):
+    run = RUNS[kind]
     one = losses(run, ExecutionConfig(), jax.devices()[:1])
     assert one[-1] < one[0] - 0.2  # it learns
     assert np.abs(losses(run, ExecutionConfig(mesh=mesh), jax.devices()) - one).max() < 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [f for f in RUNS if f != "transformer"])
+@pytest.mark.parametrize("kind", [name for name in RUNS if name != "transformer"])
 @pytest.mark.parametrize("way", WAYS)
-def test_execution_changes_rounding_only(family, way):
-    one = losses(RUNS[family], ExecutionConfig(), jax.devices()[:1])
-    assert np.abs(losses(RUNS[family], WAYS[way], jax.devices()[:1]) - one).max() < 1e-5
+def test_execution_changes_rounding_only(kind, way):
+    one = losses(RUNS[kind], ExecutionConfig(), jax.devices()[:1])
+    assert np.abs(losses(RUNS[kind], WAYS[way], jax.devices()[:1]) - one).max() < 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [f for f in RUNS if f != "transformer"])
-def test_members_of_a_pack_are_their_lone_runs(family):
+@pytest.mark.parametrize("kind", [name for name in RUNS if name != "transformer"])
+def test_members_of_a_pack_are_their_lone_runs(kind):
     one = jax.devices()[:1]
-    packed = losses(RUNS[family], ExecutionConfig(), one, seeds=(0, 1, 2))
+    packed = losses(RUNS[kind], ExecutionConfig(), one, seeds=(0, 1, 2))
     for k, seed in enumerate((0, 1, 2)):
-        assert_allclose(packed[:, k], losses(RUNS[family], ExecutionConfig(), one, seeds=(seed,))[:, 0], rtol=1e-5)
+        assert_allclose(packed[:, k], losses(RUNS[kind], ExecutionConfig(), one, seeds=(seed,))[:, 0], rtol=1e-5)
 
 
 # ---- recurrent ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from scaling import accounting
 from scaling.config import Horizon, OptimConfig, RunConfig
 from scaling.execution import ExecutionConfig
 from scaling.families.transformer import TransformerConfig
-from scaling.training import loss, models, optimizers, sharding, step
+from scaling.training import models, optimizers, sharding, step
+from scaling.training.losses import likelihood
 from scaling.training.models import transformer
 from tests.training.lab import initial, quick_jit
 
@@ -39,8 +40,8 @@ def reference_losses(params, tokens_BS):
 @pytest.mark.parametrize("chunk", [1, 40])
 def test_chunked_losses_are_the_definition(chunk):
     params, execution = initial(MODEL, 0), ExecutionConfig(loss_chunk_tokens=chunk)
-    found = jax.jit(lambda p, t: loss.token_losses(RUN, execution, p, {"tokens": t})[:2])(params, tokens())
-    for ours, want in zip(found, reference_losses(params, tokens())):
+    found = jax.jit(lambda p, t: likelihood.losses(RUN, execution, p, {"tokens": t}))(params, tokens())
+    for ours, want in zip((found.loss_BT, found.log_normalizer_BT), reference_losses(params, tokens())):
         assert_allclose(ours, want, rtol=1e-5, atol=2e-6)
 
 
@@ -92,11 +93,11 @@ def test_what_is_split_by_itself(batch_size, seq_len, num_parts):
 
 def test_what_is_chunked_by_itself():
     """16 rows of 128 bytes stay whole; 8 of 2,048 tokens of a vocabulary of 32,000 are 2 GB, in parts of 128 MiB."""
-    assert loss._chunk_length(None, rows=16, length=128, vocab_size=256) == 128
-    C = loss._chunk_length(None, rows=8, length=2048, vocab_size=32_000)
+    assert likelihood._chunk_length(None, rows=16, length=128, vocab_size=256) == 128
+    C = likelihood._chunk_length(None, rows=8, length=2048, vocab_size=32_000)
     assert abs(2048 / C - 8 * 2048 * 32_000 * 4 / 2**27) < 1
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))):
-        assert loss._chunk_length(None, rows=8, length=2048, vocab_size=32_000) == pytest.approx(8 * C, rel=0.02)
+        assert likelihood._chunk_length(None, rows=8, length=2048, vocab_size=32_000) == pytest.approx(8 * C, rel=0.02)
 
 
 @pytest.mark.slow
@@ -110,7 +111,7 @@ def test_logits_of_a_large_vocabulary_are_never_whole():
 
     def temporaries(chunk):
         def objective(p, t):
-            return jnp.mean(loss.token_losses(run, ExecutionConfig(loss_chunk_tokens=chunk), p, {"tokens": t})[0])
+            return jnp.mean(likelihood.losses(run, ExecutionConfig(loss_chunk_tokens=chunk), p, {"tokens": t}).loss_BT)
 
         compiled = jax.jit(jax.grad(objective)).lower(params, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes

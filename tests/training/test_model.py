@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,21 @@ VARIANTS = {
     "tied": dataclasses.replace(SMALL, tied_embeddings=True),
     "narrow heads": dataclasses.replace(SMALL, num_heads=2, num_kv_heads=1, head_dim=6),
 }
+
+# Settings of the textbook's and of GPT-2's; together with the others below they take every value of each field.
+GPT2 = {"norm": "layer", "biases": True, "positions": "learned", "num_positions": 40, "tied_embeddings": True}
+VASWANI = {"norm": "layer", "norm_position": "post", "biases": True, "positions": "sinusoidal", "activation": "relu",
+           "tied_embeddings": True, "scaled_embeddings": True}  # fmt: skip
+KINDS = {
+    "gpt2": GPT2,
+    "vaswani": VASWANI,
+    "post, rms, rotary": {"norm_position": "post", "biases": True, "activation": "swiglu", "qk_norm": True},
+    "pre, rms, none": {"positions": "none", "activation": "relu2"},
+    "pre, layer, rotary": {"norm": "layer", "activation": "swiglu", "qk_norm": True},
+    "pre, layer, sinusoidal": {"norm": "layer", "biases": True, "qk_norm": True, "positions": "sinusoidal"},
+    "post, rms, learned": {"norm_position": "post", "positions": "learned", "num_positions": 17,
+                           "scaled_embeddings": True, "logit_softcap": 3.0},
+}  # fmt: skip
 
 
 def tokens(rows, length, vocab=32, seed=0):
@@ -119,6 +135,202 @@ def test_blocks_of_a_triangle_are_refused_where_the_square_is_wanted():
         attention.choose("block_causal", "cpu", 64, causal=False)
 
 
+# ---- the textbook and its descendants -------------------------------------------------------------------------------
+
+
+class Textbook(nn.Module):
+    """The same models of Flax's own layers, with complex numbers for rotations and dropout as given ``masks``."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, tokens_BT, masks=None):
+        c = self.config
+        T, K = tokens_BT.shape[1], c.head_dim
+        embed = nn.Embed(c.vocab_size, c.d_model, name="embedding")
+        drop = iter([1.0] * (1 + 2 * c.num_layers) if masks is None else masks)
+
+        def norm(name, x):
+            layer = nn.RMSNorm if c.norm == "rms" else functools.partial(nn.LayerNorm, use_bias=c.biases)
+            return layer(epsilon=c.norm_eps, name=name)(x)
+
+        def linear(name, *shape):
+            return nn.DenseGeneral(shape, axis=-1 if name != "o" else (-2, -1), use_bias=c.biases, name=name)
+
+        def rotated(x_BTHK):
+            turns = np.exp(1j * np.arange(T)[:, None] * c.rope_theta ** (-np.arange(K // 2) * 2 / K))
+            turned = (x_BTHK[..., : K // 2] + 1j * x_BTHK[..., K // 2 :]) * turns[None, :, None]
+            return jnp.concatenate([turned.real, turned.imag], axis=-1)
+
+        def attention(i, h):
+            q = linear(f"q{i}", c.num_heads, K)(h)
+            k, v = (linear(f"{n}{i}", c.num_kv_heads, K)(h) for n in "kv")
+            if c.qk_norm:
+                q, k = norm(f"q_norm{i}", q), norm(f"k_norm{i}", k)
+            if c.positions == "rotary":
+                q, k = rotated(q), rotated(k)
+            k, v = (jnp.repeat(x, c.num_heads // c.num_kv_heads, axis=2) for x in (k, v))
+            o = nn.dot_product_attention(q, k, v, mask=nn.make_causal_mask(tokens_BT))
+            return nn.DenseGeneral(c.d_model, axis=(-2, -1), use_bias=c.biases, name=f"o{i}")(o)
+
+        def mlp(i, h):
+            up = linear(f"in{i}", c.d_ff)(h)
+            act = {"gelu": nn.gelu, "relu": nn.relu, "relu2": lambda x: nn.relu(x) ** 2, "swiglu": lambda x: x}
+            up = act[c.activation](up)
+            if c.activation == "swiglu":
+                up = up * nn.swish(linear(f"gate{i}", c.d_ff)(h))
+            return linear(f"out{i}", c.d_model)(up)
+
+        x = embed(tokens_BT) * (np.sqrt(c.d_model) if c.scaled_embeddings else 1)
+        if c.positions == "learned":
+            x = x + self.param("positions", nn.initializers.zeros, (c.num_positions, c.d_model))[:T]
+        elif c.positions == "sinusoidal":
+            t, j = np.arange(T)[:, None], np.arange(c.d_model)[None, :]
+            angle = t / 10_000 ** (2 * (j // 2) / c.d_model)
+            x = x + np.where(j % 2 == 0, np.sin(angle), np.cos(angle))
+        x = x * next(drop)
+        for i in range(c.num_layers):
+            for f, name in ((attention, f"attn_norm{i}"), (mlp, f"mlp_norm{i}")):
+                if c.norm_position == "pre":
+                    x = x + f(i, norm(name, x)) * next(drop)
+                else:
+                    x = norm(name, x + f(i, x) * next(drop))
+        if c.norm_position == "pre":
+            x = norm("final_norm", x)
+        head = embed.attend if c.tied_embeddings else nn.Dense(c.vocab_size, use_bias=False, name="unembedding")
+        return head(x) if c.logit_softcap is None else c.logit_softcap * nn.tanh(head(x) / c.logit_softcap)
+
+
+def as_textbook(config, p):
+    """Our parameters under Flax's names, in Flax's shapes."""
+    c = config
+    out = {"embedding": {"embedding": p["embedding"]}}
+    out |= {name: p[name] for name in ("positions",) if name in p}
+    if "unembedding" in p:
+        out["unembedding"] = {"kernel": p["unembedding"]}
+
+    def norm(name, of):
+        return {"scale": of(name)} | ({"bias": of(f"{name}_bias")} if f"{name}_bias" in p else {})
+
+    if "final_norm" in p:
+        out["final_norm"] = norm("final_norm", p.get)
+    heads = {"q": (c.num_heads, c.head_dim), "k": (c.num_kv_heads, c.head_dim), "v": (c.num_kv_heads, c.head_dim)}
+    for i in range(c.num_layers):
+        for name in ("q", "k", "v", "o", "in", "out", "gate"):
+            if f"w_{name}" in p:
+                w = p[f"w_{name}"][i]
+                w = (
+                    w.reshape(c.num_heads, c.head_dim, -1)
+                    if name == "o"
+                    else w.reshape(len(w), *heads.get(name, (-1,)))
+                )
+                out[f"{name}{i}"] = {"kernel": w}
+                if f"b_{name}" in p:
+                    out[f"{name}{i}"]["bias"] = p[f"b_{name}"][i].reshape(heads.get(name, (-1,)))
+        for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm"):
+            if name in p:
+                out[f"{name}{i}"] = norm(name, lambda n, i=i: p[n][i])
+    return {"params": out}
+
+
+def perturbed(config, seed=0):
+    """First parameters with noise on each, so that biases and scales do something."""
+    rng = np.random.default_rng(seed)
+    shapes = {name: spec.shape for name, spec in transformer.param_specs(config).items()}
+    stds = {name: spec.init_std for name, spec in transformer.param_specs(config).items()}
+    noise = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return {n: np.float32(stds[n] is None) + np.float32(stds[n] or 0.3) * z for n, z in noise.items()}
+
+
+def unseen_bias(config):
+    """The bias that all keys have in common: no softmax sees it, unless keys are rotated, each by another angle."""
+    return None if config.positions == "rotary" else "k_norm_bias" if config.qk_norm else "b_k"
+
+
+def assert_alike(ours, theirs, params, unseen):
+    """Values and gradients of a function of the logits; all but that of ``unseen`` are there."""
+
+    def both(function):
+        return quick_jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(function(p)))))(params)
+
+    with jax.numpy_rank_promotion("allow"):  # as Flax's layers are written
+        expected, expected_grads = both(theirs)
+    value, grads = both(ours)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5, abs=1e-4)
+    for name, grad in grads.items():
+        size = np.abs(expected_grads[name]).max()
+        assert (size > 1e-3) == (name != unseen), name
+        size = max(size, 1.0)
+        assert_allclose(grad, expected_grads[name], rtol=1e-4, atol=2e-5 * size, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", [
+    pytest.param(kind, marks=() if name in ("gpt2", "vaswani", "post, rms, rotary", "pre, rms, none") else
+                 pytest.mark.slow, id=name) for name, kind in KINDS.items()
+])  # fmt: skip
+def test_a_transformer_and_its_gradient_are_flaxs(kind):
+    config = dataclasses.replace(SMALL, **kind)
+    batch = tokens(2, 17)
+    assert_alike(
+        lambda p: models.apply(config, ExecutionConfig(), p, batch),
+        lambda p: Textbook(config).apply(as_textbook(config, p), batch),
+        perturbed(config),
+        unseen_bias(config),
+    )
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_dropout_is_where_the_textbook_has_it(position):
+    """Of the embedding with its positions and of each addition to x, by a mask a row from the row's key."""
+    config = dataclasses.replace(SMALL, **GPT2 | {"norm_position": position}, dropout=0.25)
+    batch = tokens(3, 9)
+    keys = jax.random.split(jax.random.key(7), 3)
+    masks = [[jax.random.bernoulli(key, 0.75, (9, 16)) / 0.75 for key in jax.random.split(row, 5)] for row in keys]
+    assert_alike(
+        lambda p: models.apply(config, ExecutionConfig(), p, batch, keys_B=keys),
+        lambda p: Textbook(config).apply(as_textbook(config, p), batch, [jnp.stack(m) for m in zip(*masks)]),
+        perturbed(config),
+        unseen_bias(config),
+    )
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    keys = jax.random.split(jax.random.key(0), 8)
+    x = np.asarray(transformer.dropped(0.2, keys, jnp.ones((8, 50, 64))))
+    assert set(np.unique(x)) == {0.0, np.float32(1.25)}
+    assert x.mean() == pytest.approx(1, abs=5 * 0.5 / np.sqrt(x.size))  # 5 standard errors: (.2 / .8)^1/2 each
+    assert all((x[i] != x[j]).mean() == pytest.approx(0.32, abs=0.04) for i in range(8) for j in range(i))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_decay_and_matrix_optimisers_leave_norms_biases_and_tables_alone(kind):
+    from scaling.config import OptimConfig
+    from scaling.training import optimizers
+
+    specs = transformer.param_specs(dataclasses.replace(SMALL, **kind))
+    matrices = {name for name in specs if name.startswith("w_")}
+    assert {name for name, spec in specs.items() if spec.matrix is not None} == matrices
+    decayed = {name for name, spec in specs.items() if optimizers.decays(OptimConfig(0.1, 0), spec)}
+    assert decayed == matrices | ({"unembedding"} & set(specs))
+    mup = {name: spec.mup for name, spec in specs.items() if spec.mup != "vector"}
+    table = {"embedding": "input", "positions": "input", "unembedding": "output"}
+    assert mup == {name: table.get(name, "hidden") for name in specs if name in matrices or name in table}
+    zeros = {name for name, spec in specs.items() if spec.init_std == 0}
+    assert zeros == {name for name in specs if name.startswith("b_") or name.endswith("_bias")}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_the_stream_starts_at_the_scale_of_what_layers_read(kind):
+    """Embedding and learned positions as the first layer reads them, and logits of the order of 1."""
+    config = dataclasses.replace(SMALL, d_model=64, head_dim=16, vocab_size=512, **kind)
+    specs = transformer.param_specs(config)
+    read = specs["embedding"].init_std * (8 if config.scaled_embeddings else 1)
+    assert read == (1 / 8 if config.tied_embeddings and not config.scaled_embeddings else 1)
+    if config.positions == "learned":
+        assert specs["positions"].init_std == read / 2
+    assert specs["w_o"].init_std == pytest.approx(64**-0.5 / (2 if config.norm_position == "pre" else 1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [VARIANTS["swiglu"], VARIANTS["relu2, qk-norm"]], ids=["swiglu", "relu2"])
 def test_execution_changes_rounding_only(config):
@@ -186,14 +398,18 @@ def logit_change(config, steps=3):
 
 
 @pytest.mark.slow
-def test_mup_coordinate_check():
+@pytest.mark.parametrize(
+    "kind", [{}, {**VASWANI, "logit_softcap": None}, {**GPT2, "tied_embeddings": False}],
+    ids=["default", "vaswani", "gpt2, untied"],
+)  # fmt: skip
+def test_mup_coordinate_check(kind):
     """Under μP the movement of the logits settles as width grows; under the standard parameterisation it runs away."""
 
     def at(width, parameterization):
         base = {"base_d_model": 32, "base_head_dim": 8} if parameterization == "mup" else {}
         config = TransformerConfig(
             d_model=width, num_layers=2, num_heads=width // 8, head_dim=8, num_kv_heads=width // 8, d_ff=4 * width,
-            vocab_size=32, parameterization=parameterization, **base,
+            vocab_size=32, parameterization=parameterization, **base, **kind,
         )  # fmt: skip
         return logit_change(config)
 
@@ -232,10 +448,26 @@ def test_a_document_is_attended_to_alone(name):
         assert_allclose(found, want, rtol=2e-3, atol=2e-4)
 
 
+def test_positions_are_counted_in_documents():
+    config = dataclasses.replace(SMALL, positions="learned", num_positions=9)
+    window = np.array([[3, 0, 0, 5, 6, 0, 7, 8, 9], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    places = [[0, 0, 0, 1, 2, 0, 1, 2, 3], list(range(9))]
+    table = np.arange(9 * 16, dtype=np.float32).reshape(9, 16)
+
+    def placed(mask_documents):
+        return np.asarray(
+            transformer.placed(config, {"positions": table}, window, jnp.ones((2, 9, 16)), mask_documents)
+        )
+
+    assert (placed(mask_documents=True) == 1 + table[np.array(places)]).all()
+    assert (placed(mask_documents=False) == 1 + table).all()
+
+
 @pytest.mark.slow
-def test_a_window_of_documents_gives_what_each_gives_in_its_own():
+@pytest.mark.parametrize("kind", [{}, GPT2, VASWANI], ids=["rotary", "learned", "sinusoidal"])
+def test_a_window_of_documents_gives_what_each_gives_in_its_own(kind):
     """Positions too count from each document's start: rotary logits know distances alone."""
-    config, execution = VARIANTS["relu2, qk-norm"], ExecutionConfig()
+    config, execution = dataclasses.replace(VARIANTS["relu2, qk-norm"], **kind), ExecutionConfig()
     window = tokens(1, 24)
     window[window == 0] = 1
     window[0, [8, 16]] = 0

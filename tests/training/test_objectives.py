@@ -15,8 +15,9 @@ from scaling.families.counting import Lengths
 from scaling.fields import canonical_json, from_dict, to_dict
 from scaling.objectives import OBJECTIVES
 from scaling.objectives.masked import Masked
-from scaling.training import loop, loss, optimizers, step
+from scaling.training import loop, optimizers, step
 from scaling.training.evaluation import keys_of
+from scaling.training.losses import of_batch
 from tests.training.lab import cell, make_corpus
 
 T, V = 40, 257
@@ -145,7 +146,7 @@ def test_weights_of_a_batch_in_parts_are_those_of_the_whole():
         return jax.jit(lambda s, b: step.train_step(run, execution, s, b))(state, batch)
 
     (whole, m1), (parts, m4) = one_step(1), one_step(4)
-    losses, _, weights = jax.jit(lambda p: loss.token_losses(run, ExecutionConfig(), p, batch))(state["params"])
+    losses, weights = jax.jit(lambda p: of_batch(run, ExecutionConfig(), p, batch)[:2])(state["params"])
     assert m1["loss"] == pytest.approx(float((losses * weights).sum() / weights.sum()), rel=1e-5)
     assert m4["loss"] == pytest.approx(float(m1["loss"]), rel=1e-5)
     jax.tree.map(lambda a, b: assert_allclose(a, b, atol=2e-5), whole["params"], parts["params"])

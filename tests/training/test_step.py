@@ -1,6 +1,7 @@
 """Packs and meshes against the lone run on one device."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -12,9 +13,9 @@ from scaling import accounting
 from scaling.config import Horizon, OptimConfig, RunConfig, program_key
 from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.families.transformer import TransformerConfig
-from scaling.training import optimizers, sharding
+from scaling.training import optimizers, sharding, step
 from scaling.training.programs import for_pack, lower
-from tests.training.lab import QUICK
+from tests.training.lab import QUICK, quick_jit
 
 # One layer: test_meshes and the slow tests here have two, which take twice as long to compile.
 MODEL = TransformerConfig(
@@ -85,6 +86,41 @@ def test_a_diverging_member_does_not_touch_the_others(alone):
     pack, _ = losses([RUN, wild])
     assert not np.isfinite(pack[-1, 1])
     assert_allclose(pack[:, :1], alone, rtol=1e-5)
+
+
+DROPPING = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, dropout=0.3))
+
+
+def test_what_is_dropped_depends_on_seed_step_row_and_place_alone(alone):
+    """Not on the parts of the batch, nor on a mesh; and it is other for another seed, under the same weights."""
+    whole, state = losses([DROPPING], steps=4)
+    assert state["hparams"]["seed"].dtype == np.int32
+    assert np.abs(whole - alone[:4]).max() > 0.01
+    assert_allclose(losses([DROPPING], execution=ExecutionConfig(accumulation_steps=4), steps=4)[0], whole, atol=1e-5)
+    assert_allclose(losses([DROPPING], MeshConfig(data=2), num_devices=2, steps=4)[0], whole, rtol=0, atol=1e-5)
+
+
+def test_each_seed_and_step_drops_other_values_and_evaluation_none():
+    hp = optimizers.hyperparams(RUN.optim, accounting.plan(RUN))
+    batch = {"tokens": tokens(0)[0], "weights": np.ones((8, 32), np.float32)}
+    state = quick_jit(lambda seed: step.init_state(DROPPING, seed, hp))(np.int32(3))
+    assert set(state["hparams"]) == {*hp, "seed"}
+    assert int(state["hparams"]["seed"]) == 3
+    plain = jax.eval_shape(lambda: step.init_state(RUN, 3, hp))
+    assert set(plain["hparams"]) == set(hp)  # states without dropout, and checkpoints of them, are as they were
+
+    @quick_jit
+    def trained(seed, number):
+        at = {**state, "step": number, "hparams": {**hp, "seed": seed}}
+        return step.train_step(DROPPING, EXECUTION, at, batch)[1]["loss"]
+
+    losses = [float(trained(np.int32(seed), np.int32(n))) for seed, n in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 0))]
+    assert losses[0] == losses[4]
+    assert len(set(losses)) == 4
+    evaluated = [
+        quick_jit(functools.partial(step.eval_step, r, EXECUTION))(state["params"], batch) for r in (DROPPING, RUN)
+    ]
+    assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, evaluated), strict=True))
 
 
 def test_one_program_serves_every_horizon_and_rate():

@@ -73,6 +73,22 @@ def test_a_branch_is_its_lone_run_bit_for_bit(corpus, alone, tmp_path):
     assert took["tokens_per_s"] == pytest.approx(4 * 128 / (took["step_seconds"] + took["data_seconds"]))
 
 
+def test_with_dropout_too_a_trunk_its_branch_and_what_was_resumed_are_equal_to_the_bit(corpus, tmp_path):
+    """What is dropped follows from the seed and the step, which a checkpoint and a rider's both have."""
+    trunk, rider = (cell(corpus[0], steps, seed=5, schedule=FLAT, dropout=0.2) for steps in (40, 16))
+    riders = {trunk.run.run_id: [rider]}
+    lone = {c.run.run_id: train([c], corpus, tmp_path / "lone")[0] for c in (trunk, rider)}
+    assert train_and_stop_at(7, [trunk], corpus, tmp_path, riders=riders) is None
+    train([trunk], corpus, tmp_path, riders=riders)
+    assert checkpoint.newest_step(tmp_path / "work", rider.run.run_id) == 12
+    train([rider], corpus, tmp_path)
+    found = {r.run_id: r for r in records.load_records(tmp_path / "results")}
+    assert found[rider.run.run_id].timing["branched_from"] == trunk.run.run_id
+    assert {i: essence(r) for i, r in found.items()} == {i: essence(r) for i, r in lone.items()}
+    plain = train([cell(corpus[0], 16, seed=5, schedule=FLAT)], corpus, tmp_path / "plain")[0]
+    assert plain.loss != found[rider.run.run_id].loss
+
+
 @pytest.mark.slow
 def test_a_trunk_cut_off_anywhere_leaves_the_same(corpus, alone, tmp_path):
     for stop_at in (3, 12, 13, 16, 39):  # before a branch, at it, after it

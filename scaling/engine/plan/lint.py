@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling import families
+from scaling import accounting
 from scaling.config import DataConfig
 from scaling.engine.plan.table import Row
 
@@ -343,7 +343,7 @@ def mixed_starts(rows: Sequence[Row], expected: Expected) -> list[Finding]:
 
 def large_head(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     def head_share(row: Row) -> float:
-        counts = families.of(row.cell.run.model).counts(row.cell.run.model)
+        counts = accounting.trained(row.cell.run.model, row.cell.run.objective)
         return counts.head_weights / (counts.head_weights + counts.inner_weights)
 
     bad = [row for row in rows if head_share(row) > MAX_HEAD]

@@ -76,7 +76,7 @@ class Chip:
 def step_seconds(run: RunConfig, mesh: MeshConfig, remat: str, chip: Chip, accumulation_steps: int = 1) -> float:
     """Seconds of one step by the model above; every size of ``mesh`` is given."""
     model, tokens = run.model, run.batch_tokens
-    counts = families.of(model).counts(model)
+    counts = accounting.trained(model, run.objective)
     exact = accounting.flops_of(run)["exact"]
     head = 6.0 * counts.head_weights
     attention = exact - head - 6.0 * counts.inner_weights
@@ -84,7 +84,7 @@ def step_seconds(run: RunConfig, mesh: MeshConfig, remat: str, chip: Chip, accum
     devices = mesh.data * mesh.fsdp * mesh.tensor
     compute = (exact + again) * tokens / (devices * chip.peak_flops * PRODUCT_EFFICIENCY)
     width = 2 if model.dtype == "bfloat16" else 4
-    part = width * counts.num_params["total"] / mesh.tensor
+    part = width * counts.held / mesh.tensor
     weights = (2 * accumulation_steps + 1) * part * (mesh.fsdp - 1) / mesh.fsdp
     weights += 2 * part / mesh.fsdp * (mesh.data - 1) / mesh.data
     layer_output = width * tokens / (mesh.data * mesh.fsdp) * model.d_model
@@ -98,7 +98,7 @@ def least_bytes(run: RunConfig, mesh: MeshConfig, remat: str, accumulation_steps
     backward pass (fused attention, logits in chunks)."""
     model = run.model
     resolved = accounting.plan(run)
-    state = (resolved.state_bytes + 4 * resolved.num_params["total"]) / (mesh.fsdp * mesh.tensor)
+    state = (resolved.state_bytes + 4 * accounting.trained(model, run.objective).held) / (mesh.fsdp * mesh.tensor)
     width = 2 if model.dtype == "bfloat16" else 4
     tokens = run.batch_tokens / (mesh.data * mesh.fsdp * accumulation_steps)
     kept = {"full": 0.0, "offload": 0.0}.get(remat, families.of(model).kept_values(model) / mesh.tensor)

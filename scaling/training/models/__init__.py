@@ -4,6 +4,7 @@ What all share is here: finding the module, initialising what it declares, and t
 """
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 
 import flax.linen as nn
@@ -28,18 +29,23 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
 class _Declared(nn.Module):
     """What initialises the declared parameters; Flax draws each by its place among them."""
 
-    config: ModelConfig
+    specs: tuple[tuple[str, ParamSpec], ...]
 
     @nn.compact
     def __call__(self):
-        for name, spec in param_specs(self.config).items():
+        for name, spec in self.specs:
             init = nn.initializers.ones if spec.init_std is None else nn.initializers.normal(spec.init_std)
             self.param(name, nn.with_logical_partitioning(init, spec.logical_axes), spec.shape, jnp.float32)
 
 
 def init(config: ModelConfig, key) -> dict[str, jax.Array]:
-    """Float32 parameters by name."""
-    return nn.meta.unbox(_Declared(config).init(key)["params"])
+    """Float32 parameters of a model by name."""
+    return drawn(param_specs(config), key)
+
+
+def drawn(specs: Mapping[str, ParamSpec], key) -> dict[str, jax.Array]:
+    """Float32 parameters by name, as declared. Those declared last do not change what those before them are."""
+    return nn.meta.unbox(_Declared(tuple(specs.items())).init(key)["params"])
 
 
 def head(config: ModelConfig, params: dict[str, jax.Array]) -> jax.Array:
@@ -59,5 +65,5 @@ def logits(config: ModelConfig, head_DV, h_BTD) -> jax.Array:
 
 def apply(config: ModelConfig, execution, params: dict[str, jax.Array], tokens_BT, **sees) -> jax.Array:
     """logits_BTV in float32 for tokens_BT; ``sees``: the options of ``hidden``."""
-    h_BTD = network(config).hidden(config, execution, params, tokens_BT, **sees)
-    return logits(config, head(config, params), h_BTD)
+    hidden = network(config).hidden(config, execution, params, tokens_BT, **sees)
+    return logits(config, head(config, params), hidden.h_BTD)

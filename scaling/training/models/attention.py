@@ -4,8 +4,9 @@ Shapes: B batch, T tokens, H query heads, G key/value heads, R = H/G queries a k
 Every implementation maps q_BTHK, k_BTGK, v_BTGK and a scale to o_BTHK = softmax(scale · q kᵀ + mask) v, with
 logits and softmax in float32 whatever the inputs are: a logit of 60 in bfloat16 is off by up to .125, its weight
 by 13 %. ``document_BT``, where given, numbers each token's document, and none sees another's tokens. Rotary logits
-depend on distances alone, so that is at once what positions counted from each document's start would give. Without
-``causal`` a token sees those after it too.
+depend on distances alone, so that is at once what positions counted from each document's start would give; positions
+that are added to the embedding are counted so where they are (``transformer``). No weight is dropped at random: the
+fused kernels cannot, and all are to be equal. Without ``causal`` a token sees those after it too.
 """
 
 import functools

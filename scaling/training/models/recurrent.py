@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from scaling.execution import ExecutionConfig
 from scaling.families.recurrent import GATES, RecurrentConfig
-from scaling.training.models.parameters import ParamSpec, dense, rms_norm
+from scaling.training.models.parameters import Hidden, ParamSpec, dense, rms_norm
 from scaling.training.models.stack import embedded, through_layers
 
 
@@ -78,8 +78,8 @@ def hidden(
     *,
     causal: bool = True,
     mask_documents: bool = False,
-) -> jax.Array:
-    """h_BTD for tokens_BT, the last layer's output, normalised, in the compute dtype: what the head reads.
+) -> Hidden:
+    """Returns h_BTD for tokens_BT, the last layer's output, normalised, in the compute dtype.
 
     ``causal`` is true (``RunConfig`` has seen to it); ``mask_documents``: see ``DataConfig``.
     """  # fmt: skip
@@ -92,4 +92,4 @@ def hidden(
         return x_BTD + h_BTD if c.residual else h_BTD
 
     x_BTD = through_layers(one_layer, execution, specs, params, x_BTD)
-    return rms_norm(x_BTD, params["final_norm"], c.norm_eps)
+    return Hidden(rms_norm(x_BTD, params["final_norm"], c.norm_eps))

@@ -1,5 +1,6 @@
 """What comes before layers and how they follow one another, unrolled or scanned, kept or recomputed."""
 
+import types
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -24,23 +25,29 @@ def embedded(config: ModelConfig, specs: Mapping[str, ParamSpec], params: Mappin
 
 
 def through_layers(
-    one_layer: Callable, execution: ExecutionConfig, specs: Mapping[str, ParamSpec], params: Mapping, x_BTD
+    one_layer: Callable,
+    execution: ExecutionConfig,
+    specs: Mapping[str, ParamSpec],
+    params: Mapping,
+    x_BTD,
+    others: Mapping[str, jax.Array] = types.MappingProxyType({}),
 ) -> jax.Array:
-    """Returns what ``one_layer(p, x_BTD)`` makes of x, layer after layer, ``p`` a layer's own weights.
+    """Returns what ``one_layer(p, x_BTD)`` makes of x, layer after layer, ``p`` a layer's own weights and ``others``.
 
-    Those are the parameters whose first logical axis is ``layers``; ``execution`` says whether they are scanned over
-    and what of a layer the backward pass computes again.
+    The weights are the parameters whose first logical axis is ``layers``, which the arrays of ``others`` have too;
+    ``execution`` says whether they are scanned over and what of a layer the backward pass computes again.
     """
-    layers = {name: params[name] for name, spec in specs.items() if spec.logical_axes[0] == "layers"}
-    axes = {name: specs[name].logical_axes[1:] for name in layers}
-    num_layers = specs[next(iter(layers))].shape[0]
+    weights = {name: params[name] for name, spec in specs.items() if spec.logical_axes[0] == "layers"}
+    axes = {name: specs[name].logical_axes[1:] for name in weights}
+    layers = weights | others
+    num_layers = specs[next(iter(weights))].shape[0]
     scanned = execution.scan_layers
     if scanned is None:
         scanned = sharding.platform() != "cpu" or num_layers > MOST_UNROLLED
 
     def of_layer(x_BTD, p):
         if scanned:  # says it of their gradients too, which would else be added up whole on every device
-            p = {name: nn.with_logical_constraint(w, axes[name]) for name, w in p.items()}
+            p = p | {name: nn.with_logical_constraint(p[name], axes[name]) for name in weights}
         return one_layer(p, checkpoint_name(x_BTD, "layer_input") if execution.remat == "offload" else x_BTD)
 
     layer = _rematerialised(execution.remat, of_layer, scanned)

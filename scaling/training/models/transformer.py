@@ -1,10 +1,11 @@
-"""Decoder-only Transformer: pre-norm RMSNorm, rotary positions, GELU / SwiGLU / ReLU², grouped key/value heads.
+"""Decoder-only Transformer with the norms, positions, activations, biases and dropout that its config names.
 
 Shapes: B batch, T tokens, D d_model, F d_ff, H query heads, G key/value heads, K head_dim, V vocabulary, L layers.
 A parameter is declared once, in ``param_specs``: shape, logical axes, initialisation, group, and how μP and Muon treat
 it. Layers are stored stacked, (L, …), however they are executed, so a checkpoint does not depend on that.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -15,55 +16,106 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.execution import ExecutionConfig
-from scaling.families.transformer import TransformerConfig
+from scaling.families.transformer import TransformerConfig, norm_has_bias
 from scaling.training import sharding
 from scaling.training.models import attention
-from scaling.training.models.parameters import ParamSpec, dense, rms_norm
+from scaling.training.models.parameters import Hidden, ParamSpec, dense, layer_norm, rms_norm
 from scaling.training.models.stack import embedded, through_layers
 
 
 def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
     """Every parameter by name.
 
-    Standard: matrices at fan_in^-1/2, those that write to the residual stream divided by (2 L)^1/2 (GPT-2), the
-    embedding at 1 and the head at D^-1/2. μP (Yang et al. 2022, table 8, Adam): the same, with the head fixed at what
-    the base width would have and its logits divided by m in ``apply``.
+    Standard: matrices at fan_in^-1/2, those that write to the residual stream divided by (2 L)^1/2 (GPT-2) unless each
+    sum is normalised anyway (post-norm), the embedding at 1, where it is not tied or scaled, and the head at D^-1/2.
+    Positions at half of what the embedding is read at (.01 to .02 in GPT-2's code), biases at 0. μP (Yang et al. 2022,
+    table 8, Adam): the same, with the head fixed at what the base width would have and its logits divided by m in
+    ``apply``.
     """
     c = config
     attn_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    residual = 1.0 / math.sqrt(2 * c.num_layers)
-    head_std = (c.base_d_model or c.d_model) ** -0.5
+    residual = 1.0 / math.sqrt(2 * c.num_layers) if c.norm_position == "pre" else 1.0
+    head_std = _head_std(c)
 
     def matrix(axes, fan_in, fan_out, group, scale=1.0):
         shape, std = (c.num_layers, fan_in, fan_out), scale * fan_in**-0.5
         return ParamSpec(shape, ("layers", *axes), std, group, matrix=(1, 2), mup="hidden", decay=True)
 
-    def layer_norm(size):
-        return ParamSpec((c.num_layers, size), ("layers", "norm"), None, "norm")
+    def of_layers(size, init_std, group, axis="norm"):
+        return ParamSpec((c.num_layers, size), ("layers", axis), init_std, group)
 
     # A tied table is read as embedding and as head, so it takes the head's scale. Otherwise 1, so that the residual
     # stream starts at the scale of what the layers add to it: see the init entry of results/README.md.
-    embedding_std = head_std if c.tied_embeddings else 1.0
+    embedding_std = head_std if c.tied_embeddings or c.scaled_embeddings else 1.0
     specs = {
         "embedding": ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed"), embedding_std, "embedding", mup="input"),
-        "attn_norm": layer_norm(c.d_model),
+        "attn_norm": of_layers(c.d_model, None, "norm"),
         "w_q": matrix(("embed", "heads"), c.d_model, attn_width, "attention"),
         "w_k": matrix(("embed", "kv_heads"), c.d_model, kv_width, "attention"),
         "w_v": matrix(("embed", "kv_heads"), c.d_model, kv_width, "attention"),
         "w_o": matrix(("heads", "embed"), attn_width, c.d_model, "attention", residual),
-        "mlp_norm": layer_norm(c.d_model),
+        "mlp_norm": of_layers(c.d_model, None, "norm"),
         "w_in": matrix(("embed", "mlp"), c.d_model, c.d_ff, "mlp"),
         "w_out": matrix(("mlp", "embed"), c.d_ff, c.d_model, "mlp", residual),
-        "final_norm": ParamSpec((c.d_model,), ("norm",), None, "norm"),
     }
+    if c.norm_position == "pre":
+        specs["final_norm"] = ParamSpec((c.d_model,), ("norm",), None, "norm")
     if c.activation == "swiglu":
         specs["w_gate"] = matrix(("embed", "mlp"), c.d_model, c.d_ff, "mlp")
     if c.qk_norm:
-        specs |= {"q_norm": layer_norm(c.head_dim), "k_norm": layer_norm(c.head_dim)}
+        specs |= {name: of_layers(c.head_dim, None, "norm") for name in ("q_norm", "k_norm")}
     if not c.tied_embeddings:
         shape = (c.d_model, c.vocab_size)
         specs["unembedding"] = ParamSpec(shape, ("embed", "vocab"), head_std, "unembedding", mup="output", decay=True)
+    if c.positions == "learned":
+        std = 0.5 * (1.0 if c.scaled_embeddings else embedding_std)
+        specs["positions"] = ParamSpec((c.num_positions, c.d_model), (None, "embed"), std, "embedding", mup="input")
+    if norm_has_bias(c):
+        norms = [(name, spec) for name, spec in specs.items() if spec.group == "norm"]
+        specs |= {f"{name}_bias": dataclasses.replace(spec, init_std=0.0) for name, spec in norms}
+    if c.biases:  # a dimension of the residual stream is whole on every device
+        linear = [(name, spec) for name, spec in specs.items() if spec.matrix is not None]
+        for name, spec in linear:
+            axis = "norm" if spec.logical_axes[2] == "embed" else spec.logical_axes[2]
+            specs[name.replace("w_", "b_", 1)] = of_layers(spec.shape[2], 0.0, spec.group, axis)
     return specs
+
+
+def _head_std(config: TransformerConfig) -> float:
+    return (config.base_d_model or config.d_model) ** -0.5
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Fixed positions, float64 [length, width]: sin(t / 10000^(2i/D)) in 2i, its cosine in 2i + 1 (Vaswani et al. 2017,
+    section 3.5)."""
+    angles = np.arange(length)[:, None] * 10_000.0 ** (-np.arange(0, width, 2)[None, :] / width)
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, width)
+
+
+def placed(config: TransformerConfig, params: dict[str, jax.Array], tokens_BT, x_BTD, mask_documents: bool):
+    """x_BTD with what is added for each token's position, counted in its window, or in its document if masked."""
+    T = tokens_BT.shape[1]
+    if config.positions == "learned":  # gathered from the whole table, as embeddings are
+        table_TD = nn.with_logical_constraint(params["positions"], (None, None))[:T]
+    else:
+        table_TD = jnp.asarray(sinusoids(T, config.d_model), x_BTD.dtype)
+    if not mask_documents:
+        return x_BTD + table_TD[None]
+    at_1T = jnp.arange(T)[None]  # of a document that began before the window, from the window's start
+    place_BT = at_1T - jax.lax.cummax(jnp.where(tokens_BT == 0, at_1T, 0), axis=1)
+    return nn.with_logical_constraint(x_BTD + table_TD[place_BT], ("batch", "seq", "act_embed"))
+
+
+def dropped(rate: float, keys_B, x_BTD):
+    """x with each value 0 by chance ``rate``, and the others divided by 1 - rate (Srivastava et al. 2014).
+
+    Each row is drawn by its own key, so that no part, mesh or pack changes it. Without keys, x as it is.
+    """
+    if keys_B is None:
+        return x_BTD
+    kept_BTD = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x_BTD.shape[1:]))(keys_B)
+    kept_BTD = nn.with_logical_constraint(kept_BTD, ("batch", "seq", "act_embed"))
+    return jnp.where(kept_BTD, x_BTD / (1 - rate), 0)
 
 
 def rotary(x_BTHK, theta: float):
@@ -86,27 +138,52 @@ def rotary(x_BTHK, theta: float):
 def _activate(name: str, hidden, gate):
     if name == "swiglu":
         return jax.nn.silu(gate) * hidden
-    return jax.nn.gelu(hidden) if name == "gelu" else jnp.square(jax.nn.relu(hidden))
+    relu = jax.nn.relu(hidden)
+    return {"gelu": lambda: jax.nn.gelu(hidden), "relu": lambda: relu, "relu2": lambda: jnp.square(relu)}[name]()
+
+
+def _normed(config: TransformerConfig, p: dict[str, Any], name: str, x):
+    if config.norm == "rms":
+        return rms_norm(x, p[name], config.norm_eps)
+    return layer_norm(x, p[name], p.get(f"{name}_bias"), config.norm_eps)
+
+
+def _self_attention(config: TransformerConfig, attend, p: dict[str, Any], h_BTD):
+    c = config
+    B, T, _ = h_BTD.shape
+    scale = c.head_dim**-0.5 if c.parameterization == "standard" else c.base_head_dim**0.5 / c.head_dim
+    q_BTHK = dense(h_BTD, p["w_q"], p.get("b_q")).reshape(B, T, c.num_heads, c.head_dim)
+    k_BTGK = dense(h_BTD, p["w_k"], p.get("b_k")).reshape(B, T, c.num_kv_heads, c.head_dim)
+    v_BTGK = dense(h_BTD, p["w_v"], p.get("b_v")).reshape(B, T, c.num_kv_heads, c.head_dim)
+    if c.qk_norm:
+        q_BTHK = _normed(c, p, "q_norm", q_BTHK)
+        k_BTGK = _normed(c, p, "k_norm", k_BTGK)
+    if c.positions == "rotary":
+        q_BTHK, k_BTGK = rotary(q_BTHK, c.rope_theta), rotary(k_BTGK, c.rope_theta)
+    o_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, scale)
+    return dense(o_BTHK.reshape(B, T, -1), p["w_o"], p.get("b_o"))
+
+
+def _mlp(config: TransformerConfig, p: dict[str, Any], h_BTD):
+    gate_BTF = dense(h_BTD, p["w_gate"], p.get("b_gate")) if config.activation == "swiglu" else None
+    hidden_BTF = _activate(config.activation, dense(h_BTD, p["w_in"], p.get("b_in")), gate_BTF)
+    return dense(hidden_BTF, p["w_out"], p.get("b_out"))
 
 
 def block(config: TransformerConfig, attend, p: dict[str, Any], x_BTD):
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x)). ``p`` holds the layer's own weights."""
-    c = config
-    B, T, _ = x_BTD.shape
-    scale = c.head_dim**-0.5 if c.parameterization == "standard" else c.base_head_dim**0.5 / c.head_dim
-    h_BTD = rms_norm(x_BTD, p["attn_norm"], c.norm_eps)
-    q_BTHK = dense(h_BTD, p["w_q"]).reshape(B, T, c.num_heads, c.head_dim)
-    k_BTGK = dense(h_BTD, p["w_k"]).reshape(B, T, c.num_kv_heads, c.head_dim)
-    v_BTGK = dense(h_BTD, p["w_v"]).reshape(B, T, c.num_kv_heads, c.head_dim)
-    if c.qk_norm:
-        q_BTHK = rms_norm(q_BTHK, p["q_norm"], c.norm_eps)
-        k_BTGK = rms_norm(k_BTGK, p["k_norm"], c.norm_eps)
-    o_BTHK = attend(rotary(q_BTHK, c.rope_theta), rotary(k_BTGK, c.rope_theta), v_BTGK, scale)
-    x_BTD = x_BTD + dense(o_BTHK.reshape(B, T, -1), p["w_o"])
-    h_BTD = rms_norm(x_BTD, p["mlp_norm"], c.norm_eps)
-    gate_BTF = dense(h_BTD, p["w_gate"]) if c.activation == "swiglu" else None
-    hidden_BTF = _activate(c.activation, dense(h_BTD, p["w_in"]), gate_BTF)
-    x_BTD = x_BTD + dense(hidden_BTF, p["w_out"])
+    """One layer: x + f(norm(x)) for f attention, then the same for f the MLP; post-norm, norm(x + f(x)).
+
+    ``p`` holds the layer's own weights and, for dropout of f's value, ``keys`` (2, B).
+    """
+    keys_2B = p.get("keys", (None, None))
+
+    def with_residual(x_BTD, norm, function, keys_B):
+        h_BTD = _normed(config, p, norm, x_BTD) if config.norm_position == "pre" else x_BTD
+        x_BTD = x_BTD + dropped(config.dropout, keys_B, function(p, h_BTD))
+        return _normed(config, p, norm, x_BTD) if config.norm_position == "post" else x_BTD
+
+    x_BTD = with_residual(x_BTD, "attn_norm", functools.partial(_self_attention, config, attend), keys_2B[0])
+    x_BTD = with_residual(x_BTD, "mlp_norm", functools.partial(_mlp, config), keys_2B[1])
     return nn.with_logical_constraint(x_BTD, ("batch", "seq", "act_embed"))
 
 
@@ -118,15 +195,26 @@ def hidden(
     *,
     causal: bool = True,
     mask_documents: bool = False,
-) -> jax.Array:
-    """h_BTD for tokens_BT, the last layer's output, normalised, in the compute dtype: what the head reads.
+    keys_B=None,
+) -> Hidden:
+    """Returns h_BTD for tokens_BT, the last layer's output, normalised, in the compute dtype.
 
-    ``causal``: whether a token sees only those before it; ``mask_documents``: see ``DataConfig``.
+    ``causal``: whether a token sees only those before it; ``mask_documents``: see ``DataConfig``; ``keys_B``: a key a
+    row, by which dropout is drawn in training.
     """  # fmt: skip
     c, specs = config, param_specs(config)
     params, x_BTD = embedded(c, specs, params, tokens_BT)
     attend = attention.choose(execution.attention, sharding.platform(), tokens_BT.shape[1], mask_documents, causal)
     if mask_documents:  # id 0 opens a document in every corpus
         attend = functools.partial(attend, document_BT=jnp.cumsum(tokens_BT == 0, axis=1))
-    x_BTD = through_layers(functools.partial(block, c, attend), execution, specs, params, x_BTD)
-    return rms_norm(x_BTD, params["final_norm"], c.norm_eps)
+    if c.scaled_embeddings:
+        x_BTD = x_BTD / _head_std(c)
+    if c.positions in ("learned", "sinusoidal"):
+        x_BTD = placed(c, params, tokens_BT, x_BTD, mask_documents)
+    others = {}
+    if keys_B is not None:  # of the embedding, and of two places in each layer
+        keys_SB = jax.vmap(lambda key: jax.random.split(key, 1 + 2 * c.num_layers), out_axes=1)(keys_B)
+        x_BTD = dropped(c.dropout, keys_SB[0], x_BTD)
+        others["keys"] = keys_SB[1:].reshape(c.num_layers, 2, -1)
+    x_BTD = through_layers(functools.partial(block, c, attend), execution, specs, params, x_BTD, others)
+    return Hidden(_normed(c, params, "final_norm", x_BTD) if c.norm_position == "pre" else x_BTD)

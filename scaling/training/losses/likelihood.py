@@ -12,15 +12,21 @@ import jax.numpy as jnp
 from scaling import objectives
 from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig
+from scaling.families import ModelConfig
 from scaling.training import models, sharding
+from scaling.training.losses import Losses
+from scaling.training.models.parameters import ParamSpec
 
 # Logits of a device that may be there at once: with a large vocabulary they would be the step's largest array.
 MAX_LOGIT_BYTES = 128 * 2**20
 
 
-def token_losses(run: RunConfig, execution: ExecutionConfig, params, batch):
-    """Negative log likelihood in nats of each target, (B, T), logsumexp of the logits, (B, T), and the weights of the
-    targets, (B, T), or None where all weigh alike.
+def param_specs(run: RunConfig) -> dict[str, ParamSpec]:
+    return {}
+
+
+def losses(run: RunConfig, execution: ExecutionConfig, params, batch) -> Losses:
+    """Negative log likelihood in nats of each target, and logsumexp of the logits for the z-loss.
 
     ``batch`` is the objective's, its leading axis B. Where ``execution.loss_chunk_tokens`` asks for it, or by itself
     above ``MAX_LOGIT_BYTES`` of float32 logits a device, the tokens of each row are taken in chunks, whose logits the
@@ -29,25 +35,34 @@ def token_losses(run: RunConfig, execution: ExecutionConfig, params, batch):
     objective = objectives.of(run.objective)
     inputs_BT, targets_BT, weights_BT = objective.read(batch)
     sees = {"causal": objective.is_causal, "mask_documents": run.data.mask_documents}
-    h_BTD = models.network(run.model).hidden(run.model, execution, params, inputs_BT, **sees)
-    head_DV = models.head(run.model, params)
+    if "keys" in batch:  # in training, of what draws random numbers
+        sees["keys_B"] = batch["keys"]
+    hidden = models.network(run.model).hidden(run.model, execution, params, inputs_BT, **sees)
+    at_targets = from_hidden(run.model, execution, params, hidden.h_BTD, targets_BT)
+    return Losses(at_targets[0], weights_BT, at_targets[1], penalty=hidden.penalty, measures=hidden.measures)
+
+
+def from_hidden(model: ModelConfig, execution: ExecutionConfig, params, h_BTD, targets_BT):
+    """Returns the negative log likelihood of each target, (B, T), and logsumexp of the logits, (B, T), for what
+    ``hidden`` gave; in chunks as ``losses`` says."""
+    head_DV = models.head(model, params)
     B, T = h_BTD.shape[:2]
-    C = _chunk_length(execution.loss_chunk_tokens, B, T, run.model.vocab_size)
+    C = _chunk_length(execution.loss_chunk_tokens, B, T, model.vocab_size)
     if C >= T:
-        return (*_from_logits(models.logits(run.model, head_DV, h_BTD), targets_BT), weights_BT)
+        return _from_logits(models.logits(model, head_DV, h_BTD), targets_BT)
 
     # Gathered once, not by each chunk. Float32, so that the chunks' gradients are added up in float32.
     head_DV = nn.with_logical_constraint(head_DV, (None, "vocab"))
 
     @jax.checkpoint
     def chunk_losses(head_DV, h_BCD, target_BC):
-        return _from_logits(models.logits(run.model, head_DV, h_BCD), target_BC)
+        return _from_logits(models.logits(model, head_DV, h_BCD), target_BC)
 
     def one_chunk(_, chunk):
         return None, chunk_losses(head_DV, *chunk)
 
     _, chunks = jax.lax.scan(one_chunk, None, (_chunked(h_BTD, C), _chunked(targets_BT, C)))
-    return (*(x_NBC.swapaxes(0, 1).reshape(B, -1)[:, :T] for x_NBC in chunks), weights_BT)
+    return tuple(x_NBC.swapaxes(0, 1).reshape(B, -1)[:, :T] for x_NBC in chunks)
 
 
 def _from_logits(logits_BTV, target_BT):
