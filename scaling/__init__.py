@@ -3,8 +3,8 @@
 
 def __getattr__(name: str):
     # Lazy: importing the package costs nothing, and analysis never pulls in training.
-    if name == "fit_law":
-        from scaling.fit import fit_law
+    if name in ("fit_law", "compare"):
+        from scaling import fit
 
-        return fit_law
+        return getattr(fit, name)
     raise AttributeError(f"module 'scaling' has no attribute {name!r}")

@@ -30,6 +30,8 @@ class Conclusion:
     def __init__(self, cells: Cells, fit_config: FitConfig, manifest: Manifest, console: Console):
         self._cells, self._manifest, self._console = cells, manifest, console
         self._laws = [Laws(cells, path, fit_config, console) for path in cells.apart()]
+        compared = [Comparison(cells, fit_config)] if fit_config.compare is not None else []
+        self._answers: list[Laws | Comparison] = [*self._laws, *compared]
 
     def forecast(self, held_out: Sequence[Row]) -> bool:
         """Forecasts loss and interval of the held-out cells that are about to train, once and for all; whether they
@@ -62,16 +64,16 @@ class Conclusion:
         from scaling.report import printed
 
         page = self._cells.results / "report.html"
-        is_new = [laws.fit() for laws in self._laws]
-        if any(is_new) or not all(_is_newer(page, laws.path) for laws in self._laws):
+        is_new = [answer.fit() for answer in self._answers]
+        if any(is_new) or not all(_is_newer(page, answer.path) for answer in self._answers):
             from scaling.report.page import build
 
             page = build(self._cells.results)
-        for laws in self._laws:
-            payload = read_or_empty(laws.path)
-            self._console.print(*([text(("\n" + laws.name, "bold"))] if laws.name else []))
+        for answer in self._answers:
+            payload = read_or_empty(answer.path)
+            self._console.print(*([text(("\n" + answer.name, "bold"))] if answer.name else []))
             if "error" in payload:
-                self._console.print(f"no laws: {payload['error']}", soft_wrap=True)
+                self._console.print(f"{answer.without}: {payload['error']}", soft_wrap=True)
             else:
                 printed.show(self._console, payload)
         self._show_strangers()
@@ -84,7 +86,7 @@ class Conclusion:
     def _show_strangers(self) -> None:
         """Names the laws that a call with another ``fit.by`` left in the results: nothing here renews them."""
         folders = [self._cells.results, *self._cells.results.glob("*=*")]
-        others = sorted({path / "fit.json" for path in folders} - {laws.path for laws in self._laws})
+        others = sorted({path / "fit.json" for path in folders} - {answer.path for answer in self._answers})
         left = [str(path) for path in others if path.exists()]
         if left:
             self._console.print(
@@ -97,6 +99,8 @@ class Laws:
 
     ``Cells.apart`` says which rows are whose.
     """
+
+    without = "no laws"  # what is said where they could not be fitted
 
     def __init__(self, cells: Cells, path: Path, fit_config: FitConfig, console: Console):
         self.name = "" if path == cells.results else path.name
@@ -180,20 +184,63 @@ class Laws:
         from scaling import fit
 
         options = dataclasses.asdict(self._fit_config)
-        del options["by"]
+        del options["by"], options["compare"]
         if options["laws"] is None:
             del options["laws"]
         return fit.analyse(records.table(runs), records.curves(runs), source=str(self._folder), **options)
 
     def _inputs_sha256(self) -> str:
-        """Of all that laws and report are made from: records, forecast, manifest, options and the code that makes them.
-        Equal: nothing to do again."""
-        here = Path(__file__).parent
-        made_by = [*here.glob("*.py"), *(here / "laws").rglob("*.py"), *(here / "report").rglob("*.py")]
-        code = [*made_by, *(here / "report").glob("*.html")]
-        paths = [records.path_of(self._cells.results, row.run_id) for row in self._rows] + sorted(code)
-        paths += [self._folder / "forecast.json", self._cells.results / "sweep.json"]
-        return digest(paths, repr(self._fit_config))
+        return _inputs_sha256(self._cells, self._rows, self._folder, self._fit_config)
+
+
+class Comparison:
+    """Compares the groups of a grid (``fit.compare``), into fit.json of the results folder."""
+
+    without = "no comparison"
+
+    def __init__(self, cells: Cells, fit_config: FitConfig):
+        self.name = f"compared by {fit_config.compare}"
+        self._cells, self._fit_config = cells, fit_config
+
+    @property
+    def path(self) -> Path:
+        return self._cells.results / "fit.json"
+
+    def fit(self) -> bool:
+        """Writes fit.json, unless it is there and from the same inputs; whether it did."""
+        from scaling.laws.payload import of_comparison
+
+        rows = [row for group in self._cells.apart().values() for row in group]
+        inputs = _inputs_sha256(self._cells, rows, self._cells.results, self._fit_config)
+        if read_or_empty(self.path).get("inputs_sha256") == inputs:
+            return False
+        try:
+            payload = of_comparison(self._compared([row for row in rows if row.run_id in self._cells.found]))
+        except ValueError as e:
+            payload = {"schema": 1, "error": str(e), "multiplier": {"column": self._fit_config.compare}}
+        records.write_json(self.path, payload | {"inputs_sha256": inputs})
+        return True
+
+    def _compared(self, rows: Sequence[Row]):
+        """The comparison of the fitted among ``rows``, group by group. Raises ValueError where there can be none."""
+        from scaling.laws.answers.multiplier import compare
+
+        options = dataclasses.asdict(self._fit_config)
+        laws, column, _ = options.pop("laws"), options.pop("compare"), options.pop("by")
+        runs = [self._cells.record(row) for row in rows]
+        table = records.with_coordinate(records.table(runs), runs, column)
+        return compare(table, column, law=laws[0] if laws else None, source=str(self._cells.results), **options)
+
+
+def _inputs_sha256(cells: Cells, rows: Sequence[Row], folder: Path, fit_config: FitConfig) -> str:
+    """Of all that answers and report are made from: records, forecast, manifest, options and the code that makes them.
+    Equal: nothing to do again."""
+    here = Path(__file__).parent
+    made_by = [*here.glob("*.py"), *(here / "laws").rglob("*.py"), *(here / "report").rglob("*.py")]
+    code = [*made_by, *(here / "report").glob("*.html")]
+    paths = [records.path_of(cells.results, row.run_id) for row in rows] + sorted(code)
+    paths += [folder / "forecast.json", cells.results / "sweep.json"]
+    return digest(paths, repr(fit_config))
 
 
 def _is_newer(path: Path, than: Path) -> bool:

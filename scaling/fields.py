@@ -108,6 +108,16 @@ def _canonical(value: Any) -> Any:
     return {f.name: _canonical(v) for f, v in pairs if not ("since" in f.metadata and v == f.default)}
 
 
+def value_at(config: Any, path: str) -> Any:
+    """Returns the value at a dotted path of fields, as in ``optim.name``; raises KeyError where there is none."""
+    node = config
+    for name in path.split("."):
+        if not dataclasses.is_dataclass(node) or name not in {f.name for f in dataclasses.fields(node)}:
+            raise KeyError(path)
+        node = getattr(node, name)
+    return node
+
+
 def from_dict(cls: type, raw: dict[str, Any]) -> Any:
     """Builds the dataclass ``cls`` from what ``to_dict`` gave, with the standard library alone.
 

@@ -1,16 +1,16 @@
 """The command that fits: records or a CSV → laws, intervals, figures.
 
-    python -m scaling.fit SOURCE [--law NAME …] [--loss huber|lad|squared|tukey] [--out DIR]
+    python -m scaling.fit SOURCE [--law NAME …] [--loss huber|lad|squared|tukey] [--compare COLUMN] [--out DIR]
 
 SOURCE is a results folder (``runs/*.json``) or a CSV with columns num_params,num_tokens,loss
 (any delimiter and decimal mark, JSON and JSON lines, and names that trackers write: what was mapped is said). From
 Python the same is ``analyse(table)`` and ``forecast(analysis, cells)``, or ``scaling.fit_law(table, "chinchilla")`` for
-one law.
+one law, ``scaling.compare(table, "optimizer")`` for how much better one group of runs is than another.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,18 @@ from scaling import records, storage, terminal
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
 from scaling.laws.answers import approaches, comparison, of_runs
 from scaling.laws.answers.forecast import forecast
+from scaling.laws.answers.multiplier import compare
 from scaling.laws.fitting.estimate import Fit
 from scaling.laws.fitting.estimate import fit as _fit
 from scaling.laws.fitting.solver import DEFAULT_DELTA
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis
-from scaling.laws.payload import finite
+from scaling.laws.payload import finite, of_comparison
 from scaling.laws.tables.observations import from_table, read_csv
 from scaling.laws.tables.reading import NOTES
 from scaling.report.printed import show
 
-__all__ = ["Analysis", "analyse", "fit_law", "forecast", "main"]
+__all__ = ["Analysis", "analyse", "compare", "fit_law", "forecast", "main"]
 
 
 def fit_law(
@@ -122,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--one-law", action="store_true", help="forecast from the first law of N and D, not from several forms combined"
     )
+    parser.add_argument(
+        "--compare", metavar="COLUMN", help="how much compute each value of COLUMN (a label, or a path into the runs "
+        "such as model.family) saves over each other at equal loss; nothing else is fitted",
+    )  # fmt: skip
     parser.add_argument("--num-params", default="non_embedding", help="which count of a results folder (or total …)")
     parser.add_argument("--flops", default="exact", help="which FLOP rule of a results folder (or 6ND, kaplan …)")
     parser.add_argument(
@@ -158,19 +163,32 @@ def load(source: Path):
     return table, curves
 
 
-def _read(source: Path):
-    """``load``, and the records: none of a CSV."""
+def _read(source: Path, compare: str | None = None):
+    """``load``, and the records: none of a CSV. Runs that are compared may have laws apart; they come as in their grid,
+    with the column that they are compared by."""
     source = storage.folder(source)
     runs = [] if source.is_file() else records.load_records(source)
-    if groups := runs and records.manifest(source).get("groups"):
+    manifest = records.manifest(source) if runs else {}
+    if compare is not None:
+        runs = _as_in_grid(runs, manifest)
+    elif groups := manifest.get("groups"):
         raise ValueError(f"{source}: its laws are apart: write one of {', '.join(f'{source}/{g}' for g in groups)}")
     if runs:
         table = records.table(runs)
+        if compare is not None:
+            table = records.with_coordinate(table, runs, compare)
         table.attrs[NOTES] = _about_records(source, runs)
         return table, records.curves(runs), runs
     if source.is_dir():
         raise ValueError(f"{source}: no runs/*.json in it: write a results folder or a CSV")
     return read_csv(source), None, []
+
+
+def _as_in_grid(runs: list[records.RunRecord], manifest: Mapping[str, Any]) -> list[records.RunRecord]:
+    """Records in the order of their grid's groups, or of its cells: the first group is what others are held against."""
+    groups = manifest.get("groups") or {"": [cell["run_id"] for cell in manifest.get("cells") or []]}
+    place = {run_id: i for i, run_id in enumerate(run_id for ids in groups.values() for run_id in ids)}
+    return sorted(runs, key=lambda run: place.get(run.run_id, len(place)))
 
 
 def _about_records(folder: Path, runs) -> list[str]:
@@ -180,6 +198,15 @@ def _about_records(folder: Path, runs) -> list[str]:
         where = f"of no cell of its grid, as {folder / 'sweep.json'} has it, are left out"
         notes.append(f"{len(extra)} records {where} ({records.named(extra)})")
     return notes
+
+
+def _one_law(arguments: argparse.Namespace) -> str | None:
+    """The law that --compare is by. Raises ValueError for several, and beside options that are of one group's laws."""
+    if len(arguments.law) > 1 or "all" in arguments.law:
+        raise ValueError(f"--law is {' '.join(arguments.law)}: write one law with --compare")
+    if arguments.convention:
+        raise ValueError("--convention refits one group's law: write it without --compare")
+    return arguments.law[0] if arguments.law else None
 
 
 def _out(arguments: argparse.Namespace, source: Path) -> Path:
@@ -197,7 +224,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.tau is not None and arguments.loss != "asymmetric":
         raise ValueError(f"--tau is the quantile of --loss asymmetric, and --loss is {arguments.loss}: write both")
     source = storage.folder(arguments.source)
-    table, curves, runs = _read(source)
+    table, curves, runs = _read(source, arguments.compare)
     reading = {"holdout_flops": arguments.holdout_flops, "source": str(arguments.source)}
     objective = {"loss": arguments.loss, "delta": arguments.delta}
     objective["tau"] = 0.5 if arguments.tau is None else arguments.tau
@@ -205,10 +232,13 @@ def _run(arguments: argparse.Namespace) -> None:
     counted = {"num_params": arguments.num_params, "flops": arguments.flops}
     asked = arguments.law or DEFAULT_LAWS
     laws = dict.fromkeys([*(DEFAULT_LAWS if "all" in asked else ()), *(law for law in asked if law != "all")])
-    options = {"combined": not arguments.one_law, **counted, **reading, **objective, **resampling}
+    options = {**counted, **reading, **objective, **resampling}
     out = _out(arguments, source)
-    analysis = analyse(table, curves, laws=tuple(laws), **options)
-    payload = analysis.to_json()
+    if arguments.compare is None:
+        analysis = analyse(table, curves, laws=tuple(laws), combined=not arguments.one_law, **options)
+        payload = analysis.to_json()
+    else:
+        payload = of_comparison(compare(table, arguments.compare, law=_one_law(arguments), **options))
     if runs:
         payload = of_runs.complete(payload, runs)
     if "all" in asked:

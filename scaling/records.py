@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scaling import storage
 from scaling.config import RunConfig
-from scaling.fields import from_dict
+from scaling.fields import from_dict, value_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -288,12 +288,12 @@ def seal(payload: Mapping[str, Any]) -> str:
 def load(results: Path) -> "pd.DataFrame":
     """A results folder as a table, a row per run (diverged and failed ones too: see ``status``).
 
-    Columns: run_id, status, holdout and left_out_afterwards (see ``overlaid``), recipe; data (its fingerprint); cell
-    and setting (equal for runs of one model, data and horizon, and of one optimiser and batch); budget_flops and the
-    other labels; num_params (non-embedding) and num_params_<group>; num_tokens, unique_tokens, epochs,
-    tokens_per_param, num_steps, batch_tokens; flops_<rule>; loss, loss_standard_error, bits_per_byte; least_loss, what
-    a synthetic source itself has on the validation split; measures.<name>, those that are numbers; seed, peak_lr,
-    d_model, num_layers; seconds, tokens_per_s.
+    Columns: run_id, status, holdout and left_out_afterwards (see ``overlaid``), recipe; data (its fingerprint),
+    data_source, tokenizer; cell and setting (equal for runs of one model, data and horizon, and of one optimiser and
+    batch); budget_flops and the other labels; num_params (non-embedding) and num_params_<group>; num_tokens,
+    unique_tokens, epochs, tokens_per_param, num_steps, batch_tokens; flops_<rule>; loss, loss_standard_error,
+    bits_per_byte; least_loss, what a synthetic source itself has on the validation split; measures.<name>, those that
+    are numbers; seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
     """
     return table(load_records(results))
 
@@ -303,6 +303,25 @@ def table(records: Sequence[RunRecord]) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame([_row(r) for r in records])
+
+
+def with_coordinate(table: "pd.DataFrame", runs: Sequence[RunRecord], key: str) -> "pd.DataFrame":
+    """Returns the table of ``runs`` with a column ``key``: a label of their cells, or a path into their configs such as
+    ``model.family``, where it has no such column.
+
+    Raises ValueError where a run has neither.
+    """
+    if key in table:
+        return table
+    try:
+        values = [value_at(from_dict(RunConfig, r.config), "model.d_model" if key == "width" else key) for r in runs]
+    except KeyError:
+        labels = dict.fromkeys(label for r in runs for label in r.sweep.get("labels", {}))
+        some = ", ".join([*labels, "width", "optim.name", "model.family"])
+        raise ValueError(
+            f"compare is {key!r}, which is no coordinate of these runs: write one of {some}, or another path"
+        ) from None
+    return table.assign(**{key: values})
 
 
 def _digest(*parts: Any) -> str:
@@ -320,6 +339,8 @@ def _row(r: RunRecord) -> dict[str, Any]:
         "cell": _digest(model, r.config["data"], r.config["horizon"], r.config.get("objective"), r.config.get("start")),
         "setting": _digest(optim, r.config["batch_size"]),
         "data": r.data.get("fingerprint"),
+        "data_source": r.data.get("source"),
+        "tokenizer": r.data.get("tokenizer"),
         "objective": (r.config.get("objective") or {}).get("name", "next_token"),
         "started": r.config.get("start") is not None,
         **r.sweep.get("labels", {}),

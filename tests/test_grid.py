@@ -358,6 +358,15 @@ BAD = {
     f"{ISO}axes: {{data.source: ['text:a/b', 'text:a-b']}}\nfit: {{by: data.source}}": (
         "fit.by: 'data.source': 'text:a/b' and 'text:a-b' would share the folder data.source=text-a-b; write an axis"
     ),
+    f"{ISO}fit: {{compare: siez}}": "fit.compare: 'siez': no cell has that; write one of budget_flops, size, width",
+    f"{ISO}fit: {{compare: seed}}": "fit.compare: 'seed': every cell is of seed=0; write what cells differ in",
+    f"{ISO}fit: {{compare: size, by: seed}}": "fit.compare: 'size' beside by 'seed': write one, or the same for both",
+    f"{ISO}axes: {{objective.name: [next_token, masked]}}\nfit: {{compare: objective.name}}": (
+        "fit.compare: 'objective.name': losses of masked and next_token do not measure the same thing; write fit.by"
+    ),
+    f"{ISO}axes: {{data.source: ['text:a', 'text:b']}}\nfit: {{compare: data.source}}": (
+        "fit.compare: 'data.source': losses on text:a and text:b are of other text; write fit.by"
+    ),
     "base: {}\nbase: {}": "line 2, column 1: not valid YAML: 'base' is here twice",
     "base: {a: 1": "line 1, column 12: not valid YAML: expected ',' or '}'",
     "base: !!python/object:os.system {}": "not valid YAML: could not determine a constructor for the tag",

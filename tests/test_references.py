@@ -57,7 +57,7 @@ for _path in SOURCES:
     MODULES.setdefault(_name, set()).update(names_in(_path))
     MODULES.setdefault(_path.parent.name, set()).add(_path.stem)
     MODULES.setdefault(_path.parent.parent.name, set()).add(_path.parent.name)
-MODULES["scaling"] |= {"fit_law"}  # imported when it is first asked for
+MODULES["scaling"] |= {"fit_law", "compare"}  # imported when it is first asked for
 CLASSES = members()
 # ``fit.by``, ``execution.remat``: keys of a grid, which are fields of its dataclasses.
 CONFIGS = [names for cls, names in CLASSES.items() if cls.endswith("Config") or cls in ("Horizon", "Grid")]

@@ -11,5 +11,6 @@ Words used throughout:
 - sign: a small file in the work folder that says what a process does now (``--status`` reads it).
 - record: what a run leaves behind, one JSON file under ``runs/``.
 - manifest: ``sweep.json``: what a sweep planned, did and cost.
-- group: cells that have laws of their own (``fit.by``); the processes of one model are a ``distributed.Group``.
+- group: cells that have laws of their own (``fit.by``, ``fit.compare``); the processes of one model are a
+  ``distributed.Group``.
 """

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scaling import fields
 from scaling.config import RunConfig
 from scaling.grid import strict
 from scaling.grid.strict import GridError, shown
@@ -54,11 +55,10 @@ def coordinate(cell: Cell, key: Any, where: str) -> Any:
         return cell.labels[key]
     if key == "recipe":
         return cell.recipe
-    node: Any = cell.run
-    for name in ("model.d_model" if key == "width" else str(key)).split("."):
-        if not dataclasses.is_dataclass(node) or name not in {f.name for f in dataclasses.fields(node)}:
-            names = [*cell.labels, "width", "recipe"]
-            guess = strict.did_you_mean(key, [*names, *strict.paths_of(strict.schema_of(RunConfig))])
-            raise GridError(f"{where}: no cell has that; write one of {', '.join(names)}{guess}")
-        node = getattr(node, name)
-    return None if dataclasses.is_dataclass(node) else node
+    try:
+        value = fields.value_at(cell.run, "model.d_model" if key == "width" else str(key))
+    except KeyError:
+        names = [*cell.labels, "width", "recipe"]
+        guess = strict.did_you_mean(key, [*names, *strict.paths_of(strict.schema_of(RunConfig))])
+        raise GridError(f"{where}: no cell has that; write one of {', '.join(names)}{guess}") from None
+    return None if dataclasses.is_dataclass(value) else value

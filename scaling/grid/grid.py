@@ -20,7 +20,8 @@ A grid file:
     holdout: {budgets: [6e11], cells: [{width: 48}]} # cells kept out of the fit and forecast
     execution: {mesh: {data: 2}}        # ExecutionConfig
     hardware: {name: h100, devices: 8}  # HardwareConfig: what the plan counts time, money and energy on
-    fit: {flops: exact, by: shape}      # FitConfig; by: a law of its own for each value of that axis
+    fit: {flops: exact, by: shape}      # FitConfig; by: a law of its own for each value of that axis; compare: shape
+                                        # the same, and how much compute each saves over the others
 
 Later sections win over earlier ones, value by value: recipe, base, isoflop, axes in the order of the file, seeds. What
 the grid writes wins over what the recipe proposes. Cells are named in ``exclude`` and ``holdout`` by their labels
@@ -73,7 +74,8 @@ class FitConfig:
 
     ``delta`` null takes Huber's δ from the residuals (``solver.DEFAULT_DELTA``); 1e-3 is the field's habit. ``by``
     names a coordinate of the cells, a label or a path into the run: those that agree in it have laws, a forecast and a
-    report of their own (``Grid.groups``). Other data, or another optimiser, are not points of one law.
+    report of their own (``Grid.groups``). Other data, or another optimiser, are not points of one law. ``compare`` does
+    as ``by`` does and says besides what each group is worth against the others (``scaling.compare``).
     """
 
     num_params: ParamCount = "non_embedding"
@@ -84,6 +86,7 @@ class FitConfig:
     seed: int = 0
     laws: tuple[str, ...] | None = None  # as --law of scaling.fit; null: its default
     by: str | None = None
+    compare: str | None = None
 
     def __post_init__(self) -> None:
         if self.flops not in RULES:
@@ -92,6 +95,15 @@ class FitConfig:
             raise ValueError(f"delta is {self.delta!r}: write a positive number")
         if self.bootstrap < 0:
             raise ValueError(f"bootstrap is {self.bootstrap!r}: write an integer ≥ 0")
+        if self.compare is not None and self.by not in (None, self.compare):
+            raise ValueError(f"compare is {self.compare!r} beside by {self.by!r}: write one, or the same for both")
+
+    @property
+    def told_by(self) -> tuple[str, str] | None:
+        """The coordinate that tells groups apart, and the key that names it; None where all runs are of one law."""
+        if self.compare is not None:
+            return self.compare, "fit.compare"
+        return None if self.by is None else (self.by, "fit.by")
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,8 @@ class Grid:
     execution: ExecutionConfig
     fit: FitConfig
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    # run_ids by "<fit.by>=<value>", the folder of their laws in the results; empty where all runs are of one law
+    # run_ids by "<fit.by>=<value>" (or fit.compare's), the folder of their laws in the results; empty where all runs
+    # are of one law
     groups: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -147,7 +160,7 @@ def expand(raw: Any, *, name: str, text: str = "", epoch_tokens: EpochTokens = l
         execution=_settings(ExecutionConfig, sections, "execution"),
         fit=fit,
         hardware=_settings(HardwareConfig, sections, "hardware"),
-        groups=_groups(cells, fit.by) if fit.by is not None else {},
+        groups={} if fit.told_by is None else _groups(cells, *fit.told_by),
     )
 
 
@@ -342,26 +355,45 @@ def _hold_out(cells: list[Cell], sections: dict[str, Any]) -> list[Cell]:
     return [dataclasses.replace(cell, holdout=out) for cell, out in zip(cells, held)]
 
 
-def _groups(cells: list[Cell], by: str) -> dict[str, list[str]]:
+def _groups(cells: list[Cell], by: str, key: str) -> dict[str, list[str]]:
     """run_ids of the cells that agree in the coordinate ``by``, by the name of their folder. Raises GridError."""
     groups: dict[str, list[Cell]] = {}
     values: dict[str, Any] = {}
     for cell in cells:
-        value = coordinate(cell, by, f"fit.by: {shown(by)}")
+        value = coordinate(cell, by, f"{key}: {shown(by)}")
         if value is None:
-            raise GridError(f"fit.by: {shown(by)}: {called(cell.labels)} has no value there; write one of all cells")
+            raise GridError(f"{key}: {shown(by)}: {called(cell.labels)} has no value there; write one of all cells")
         name = "=".join(re.sub(r"[^\w.+-]+", "-", str(part)).strip("-.") for part in (by, value))
         other = values.setdefault(name.casefold(), value)  # some file systems take a and A for one
         if other != value:
             raise GridError(
-                f"fit.by: {shown(by)}: {shown(other)} and {shown(value)} would share the folder {name}; write an axis "
+                f"{key}: {shown(by)}: {shown(other)} and {shown(value)} would share the folder {name}; write an axis "
                 "whose entries have a label"
             )
         groups.setdefault(name, []).append(cell)
+    if key == "fit.compare":
+        _require_comparable(groups, by)
     for name, members in groups.items():
         if all(cell.holdout for cell in members):
             raise GridError(f"holdout: keeps every cell of {name} out, which is fitted by itself; leave some to fit")
     return {name: [cell.run.run_id for cell in members] for name, members in groups.items()}
+
+
+def _require_comparable(groups: dict[str, list[Cell]], by: str) -> None:
+    """Raises GridError where groups could not be compared when they have trained: better said before."""
+    if len(groups) < 2:
+        raise GridError(f"fit.compare: {shown(by)}: every cell is of {next(iter(groups))}; write what cells differ in")
+    runs = [cell.run for members in groups.values() for cell in members]
+    if len(found := {run.objective.name for run in runs}) > 1:
+        raise GridError(
+            f"fit.compare: {shown(by)}: losses of {' and '.join(sorted(found))} do not measure the same thing; write "
+            "fit.by for laws of each"
+        )
+    if len(found := {run.data.source for run in runs}) > 1:
+        raise GridError(
+            f"fit.compare: {shown(by)}: losses on {' and '.join(sorted(found))} are of other text; write fit.by for "
+            "laws of each"
+        )
 
 
 def _refuse_duplicates(cells: list[Cell]) -> None:

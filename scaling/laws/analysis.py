@@ -1,7 +1,6 @@
 """Everything a sweep's losses say, in one object: laws with intervals, the three approaches, allocation, forecasts."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -136,9 +135,7 @@ def analyse(
         warnings += _doubts(fits[form.name], draws.get(form.name))
     if not fits:
         raise ValueError(problems[0] if problems else f"{source}: no law was asked for: write --law chinchilla")
-    left_out = Counter(row["reason"] for row in observations.excluded)
-    for reason, count in sorted(left_out.items()):
-        warnings.append(f"{count} {reason} {'run is' if count == 1 else 'runs are'} not fitted")
+    warnings += observations.left_out()
     found = Analysis(
         observations=observations,
         fits=fits,

@@ -9,6 +9,7 @@ import numpy as np
 from scaling.laws.answers import allocation
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.forecast import Fitted, forecast
+from scaling.laws.answers.multiplier import BEYOND, SIGNIFICANCE, Comparison, Curve, Group, Pair
 from scaling.laws.forms.law import Params
 from scaling.laws.intervals import influence, resampling
 from scaling.laws.intervals.profile import Profile, Quantity, cut, without_end
@@ -77,6 +78,83 @@ def of(found: Found) -> dict[str, Any]:
         "warnings": list(found.warnings),
     }
     return finite(payload)
+
+
+def of_comparison(found: Comparison) -> dict[str, Any]:
+    """Returns the content of a fit.json whose only answer is how groups of runs compare: no law is of all of them."""
+    rows = found.joint.observations
+    payload = {
+        "schema": SCHEMA,
+        "source": found.source,
+        "num_observations": len(rows),
+        "convention": rows.convention,
+        "laws": {},
+        "allocation": {},
+        "isoflop": {},
+        "envelope": {},
+        "multiplier": _multiplier(found),
+        "forecast": [],
+        "excluded": rows.excluded,
+        "notes": list(rows.warnings),
+        "warnings": list(found.warnings),
+    }
+    return finite(payload)
+
+
+def _multiplier(found: Comparison) -> dict[str, Any]:
+    sharing, draws = found.sharing, found.draws
+    return {
+        "column": found.column,
+        "law": found.form.name,
+        "equation": found.form.equation,
+        "axis": found.axis,
+        "unit": found.unit,
+        "level": found.level,
+        "interval_method": "delta" if draws is None else "bootstrap by cell",
+        "num_bootstrap": 0 if draws is None else len(draws),
+        "bootstrap_converged": None if draws is None else draws.converged,
+        "num_cells_paired": len(np.unique(found.cells[found.paired])),
+        "num_runs_paired": int(found.paired.sum()),
+        "converged": found.joint.converged,
+        "reasons": list(found.joint.reasons),
+        "groups": [_group(found, group) for group in found.groups],
+        "sharing": None
+        if sharing is None
+        else {**vars(sharing), "significance": SIGNIFICANCE, "rejected": sharing.rejected},
+        "moves": list(found.moves),
+        "moves_beyond": BEYOND,
+        "pairs": [_pair(found.axis, pair) for pair in found.pairs],
+    }
+
+
+def _group(found: Comparison, group: Group) -> dict[str, Any]:
+    spent = group.observations.columns[found.axis]
+    return {
+        "name": group.name,
+        "num_observations": len(group.observations),
+        "fitted": [spent.min(), spent.max()],
+        "cost": None if group.cost is None else group.cost.describe(),
+        "params": found.params(group.name),
+        "params_apart": found.params_apart(group.name),
+        "converged_apart": None if group.alone is None else group.alone.converged,
+    }
+
+
+def _pair(axis: str, pair: Pair) -> dict[str, Any]:
+    curves = {"": pair.shared, "apart_": pair.apart, "same_size_": pair.same_size}
+
+    def point(name: str, curve: Curve, i: int) -> dict[str, Any]:
+        return {f"{name}value": curve.value[i], f"{name}interval": curve.interval[i]}
+
+    return {
+        "group": pair.group,
+        "over": pair.over,
+        "points": [
+            {axis: at, "extrapolated": pair.extrapolated[i]}
+            | {k: v for name, curve in curves.items() if curve for k, v in point(name, curve, i).items()}
+            for i, at in enumerate(pair.at)
+        ],
+    }
 
 
 def _law(found: Found, name: str) -> dict[str, Any]:
@@ -169,7 +247,7 @@ def _band(found: Found, quantity: Quantity) -> tuple[np.ndarray, np.ndarray]:
             band = np.exp(np.stack([lo, hi], axis=-1))
         return np.exp(value), np.where(band == 0, -np.inf, band)
     value = np.asarray(quantity({k: np.atleast_1d(v) for k, v in fitted.params.items()}))[0]
-    return value, _percentiles(quantity(draws.params), found.level)
+    return value, resampling.percentiles(quantity(draws.params), found.level)
 
 
 def _optimum(found: Found, flops: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -360,19 +438,6 @@ def _tokens(flops: np.ndarray, cost: Cost, num_params: np.ndarray) -> np.ndarray
     """D that C buys at N: none at infinite N, without end at none."""
     with np.errstate(divide="ignore"):
         return flops / cost.flops_per_token(num_params)
-
-
-def _percentiles(draws: np.ndarray, level: float) -> np.ndarray:
-    """Equal-tailed percentiles (m, 2) of draws (B, m), some of which may be 0 or infinite: beyond every end."""
-    tail = [0.5 * (1 - level), 1 - 0.5 * (1 - level)]
-    with np.errstate(invalid="ignore"):
-        ends = np.quantile(draws, tail, axis=0)
-    odd = ~np.isfinite(draws).all(axis=0) | (draws == 0).any(axis=0)
-    for i in np.flatnonzero(odd):  # no interpolating between a number and what is beyond all numbers
-        known = draws[~np.isnan(draws[:, i]), i]
-        ends[:, i] = np.quantile(known, tail, method="nearest") if len(known) else np.nan
-    lower, upper = ends
-    return np.stack([np.where(lower == 0, -np.inf, lower), upper], axis=-1)
 
 
 def finite(value: Any) -> Any:

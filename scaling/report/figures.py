@@ -281,6 +281,20 @@ def _forecast(seen: Seen) -> Drawing | None:
     return Drawing("forecast", "Forecast and outcome", caption, figure)
 
 
+def _multiplier(seen: Seen) -> Drawing | None:
+    compared = _part(seen.fit, "multiplier")
+    if not compared.get("pairs"):  # of groups that could not be compared there is the column alone
+        return None
+    figure = Figure(figsize=(HALF, 4.4))
+    plots_of_fits.multipliers(figure.subplots(), compared["pairs"], compared["axis"], compared["level"])
+    caption = (
+        "How many times as much the second of two groups takes for the loss that the first has for what is on the "
+        f"axis, by {compared['equation']} with exponents shared, and its {100 * compared['level']:.0f} % interval. "
+        "Dashed: outside what was fitted; dotted: by laws fitted apart."
+    )
+    return Drawing("multiplier", "How much better", caption, figure)
+
+
 def _repetition(seen: Seen) -> Drawing | None:
     done, fit = seen.done, seen.fit
     # Up to four epochs repeated tokens are as good as new (Muennighoff et al. 2023): nothing to see.
@@ -510,6 +524,6 @@ def _learning_rate(seen: Seen) -> Drawing | None:
 
 
 FIGURES = (
-    _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth, _residuals,
-    _profiles, _clouds, _power_laws, _curves, _positions, _learning_rate,
+    _multiplier, _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth,
+    _residuals, _profiles, _clouds, _power_laws, _curves, _positions, _learning_rate,
 )  # fmt: skip

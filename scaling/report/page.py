@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from scaling import records, storage
-from scaling.laws.answers import of_runs, precision
+from scaling.laws.answers import multiplier, of_runs, precision
 from scaling.report import figures, words
 from scaling.report.words import fixed, num, scientific, span
 
@@ -57,7 +57,10 @@ def read(results_dir: Path) -> Results:
         raise ValueError(f"{folder}/runs: no records: run the sweep first")
     manifest = records.manifest(folder)
     groups = tuple(manifest.get("groups") or ())
-    fit, forecast = ({} if groups else records.read_json(folder / f"{name}.json") for name in ("fit", "forecast"))
+    fit, forecast = (records.read_json(folder / f"{name}.json") for name in ("fit", "forecast"))
+    if groups:  # with laws apart only a comparison of them stands here; anything else is of another ``fit.by``
+        compared = (fit.get("multiplier") or {}).get("column")
+        fit, forecast = fit if compared and all(g.startswith(f"{compared}=") for g in groups) else {}, {}
     held_out = {cell["run_id"] for cell in manifest.get("cells") or [] if cell["holdout"]}
     fit = with_sealed_forecast(fit, forecast, runs, held_out if manifest else None)
     return Results(
@@ -88,7 +91,9 @@ def _build(results: Results, out: Path) -> Path:
     for group in results.groups:
         _build(group, out.parent / group.folder.name / out.name)
     cells, saved = results.fit["learning_rates"], []
-    if not results.groups:
+    if results.groups and results.fit.get("multiplier"):
+        saved = figures.write(out.parent / "figures", results.table, results.fit)
+    elif not results.groups:
         saved = figures.write(out.parent / "figures", results.table, results.fit, results.runs)
     storage.write(out, _render(results, cells, saved, out.name), synced=False)
     return out
@@ -125,6 +130,7 @@ def headlines(results: Results, cells: Sequence[Mapping]) -> list[dict]:
     if not figures.is_about_rates(cells, table):
         out += [*_exponent_headline(results.fit), *_ratio_headline(results.fit), *_forecast_headline(results.fit)]
         out += _irreducible_headline(results)
+    out += _multiplier_headlines(results.fit)
     if cells:
         interior = sum(c["interior"] for c in cells)
         text = "cells of the learning-rate sweep whose best rate lies inside the range tried"
@@ -183,6 +189,40 @@ def _forecast_headline(fit: Mapping) -> list[dict]:
     return [_headline(f"{sum(errors) / len(errors):.2g} %", None, text)]
 
 
+def _multiplier_headlines(fit: Mapping) -> list[dict]:
+    """Of each pair that was compared the multiplier at the most compute within the fitted runs."""
+    compared = fit.get("multiplier") or {}
+    apart = (compared.get("sharing") or {}).get("rejected", False)
+    out = []
+    for pair in compared.get("pairs", ()):
+        inside = [p for p in pair["points"] if not p["extrapolated"]]
+        if not inside:
+            continue
+        point, key = inside[-1], "apart_" if apart else ""
+        what = multiplier.UNITS[compared["axis"]]
+        text = (
+            f"as many {what} as {escape(pair['group'])} takes {escape(pair['over'])} for the loss of "
+            f"{scientific(_budget(point[compared['axis']]))}{', by laws with exponents of their own' if apart else ''}"
+        )
+        value = point[f"{key}value"]
+        out.append(_headline("–" if value is None else f"{value:.2f}×", point[f"{key}interval"], text, "{:.2f}".format))
+    return out
+
+
+def _compared(found: Mapping) -> dict:
+    """The table of multipliers and the sentences below it; empty without a comparison."""
+    if not found.get("pairs"):
+        return {}
+    rows = [{**p, "at": p[found["axis"]], "group": pair["group"], "over": pair["over"]}
+            for pair in found["pairs"] for p in multiplier.told(pair["points"])]  # fmt: skip
+    return {
+        **found,
+        "rows": rows,
+        "axis_unit": multiplier.UNITS[found["axis"]],
+        "sentences": multiplier.sentences(found),
+    }
+
+
 def _irreducible(results: Results) -> list[dict]:
     """The irreducible loss of each law against the truth, if that is known."""
     known = results.fit.get("truth") or {}
@@ -215,7 +255,7 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
     if not ("laws" in fit or "error" in fit or results.groups):
         out.append("No laws: there is no fit.json in this folder.")
     elif fit.get("error"):
-        out.append(f"No laws: {fit['error']}")
+        out.append(f"No {'comparison' if results.groups else 'laws'}: {fit['error']}")
     missing = [
         c for c in results.manifest.get("cells") or [] if c["run_id"] not in {run.run_id for run in results.runs}
     ]
@@ -336,6 +376,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         convention=next(filter(None, conventions), {"num_params": "non_embedding", "flops": "exact"}),
         headlines=headlines(results, cells),
         warnings=warnings(results, cells),
+        compared=_compared(fit.get("multiplier") or {}),
         groups=[_group(group, f"{group.folder.name}/{page}") for group in results.groups],
         seal=forecast_seal(results.forecast),
         figures=saved,

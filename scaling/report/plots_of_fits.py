@@ -131,6 +131,40 @@ def cloud(ax: Axes, draws: Mapping[str, Sequence[float]], params: Mapping[str, f
     return ax
 
 
+def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> Axes:
+    """What each pair's first group is worth against its second, over ``axis``: a line and its band a pair, and dotted
+    what laws fitted apart say.
+
+    ``pairs``: fit.json's multiplier.pairs. Dashed where a group lies outside its fitted rows. An end of a band that is
+    null is one the data do not set: the band then leaves the axes.
+    """
+    known = [p["value"] for pair in pairs for p in pair["points"] if p["value"] is not None]
+    for i, pair in enumerate(pairs):
+        colour = tone(0.28 * (i % 4))
+        x = np.array([p[axis] for p in pair["points"]])
+        value = np.array([p["value"] for p in pair["points"]], dtype=float)
+        lower, upper = np.array([p["interval"] for p in pair["points"]], dtype=float).T
+        lower, upper = np.where(np.isnan(lower), value / 1e3, lower), np.where(np.isnan(upper), value * 1e3, upper)
+        ax.fill_between(x, lower, upper, color=colour, alpha=0.18, linewidth=0)
+        inside = np.array([not p["extrapolated"] for p in pair["points"]])
+        ax.plot(x, value, color=colour, linestyle="--", linewidth=1)
+        named = f"{pair['group']} over {pair['over']}"
+        ax.plot(x, np.where(inside, value, np.nan), color=colour, linewidth=1.8, label=named)
+        apart = np.array([p.get("apart_value") for p in pair["points"]], dtype=float)
+        ax.plot(x, apart, color=colour, linestyle=":", linewidth=1)
+    ax.axhline(1.0, color="0.4", linewidth=0.8)
+    log_axis(ax.xaxis, axis)
+    ax.set_yscale("log")
+    if known:
+        ax.set_ylim(min(0.9, 0.8 * min(known)), max(1.1, 1.25 * max(known)))
+    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
+    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}×"))
+    ax.yaxis.set_minor_locator(ticker.NullLocator())
+    ax.set_ylabel("times as much for the same loss")
+    ax.legend(title=f"band: {100 * level:.0f} %; dotted: fitted apart")
+    return ax
+
+
 def forecast_growth(ax: Axes, members: Sequence[Mapping]) -> Axes:
     """Mean error of forecasts of every larger run, as the range of compute that was fitted grows: a line per form.
 

@@ -1,6 +1,7 @@
 """Prints the content of fit.json on a terminal."""
 
 from scaling import terminal
+from scaling.laws.answers import multiplier
 
 
 def show(console, payload: dict) -> None:
@@ -21,6 +22,8 @@ def show(console, payload: dict) -> None:
         console.print(exponents)
     if payload["allocation"].get("tokens_per_param"):
         console.print(_ratio_table(payload["allocation"]))
+    if payload.get("multiplier"):
+        _show_multiplier(console, payload["multiplier"])
     if payload.get("combination"):
         console.print(_combination_table(payload["combination"]["members"]))
     if payload["forecast"]:
@@ -134,6 +137,37 @@ def _ratio_table(law: dict):
     for flops, entry in law["tokens_per_param"].items():
         table.add_row(flops, _number(entry["value"]), _range(entry["interval"]))
     return table
+
+
+def _show_multiplier(console, compared: dict) -> None:
+    """What each group is worth against each other, and whether one set of exponents may stand for all of them."""
+    axis = multiplier.UNITS[compared["axis"]]
+    shared = ", ".join(
+        f"{name} {_number(value)}"
+        for name, value in compared["groups"][0]["params"].items()
+        if all(group["params"][name] == value for group in compared["groups"])
+    )
+    title = (
+        f"\nHow many times the {axis} of the first the second takes for the same loss ({compared['unit']})\n"
+        f"{compared['equation']}, shared: {shared}; {'; '.join(_group_words(g) for g in compared['groups'])}"
+    )
+    interval = f"{100 * compared['level']:.0f} %"
+    sized = any("same_size_value" in p for pair in compared["pairs"] for p in pair["points"])
+    columns = ["first, second", axis, "times", interval, "fitted apart", interval]
+    table = _table(title, *columns, *(["at one size", interval] if sized else []), "")
+    for pair in compared["pairs"]:
+        for p in multiplier.told(pair["points"]):
+            kinds = ("", "apart_", *(["same_size_"] if sized else []))
+            cells = [w for k in kinds for w in (_number(p.get(f"{k}value")), _range(p.get(f"{k}interval")))]
+            beyond = "extrapolated" if p["extrapolated"] else ""
+            table.add_row(f"{pair['group']}, {pair['over']}", f"{p[compared['axis']]:.3g}", *cells, beyond)
+    console.print(table)
+    for sentence in multiplier.sentences(compared):
+        console.print(sentence, soft_wrap=True)
+
+
+def _group_words(group: dict) -> str:
+    return f"{group['name']}: {group['num_observations']} runs" + (f", {group['cost']}" if group["cost"] else "")
 
 
 def _forecast_table(rows: list[dict], title: str = "Forecast of the runs held out"):

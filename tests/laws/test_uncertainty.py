@@ -13,9 +13,9 @@ def test_epoch_bootstrap():
     """The published standard errors, by the published resampling; every replicate at its optimum."""
     fitted = fit(from_table(data.epoch()), "chinchilla", delta=1e-3)
     resample = np.random.RandomState(42)
-    indices = np.stack([resample.choice(240, 240) for _ in range(4000)])
+    counts = np.stack([np.bincount(resample.choice(240, 240), minlength=240) for _ in range(4000)])
     start = time.perf_counter()
-    draws = resampling.bootstrap(fitted, indices=indices)
+    draws = resampling.bootstrap(fitted, counts=counts)
     seconds = time.perf_counter() - start
     published = {"A": 124.52, "B": 1293.28, "E": 0.02566, "alpha": 0.01540, "beta": 0.02060}
     for name, value in published.items():
@@ -47,8 +47,7 @@ def test_clustered_bootstrap_draws_whole_runs():
     table = data.scattered(40, noise=0.01)
     table["run"] = np.repeat(np.arange(10), 4)
     observations = from_table(table)
-    fitted = fit(observations, "chinchilla")
-    counts = resampling._counts(fitted, 50, 0, observations.run, None).reshape(50, 10, 4)
+    counts = resampling.resamples(len(observations), 50, clusters=observations.run).reshape(50, 10, 4)
     assert (counts == counts[:, :, :1]).all()
     assert (counts.sum(axis=(1, 2)) == 40).all()
 

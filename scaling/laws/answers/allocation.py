@@ -134,7 +134,7 @@ def optimal_num_params(form: Form, params: Params, flops: np.ndarray, cost: Cost
 
     Args:
       params: numbers, or arrays (B,) of draws.
-      flops: (m,).
+      flops: (m,); for draws of a law of two powers also (B, m).
 
     Returns:
       (m,) for numbers, (B, m) for draws. Where there is no minimum, what the loss falls towards: inf (ever more
@@ -203,10 +203,11 @@ def _original(form: Form) -> tuple[Form, dict[str, float]]:
     return form, {}
 
 
-def _powers(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.ndarray]]] | None:
-    """(log amplitude, {column: exponent}) of each term of a sum of powers of N and D; None for other forms."""
+def powers(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.ndarray]]] | None:
+    """(log amplitude, {column: exponent}) of each term of a sum of powers, (B, 1) like ``params``; None for other
+    forms."""
     form, held = _original(form)
-    if form.powers is None or set(form.columns) != {"num_params", "num_tokens"}:
+    if form.powers is None:
         return None
     p = {**{k: np.atleast_1d(np.float64(v))[:, None] for k, v in held.items()}, **params}
 
@@ -226,6 +227,11 @@ def _powers(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.n
     return out
 
 
+def _powers_of_both(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.ndarray]]] | None:
+    """``powers`` of a law of N and D; None for others."""
+    return powers(form, params) if set(form.columns) == {"num_params", "num_tokens"} else None
+
+
 def _two_powers(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """(log A, α, log B, β), each (B, 1), of a law that rises with A N^-α + B D^-β alone; None for other forms."""
     original, held = _original(form)
@@ -233,7 +239,7 @@ def _two_powers(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray, np.
         p = {**held, **params}
         alpha = np.broadcast_to(p["alpha_N"] / p["alpha_D"], next(iter(params.values())).shape)
         return alpha * np.log(p["N_c"]), alpha, np.log(p["D_c"]), np.ones_like(alpha)
-    terms = _powers(form, params)
+    terms = _powers_of_both(form, params)
     if terms is None or len(terms) != 2:
         return None
     by_column = {next(iter(columns)): (log, columns) for log, columns in terms if len(columns) == 1}
@@ -246,7 +252,7 @@ def _two_powers(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray, np.
 
 def _one_power(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray] | None:
     """(a, b), each (B, 1), of a law that is K N^-a D^-b beside an offset: at equal compute it has no minimum."""
-    terms = _powers(form, params)
+    terms = _powers_of_both(form, params)
     if terms is None or len(terms) != 1:
         return None
     zero = np.zeros((1, 1))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from scaling.laws.answers import allocation
+from scaling.laws.answers.multiplier import compare
 from scaling.laws.fitting.estimate import Fit, fit
 from scaling.laws.forms.law import Form, Params
 from scaling.laws.intervals import diagnosis, resampling
@@ -212,3 +213,50 @@ def prediction_coverage(
         lo, hi = np.quantile(predicted, tails, axis=0)
         held.append((lo <= actual) & (actual <= hi))
     return float(np.mean(held))
+
+
+def multiplier_coverage(
+    design: Observations,
+    form: Form,
+    truths: Mapping[str, Mapping[str, float]],
+    *,
+    multiplier: float,
+    noise: float,
+    shared: float = 0.0,
+    num_draws: int = 1000,
+    num_bootstrap: int = 400,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How often the interval of a multiplier holds what was planted, and the test of shared exponents rejects.
+
+    Args:
+      design: whose columns say where the runs of each group are.
+      truths: parameters of ``form`` of two groups, the one that others are held against first.
+      multiplier: of the second over the first, at every compute.
+      noise: standard deviation of log loss, of whose square the part ``shared`` is that of both runs of a cell.
+      num_bootstrap: 0 asks the test alone.
+
+    Returns:
+      {"coverage", "lower", "upper": the ends' means, "rejected"}, at the most compute within the fitted rows.
+    """
+    import pandas as pd
+
+    found, rejected = [], []
+    for draw in range(num_draws):
+        rng = np.random.default_rng([seed, draw])
+        common = np.sqrt(shared) * rng.normal(size=len(design))
+        parts = []
+        for name, truth in truths.items():
+            exact = form.predict(truth, **{c: design.columns[c] for c in form.columns})
+            error = common + np.sqrt(1.0 - shared) * rng.normal(size=len(design))
+            parts.append(pd.DataFrame({**design.columns, "loss": exact * np.exp(noise * error), "truth": name}))
+        told = compare(pd.concat(parts), "truth", law=form, bootstrap=num_bootstrap, seed=draw)
+        rejected.append(told.sharing is not None and told.sharing.rejected)
+        if num_bootstrap:
+            found.append(told.pairs[0].shared.interval[~told.pairs[0].extrapolated][-1])
+    out = {"rejected": float(np.mean(rejected))}
+    if found:
+        lower, upper = np.array(found).T
+        inside = (lower <= multiplier) & (multiplier <= upper)
+        out |= {"coverage": float(inside.mean()), "lower": float(lower.mean()), "upper": float(upper.mean())}
+    return out

@@ -88,8 +88,9 @@ def on_a_ray(observations: Observations) -> bool:
 
 def _bases(observations: Observations, form: Form) -> list[str]:
     """Columns that a form takes powers of. One corpus will do, and no repetition too: ``unique_tokens`` is no axis
-    that runs must spread along."""
-    return [c for c in form.columns if c != "unique_tokens" and (observations.columns[c] > 0).all()]
+    that runs must spread along, and neither is what says which group a row is of."""
+    apart = {"unique_tokens", *form.indicators}
+    return [c for c in form.columns if c not in apart and (observations.columns[c] > 0).all()]
 
 
 def _varied(observations: Observations, form: Form) -> tuple[list[str], np.ndarray]:

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy.optimize import nnls
 
 from scaling.laws.fitting.coordinates import Coordinates, Model, Scaled
 from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, Problem, Solution, solve
-from scaling.laws.forms.law import Form, Params
+from scaling.laws.forms.law import Form, Params, resolve
 from scaling.laws.tables.observations import Observations
 
 MAX_STARTS = 64
@@ -210,11 +209,5 @@ def _unit(form: Form, name: str, params: Params, coordinates: Coordinates) -> fl
     p = form.parameters[name]
     if p.kind != "amplitude":
         return float(np.exp(coordinates.log_scale))
-    exponents = sum(_exponent(e, params) * coordinates.centre[c] for e, c in p.of)
+    exponents = sum(resolve(e, params) * coordinates.centre[c] for e, c in p.of)
     return float(np.exp(coordinates.log_scale + exponents))
-
-
-def _exponent(reference: str | float, params: Mapping[str, float]) -> float:
-    if not isinstance(reference, str):
-        return reference
-    return -params[reference[1:]] if reference.startswith("-") else params[reference]

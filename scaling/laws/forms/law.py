@@ -100,7 +100,8 @@ class Form:
 
     ``target`` names the column it predicts (``loss`` unless it is a law of something else). ``gradient``, where given,
     takes what ``function`` takes and returns {parameter: ∂ value / ∂ parameter}; without it derivatives come from
-    complex steps through ``function``.
+    complex steps through ``function``. ``indicators`` are those of its columns that say which group a row is of, no
+    axes that runs must spread along (``joint``).
     """
 
     name: str
@@ -112,6 +113,7 @@ class Form:
     target: str = "loss"
     powers: PowerSum | None = None
     gradient: Callable[..., Any] | None = None
+    indicators: tuple[str, ...] = ()
 
     def predict(self, params: Params, **columns: Any) -> np.ndarray:
         """The law's value, in float64, broadcast over ``columns`` (and over arrays of parameter values).
@@ -156,6 +158,13 @@ def _known(reference: str | float, known: Mapping[str, float]) -> str | float:
         return reference
     sign, name = (-1.0, reference[1:]) if reference.startswith("-") else (1.0, reference)
     return sign * known[name] if name in known else reference
+
+
+def resolve(reference: str | float, params: Params) -> Any:
+    """The value of an exponent that a power names: a number, a parameter's name, or "-name" for its negative."""
+    if not isinstance(reference, str):
+        return reference
+    return -params[reference[1:]] if reference.startswith("-") else params[reference]
 
 
 FORMS: dict[str, Form] = {}

@@ -19,24 +19,38 @@ def interval(values: np.ndarray, level: float = 0.95) -> list[float]:
     return [float(lo), float(hi)]
 
 
+def percentiles(draws: np.ndarray, level: float) -> np.ndarray:
+    """Equal-tailed percentiles (m, 2) of draws (B, m), some of which may be 0 or infinite: beyond every end."""
+    tail = [0.5 * (1 - level), 1 - 0.5 * (1 - level)]
+    with np.errstate(invalid="ignore"):
+        ends = np.quantile(draws, tail, axis=0)
+    odd = ~np.isfinite(draws).all(axis=0) | (draws == 0).any(axis=0)
+    for i in np.flatnonzero(odd):  # no interpolating between a number and what is beyond all numbers
+        known = draws[~np.isnan(draws[:, i]), i]
+        ends[:, i] = np.quantile(known, tail, method="nearest") if len(known) else np.nan
+    lower, upper = ends
+    return np.stack([np.where(lower == 0, -np.inf, lower), upper], axis=-1)
+
+
 def bootstrap(
     fit: Fit,
     num: int = 1000,
     *,
     seed: int = 0,
     clusters: np.ndarray | None = None,
-    indices: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
 ) -> Draws:
     """Refits the law to ``num`` resamples of its observations, with replacement.
 
     Args:
       clusters: labels (n,): whole clusters are drawn (rows of one run share its noise).
-      indices: rows of each resample, (B, m), instead of random ones.
+      counts: how often each row is in each resample, (B, n), instead of random ones (``resamples``).
 
     A replicate starts at the fit's optimum; one that ends without evidence or at a bound is tried again from the fit's
     own grid of starts and the better of its optima kept.
     """
-    counts = _counts(fit, num, seed, clusters, indices)
+    if counts is None:
+        counts = resamples(fit.num_observations, num, seed=seed, clusters=clusters)
     weights = counts * fit.observations.weight
     solution = solve(fit.problem, np.repeat(fit.theta[None], len(weights), axis=0), weights)
     solution = _retry(fit, solution, weights)
@@ -143,17 +157,26 @@ def _jacobian(fit: Fit) -> np.ndarray:
     return fit.problem.model.derivatives(fit.theta[None])[1][0]
 
 
-def _counts(fit: Fit, num: int, seed: int, clusters: np.ndarray | None, indices: np.ndarray | None) -> np.ndarray:
-    """How often each observation is in each resample, (B, n)."""
-    n = fit.num_observations
-    if indices is not None:
-        return np.stack([np.bincount(rows, minlength=n) for rows in np.asarray(indices)]).astype(np.float64)
+def resamples(
+    n: int, num: int, *, seed: int = 0, clusters: np.ndarray | None = None, strata: np.ndarray | None = None
+) -> np.ndarray:
+    """Draws resamples with replacement: how often each of ``n`` rows is in each of them, (num, n).
+
+    Args:
+      clusters: labels (n,): whole clusters are drawn; each row is one by default.
+      strata: labels (n,), one for all rows of a cluster: as many clusters are drawn of each as it has.
+    """
     rng = np.random.default_rng(seed)
-    if clusters is None:
-        return rng.multinomial(n, np.full(n, 1.0 / n), size=num).astype(np.float64)
-    _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    k = member.max() + 1
-    return rng.multinomial(k, np.full(k, 1.0 / k), size=num).astype(np.float64)[:, member]
+    _, member = np.unique(np.arange(n) if clusters is None else np.asarray(clusters), return_inverse=True)
+    stratum_of = np.zeros(member.max() + 1, dtype=int)
+    if strata is not None:
+        stratum_of[member] = np.unique(np.asarray(strata), return_inverse=True)[1]
+    out = np.empty((num, len(stratum_of)))
+    for stratum in range(stratum_of.max() + 1):
+        drawn = stratum_of == stratum
+        k = int(drawn.sum())
+        out[:, drawn] = rng.multinomial(k, np.full(k, 1.0 / k), size=num)
+    return out[:, member]
 
 
 def _retry(fit: Fit, solution: Solution, weights: np.ndarray) -> Solution:

@@ -57,6 +57,11 @@ class Observations:
     def __len__(self) -> int:
         return len(self.loss)
 
+    def left_out(self) -> list[str]:
+        """How many runs are not fitted, in words, a line for each reason."""
+        counts = sorted(Counter(row["reason"] for row in self.excluded).items())
+        return [f"{n} {reason} {'run is' if n == 1 else 'runs are'} not fitted" for reason, n in counts]
+
     def take(self, rows: np.ndarray) -> "Observations":
         """The rows of a mask or an index array."""
         return replace(
@@ -86,6 +91,7 @@ def from_table(
     target: str = "loss",
     columns: Sequence[str] = (),
     units_known: bool = False,
+    sized: bool = True,
 ) -> Observations:
     """Checks a table and keeps what can be fitted.
 
@@ -100,6 +106,7 @@ def from_table(
       columns: what the laws are of: runs that differ in another setting of their recipe (``lr``, ``batch`` …) at one
         size and horizon are tries of one cell, and the best is fitted.
       units_known: sizes are in ones, however small: they were counted here, or checked before.
+      sized: whether num_params and num_tokens must be there; a law of tokens or of compute alone needs neither.
 
     Raises:
       ValueError: a column is missing, a value is not a positive number, a chosen convention is not there, or the
@@ -118,7 +125,7 @@ def from_table(
             f"to {name}" + (", and the others to what they are" if name in table else "")
         )
     notes = list(table.attrs[NOTES])
-    table, convention = _convention(table, num_params, flops, source, need_size=target == "loss")
+    table, convention = _convention(table, num_params, flops, source, need_size=sized and target == "loss")
     if convention.get("num_tokens"):
         notes.append("there is no num_tokens: D = C / (6 N)")
     # Counts above 2^63 arrive as objects: FLOPs of a large run do.
