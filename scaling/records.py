@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from scaling import storage
 from scaling.config import RunConfig
 from scaling.fields import from_dict, value_at
+from scaling.objectives import OBJECTIVES, Objective
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -358,7 +359,7 @@ def _row(r: RunRecord) -> dict[str, Any]:
         "loss_standard_error": r.loss_standard_error,
         "bits_per_byte": r.bits_per_byte,
         **{f"measures.{name}": m["value"] for name, m in r.measures.items() if not isinstance(m["value"], list)},
-        **({"least_loss": r.data["best_validation_loss"]} if "best_validation_loss" in r.data else {}),
+        **({"least_loss": least} if (least := least_loss(r)) is not None else {}),
         "diverged_at_step": r.diverged_at_step,
         "seed": r.config["seed"],
         "peak_lr": optim["peak_lr"],
@@ -368,6 +369,23 @@ def _row(r: RunRecord) -> dict[str, Any]:
         "tokens_per_s": r.timing.get("tokens_per_s"),
         "flops_per_s": r.timing.get("flops_per_s"),
     }
+
+
+def objective_of(record: RunRecord) -> Objective:
+    """What the run was trained to do."""
+    return OBJECTIVES[(record.config.get("objective") or {}).get("name", "next_token")]
+
+
+def least_loss(record: RunRecord) -> float | None:
+    """What a synthetic source itself has on the validation split, which losses of its text's likelihood tend to; None
+    of other sources, and of objectives whose loss is no likelihood of the text."""
+    return record.data.get("best_validation_loss") if objective_of(record).is_likelihood else None
+
+
+def loss_unit(records: Sequence[RunRecord]) -> str:
+    """The unit of the runs' losses: that of their objective, where all have the same."""
+    units = {objective_of(record).unit for record in records}
+    return units.pop() if len(units) == 1 else "nats"
 
 
 def curves(records: Sequence[RunRecord]) -> "pd.DataFrame":

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "devices": set(),
     "execution": {"fields", "devices"},
     "accounting": {"fields", "families", "objectives", "config"},
-    "records": {"fields", "config", "storage", "accounting"},
+    "records": {"fields", "objectives", "config", "storage", "accounting"},
     "grid": {"fields", "families", "objectives", "config", "execution", "accounting"},
     "laws": {"records", "numbers"},
     "report": GROUND | {"records", "laws"},

@@ -38,6 +38,25 @@ def test_the_truth_is_known_where_all_runs_share_it(runs):
     assert truth.least_loss(records.table([*runs, stranger])) is None
 
 
+def test_losses_of_another_objective_are_in_its_unit_and_have_no_entropy_beneath_them(tmp_path, runs):
+    hidden = [
+        dataclasses.replace(r, config=r.config | {"objective": {"name": "masked", "rate": 0.15}}, bits_per_byte=None)
+        for r in runs
+    ]
+    assert truth.of(hidden) is None
+    assert "least_loss" not in records.table(hidden)
+    assert records.loss_unit(hidden) == "nats per masked token"
+    assert records.loss_unit(runs) == "nats per token"
+    assert records.loss_unit([*runs, hidden[0]]) == "nats"
+    [saved] = figures.write(tmp_path, records.table(hidden[:3]), {"loss_unit": records.loss_unit(hidden)}, hidden[:3])
+    assert saved.name == "curves"
+    with plots.style():
+        [drawn] = figures.draw(records.table(hidden[:3]), {}, hidden[:3])
+    figures._name_convention(drawn.figure, {"loss_unit": "nats per masked token"})
+    assert any("nats per masked token" in ax.get_ylabel() for ax in drawn.figure.axes)
+    assert not any("nats per token" in ax.get_ylabel() for ax in drawn.figure.axes)
+
+
 def test_without_a_truth_nothing_is_claimed(tmp_path):
     plain = [dataclasses.replace(r, curve={k: [] for k in r.curve}) for r in synthetic.sweep_records()[:3]]
     assert truth.of(plain) is None

@@ -22,6 +22,7 @@ from scaling.report.axes import LABELS, mathtext
 from scaling.report.plots import excess, line
 
 FULL, HALF = 11.0, 5.6  # widths of a figure in inches: the page, and half of it
+USUAL_UNIT = "nats per token"  # of a loss, where nothing says otherwise
 # Exponents of N* ∝ C^a to hold one's own against.
 PUBLISHED_EXPONENTS = {"Hoffmann et al. 2022": 0.50, "Kaplan et al. 2020": 0.73}
 
@@ -95,8 +96,8 @@ def _save(print_to: Callable, path: Path, metadata: Mapping) -> None:
 
 
 def _name_convention(figure: Figure, fit: Mapping) -> None:
-    """Says on the axes how N and C are counted: a figure leaves the report sooner or later."""
-    convention = _convention(fit)
+    """Says on the axes how N and C are counted and what the loss is in: a figure leaves the report sooner or later."""
+    convention, unit = _convention(fit), loss_unit(fit)
     named = {
         LABELS["num_params"]: f"{convention['num_params'].replace('_', '-')} parameters $N$",
         LABELS["flops"]: f"training compute $C$ (FLOPs, rule {convention['flops']})",
@@ -106,6 +107,12 @@ def _name_convention(figure: Figure, fit: Mapping) -> None:
         text = named.get(axis.get_label_text(), "given")
         if "given" not in text:
             axis.set_label_text(text)
+        elif USUAL_UNIT in axis.get_label_text():
+            axis.set_label_text(axis.get_label_text().replace(USUAL_UNIT, unit))
+
+
+def loss_unit(fit: Mapping) -> str:
+    return fit.get("loss_unit", USUAL_UNIT)
 
 
 def _convention(fit: Mapping) -> Mapping[str, str]:
@@ -261,7 +268,7 @@ def _surface(seen: Seen) -> Drawing | None:
     frontier = fit.get("frontier") or []
     plots.surface(figure.subplots(), done, lambda n, d: predict(num_params=n, num_tokens=d), frontier)
     held = bool(done["holdout"].any()) if "holdout" in done else False
-    caption = f"Contours of the fitted loss, nats per token; markers are runs{', open if held out' if held else ''}."
+    caption = f"Contours of the fitted loss, {loss_unit(fit)}; markers are runs{', open if held out' if held else ''}."
     return Drawing("surface", "The parametric surface L(N, D)", caption, figure)
 
 

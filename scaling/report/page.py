@@ -384,6 +384,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         troubles=[r for r in rows if r["trouble"]],
         learning_rates=cells,
         fit=fit,
+        loss_unit=figures.loss_unit(fit),
         truth=results.fit.get("truth"),
         irreducible=_irreducible(results),
         exponents=figures.exponent_rows(fit),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling.laws.answers import learning_rates, precision, truth
-from scaling.records import RunRecord
+from scaling.records import RunRecord, loss_unit
 
 
 def complete(fit: Mapping[str, Any], runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -13,10 +13,11 @@ def complete(fit: Mapping[str, Any], runs: Sequence[RunRecord]) -> dict[str, Any
     - ``truth``, where all runs read one source that knows its own entropy: ``truth.of`` them, ``least_loss``, what that
       source itself has on the validation split, nats per token, and ``irreducible``, every interval of a law's E
       against it;
+    - ``loss_unit``, their objective's;
     - ``precision``: of each source, as ``precision.of`` has it;
     - ``learning_rates``: cells that tried several, as ``learning_rates.cells`` has them.
     """
-    found = dict(fit)
+    found = dict(fit) | {"loss_unit": loss_unit(runs)}
     if (known := truth.of(runs)) is not None:
         least = known["best_validation_loss"]
         found["truth"] = {**known, "least_loss": least, "irreducible": truth.irreducible(fit, least)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling.numbers import compact
-from scaling.records import RunRecord
+from scaling.records import RunRecord, loss_unit
 
 ASKED = 0.002  # nats per token: a standard error that no difference of interest between cells is lost in
 
@@ -15,7 +15,7 @@ def of(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """A row for each source that ``runs`` were validated on; of a mixture every source has its own split, and its row.
 
     Each: ``source``, ``fingerprint``, ``num_tokens`` held out, ``standard_error`` (the largest of any completed run's,
-    nats per token), ``enough`` (whether it is at most ``ASKED``) and ``tokens_needed``, the split of this kind of text
+    in ``unit``), ``enough`` (whether it is at most ``ASKED``) and ``tokens_needed``, the split of this kind of text
     whose standard error would be ``ASKED``: it falls as n^-1/2. Windows are taken as independent, which those of one
     document are not quite: the standard error, and what is needed, are at the least these.
     """
@@ -32,6 +32,7 @@ def of(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
             "source": source,
             "fingerprint": fingerprint,
             **row,
+            "unit": loss_unit(runs),
             "enough": row["standard_error"] <= ASKED,
             "tokens_needed": math.ceil(row["num_tokens"] * (row["standard_error"] / ASKED) ** 2),
         }
@@ -53,8 +54,8 @@ def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
 def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """One for each of ``of``'s rows whose validation split is too small to know losses as precisely as is asked."""
     return [
-        f"validation losses on {row['source']} have a standard error of up to {row['standard_error']:.4f} nats per "
-        f"token, from {compact(row['num_tokens'])} held-out tokens, the same for all runs; it would take about "
+        f"validation losses on {row['source']} have a standard error of up to {row['standard_error']:.4f} "
+        f"{row['unit']}, from {compact(row['num_tokens'])} held-out tokens, the same for all runs; it would take about "
         f"{compact(row['tokens_needed'])} to bring it to {ASKED:g}"
         for row in rows
         if not row["enough"]

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scaling.records import RunRecord
+from scaling.records import least_loss as least_loss_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def of(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
-    """The truth about the source that all ``runs`` share, nats per token; None if they differ or it is not known.
+    """The truth about the source that all ``runs`` share, nats per token; None if they differ, it is not known,
+    or their losses are no likelihood of its text.
 
     ``entropy_rate``; ``best_loss``, the least mean loss over windows that any predictor can expect;
     ``best_validation_loss``, what that predictor, the source itself, has on this validation split. The last is what
@@ -19,7 +21,7 @@ def of(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
     """
     known = {run.data.get("fingerprint"): run.data for run in runs}
     data = next(iter(known.values())) if len(known) == 1 else {}
-    if "best_validation_loss" not in data:
+    if not data or any(least_loss_of(run) is None for run in runs):
         return None
     return {name: data[name] for name in ("entropy_rate", "best_loss", "best_validation_loss")}
 
