@@ -11,6 +11,7 @@ from scaling.engine.folder.cells import Cells
 from scaling.engine.folder.forecast import Forecast, digest
 from scaling.engine.folder.manifest import Manifest
 from scaling.engine.plan.table import Row
+from scaling.families.counting import num_params_of
 from scaling.grid import FitConfig
 from scaling.records import read_or_empty
 from scaling.terminal import text
@@ -142,7 +143,7 @@ class Laws:
         """A cell as ``fit.forecast`` takes it, counted by the fit's conventions."""
         return {
             "run_id": row.run_id,
-            "num_params": row.plan.num_params[self._fit_config.num_params],
+            "num_params": num_params_of(row.plan.num_params, self._fit_config.num_params),
             "num_tokens": row.plan.num_tokens,
             "flops": row.plan.flops[self._fit_config.flops],
         }

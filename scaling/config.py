@@ -18,7 +18,7 @@ from scaling.objectives import NEXT_TOKEN, OBJECTIVES, ObjectiveConfig
 # 256 bytes and the separator of documents: a smaller byte-level vocabulary could not write every text.
 SMALLEST_BPE = 257
 
-ParamCount = Literal["non_embedding", "total"]
+ParamCount = Literal["non_embedding", "total", "active"]
 
 
 @dataclass(frozen=True)

@@ -61,4 +61,6 @@ def coordinate(cell: Cell, key: Any, where: str) -> Any:
             guess = strict.did_you_mean(key, [*names, *strict.paths_of(strict.schema_of(RunConfig))])
             raise GridError(f"{where}: no cell has that; write one of {', '.join(names)}{guess}")
         node = getattr(node, name)
+        if node is None:  # a model without experts has no number of them
+            return None
     return None if dataclasses.is_dataclass(node) else node
