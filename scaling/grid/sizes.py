@@ -28,7 +28,10 @@ def model_fields(given: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _nearest(num_params: float, given: str) -> dict[str, Any]:
-    """The shape on the rule whose non-embedding parameters are nearest to ``num_params``, by ratio; ``given``: the rest, as JSON."""
+    """The shape on the rule whose non-embedding parameters are nearest to ``num_params``, by ratio.
+
+    ``given``: what else the grid says of the model, as JSON.
+    """
     if num_params <= 0:
         raise ValueError(f"{num_params:g} is not positive; write e.g. 1e6")
     best: dict[str, Any] | None = None

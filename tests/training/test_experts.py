@@ -181,7 +181,7 @@ def test_counts_by_hand():
         assert ours == pytest.approx(theirs + 6 * 2 * 16 * 6, rel=1e-12)
     soap = accounting.optimizer_values("soap", families.of(config).counts(config))
     attention = 2 * (2 * (256 + 256) + 2 * (256 + 64))
-    assert soap == 2 * counts["total"] + 2 * 7 * 3 * (256 + 144) + attention
+    assert soap == 2 * counts["total"] + 2 * (2 * 7 * 3 * (256 + 144) + attention)
 
 
 def test_every_experts_matrix_is_orthogonalised_by_itself():
@@ -219,6 +219,9 @@ def test_a_grid_writes_experts_and_sweeps_over_them():
     assert accounting.param_counts(sized.run.model)["non_embedding"] == pytest.approx(1e6, rel=0.5)
 
 
+MIX = {"experts": 8, "active": 2}
+
+
 @pytest.mark.parametrize(
     "model, message",
     [
@@ -226,12 +229,12 @@ def test_a_grid_writes_experts_and_sweeps_over_them():
         ({"width": 64, "mlp": {"experts": 8}}, r"base.model.mlp.active: missing"),
         ({"params": 1e6, "mlp": {"experts": 8}}, r"base.model.mlp.active: missing"),
         ({"width": 64, "mlp": {"experts": 8, "active": 9}}, r"base.model.mlp.active: 9: write at most experts"),
-        ({"width": 64, "mlp": {"experts": 8, "active": 2, "granularity": 3}}, "granularity: 3: write a divisor of d_ff"),
-        ({"width": 64, "mlp": {"experts": 8, "active": 2, "capacity_factor": 1.5}}, "write null, or routing: capacity"),
-        ({"width": 64, "mlp": {"experts": 8, "active": 2, "routing": "capacity"}}, "capacity_factor: None: write a pos"),
-        ({"width": 64, "family": "recurrent", "mlp": {"experts": 8, "active": 2}}, "a recurrent model has no mlp"),
+        ({"width": 64, "mlp": MIX | {"granularity": 3}}, "granularity: 3: write a divisor of d_ff"),
+        ({"width": 64, "mlp": MIX | {"capacity_factor": 1.5}}, "write null, or routing: capacity"),
+        ({"width": 64, "mlp": MIX | {"routing": "capacity"}}, "capacity_factor: None: write a pos"),
+        ({"width": 64, "family": "recurrent", "mlp": MIX}, "a recurrent model has no mlp"),
         (
-            {"width": 64, "parameterization": "mup", "base_d_model": 32, "base_head_dim": 8, "mlp": {"experts": 8, "active": 2}},
+            {"width": 64, "parameterization": "mup", "base_d_model": 32, "base_head_dim": 8, "mlp": MIX},
             "write standard: that rates transfer",
         ),
     ],

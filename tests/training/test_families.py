@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose
 from scaling import accounting, families
 from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig, program_key
 from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.families.experts import ExpertsConfig
 from scaling.families.recurrent import RecurrentConfig
 from scaling.families.transformer import TransformerConfig
 from scaling.objectives.masked import Masked
@@ -31,6 +32,10 @@ VASWANI = dataclasses.replace(
     TRANSFORMER, num_kv_heads=4, norm="layer", norm_position="post", positions="sinusoidal", biases=True,
     activation="relu", scaled_embeddings=True,
 )  # fmt: skip
+EXPERTS = dataclasses.replace(TRANSFORMER, mlp=ExpertsConfig(experts=8, active=2, shared=1, granularity=2))
+FULL = dataclasses.replace(  # an expert has room for an even share
+    EXPERTS, mlp=ExpertsConfig(experts=8, active=2, routing="capacity", capacity_factor=1.0)
+)
 GRU = RecurrentConfig(d_model=16, num_layers=2, vocab_size=32)
 CONFIGS = {
     "transformer": TRANSFORMER,
@@ -43,6 +48,9 @@ CONFIGS = {
     "transformer, vaswani": VASWANI,
     "transformer, vaswani, swiglu": dataclasses.replace(VASWANI, activation="swiglu", qk_norm=True),
     "transformer, no positions": dataclasses.replace(TRANSFORMER, positions="none", norm="layer"),
+    "transformer, experts": EXPERTS,
+    "transformer, experts, swiglu, biases": dataclasses.replace(EXPERTS, activation="swiglu", biases=True, dropout=0.1),
+    "transformer, experts, capacity": FULL,
     "recurrent": GRU,
     "recurrent, tied": dataclasses.replace(GRU, tied_embeddings=True, residual=False),
 }
@@ -86,7 +94,10 @@ def test_products_are_the_matrices_that_are_declared(config):
     """Whatever has two sides is a product, and no product is without its matrix; the head may be the table."""
     counts, specs = families.of(config).counts(config), models.param_specs(config)
     declared = sum(np.prod(spec.shape) for spec in specs.values() if spec.matrix is not None)
-    assert declared == counts.inner_weights
+    hidden = [p for p in counts.products if p.is_hidden and p.group != "unembedding"]
+    assert declared == sum(p.weights for p in hidden)
+    if counts.inactive == 0:
+        assert declared == counts.inner_weights
     assert counts.head_weights == config.d_model * config.vocab_size
 
 
@@ -94,8 +105,8 @@ SWIGLU_TIED = dataclasses.replace(TRANSFORMER, activation="swiglu", tied_embeddi
 
 
 @pytest.mark.parametrize(
-    "config", [*ONE_EACH, SWIGLU_TIED, GPT2, pytest.param(VASWANI, marks=pytest.mark.slow)],
-    ids=["transformer", "recurrent", "swiglu, tied", "gpt2", "vaswani"],
+    "config", [*ONE_EACH, SWIGLU_TIED, GPT2, *(pytest.param(c, marks=pytest.mark.slow) for c in (VASWANI, FULL))],
+    ids=["transformer", "recurrent", "swiglu, tied", "gpt2", "vaswani", "experts"],
 )  # fmt: skip
 def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     """On a wide and short model, so that what is no product stays small; every loop unrolled, as the compiler counts a
@@ -133,8 +144,8 @@ def test_the_future_does_not_reach_the_past(config):
 
 
 @pytest.mark.parametrize(
-    "config", [*ONE_EACH, *(pytest.param(c, marks=pytest.mark.slow) for c in (GPT2, VASWANI))],
-    ids=["transformer", "recurrent", "gpt2", "vaswani"],
+    "config", [*ONE_EACH, *(pytest.param(c, marks=pytest.mark.slow) for c in (GPT2, VASWANI, FULL))],
+    ids=["transformer", "recurrent", "gpt2", "vaswani", "experts"],
 )  # fmt: skip
 def test_a_document_does_not_know_the_one_before_it(config):
     """Id 0 opens a document: with documents masked the logits of the second are those it has alone."""
@@ -160,6 +171,8 @@ RUNS = {
         ("transformer", TRANSFORMER, WIDER),
         ("gpt2, dropout", GPT2, {**WIDER, "dropout": 0.1}),
         ("vaswani, dropout", VASWANI, {**WIDER, "dropout": 0.1}),
+        ("experts", EXPERTS, WIDER),
+        ("experts, capacity", FULL, WIDER),
         ("recurrent", GRU, {"d_model": 32, "vocab_size": 64}),
     )
 }

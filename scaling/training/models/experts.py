@@ -1,7 +1,7 @@
 """A mixture of experts: a router that chooses, tokens laid out by expert, and their products group by group.
 
-Shapes: B windows of T tokens, N of them in all, D d_model, E experts (of this device), k active ones; P = N k pairs of a
-token and one of its experts; S slots, in which pairs lie expert by expert; X, Y sides of an expert's matrix.
+Shapes: B windows of T tokens, N of them in all, D d_model, E experts (of this device), k active ones; P = N k pairs of
+a token and one of its experts; S slots, in which pairs lie expert by expert; X, Y sides of an expert's matrix.
 
 The grouped product is one of three, equal but for rounding (the tests hold each against a loop over tokens):
 
@@ -122,7 +122,7 @@ def _routed(config: ExpertsConfig, router_DE, h_BTD):
 def _by_expert(expert_P, E: int):
     """Pairs in the order of their expert, the place of each pair in it, and how many each of E experts has, (E,)."""
     order_P = jnp.argsort(expert_P, stable=True)
-    return order_P, jnp.argsort(order_P), jnp.sum(expert_P[:, None] == jnp.arange(E), axis=0)
+    return order_P, jnp.argsort(order_P), jnp.sum(expert_P[:, None] == jnp.arange(E)[None], axis=0)
 
 
 def sorted_rows(expert_Nk, E: int) -> Layout:
@@ -145,7 +145,7 @@ def in_blocks(expert_Nk, E: int) -> Layout:
     blocks_E = (count_E + M - 1) // M
     block_E = jnp.cumsum(blocks_E) - blocks_E
     expert_G = jnp.sum(jnp.arange(G)[:, None] >= block_E[None, 1:], axis=1)
-    within_GM = (jnp.arange(G) - block_E[expert_G])[:, None] * M + jnp.arange(M)
+    within_GM = (jnp.arange(G) - block_E[expert_G])[:, None] * M + jnp.arange(M)[None]
     place_GM = jnp.minimum(first_E[expert_G][:, None] + within_GM, num_pairs - 1)
     pair_GM = jnp.where(within_GM < count_E[expert_G][:, None], order_P[place_GM], num_pairs)
     mine_Nk = jnp.minimum(expert_Nk, E - 1)
@@ -169,10 +169,11 @@ def by_capacity(expert_BTk, E: int, capacity: int) -> Layout:
     within_BP = place_BP - jnp.take_along_axis(first_BE, mine_BP, axis=1)
     slot_BP = (mine_BP * B + jnp.arange(B)[:, None]) * C + within_BP
     slot_BP = jnp.where((expert_BP < E) & (within_BP < C), slot_BP, E * B * C)
-    place_BEC = jnp.minimum(first_BE[..., None] + jnp.arange(C), T * k - 1)
+    slot_11C = jnp.arange(C)[None, None]
+    place_BEC = jnp.minimum(first_BE[..., None] + slot_11C, T * k - 1)
     pair_BEC = jnp.take_along_axis(order_BP, place_BEC.reshape(B, -1), axis=1).reshape(B, E, C)
     pair_BEC = pair_BEC + (jnp.arange(B) * T * k)[:, None, None]
-    pair_BEC = jnp.where(jnp.arange(C) < count_BE[..., None], pair_BEC, B * T * k)
+    pair_BEC = jnp.where(slot_11C < count_BE[..., None], pair_BEC, B * T * k)
 
     def product(x_SX, w_EXY):
         return jnp.matmul(x_SX.reshape(E, B * C, -1), w_EXY).reshape(E * B * C, -1)
