@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling import families, objectives
-from scaling.config import Horizon, RunConfig
+from scaling.config import Horizon, RunConfig, num_params_of
 from scaling.families import ModelConfig
 from scaling.families.counting import RULES, Counts, Lengths
 from scaling.objectives import NEXT_TOKEN, ObjectiveConfig
@@ -82,7 +82,7 @@ def requested_tokens(
         return float(horizon.steps) * batch_size * seq_len
     if horizon.flops is not None:
         return horizon.flops / _flops(model, objective, seq_len)[horizon.rule]
-    return horizon.tokens_per_param * trained(model, objective).counted(horizon.params)  # type: ignore[operator]  # one of four is set
+    return horizon.tokens_per_param * num_params_of(trained(model, objective).num_params, horizon.params)  # type: ignore[operator]  # one of four is set
 
 
 def flat_steps(run: RunConfig, plan: "Plan") -> int:

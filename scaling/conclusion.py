@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from scaling import numbers, records, storage
+from scaling.config import num_params_of
 from scaling.engine.folder.cells import Cells
 from scaling.engine.folder.forecast import Forecast, digest
 from scaling.engine.folder.manifest import Manifest
 from scaling.engine.plan.table import Row
-from scaling.families.counting import num_params_of
 from scaling.grid import FitConfig
 from scaling.records import read_or_empty
 from scaling.terminal import text

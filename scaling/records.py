@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scaling import storage
-from scaling.config import RunConfig
-from scaling.families.counting import num_params_of
+from scaling.config import RunConfig, num_params_of
 from scaling.fields import from_dict
 
 if TYPE_CHECKING:

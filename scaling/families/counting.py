@@ -89,10 +89,6 @@ class Counts:
         counted = {**self.groups, "non_embedding": sum(inner.values()), "total": whole}
         return {**counted, "active": counted["non_embedding"] - self.inactive} if self.inactive else counted
 
-    def counted(self, convention: str) -> int:
-        """Returns the N of a convention, ``active`` too where a token meets all of a model."""
-        return num_params_of(self.num_params, convention)
-
     @property
     def held(self) -> int:
         """Parameters that are trained and kept, groups apart too."""
@@ -115,11 +111,6 @@ class Counts:
     def attention(self) -> list[Mixing]:
         """The mixings that are made of products of queries and keys."""
         return [m for m in self.mixing if m.kind != "scan"]
-
-
-def num_params_of(num_params: Mapping[str, int], convention: str) -> int:
-    """Returns the N of a convention from a model's or a record's ``num_params``."""
-    return num_params[convention if convention in num_params or convention != "active" else "non_embedding"]
 
 
 def _is_head(product: Product) -> bool:
