@@ -80,9 +80,13 @@ def oracle(mlp):
     return config, p, h_BTD, value, grads, dropped
 
 
-@pytest.mark.parametrize("mlp, platform", [(MLP, "cpu"), (MLP, "tpu"), (CAPACITY, "cpu")],
-                         ids=["blocks", "ragged", "capacity"])  # fmt: skip
-def test_values_and_gradients_are_those_of_a_loop_over_tokens(mlp, platform, monkeypatch):
+@pytest.mark.parametrize(
+    "mlp, platform, most_copied",
+    [(MLP, "cpu", 0), (MLP, "cpu", 4096), (MLP, "tpu", 0), (CAPACITY, "cpu", 0)],
+    ids=["blocks", "copied", "ragged", "capacity"],
+)  # fmt: skip
+def test_values_and_gradients_are_those_of_a_loop_over_tokens(mlp, platform, most_copied, monkeypatch):
+    monkeypatch.setattr(experts, "MOST_COPIED", most_copied)
     monkeypatch.setattr(sharding, "platform", lambda: platform)
     monkeypatch.setattr(experts, "BLOCK_ROWS", (4, 4))  # several blocks an expert
     config, p, h_BTD, value, grads, dropped = oracle(mlp)
