@@ -254,3 +254,26 @@ def test_a_mesh_must_divide_the_experts():
     config = dataclasses.replace(DENSE, num_kv_heads=4, mlp=ExpertsConfig(experts=6, active=2))
     with pytest.raises(ValueError, match=r"model.mlp.experts is 6, which the mesh's tensor = 4 does not divide"):
         sharding.check_divides(config, 8, 1, mesh)
+
+
+@pytest.mark.slow
+def test_a_record_says_how_experts_were_used_and_a_resumed_run_is_the_same(tmp_path_factory):
+    from scaling import records
+    from tests.training.lab import cell, essence, make_corpus, train, train_and_stop_at
+
+    corpus = make_corpus(tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("cache"))
+    dense = cell(corpus[0], steps=8)
+    mlp = ExpertsConfig(experts=4, active=2, routing="capacity", capacity_factor=1.0)
+    run = dataclasses.replace(dense.run, model=dataclasses.replace(dense.run.model, mlp=mlp))
+    folders = [tmp_path_factory.mktemp(name) for name in ("whole", "cut")]
+    (whole,) = train([dataclasses.replace(dense, run=run)], corpus, folders[0])
+    train_and_stop_at(5, [dataclasses.replace(dense, run=run)], corpus, folders[1])
+    (cut,) = train([dataclasses.replace(dense, run=run)], corpus, folders[1])
+    assert essence(cut) == essence(whole)
+    (load_E,) = whole.measures["expert_load"]["value"]
+    assert sum(load_E) == pytest.approx(1)
+    assert len(load_E) == 4
+    assert 0 < whole.measures["dropped_tokens"]["value"] < 1
+    row = records.table([whole]).iloc[0]
+    assert row["num_params_active"] == whole.num_params["active"] < row["num_params"]
+    assert row["measures.dropped_tokens"] == whole.measures["dropped_tokens"]["value"]
