@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling import families, objectives
-from scaling.config import Horizon, RunConfig
+from scaling.config import Horizon, RunConfig, num_params_of
 from scaling.families import ModelConfig
 from scaling.families.counting import RULES, Counts, Lengths
 from scaling.objectives import NEXT_TOKEN, ObjectiveConfig
@@ -82,7 +82,7 @@ def requested_tokens(
         return float(horizon.steps) * batch_size * seq_len
     if horizon.flops is not None:
         return horizon.flops / _flops(model, objective, seq_len)[horizon.rule]
-    return horizon.tokens_per_param * trained(model, objective).num_params[horizon.params]  # type: ignore[operator]  # one of four is set
+    return horizon.tokens_per_param * num_params_of(trained(model, objective).num_params, horizon.params)  # type: ignore[operator]  # one of four is set
 
 
 def flat_steps(run: RunConfig, plan: "Plan") -> int:
@@ -113,7 +113,7 @@ SQUARES = {"soap": (2, 10_000)}
 def optimizer_values(name: str, counts: Counts) -> int:
     """Float32 values that an optimiser keeps beside the parameters: copies of them, and squares of their sides."""
     squares, longest = SQUARES.get(name, (0, 0))
-    hidden = [p for p in counts.products if p.group != "unembedding"]
+    hidden = [p for p in counts.products if p.is_hidden and p.group != "unembedding"]
     sides = sum(p.copies * side**2 for p in hidden for side in (p.fan_in, p.fan_out) if side <= longest)
     return OPTIMIZER_SLOTS[name] * counts.held + squares * sides
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scaling import numbers, records, storage
+from scaling.config import num_params_of
 from scaling.engine.folder.cells import Cells
 from scaling.engine.folder.forecast import Forecast, digest
 from scaling.engine.folder.manifest import Manifest
@@ -146,7 +147,7 @@ class Laws:
         """A cell as ``fit.forecast`` takes it, counted by the fit's conventions."""
         return {
             "run_id": row.run_id,
-            "num_params": row.plan.num_params[self._fit_config.num_params],
+            "num_params": num_params_of(row.plan.num_params, self._fit_config.num_params),
             "num_tokens": row.plan.num_tokens,
             "flops": row.plan.flops[self._fit_config.flops],
         }

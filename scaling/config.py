@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +19,13 @@ from scaling.objectives import NEXT_TOKEN, OBJECTIVES, ObjectiveConfig
 # 256 bytes and the separator of documents: a smaller byte-level vocabulary could not write every text.
 SMALLEST_BPE = 257
 
-ParamCount = Literal["non_embedding", "total"]
+ParamCount = Literal["non_embedding", "total", "active"]
+
+
+def num_params_of(num_params: Mapping[str, int], convention: str) -> int:
+    """Returns the N of a convention from a model's or a record's ``num_params``, which has ``active`` only where a
+    token does not meet all of ``non_embedding``."""
+    return num_params[convention if convention in num_params or convention != "active" else "non_embedding"]
 
 
 @dataclass(frozen=True)

@@ -109,12 +109,15 @@ def _canonical(value: Any) -> Any:
 
 
 def value_at(config: Any, path: str) -> Any:
-    """Returns the value at a dotted path of fields, as in ``optim.name``; raises KeyError where there is none."""
+    """Returns the value at a dotted path of fields, as in ``optim.name``; None below what is None (a model without
+    experts has no number of them). Raises KeyError where there is no such field."""
     node = config
     for name in path.split("."):
         if not dataclasses.is_dataclass(node) or name not in {f.name for f in dataclasses.fields(node)}:
             raise KeyError(path)
         node = getattr(node, name)
+        if node is None:
+            return None
     return node
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scaling import storage
-from scaling.config import RunConfig
+from scaling.config import RunConfig, num_params_of
 from scaling.fields import from_dict, value_at
 from scaling.objectives import OBJECTIVES, Objective
 
@@ -291,10 +291,11 @@ def load(results: Path) -> "pd.DataFrame":
 
     Columns: run_id, status, holdout and left_out_afterwards (see ``overlaid``), recipe; data (its fingerprint),
     data_source, tokenizer; cell and setting (equal for runs of one model, data and horizon, and of one optimiser and
-    batch); budget_flops and the other labels; num_params (non-embedding) and num_params_<group>; num_tokens,
-    unique_tokens, epochs, tokens_per_param, num_steps, batch_tokens; flops_<rule>; loss, loss_standard_error,
-    bits_per_byte; least_loss, what a synthetic source itself has on the validation split; measures.<name>, those that
-    are numbers; seed, peak_lr, d_model, num_layers; seconds, tokens_per_s.
+    batch); budget_flops and the other labels; num_params (non-embedding), num_params_<group> and num_params_active (of
+    a model with experts what a token meets); num_tokens, unique_tokens, epochs, tokens_per_param, num_steps,
+    batch_tokens; flops_<rule>; loss, loss_standard_error, bits_per_byte; least_loss, what a synthetic source itself has
+    on the validation split; measures.<name>, those that are numbers; seed, peak_lr, d_model, num_layers; seconds,
+    tokens_per_s.
     """
     return table(load_records(results))
 
@@ -347,6 +348,7 @@ def _row(r: RunRecord) -> dict[str, Any]:
         **r.sweep.get("labels", {}),
         "num_params": r.num_params["non_embedding"],
         **{f"num_params_{group}": count for group, count in r.num_params.items()},
+        "num_params_active": num_params_of(r.num_params, "active"),
         "num_tokens": r.num_tokens,
         "num_predicted_tokens": r.num_tokens if r.num_predicted_tokens is None else r.num_predicted_tokens,
         "unique_tokens": r.unique_tokens,

@@ -33,6 +33,7 @@ class Product:
     """Matrix products of one kind, (fan_in, fan_out) each, ``copies`` of them (layers, most often).
 
     ``share``: the part of the weights that a token meets, k of E experts. ``over``: the tokens that meet them.
+    ``is_hidden``: whether both sides grow with width (not a router's): what optimisers of matrices work on.
     """
 
     group: str
@@ -41,6 +42,7 @@ class Product:
     copies: int = 1
     share: float = 1.0
     over: Literal["read", "written"] = "written"
+    is_hidden: bool = True
 
     @property
     def weights(self) -> int:
@@ -80,10 +82,12 @@ class Counts:
 
     @property
     def num_params(self) -> dict[str, int]:
-        """Parameters by group, and their sums ``non_embedding`` and ``total``."""
+        """Parameters by group, and their sums ``non_embedding`` and ``total``; where a token does not meet all of them,
+        ``active`` too: those of ``non_embedding`` that it meets."""
         inner = {g: n for g, n in self.groups.items() if g not in ("embedding", "unembedding") and g not in self.apart}
         whole = sum(n for g, n in self.groups.items() if g not in self.apart)
-        return {**self.groups, "non_embedding": sum(inner.values()), "total": whole}
+        counted = {**self.groups, "non_embedding": sum(inner.values()), "total": whole}
+        return {**counted, "active": counted["non_embedding"] - self.inactive} if self.inactive else counted
 
     @property
     def held(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from scaling.families.base import ModelConfig
 from scaling.families.counting import Counts, Mixing, Product
+from scaling.families.experts import ExpertsConfig
 from scaling.fields import require, require_fraction, require_positive, since
 
 network = "scaling.training.models.transformer"
@@ -54,6 +55,7 @@ class TransformerConfig(ModelConfig):
     # In training, of the embedding with its positions and of what a layer adds to x (Vaswani et al. 2017, section 5.4).
     # Not of the weights of attention, as GPT-2 has it besides: fused kernels have none.
     dropout: float = since(3, 0.0)
+    mlp: ExpertsConfig | None = since(3, None)  # noqa: RUF009 (null: a single feed-forward, of all tokens)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +69,8 @@ class TransformerConfig(ModelConfig):
             f"a divisor of num_heads ({self.num_heads})",
         )
         self.require_base_size("base_head_dim")
+        if self.mlp is not None:
+            self._require_experts(self.mlp)
 
     def _require_positions(self) -> None:
         """Raises ValueError for what positions of this kind cannot be, or have nothing to do with."""
@@ -84,6 +88,20 @@ class TransformerConfig(ModelConfig):
             )
         else:
             require(self.num_positions is None, "num_positions", self.num_positions, "null, or positions: learned")
+
+    def _require_experts(self, mlp: ExpertsConfig) -> None:
+        """Raises ValueError for what experts of this model cannot be."""
+        want = f"a divisor of d_ff, which is {self.d_ff}: an expert is d_ff / granularity wide"
+        require(self.d_ff % mlp.granularity == 0, "mlp.granularity", mlp.granularity, want)
+        require(
+            self.parameterization == "standard", "parameterization", self.parameterization,
+            "standard: that rates transfer over the width of a model with experts was not shown here",
+        )  # fmt: skip
+
+    @property
+    def expert_width(self) -> int:
+        """Of one feed-forward: d_ff, or of one expert."""
+        return self.d_ff if self.mlp is None else self.d_ff // self.mlp.granularity
 
     @property
     def is_random(self) -> bool:
@@ -134,7 +152,8 @@ def norm_has_bias(config: TransformerConfig) -> bool:
 def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
     """Parameters, products and mixings. A tied head costs no parameters.
 
-    A linear layer's bias is in its matrix's group; a table of positions in ``embedding``, so that it is no part of
+    Experts are in group ``mlp``, routed or shared, and what chooses them in ``router``. A linear layer's bias is in its
+    matrix's group; a table of positions in ``embedding``, so that it is no part of
     ``non_embedding`` (Kaplan et al. 2020, section 2.1).
     """
     c, D, L = config, config.d_model, config.num_layers
@@ -142,25 +161,44 @@ def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
     products = (
         Product("attention", D, attn_width, 2 * L),  # queries, and the output
         Product("attention", D, kv_width, 2 * L),
-        Product("mlp", D, c.d_ff, L * mlp_matrices(c)),
+        *_mlp_products(c),
         Product("unembedding", D, c.vocab_size),
     )
-    biases = {"attention": attn_width + 2 * kv_width + D, "mlp": (mlp_matrices(c) - 1) * c.d_ff + D}
+    F, routed = c.expert_width, 1 if c.mlp is None else c.mlp.experts
+    one_mlp = mlp_matrices(c) * D * F + ((mlp_matrices(c) - 1) * F + D if c.biases else 0)
+    attention_biases = attn_width + 2 * kv_width + D if c.biases else 0
     normed = L * (2 * D + (2 * c.head_dim if c.qk_norm else 0)) + (D if c.norm_position == "pre" else 0)
     groups = {
         "embedding": (c.vocab_size + (c.num_positions or 0)) * D,
-        "attention": L * (2 * D * attn_width + 2 * D * kv_width + (biases["attention"] if c.biases else 0)),
-        "mlp": L * (mlp_matrices(c) * D * c.d_ff + (biases["mlp"] if c.biases else 0)),
+        "attention": L * (2 * D * attn_width + 2 * D * kv_width + attention_biases),
+        "mlp": L * (routed + (c.mlp.shared if c.mlp else 0)) * one_mlp,
+        **({} if c.mlp is None else {"router": L * D * c.mlp.experts}),
         "norm": normed * (2 if norm_has_bias(c) else 1),
         "unembedding": 0 if c.tied_embeddings else c.vocab_size * D,
     }
-    return Counts(groups, products, (Mixing(attn_width, c.num_heads, L, "causal" if causal else "full"),))
+    mixing = Mixing(attn_width, c.num_heads, L, "causal" if causal else "full")
+    return Counts(groups, products, (mixing,), inactive=0 if c.mlp is None else L * (routed - c.mlp.active) * one_mlp)
+
+
+def _mlp_products(config: TransformerConfig) -> list[Product]:
+    c, F, copies, mlp = config, config.expert_width, config.num_layers * mlp_matrices(config), config.mlp
+    if mlp is None:
+        return [Product("mlp", c.d_model, F, copies)]
+    shared = [Product("mlp", c.d_model, F, copies * mlp.shared)] if mlp.shared else []
+    return [
+        Product("mlp", c.d_model, F, copies * mlp.experts, share=mlp.active / mlp.experts),
+        *shared,
+        Product("router", c.d_model, mlp.experts, c.num_layers, is_hidden=False),
+    ]
 
 
 def kept_values(config: TransformerConfig) -> int:
     attn_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     masks = 2 * config.d_model // (4 if config.dtype == "float32" else 2) if config.is_random else 0  # of a byte each
-    return 2 * attn_width + 2 * kv_width + mlp_matrices(config) * config.d_ff + masks
+    mlp, inside = config.mlp, mlp_matrices(config) * config.expert_width
+    if mlp is not None:  # of each expert its input and output too, and the router's logits, gates and choices
+        inside = mlp.active * (inside + 2 * config.d_model) + mlp.shared * inside + 2 * mlp.experts
+    return 2 * attn_width + 2 * kv_width + inside + masks
 
 
 def pair_values(config: TransformerConfig, seq_len: int) -> int:
@@ -172,6 +210,14 @@ def divided(config: TransformerConfig) -> list[tuple[str, int, str]]:
         ("d_model", config.d_model, "fsdp"),
         ("num_heads", config.num_heads, "tensor"),
         ("num_kv_heads", config.num_kv_heads, "tensor"),
-        ("d_ff", config.d_ff, "tensor"),
+        *_divided_mlp(config),
         ("vocab_size", config.vocab_size, "tensor"),
     ]
+
+
+def _divided_mlp(config: TransformerConfig) -> list[tuple[str, int, str]]:
+    """Routed experts lie whole on a device, each on one; a shared one is divided as a feed-forward is."""
+    if config.mlp is None:
+        return [("d_ff", config.d_ff, "tensor")]
+    shared = [("d_ff / mlp.granularity", config.expert_width, "tensor")] if config.mlp.shared else []
+    return [("mlp.experts", config.mlp.experts, "tensor"), *shared]

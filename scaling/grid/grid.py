@@ -43,12 +43,13 @@ import dataclasses
 import itertools
 import math
 import re
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from scaling import accounting
+from scaling import accounting, fields
 from scaling.config import DataConfig, Horizon, ParamCount, RunConfig
 from scaling.execution import ExecutionConfig, HardwareConfig
 from scaling.families import FAMILIES, ModelConfig
@@ -201,13 +202,14 @@ def _resolve(leaves: Leaves, labels: dict[str, Any], epoch_tokens: EpochTokens) 
     strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")  # type: ignore[misc, unused-ignore]  # likewise
     if ("model", "vocab_size") not in values:
         values |= _vocab_of(values, leaves)
+    _require_nested(family.Config, values, leaves, where)
     try:
         shape = sizes.model_fields(_part(values, "model"))
     except ValueError as e:
         raise GridError(f"{leaves['model', dial][1]}: {e}") from None
     for name in ("width", "params"):
         values.pop(("model", name), None)
-    values |= {("model", name): value for name, value in shape.items()}
+    values |= {("model", name): value for name, value in shape.items() if not isinstance(value, dict)}
     if horizon == "epochs":
         values["horizon", "tokens"] = _tokens_of_epochs(values, leaves, where, epoch_tokens)
         labels.setdefault("epochs", values.pop(("horizon", "epochs")))
@@ -227,6 +229,14 @@ def _resolve(leaves: Leaves, labels: dict[str, Any], epoch_tokens: EpochTokens) 
         labels["target_params"] = leaves["model", "params"][0]
     labels |= {name: recipe[name] for name in ("lr_scale", "batch_scale") if name in recipe}
     return Cell(run=run, recipe=None if recipe["name"] == "none" else recipe["name"], labels=labels)
+
+
+def _require_nested(model: type, values: dict[tuple[str, ...], Any], leaves: Leaves, where: str) -> None:
+    """Raises GridError for a config inside the model's that is not whole, before sizes are counted with it."""
+    hints = typing.get_type_hints(model)
+    for name in {key[1] for key in values if key[0] == "model" and len(key) > 2}:
+        inner = {key[2:]: value for key, value in values.items() if key[:2] == ("model", name)}
+        strict.build(fields.config_in(hints[name]), inner, leaves, where, ("model", name))  # type: ignore[arg-type]
 
 
 def _tokens_of_epochs(values: dict[tuple[str, ...], Any], leaves: Leaves, where: str, known: EpochTokens) -> float:
@@ -273,8 +283,8 @@ def _only(leaves: Leaves, group: str, names: tuple[str, ...], where: str) -> str
 
 
 def _part(values: dict[tuple[str, ...], Any], group: str) -> dict[str, Any]:
-    """The values of one flat group of the run; null ones count as not given."""
-    return {key[1]: value for key, value in values.items() if key[0] == group and value is not None}
+    """The values of one group of the run, nested as they are; null ones count as not given."""
+    return strict.nested({key[1:]: value for key, value in values.items() if key[0] == group and value is not None})
 
 
 def _ask_recipe(

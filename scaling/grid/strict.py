@@ -121,8 +121,8 @@ def require_known(group: str, config: type, leaves: Leaves, called: str, dials: 
     """
     known = {*dials, *(f.name for f in dataclasses.fields(config))}
     for key, (_, path) in leaves.items():
-        if key[0] == group and key[-1] not in known:
-            raise GridError(f"{path}: {called} has no {key[-1]}; write one of {', '.join(sorted(known))}")
+        if key[0] == group and key[1] not in known:
+            raise GridError(f"{path}: {called} has no {key[1]}; write one of {', '.join(sorted(known))}")
 
 
 def join(path: str, key: Any) -> str:
@@ -220,6 +220,17 @@ def flatten(raw: Any, schema: Any, path: str, key: tuple[str, ...] = ()) -> Leav
     return leaves
 
 
+def nested(values: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Flat values as dicts in dicts."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = found
+        for name in key[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[key[-1]] = value
+    return found
+
+
 def build(
     cls: type, values: dict[tuple[str, ...], Any], leaves: Leaves, where: str, prefix: tuple[str, ...] = ()
 ) -> Any:
@@ -230,14 +241,8 @@ def build(
     """
     import pydantic
 
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = nested
-        for name in key[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[key[-1]] = value
     try:
-        return fields.parse(cls, nested)
+        return fields.parse(cls, nested(values))
     except pydantic.ValidationError as e:
         error = e.errors(include_url=False)[0]
     key = (*prefix, *(str(part) for part in error["loc"]))

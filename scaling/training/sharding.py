@@ -1,7 +1,7 @@
 """The mesh, and the one table that maps logical axes to it.
 
 Mesh axes: ``run`` (members of a pack), ``data`` (rows of the batch), ``fsdp`` (rows of the batch, and the width of
-every weight), ``tensor`` (heads, mlp, vocabulary). Any of them may be 1.
+every weight), ``tensor`` (heads, mlp, experts, vocabulary). Any of them may be 1.
 """
 
 import math
@@ -29,6 +29,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
+    ("experts", "tensor"),
     ("layers", None),
     ("norm", None),
     ("seq", None),

@@ -17,6 +17,7 @@ from scaling import accounting, families
 from scaling.bench.families import FLAX_CELLS, as_flax
 from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig, program_key
 from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.families.experts import ExpertsConfig
 from scaling.families.recurrent import RecurrentConfig
 from scaling.families.transformer import TransformerConfig
 from scaling.objectives.masked import Masked
@@ -34,6 +35,10 @@ VASWANI = dataclasses.replace(
     TRANSFORMER, num_kv_heads=4, norm="layer", norm_position="post", positions="sinusoidal", biases=True,
     activation="relu", scaled_embeddings=True,
 )  # fmt: skip
+EXPERTS = dataclasses.replace(TRANSFORMER, mlp=ExpertsConfig(experts=8, active=2, shared=1, granularity=2))
+FULL = dataclasses.replace(  # an expert has room for an even share
+    EXPERTS, mlp=ExpertsConfig(experts=8, active=2, routing="capacity", capacity_factor=1.0)
+)
 GRU = RecurrentConfig(d_model=16, num_layers=2, vocab_size=32)
 LSTM, RNN = (dataclasses.replace(GRU, cell=cell) for cell in ("lstm", "rnn"))
 CONFIGS = {
@@ -47,6 +52,9 @@ CONFIGS = {
     "transformer, vaswani": VASWANI,
     "transformer, vaswani, swiglu": dataclasses.replace(VASWANI, activation="swiglu", qk_norm=True),
     "transformer, no positions": dataclasses.replace(TRANSFORMER, positions="none", norm="layer"),
+    "transformer, experts": EXPERTS,
+    "transformer, experts, swiglu, biases": dataclasses.replace(EXPERTS, activation="swiglu", biases=True, dropout=0.1),
+    "transformer, experts, capacity": FULL,
     "recurrent": GRU,
     "recurrent, lstm": LSTM,
     "recurrent, rnn": RNN,
@@ -57,12 +65,13 @@ CELLS = {config.cell: config for config in (GRU, LSTM, RNN)}
 KINDS = {
     name: CONFIGS[name]
     for name in (
-        *families.FAMILIES, "transformer, gpt2", "transformer, vaswani", "recurrent, lstm", "recurrent, rnn",
+        *families.FAMILIES, "transformer, gpt2", "transformer, vaswani", "transformer, experts",
+        "transformer, experts, capacity", "recurrent, lstm", "recurrent, rnn",
     )
 }  # fmt: skip
 # Kinds that stand for others where a test has many cases, and those that the fast set leaves to the slow one.
-IN_FULL = ("transformer, gpt2", "recurrent, lstm")
-SLOW = ("transformer, vaswani", "recurrent, rnn")
+IN_FULL = ("transformer, gpt2", "transformer, experts", "recurrent, lstm")
+SLOW = ("transformer, vaswani", "transformer, experts", "transformer, experts, capacity", "recurrent, rnn")
 EACH_KIND = [
     pytest.param(config, id=kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind, config in KINDS.items()
 ]
@@ -105,14 +114,24 @@ def test_products_are_the_matrices_that_are_declared(config):
     """Whatever has two sides is a product, and no product is without its matrix; the head may be the table."""
     counts, specs = families.of(config).counts(config), models.param_specs(config)
     declared = sum(np.prod(spec.shape) for spec in specs.values() if spec.matrix is not None)
-    assert declared == counts.inner_weights
+    hidden = [p for p in counts.products if p.is_hidden and p.group != "unembedding"]
+    assert declared == sum(p.weights for p in hidden)
+    if counts.inactive == 0:
+        assert declared == counts.inner_weights
     assert counts.head_weights == config.d_model * config.vocab_size
 
 
 SWIGLU_TIED = dataclasses.replace(TRANSFORMER, activation="swiglu", tied_embeddings=True)
 
 
-@pytest.mark.parametrize("config", [*EACH_KIND, pytest.param(SWIGLU_TIED, id="swiglu, tied")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        # Blocks of experts are not counted by the compiler; with a capacity of an even share each slot is a row at work.
+        *(kind for kind in EACH_KIND if kind.id != "transformer, experts"),
+        pytest.param(SWIGLU_TIED, id="swiglu, tied"),
+    ],
+)
 def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     """On a wide and short model, so that what is no product stays small; every loop unrolled, as the compiler counts a
     loop's body once."""

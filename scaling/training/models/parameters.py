@@ -20,6 +20,7 @@ class ParamSpec:
         is a stack of them. Muon orthogonalises each, SOAP preconditions each. None: no matrix of that kind.
       mup: how μP treats it (Yang et al. 2022, table 8): ``hidden`` learns at 1 / m of the rate.
       decay: whether weight decay acts on it without being asked to.
+      in_float32: whether it is worked with in float32, whatever the compute dtype.
     """
 
     shape: tuple[int, ...]
@@ -29,6 +30,7 @@ class ParamSpec:
     matrix: tuple[int, int] | None = None
     mup: Literal["input", "hidden", "output", "vector"] = "vector"
     decay: bool = False
+    in_float32: bool = False
 
 
 def width_multiplier(config: ModelConfig) -> float:

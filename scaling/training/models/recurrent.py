@@ -194,7 +194,7 @@ def hidden(
 
     def one_layer(p, x_BTD):
         h_BTD = layer(c.cell, p, rms_norm(x_BTD, p["norm"], c.norm_eps), fresh_BT)
-        return x_BTD + h_BTD if c.residual else h_BTD
+        return (x_BTD + h_BTD if c.residual else h_BTD), None
 
-    x_BTD = through_layers(one_layer, execution, specs, params, x_BTD)
+    x_BTD, _ = through_layers(one_layer, execution, specs, params, x_BTD)
     return Hidden(rms_norm(x_BTD, params["final_norm"], c.norm_eps))

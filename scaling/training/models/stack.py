@@ -2,9 +2,11 @@
 
 import types
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.execution import ExecutionConfig
@@ -18,7 +20,7 @@ MOST_UNROLLED = 12
 
 def embedded(config: ModelConfig, specs: Mapping[str, ParamSpec], params: Mapping, tokens_BT) -> tuple[dict, jax.Array]:
     """Returns the declared parameters in the compute dtype, and x_BTD, the rows of the table that tokens name."""
-    params = {name: params[name].astype(config.dtype) for name in specs}
+    params = {n: params[n] if spec.in_float32 else params[n].astype(config.dtype) for n, spec in specs.items()}
     # Gathering from a table sharded both ways makes XLA replicate activations; gather from the whole table.
     table_VD = nn.with_logical_constraint(params["embedding"], (None, None))
     return params, nn.with_logical_constraint(table_VD[tokens_BT], ("batch", "seq", "act_embed"))
@@ -31,8 +33,10 @@ def through_layers(
     params: Mapping,
     x_BTD,
     others: Mapping[str, jax.Array] = types.MappingProxyType({}),
-) -> jax.Array:
-    """Returns what ``one_layer(p, x_BTD)`` makes of x, layer after layer, ``p`` a layer's own weights and ``others``.
+) -> tuple[jax.Array, Any]:
+    """Returns what layer after layer makes of x, and what each says besides, stacked.
+
+    ``one_layer(p, x_BTD)`` gives both, None where it has nothing to say; ``p``: a layer's own weights and ``others``.
 
     The weights are the parameters whose first logical axis is ``layers``, which the arrays of ``others`` have too;
     ``execution`` says whether they are scanned over and what of a layer the backward pass computes again.
@@ -52,10 +56,12 @@ def through_layers(
 
     layer = _rematerialised(execution.remat, of_layer, scanned)
     if scanned:
-        return jax.lax.scan(lambda x_BTD, p: (layer(x_BTD, p), None), x_BTD, layers)[0]
+        return jax.lax.scan(layer, x_BTD, layers)
+    said = []
     for i in range(num_layers):
-        x_BTD = layer(x_BTD, {name: w[i] for name, w in layers.items()})
-    return x_BTD
+        x_BTD, more = layer(x_BTD, {name: w[i] for name, w in layers.items()})
+        said.append(more)
+    return x_BTD, jax.tree.map(lambda *xs: jnp.stack(xs), *said)
 
 
 def _rematerialised(policy: str, function: Callable, scanned: bool) -> Callable:

@@ -8,6 +8,7 @@ it. Layers are stored stacked, (L, …), however they are executed, so a checkpo
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.execution import ExecutionConfig
+from scaling.families.experts import ExpertsConfig
 from scaling.families.transformer import TransformerConfig, norm_has_bias
 from scaling.training import sharding
-from scaling.training.models import attention
+from scaling.training.models import attention, experts
 from scaling.training.models.parameters import Hidden, ParamSpec, dense, layer_norm, rms_norm
 from scaling.training.models.stack import embedded, through_layers
 
@@ -55,13 +57,12 @@ def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
         "w_v": matrix(("embed", "kv_heads"), c.d_model, kv_width, "attention"),
         "w_o": matrix(("heads", "embed"), attn_width, c.d_model, "attention", residual),
         "mlp_norm": of_layers(c.d_model, None, "norm"),
-        "w_in": matrix(("embed", "mlp"), c.d_model, c.d_ff, "mlp"),
-        "w_out": matrix(("mlp", "embed"), c.d_ff, c.d_model, "mlp", residual),
+        **_mlp_specs(c, residual),
     }
     if c.norm_position == "pre":
         specs["final_norm"] = ParamSpec((c.d_model,), ("norm",), None, "norm")
-    if c.activation == "swiglu":
-        specs["w_gate"] = matrix(("embed", "mlp"), c.d_model, c.d_ff, "mlp")
+    if c.activation == "swiglu":  # declared after what other activations have too, whose draws stay what they were
+        specs |= {name: spec for name, spec in _mlp_specs(c, residual, gates=True).items() if name not in specs}
     if c.qk_norm:
         specs |= {name: of_layers(c.head_dim, None, "norm") for name in ("q_norm", "k_norm")}
     if not c.tied_embeddings:
@@ -76,8 +77,37 @@ def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
     if c.biases:  # a dimension of the residual stream is whole on every device
         linear = [(name, spec) for name, spec in specs.items() if spec.matrix is not None]
         for name, spec in linear:
-            axis = "norm" if spec.logical_axes[2] == "embed" else spec.logical_axes[2]
-            specs[name.replace("w_", "b_", 1)] = of_layers(spec.shape[2], 0.0, spec.group, axis)
+            into = spec.matrix[0]
+            shape, axes = (of[:into] + of[into + 1 :] for of in (spec.shape, spec.logical_axes))
+            axes = tuple("norm" if axis == "embed" else axis for axis in axes)
+            specs[name.replace("w_", "b_", 1)] = ParamSpec(shape, axes, 0.0, spec.group)
+    return specs
+
+
+def _mlp_specs(config: TransformerConfig, residual: float, gates: bool = False) -> dict[str, ParamSpec]:
+    """The matrices of the feed-forward, or of all experts, each drawn as a feed-forward of its width; and the router.
+
+    An expert lies whole on one device; ``gates``: with SwiGLU's. The router's sides do not both grow with width, so
+    that no optimiser of matrices works on it.
+    """
+    m, L, D, F = config.mlp, config.num_layers, config.d_model, config.expert_width
+    kinds = {"in": (D, F, 1.0), "out": (F, D, residual)} | ({"gate": (D, F, 1.0)} if gates else {})
+    # prefix → how many there are, and the axes of that number and of an expert's width
+    stacks: dict[str, tuple[tuple[int, ...], tuple[str | None, ...], str | None]] = {"w_": ((), (), "mlp")}
+    if m is not None:
+        stacks = {"w_": ((m.experts,), ("experts",), None)}
+        stacks |= {"w_shared_": ((m.shared,), (None,), "mlp")} if m.shared else {}
+    specs = {}
+    for prefix, (count, axis, width) in stacks.items():
+        for name, (fan_in, fan_out, scale) in kinds.items():
+            sides = (width, "embed") if name == "out" else ("embed", width)
+            specs[prefix + name] = ParamSpec(
+                (L, *count, fan_in, fan_out), ("layers", *axis, *sides), scale * fan_in**-0.5, "mlp",
+                matrix=(1 + len(count), 2 + len(count)), mup="hidden", decay=True,
+            )  # fmt: skip
+    if m is not None:
+        shape, axes = (L, D, m.experts), ("layers", "embed", None)
+        specs["router"] = ParamSpec(shape, axes, D**-0.5, "router", mup="output", decay=True, in_float32=True)
     return specs
 
 
@@ -164,27 +194,44 @@ def _self_attention(config: TransformerConfig, attend, p: dict[str, Any], h_BTD)
     return dense(o_BTHK.reshape(B, T, -1), p["w_o"], p.get("b_o"))
 
 
-def _mlp(config: TransformerConfig, p: dict[str, Any], h_BTD):
-    gate_BTF = dense(h_BTD, p["w_gate"], p.get("b_gate")) if config.activation == "swiglu" else None
-    hidden_BTF = _activate(config.activation, dense(h_BTD, p["w_in"], p.get("b_in")), gate_BTF)
-    return dense(hidden_BTF, p["w_out"], p.get("b_out"))
+def _mlp(config: TransformerConfig, p: Mapping[str, Any], h_BTD, product=dense):
+    gate_BTF = product(h_BTD, p["w_gate"], p.get("b_gate")) if config.activation == "swiglu" else None
+    hidden_BTF = _activate(config.activation, product(h_BTD, p["w_in"], p.get("b_in")), gate_BTF)
+    return product(hidden_BTF, p["w_out"], p.get("b_out"))
+
+
+def _feed_forward(config: TransformerConfig, p: dict[str, Any], h_BTD):
+    """Returns what the feed-forward of a layer gives, and what its router said; None without one."""
+    if config.mlp is None:
+        return _mlp(config, p, h_BTD), None
+    mine = {name: w for name, w in p.items() if name == "router" or name[2:] in ("in", "gate", "out")}
+    y_BTD, said = experts.feed_forward(config.mlp, functools.partial(_mlp, config), mine, h_BTD)
+    for i in range(config.mlp.shared):
+        one = {name.replace("shared_", ""): w[i] for name, w in p.items() if "_shared_" in name}
+        y_BTD = y_BTD + _mlp(config, one, h_BTD)
+    return y_BTD, said
 
 
 def block(config: TransformerConfig, attend, p: dict[str, Any], x_BTD):
     """One layer: x + f(norm(x)) for f attention, then the same for f the MLP; post-norm, norm(x + f(x)).
 
-    ``p`` holds the layer's own weights and, for dropout of f's value, ``keys`` (2, B).
+    ``p`` holds the layer's own weights and, for dropout of f's value, ``keys`` (2, B). Returns x, and what the MLP's
+    router said; None without one.
     """
     keys_2B = p.get("keys", (None, None))
 
     def with_residual(x_BTD, norm, function, keys_B):
         h_BTD = _normed(config, p, norm, x_BTD) if config.norm_position == "pre" else x_BTD
-        x_BTD = x_BTD + dropped(config.dropout, keys_B, function(p, h_BTD))
-        return _normed(config, p, norm, x_BTD) if config.norm_position == "post" else x_BTD
+        y_BTD, said = function(p, h_BTD)
+        x_BTD = x_BTD + dropped(config.dropout, keys_B, y_BTD)
+        return (_normed(config, p, norm, x_BTD) if config.norm_position == "post" else x_BTD), said
 
-    x_BTD = with_residual(x_BTD, "attn_norm", functools.partial(_self_attention, config, attend), keys_2B[0])
-    x_BTD = with_residual(x_BTD, "mlp_norm", functools.partial(_mlp, config), keys_2B[1])
-    return nn.with_logical_constraint(x_BTD, ("batch", "seq", "act_embed"))
+    def attention_of(p, h_BTD):
+        return _self_attention(config, attend, p, h_BTD), None
+
+    x_BTD, _ = with_residual(x_BTD, "attn_norm", attention_of, keys_2B[0])
+    x_BTD, said = with_residual(x_BTD, "mlp_norm", functools.partial(_feed_forward, config), keys_2B[1])
+    return nn.with_logical_constraint(x_BTD, ("batch", "seq", "act_embed")), said
 
 
 def hidden(
@@ -216,5 +263,16 @@ def hidden(
         keys_SB = jax.vmap(lambda key: jax.random.split(key, 1 + 2 * c.num_layers), out_axes=1)(keys_B)
         x_BTD = dropped(c.dropout, keys_SB[0], x_BTD)
         others["keys"] = keys_SB[1:].reshape(c.num_layers, 2, -1)
-    x_BTD = through_layers(functools.partial(block, c, attend), execution, specs, params, x_BTD, others)
-    return Hidden(_normed(c, params, "final_norm", x_BTD) if c.norm_position == "pre" else x_BTD)
+    x_BTD, said = through_layers(functools.partial(block, c, attend), execution, specs, params, x_BTD, others)
+    h_BTD = _normed(c, params, "final_norm", x_BTD) if c.norm_position == "pre" else x_BTD
+    return Hidden(h_BTD) if c.mlp is None else Hidden(h_BTD, *_of_routers(c.mlp, said, tokens_BT.shape[1]))
+
+
+def _of_routers(config: ExpertsConfig, said: experts.Said, num_tokens: int):
+    """Returns the penalty, a sum over layers (Fedus et al. 2022, section 2.2), and the measures: the share of choices
+    that fell on each expert, by layer, and of those that found theirs full; of every token, padding too."""
+    balance, square = (jnp.sum(jnp.mean(x_LB, axis=1)) for x_LB in (said.balance_B, said.square_B))
+    load_BLE, dropped_B = said.load_BE.swapaxes(0, 1), jnp.mean(said.dropped_B, axis=0)
+    choices_B = jnp.full_like(dropped_B, config.active * num_tokens)
+    measures = {"expert_load": (load_BLE, choices_B), "dropped_tokens": (dropped_B, choices_B)}
+    return config.balance_loss * balance + config.router_z_loss * square, measures
