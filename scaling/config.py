@@ -217,6 +217,9 @@ class RunConfig(Strict):
             name, most = self.model.longest_window
             T = self.data.seq_len
             require(most >= T, f"model.{name}", most, f"{T} or more, or a smaller data.seq_len, which is {T}")
+        if self.model.mixes_documents is not None:
+            want = f"false: by {self.model.mixes_documents} a document's tokens would tell on the next one's"
+            require(not self.data.mask_documents, "data.mask_documents", True, want)
         require(0 <= self.seed < 2**31, "seed", self.seed, "an integer in [0, 2^31)")
         if self.data.source.startswith("synthetic:"):  # whose own loss is known of the whole of its split alone
             require(

@@ -50,6 +50,11 @@ class ModelConfig(Variants, told_by="family", usual="transformer"):
         return False
 
     @property
+    def mixes_documents(self) -> str | None:
+        """The field by which a document tells on the next one even where documents are masked; None where none does."""
+        return None
+
+    @property
     def longest_window(self) -> tuple[str, int] | None:
         """The field that limits how many tokens a window may have, and its value; None without such a limit."""
         return None

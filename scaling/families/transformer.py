@@ -108,6 +108,11 @@ class TransformerConfig(ModelConfig):
         return self.dropout > 0
 
     @property
+    def mixes_documents(self) -> str | None:
+        # A document's tokens would take the room of the next one's.
+        return "model.mlp.routing" if self.mlp is not None and self.mlp.routing == "capacity" else None
+
+    @property
     def longest_window(self) -> tuple[str, int] | None:
         return None if self.num_positions is None else ("num_positions", self.num_positions)
 

@@ -256,6 +256,20 @@ def test_a_mesh_must_divide_the_experts():
         sharding.check_divides(config, 8, 1, mesh)
 
 
+def test_a_capacity_is_refused_where_documents_are_masked():
+    """A document's tokens would fill the room of the next one's: it would know of them."""
+    routing = ExpertsConfig(experts=8, active=2, routing="capacity", capacity_factor=1.0)
+    run = RunConfig(DENSE, OptimConfig(0.01, 0), Horizon(steps=1), 8, data=DataConfig(mask_documents=True))
+    with pytest.raises(
+        ValueError, match=r"data.mask_documents is True: write false: by model.mlp.routing a document's"
+    ):
+        dataclasses.replace(run, model=dataclasses.replace(DENSE, mlp=routing))
+    dataclasses.replace(
+        run,
+        model=dataclasses.replace(DENSE, mlp=dataclasses.replace(routing, routing="dropless", capacity_factor=None)),
+    )
+
+
 @pytest.mark.slow
 def test_a_record_says_how_experts_were_used_and_a_resumed_run_is_the_same(tmp_path_factory):
     from scaling import records
