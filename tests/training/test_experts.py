@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scaling import accounting, families
-from scaling.config import OptimConfig
+from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig
 from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.families.experts import ExpertsConfig
 from scaling.families.transformer import TransformerConfig
