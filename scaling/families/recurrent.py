@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scaling.families.base import ModelConfig
-from scaling.families.counting import Counts, Mixing, Product
+from scaling.families.counting import Counts, Mixing, Product, Sees
 from scaling.fields import require
 
 network = "scaling.training.models.recurrent"
-is_causal_only = True
+sees: tuple[Sees, ...] = ("causal",)
 GATES = {"gru": 3}  # products of a cell with its input, and as many with its state
 
 
@@ -47,7 +47,7 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(given)
 
 
-def counts(config: RecurrentConfig, *, causal: bool = True) -> Counts:
+def counts(config: RecurrentConfig, sees: Sees = "causal") -> Counts:
     """Parameters and products; a GRU has three of each kind, biases beside them, and one more bias in its candidate."""
     c, D, L, G = config, config.d_model, config.num_layers, GATES[config.cell]
     products = (

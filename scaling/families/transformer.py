@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scaling.families.base import ModelConfig
-from scaling.families.counting import Counts, Mixing, Product
+from scaling.families.counting import Counts, Mixing, Over, Product, Sees
 from scaling.fields import require, require_fraction, require_positive, since
 
 network = "scaling.training.models.transformer"
-is_causal_only = False
+sees: tuple[Sees, ...] = ("causal", "full", "prefix")
 _ROPE_THETA = 10_000.0
 
 
@@ -131,7 +131,7 @@ def norm_has_bias(config: TransformerConfig) -> bool:
     return config.norm == "layer" and config.biases
 
 
-def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
+def counts(config: TransformerConfig, sees: Sees = "causal") -> Counts:
     """Parameters, products and mixings. A tied head costs no parameters.
 
     A linear layer's bias is in its matrix's group; a table of positions in ``embedding``, so that it is no part of
@@ -139,10 +139,11 @@ def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
     """
     c, D, L = config, config.d_model, config.num_layers
     attn_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    over: Over = "both" if sees == "prefix" else "written"  # the head is for what is written alone
     products = (
-        Product("attention", D, attn_width, 2 * L),  # queries, and the output
-        Product("attention", D, kv_width, 2 * L),
-        Product("mlp", D, c.d_ff, L * mlp_matrices(c)),
+        Product("attention", D, attn_width, 2 * L, over=over),  # queries, and the output
+        Product("attention", D, kv_width, 2 * L, over=over),
+        Product("mlp", D, c.d_ff, L * mlp_matrices(c), over=over),
         Product("unembedding", D, c.vocab_size),
     )
     biases = {"attention": attn_width + 2 * kv_width + D, "mlp": (mlp_matrices(c) - 1) * c.d_ff + D}
@@ -154,7 +155,7 @@ def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
         "norm": normed * (2 if norm_has_bias(c) else 1),
         "unembedding": 0 if c.tied_embeddings else c.vocab_size * D,
     }
-    return Counts(groups, products, (Mixing(attn_width, c.num_heads, L, "causal" if causal else "full"),))
+    return Counts(groups, products, (Mixing(attn_width, c.num_heads, L, sees, over),))
 
 
 def kept_values(config: TransformerConfig) -> int:
