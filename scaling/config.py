@@ -232,11 +232,8 @@ class RunConfig(Strict):
         family, sees = self.model.family, OBJECTIVES[self.objective.name].sees
         can: tuple[str, ...] = FAMILIES[family].sees
         names = [name for name, objective in OBJECTIVES.items() if objective.sees in can]
-        why = (
-            f"a {family} model reads one way"
-            if can == ("causal",)
-            else f"of family {family} tokens are read or written"
-        )
+        one_way = f"a {family} model reads one way"
+        why = one_way if can == ("causal",) else f"of family {family} are models that write from what they have read"
         require(sees in can, "objective.name", self.objective.name, f"{' or '.join(names)}: {why}")
         if sees == "causal":
             return

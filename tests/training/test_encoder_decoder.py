@@ -192,11 +192,11 @@ class Textbook(nn.Module):
             T = x.shape[1]
             if c.positions == "learned":
                 shape = (c.num_positions, c.d_model)
-                x = x + self.param(f"{prefix}positions", nn.initializers.zeros, shape)[:T]
+                x = x + self.param(f"{prefix}positions", nn.initializers.zeros, shape)[None, :T]
             elif c.positions == "sinusoidal":
                 t, j = np.arange(T)[:, None], np.arange(c.d_model)[None, :]
                 angle = t / 10_000 ** (2 * (j // 2) / c.d_model)
-                x = x + np.where(j % 2 == 0, np.sin(angle), np.cos(angle))
+                x = x + np.where(j % 2 == 0, np.sin(angle), np.cos(angle))[None]
             for i in range(num_layers):
                 x = add(f"{prefix}attn_norm{i}", x, lambda h, i=i: attend(f"{prefix}attn{i}", h, h, mask))
                 if read is not None:
@@ -255,8 +255,12 @@ TEXTBOOKS = {
 }
 
 
-@pytest.mark.parametrize("config", TEXTBOOKS.values(), ids=TEXTBOOKS)
+@pytest.mark.parametrize(
+    "config", [c if name == "vaswani" else pytest.param(c, marks=pytest.mark.slow) for name, c in TEXTBOOKS.items()],
+    ids=TEXTBOOKS,
+)  # fmt: skip
 def test_an_encoder_decoder_and_its_gradient_are_flaxs(config):
+    config = dataclasses.replace(config, num_layers=1, num_encoder_layers=2)
     rng = np.random.default_rng(3)
     params = {n: np.asarray(w) + 0.1 * rng.normal(size=w.shape).astype(np.float32)
               for n, w in initial(config, 0).items()}  # fmt: skip
@@ -271,7 +275,6 @@ def test_an_encoder_decoder_and_its_gradient_are_flaxs(config):
     def of(function):
         return quick_jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(function(p)))))(params)
 
-    assert_allclose(quick_jit(ours)(params), quick_jit(theirs)(params), rtol=1e-4, atol=1e-5)
     (value, grads), (expected, expected_grads) = of(ours), of(theirs)
     assert value == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
     for name, grad in grads.items():
@@ -284,7 +287,9 @@ def test_an_encoder_decoder_and_its_gradient_are_flaxs(config):
 DECODER = TransformerConfig(d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32)
 
 
-@pytest.mark.parametrize("config", [T5, DECODER], ids=["encoder_decoder", "prefix"])
+@pytest.mark.parametrize(
+    "config", [T5, pytest.param(DECODER, marks=pytest.mark.slow)], ids=["encoder_decoder", "prefix"]
+)
 def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     """Of the step's own loss, masked pairs counted as the square that ``einsum`` computes; every loop unrolled."""
     monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))

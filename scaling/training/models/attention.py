@@ -31,7 +31,7 @@ def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool 
     square = jnp.ones((T, k_BTGK.shape[1]), bool)
     visible = (jnp.tril(square) if causal else square)[None, None, None]
     if prefix:
-        visible |= jnp.arange(k_BTGK.shape[1]) < prefix
+        visible |= (jnp.arange(k_BTGK.shape[1]) < prefix)[None, None, None, None]
     if document_BT is not None:
         visible &= (document_BT[:, :, None] == document_BT[:, None, :])[:, None, None]
     probs_BGRTS = jax.nn.softmax(jnp.where(visible, logits_BGRTS, -jnp.inf), axis=-1).astype(v_BTGK.dtype)
