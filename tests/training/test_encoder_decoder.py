@@ -359,7 +359,8 @@ def span_cell(data_config, family, steps=24):
     return dataclasses.replace(one, run=run)
 
 
-@pytest.mark.parametrize("family", ["encoder_decoder", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["encoder_decoder", "transformer"])
 def test_a_run_learns_and_goes_on_where_it_was_stopped(corpus, tmp_path, family):
     one = span_cell(corpus[0], family, steps=40)
     execution = ExecutionConfig(mesh=MeshConfig(data=1, fsdp=8), checkpoint_seconds=1e9, eval_batch_size=8)

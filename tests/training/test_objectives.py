@@ -181,6 +181,13 @@ def refused(tmp_path, model, more=""):
         ("{width: 16}", ", objective: {name: bert}", "is not one of next_token, masked, span_corruption"),
         ("{width: 16, family: recurrent}", ", objective: {name: masked}", "a recurrent model reads one way"),
         ("{width: 16}", ", objective: {name: masked}, data: {mask_documents: true}", "write false"),
+        ("{width: 16, num_encoder_layers: 2}", "", "base.model.num_encoder_layers: a transformer model has no"),
+        ("{width: 16, family: encoder_decoder}", "", "write span_corruption: of family encoder_decoder are models"),
+        (
+            "{width: 16}",
+            ", objective: {name: span_corruption, mean_span: 500}",
+            "base.objective.mean_span: 500.0: write less than",
+        ),
         ("{width: 16, family: recurrent, parameterization: mup, base_d_model: 8}", "", "write standard"),
     ],
 )
@@ -193,10 +200,12 @@ def test_a_grid_of_both_families_and_objectives_expands(tmp_path):
     path.write_text(
         "base: {optim: {peak_lr: 0.01}, horizon: {tokens: 1e5}, data: {seq_len: 32}}\n"
         "axes: {kind: [{model: {width: 16}}, {model: {params: 5e3, family: recurrent}, label: gru},\n"
-        "  {model: {width: 16}, objective: {name: masked}, label: bert}]}\n"
+        "  {model: {width: 16}, objective: {name: masked}, label: bert},\n"
+        "  {model: {width: 16, family: encoder_decoder}, objective: {name: span_corruption}, label: t5}]}\n"
     )
-    a, b, c = (one.run for one in grid.load(path).cells)
+    a, b, c, d = (one.run for one in grid.load(path).cells)
     assert (a.model.family, b.model.family) == ("transformer", "recurrent")
     assert accounting.param_counts(b.model)["non_embedding"] == pytest.approx(5e3, rel=0.5)
     assert c.model.vocab_size == 257  # its own id for the mask
     assert isinstance(c.objective, Masked)
+    assert (d.model.num_encoder_layers, d.model.vocab_size) == (2, 256 + 3)  # 5 of 32 tokens in 2 spans, and a last one
