@@ -30,7 +30,7 @@ def flops_per_token(model: ModelConfig, seq_len: int, *, causal: bool = True) ->
     ``causal=False`` counts the masked half of attention too in ``exact``: what a kernel that computes the full square
     really executes, or a model that sees both ways.
     """
-    counts = families.of(model).counts(model, causal=causal)
+    counts = families.of(model).counts(model, "causal" if causal else "full")
     return _by_rule(counts, Lengths(read=0, written=seq_len, predicted=seq_len))
 
 
@@ -41,7 +41,7 @@ def _by_rule(counts: Counts, lengths: Lengths) -> dict[str, float]:
 def trained(model: ModelConfig, objective: ObjectiveConfig = NEXT_TOKEN) -> Counts:
     """Parameters, products and mixings of what a run trains: its model, and what its objective has beside it."""
     of = objectives.of(objective)
-    return of.counts(objective, model, families.of(model).counts(model, causal=of.is_causal))
+    return of.counts(objective, model, families.of(model).counts(model, of.sees))
 
 
 @dataclass(frozen=True)

@@ -212,11 +212,16 @@ class RunConfig(Strict):
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")
-        self._require_both_ways()
+        self._require_that_family_sees()
+        try:
+            lengths = OBJECTIVES[self.objective.name].lengths(self.objective, self.data.seq_len)
+        except ValueError as e:
+            raise ValueError(f"objective.{e}") from None
         if self.model.longest_window is not None:
             name, most = self.model.longest_window
-            T = self.data.seq_len
-            require(most >= T, f"model.{name}", most, f"{T} or more, or a smaller data.seq_len, which is {T}")
+            T = self.model.tokens_at_once(lengths)
+            want = f"{T} or more, or a smaller data.seq_len, which is {self.data.seq_len}"
+            require(most >= T, f"model.{name}", most, want)
         if self.model.mixes_documents is not None:
             want = f"false: by {self.model.mixes_documents} a document's tokens would tell on the next one's"
             require(not self.data.mask_documents, "data.mask_documents", True, want)
@@ -232,15 +237,16 @@ class RunConfig(Strict):
                 self.optim.name in adam_like, "optim.name", self.optim.name, f"one of {', '.join(adam_like)} for mup"
             )
 
-    def _require_both_ways(self) -> None:
-        """Raises ValueError for an objective that sees both sides of a token, of what can see one only."""
-        if OBJECTIVES[self.objective.name].is_causal:
+    def _require_that_family_sees(self) -> None:
+        """Raises ValueError for an objective that lets a token see what the model's family cannot show it."""
+        family, sees = self.model.family, OBJECTIVES[self.objective.name].sees
+        can: tuple[str, ...] = FAMILIES[family].sees
+        names = [name for name, objective in OBJECTIVES.items() if objective.sees in can]
+        one_way = f"a {family} model reads one way"
+        why = one_way if can == ("causal",) else f"of family {family} are models that write from what they have read"
+        require(sees in can, "objective.name", self.objective.name, f"{' or '.join(names)}: {why}")
+        if sees == "causal":
             return
-        family = self.model.family
-        require(
-            not FAMILIES[family].is_causal_only, "objective.name", self.objective.name,
-            f"next_token: a {family} model reads one way",
-        )  # fmt: skip
         want = f"false: what is {self.objective.name} no longer says where a document begins"
         require(not self.data.mask_documents, "data.mask_documents", True, want)
 

@@ -132,7 +132,9 @@ class Session:
                 for row in rows:
                     if row.cell.run.data == data_config:
                         run = row.cell.run
-                        corpus.require_vocab(run.model.vocab_size, objectives.of(run.objective).extra_ids)
+                        corpus.require_vocab(
+                            run.model.vocab_size, objectives.extra_ids(run.objective, run.data.seq_len)
+                        )
                         corpus.require_horizon(row.plan.num_tokens)
 
     def measure(self, rows: Sequence[Row]) -> None:

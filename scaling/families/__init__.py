@@ -3,10 +3,10 @@
 A family is a module here (``base.Family`` says what it holds) and its network in ``scaling/training/models/``.
 """
 
-from scaling.families import recurrent, transformer
+from scaling.families import encoder_decoder, recurrent, transformer
 from scaling.families.base import Family, ModelConfig
 
-FAMILIES: dict[str, Family] = {"transformer": transformer, "recurrent": recurrent}
+FAMILIES: dict[str, Family] = {"transformer": transformer, "recurrent": recurrent, "encoder_decoder": encoder_decoder}
 
 
 def of(config: ModelConfig) -> Family:

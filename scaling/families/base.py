@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from scaling.families.counting import Counts
+from scaling.families.counting import Counts, Lengths, Sees
 from scaling.fields import Variants, require, require_positive
 
 
@@ -49,6 +49,10 @@ class ModelConfig(Variants, told_by="family", usual="transformer"):
         """Whether a training step draws random numbers; its state then holds the run's seed."""
         return False
 
+    def tokens_at_once(self, lengths: Lengths) -> int:
+        """How many tokens of a window lie beside each other in one stack of layers, at most."""
+        return lengths.read + lengths.written
+
     @property
     def mixes_documents(self) -> str | None:
         """The field by which a document tells on the next one even where documents are masked; None where none does."""
@@ -68,7 +72,7 @@ class Family(Protocol):
 
     Config: type[ModelConfig]
     network: str
-    is_causal_only: bool  # whether no token can see a later one, whatever the objective asks for
+    sees: tuple[Sees, ...]  # what an objective may let a token see
 
     def shape(self, width: int, given: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that follow from one dial, a width, beside what else is ``given``."""
@@ -76,8 +80,8 @@ class Family(Protocol):
     def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """``given`` with the fields that follow from others of them, a size written out or not."""
 
-    def counts(self, config: Any, *, causal: bool = True) -> Counts:
-        """Parameters, products and mixings."""
+    def counts(self, config: Any, sees: Sees = "causal") -> Counts:
+        """Parameters, products and mixings, where a token sees what ``sees`` says."""
 
     def kept_values(self, config: Any) -> int:
         """Values per token and layer that the backward pass keeps of a layer; mesh axis ``tensor`` divides them."""

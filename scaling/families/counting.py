@@ -3,7 +3,10 @@
 FLOPs are training FLOPs (forward + backward = 3 × forward), one multiply-add counted as two. Rules, per token, with
 N ``non_embedding``, N_w the weights of the matrix products except the head, for every mixing of tokens L its layers,
 A its width, H its heads and T the tokens it is over, V D the head. Groups that are no part of N are worked with all the
-same, and count; what a token does not meet (``inactive``) does not:
+same, and count; what a token does not meet (``inactive``) does not. A token is one of
+the window's text. Where not each is met once (``Lengths``), N_w, V D and T are what a token of the text meets on
+average: products times the tokens that go through them, and pairs of tokens that a mixing is over, by the window's
+text. ``6ND`` and ``6ND_total`` stay what their names say: all parameters, all of the text, whatever meets which stack.
 
 - ``6ND``        6 N
 - ``6ND_total``  6 (N + embedding + unembedding)
@@ -21,11 +24,27 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of one window: that an encoder reads, that a decoder writes, that carry loss (a decoder: 0, T, T)."""
+    """Tokens of one window: that are read whole, that are written, that carry loss (next token: 0, T, T), and of its
+    text, as ``num_tokens`` counts them; 0 means as many as are written."""
 
     read: int
     written: int
     predicted: int
+    text: int = 0
+
+    def of(self, over: "Over") -> int:
+        """Tokens that go through what is ``over`` them."""
+        return (self.read if over != "written" else 0) + (self.written if over != "read" else 0)
+
+    @property
+    def window(self) -> int:
+        return self.text or self.written
+
+
+# Tokens that meet something: those that are read whole, those that are written, or both.
+Over = Literal["read", "written", "both"]
+# What a token sees: those before it; all; all that are read and, of what is written, those before it.
+Sees = Literal["causal", "full", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +60,7 @@ class Product:
     fan_out: int
     copies: int = 1
     share: float = 1.0
-    over: Literal["read", "written"] = "written"
+    over: Over = "written"
     is_hidden: bool = True
 
     @property
@@ -53,13 +72,27 @@ class Product:
 class Mixing:
     """How tokens of a window meet: ``layers`` of a mixing of this ``width`` and so many ``heads``.
 
-    ``scan`` is a recurrence: its products are among the ``Product``, and no token meets another by a product.
+    ``over``: the tokens that meet; of kind ``cross`` the written ones meet all that are read. ``scan`` is a recurrence:
+    its products are among the ``Product``, and no token meets another by a product.
     """
 
     width: int
     heads: int
     layers: int
-    kind: Literal["causal", "full", "cross", "scan"]
+    kind: Sees | Literal["cross", "scan"]
+    over: Over = "written"
+
+    def square(self, lengths: Lengths) -> int:
+        """Pairs of a query and a key, those that a mask hides too."""
+        return lengths.written * lengths.read if self.kind == "cross" else lengths.of(self.over) ** 2
+
+    def pairs(self, lengths: Lengths) -> float:
+        """Pairs of a query and a key that it may see, of n causal tokens n²/2."""
+        if self.kind == "causal":
+            return self.square(lengths) / 2
+        if self.kind == "prefix":
+            return self.square(lengths) - lengths.written * lengths.read - lengths.written**2 / 2
+        return self.square(lengths)
 
 
 @dataclass(frozen=True)
@@ -112,6 +145,13 @@ class Counts:
         """The mixings that are made of products of queries and keys."""
         return [m for m in self.mixing if m.kind != "scan"]
 
+    def worked(self, lengths: Lengths) -> tuple[float, float]:
+        """Weights of the products that a token of the text meets, on average: (without the head, of the head)."""
+        sums = [0.0, 0.0]
+        for p in self.products:
+            sums[_is_head(p)] += p.share * p.weights * (lengths.of(p.over) / lengths.window)
+        return sums[0], sums[1]
+
 
 def _is_head(product: Product) -> bool:
     return product.group == "unembedding"
@@ -126,20 +166,26 @@ def six_nd_total(counts: Counts, lengths: Lengths) -> float:
 
 
 def kaplan(counts: Counts, lengths: Lengths) -> float:
-    T = lengths.written
-    return 3.0 * (2 * counts.inner_weights + sum(2 * m.layers * T * m.width for m in counts.attention))
+    inner, _ = counts.worked(lengths)
+    return 3.0 * (
+        2 * inner + sum(2 * m.layers * (m.square(lengths) / lengths.window) * m.width for m in counts.attention)
+    )
 
 
 def chinchilla(counts: Counts, lengths: Lengths) -> float:
-    T = lengths.written
-    attention = sum(m.layers * (2 * T * m.width + 3 * m.heads * T + 2 * T * m.width) for m in counts.attention)
-    return 3.0 * (2 * counts.head_weights + 2 * counts.inner_weights + attention + 2 * counts.head_weights)
+    inner, head = counts.worked(lengths)
+    embedding = counts.head_weights * (lengths.of("both") / lengths.window)
+    attention = sum(
+        m.layers * (2 * m.width + 3 * m.heads + 2 * m.width) * (m.square(lengths) / lengths.window)
+        for m in counts.attention
+    )
+    return 3.0 * (2 * embedding + 2 * inner + attention + 2 * head)
 
 
 def exact(counts: Counts, lengths: Lengths) -> float:
-    T = lengths.written
-    attention = sum(2 * m.layers * 2 * (T / 2 if m.kind == "causal" else T) * m.width for m in counts.attention)
-    return 3.0 * (2 * counts.inner_weights + attention + 2 * counts.head_weights)
+    inner, head = counts.worked(lengths)
+    attention = sum(2 * m.layers * 2 * (m.pairs(lengths) / lengths.window) * m.width for m in counts.attention)
+    return 3.0 * (2 * inner + attention + 2 * head)
 
 
 # Training FLOPs per token by each rule. A rule that is added here is known to grids, plans, records and laws.

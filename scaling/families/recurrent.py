@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scaling.families.base import ModelConfig
-from scaling.families.counting import Counts, Mixing, Product
+from scaling.families.counting import Counts, Mixing, Product, Sees
 from scaling.fields import require
 
 network = "scaling.training.models.recurrent"
-is_causal_only = True
+sees: tuple[Sees, ...] = ("causal",)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(given)
 
 
-def counts(config: RecurrentConfig, *, causal: bool = True) -> Counts:
+def counts(config: RecurrentConfig, sees: Sees = "causal") -> Counts:
     """Parameters and products: of each gate one with the input and one with the state, a bias for whatever is seen."""
     c, D, L, cell = config, config.d_model, config.num_layers, CELLS[config.cell]
     products = (

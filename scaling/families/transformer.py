@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scaling.families.base import ModelConfig
-from scaling.families.counting import Counts, Mixing, Product
+from scaling.families.counting import Counts, Mixing, Over, Product, Sees
 from scaling.families.experts import ExpertsConfig
 from scaling.fields import require, require_fraction, require_positive, since
 
 network = "scaling.training.models.transformer"
-is_causal_only = False
+sees: tuple[Sees, ...] = ("causal", "full", "prefix")
 _ROPE_THETA = 10_000.0
 
 
@@ -154,7 +154,7 @@ def norm_has_bias(config: TransformerConfig) -> bool:
     return config.norm == "layer" and config.biases
 
 
-def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
+def counts(config: TransformerConfig, sees: Sees = "causal") -> Counts:
     """Parameters, products and mixings. A tied head costs no parameters.
 
     Experts are in group ``mlp``, routed or shared, and what chooses them in ``router``. A linear layer's bias is in its
@@ -163,10 +163,11 @@ def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
     """
     c, D, L = config, config.d_model, config.num_layers
     attn_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    over: Over = "both" if sees == "prefix" else "written"  # the head is for what is written alone
     products = (
-        Product("attention", D, attn_width, 2 * L),  # queries, and the output
-        Product("attention", D, kv_width, 2 * L),
-        *_mlp_products(c),
+        Product("attention", D, attn_width, 2 * L, over=over),  # queries, and the output
+        Product("attention", D, kv_width, 2 * L, over=over),
+        *_mlp_products(c, over),
         Product("unembedding", D, c.vocab_size),
     )
     F, routed = c.expert_width, 1 if c.mlp is None else c.mlp.experts
@@ -181,19 +182,19 @@ def counts(config: TransformerConfig, *, causal: bool = True) -> Counts:
         "norm": normed * (2 if norm_has_bias(c) else 1),
         "unembedding": 0 if c.tied_embeddings else c.vocab_size * D,
     }
-    mixing = Mixing(attn_width, c.num_heads, L, "causal" if causal else "full")
+    mixing = Mixing(attn_width, c.num_heads, L, sees, over)
     return Counts(groups, products, (mixing,), inactive=0 if c.mlp is None else L * (routed - c.mlp.active) * one_mlp)
 
 
-def _mlp_products(config: TransformerConfig) -> list[Product]:
+def _mlp_products(config: TransformerConfig, over: Over) -> list[Product]:
     c, F, copies, mlp = config, config.expert_width, config.num_layers * mlp_matrices(config), config.mlp
     if mlp is None:
-        return [Product("mlp", c.d_model, F, copies)]
-    shared = [Product("mlp", c.d_model, F, copies * mlp.shared)] if mlp.shared else []
+        return [Product("mlp", c.d_model, F, copies, over=over)]
+    shared = [Product("mlp", c.d_model, F, copies * mlp.shared, over=over)] if mlp.shared else []
     return [
-        Product("mlp", c.d_model, F, copies * mlp.experts, share=mlp.active / mlp.experts),
+        Product("mlp", c.d_model, F, copies * mlp.experts, share=mlp.active / mlp.experts, over=over),
         *shared,
-        Product("router", c.d_model, mlp.experts, c.num_layers, is_hidden=False),
+        Product("router", c.d_model, mlp.experts, c.num_layers, over=over, is_hidden=False),
     ]
 
 

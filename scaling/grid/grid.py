@@ -49,7 +49,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from scaling import accounting, fields
+from scaling import accounting, fields, objectives
 from scaling.config import DataConfig, Horizon, ParamCount, RunConfig
 from scaling.execution import ExecutionConfig, HardwareConfig
 from scaling.families import FAMILIES, ModelConfig
@@ -201,7 +201,7 @@ def _resolve(leaves: Leaves, labels: dict[str, Any], epoch_tokens: EpochTokens) 
     objective = OBJECTIVES[values.get(("objective", "name"), "next_token")]
     strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")  # type: ignore[misc, unused-ignore]  # likewise
     if ("model", "vocab_size") not in values:
-        values |= _vocab_of(values, leaves)
+        values |= _vocab_of(values, leaves, where)
     _require_nested(family.Config, values, leaves, where)
     try:
         shape = sizes.model_fields(_part(values, "model"))
@@ -256,9 +256,16 @@ def _tokens_of_epochs(values: dict[tuple[str, ...], Any], leaves: Leaves, where:
     return float(epochs) * tokens
 
 
-def _vocab_of(values: dict[tuple[str, ...], Any], leaves: Leaves) -> dict[tuple[str, ...], int]:
+def _vocab_of(values: dict[tuple[str, ...], Any], leaves: Leaves, where: str) -> dict[tuple[str, ...], int]:
     """The vocabulary that follows from the names of the tokenizer and of the objective."""
-    extra_ids = OBJECTIVES[values.get(("objective", "name"), "next_token")].extra_ids
+    objective = strict.build(
+        ObjectiveConfig, {(k,): v for k, v in _part(values, "objective").items()}, leaves, where, ("objective",)
+    )
+    seq_len = values.get(("data", "seq_len"), DataConfig.seq_len)
+    try:
+        extra_ids = objectives.extra_ids(objective, seq_len)
+    except ValueError:  # which ``RunConfig`` says
+        extra_ids = 0
     tokenizer, path = leaves.get(("data", "tokenizer"), ("bytes", ""))
     source, source_path = leaves.get(("data", "source"), ("", ""))
     if "tokens:" in source:

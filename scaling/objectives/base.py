@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from scaling.families.counting import Counts, Lengths
+from scaling.families.counting import Counts, Lengths, Sees
 from scaling.fields import Variants
 
 if TYPE_CHECKING:
@@ -30,12 +30,14 @@ class Objective(Protocol):
     Config: type[ObjectiveConfig]
     losses: str  # the module that computes them (``scaling.training.losses``)
     unit: str  # of the loss
-    is_causal: bool  # whether a token sees only those before it
+    sees: Sees  # what a token sees
     is_likelihood: bool  # of the text: then bits per byte mean something
-    extra_ids: int  # that the vocabulary has beyond the tokenizer's, at its end
+
+    def extra_ids(self, config: Any, seq_len: int) -> int:
+        """Ids that the vocabulary has beyond the tokenizer's, at its end."""
 
     def lengths(self, config: Any, seq_len: int) -> Lengths:
-        """Tokens of a window, by what becomes of them."""
+        """Tokens of a window, by what becomes of them; raises ValueError for a window that is too short."""
 
     def counts(self, config: Any, model: "ModelConfig", of_model: Counts) -> Counts:
         """What is trained, from the counts of the model alone: with what the objective has beside it."""
@@ -56,7 +58,8 @@ class Objective(Protocol):
     ) -> "dict[str, np.ndarray]":
         """The batch of windows of S = T + 1 tokens, R of them, each with a key of its own (uint64).
 
-        ``present_RT``: 0 where a window's target, its tokens but the first, is padding; None where none is.
+        ``present_RT``: 0 where a window's target, its tokens but the first, is padding; None where none is. Where the
+        model reads tokens whole before it writes, they are ``read``.
         """  # fmt: skip
 
     def read(self, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:

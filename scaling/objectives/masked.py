@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from scaling.families.counting import Lengths
+from scaling.families.counting import Lengths, Sees
 from scaling.fields import require
 from scaling.objectives.base import ObjectiveConfig, model_alone
 
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 losses = "scaling.training.losses.likelihood"
 unit = "nats per masked token"
-is_causal = False
+sees: Sees = "full"
 is_likelihood = False
-extra_ids = 1
 MASKED, REPLACED = 0.8, 0.1  # of the chosen; the rest is left as it is
 
 
@@ -44,6 +43,10 @@ def lengths(config: Masked, seq_len: int) -> Lengths:
 counts = model_alone
 
 
+def extra_ids(config: Masked, seq_len: int) -> int:
+    return 1
+
+
 def predicted(config: Masked, tokens_R: "np.ndarray") -> "np.ndarray":
     """At least one of a window that has a token."""
     import numpy as np
@@ -66,7 +69,7 @@ def batch(
 
     targets_RT = windows_RS[:, 1:]
     T = targets_RT.shape[1]
-    order_RT, fate_RT, other_RT = (_uniform(keys_R, T, salt) for salt in range(3))
+    order_RT, fate_RT, other_RT = (uniform(keys_R, T, salt) for salt in range(3))
     if present_RT is None:
         num_R = np.full(len(targets_RT), T)
     else:
@@ -83,7 +86,7 @@ def read(batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return batch["inputs"], batch["targets"], batch["weights"]
 
 
-def _uniform(keys_R: "np.ndarray", length: int, salt: int) -> "np.ndarray":
+def uniform(keys_R: "np.ndarray", length: int, salt: int) -> "np.ndarray":
     """Numbers in [0, 1), float64 [R, length]: splitmix64 of (key, salt, place) (Steele et al. 2014)."""
     import numpy as np
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from scaling.families.counting import Lengths
+from scaling.families.counting import Lengths, Sees
 from scaling.objectives.base import ObjectiveConfig, model_alone
 
 if TYPE_CHECKING:
@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
 losses = "scaling.training.losses.likelihood"
 unit = "nats per token"
-is_causal = True
+sees: Sees = "causal"
 is_likelihood = True
-extra_ids = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,10 @@ def lengths(config: NextToken, seq_len: int) -> Lengths:
 
 
 counts = model_alone
+
+
+def extra_ids(config: NextToken, seq_len: int) -> int:
+    return 0
 
 
 def predicted(config: NextToken, tokens_R: "np.ndarray") -> "np.ndarray":

@@ -134,7 +134,8 @@ class Evaluator:
         and the measures of ``losses.Losses``."""
         rows, W = self.programs.eval_rows, len(self.tokens_W)
         spec, mesh = P(("data", "fsdp")), self.programs.mesh
-        places = ByPosition(self.run.data.seq_len, self.shares, W) if final and self.objective.is_causal else None
+        in_order = self.objective.sees == "causal"
+        places = ByPosition(self.run.data.seq_len, self.shares, W) if final and in_order else None
         sums: list[np.ndarray] = []
         measures: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
 

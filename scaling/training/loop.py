@@ -83,7 +83,7 @@ def train(
     use_compilation_cache(cache_dir)
     run = cells[0].run
     corpus = data.open(run.data, cache_dir)
-    corpus.require_vocab(run.model.vocab_size, objectives.of(run.objective).extra_ids)
+    corpus.require_vocab(run.model.vocab_size, objectives.extra_ids(run.objective, run.data.seq_len))
     mesh = sharding.make_mesh(execution.mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))

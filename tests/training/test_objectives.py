@@ -45,8 +45,12 @@ def test_as_many_tokens_carry_loss_as_it_says(name):
     present = (np.arange(T) < np.array([T, 7, 1, 0, T])[:, None]).astype(np.float32)
     batch = objective.batch(config, V, windows(5), keys_of(0, np.arange(5, dtype=np.uint64)), present)
     assert_array_equal(batch["weights"].sum(axis=1), objective.predicted(config, present.sum(axis=1)))
-    assert (batch["weights"] <= present).all()
-    assert objective.lengths(config, T) == Lengths(0, T, int(objective.predicted(config, np.array([T]))[0]))
+    lengths = objective.lengths(config, T)
+    assert batch["weights"].shape == (5, lengths.written)
+    assert lengths.predicted == int(objective.predicted(config, np.array([T]))[0])
+    if objective.sees != "prefix":
+        assert (batch["weights"] <= present).all()
+        assert lengths == Lengths(0, T, lengths.predicted)
 
 
 def test_the_usual_objective_leaves_ids_as_they_were():
@@ -173,12 +177,19 @@ def refused(tmp_path, model, more=""):
         ("{width: 16, family: recurrent, qk_norm: true}", "", "base.model.qk_norm: a recurrent model has no qk_norm"),
         ("{width: 16, family: recurrent, cell: foo}", "", "base.model.cell: 'foo' is not one of rnn, lstm, gru"),
         ("{width: 16, cell: gru}", "", "base.model.cell: a transformer model has no cell"),
-        ("{width: 16, family: lstm}", "", "is not one of transformer, recurrent"),
+        ("{width: 16, family: lstm}", "", "is not one of transformer, recurrent, encoder_decoder"),
         ("{width: 16}", ", objective: {rate: 0.3}", "base.objective.rate: objective next_token has no rate"),
         ("{width: 16}", ", objective: {name: masked, rate: 2}", "base.objective.rate: 2.0: write a share"),
-        ("{width: 16}", ", objective: {name: bert}", "is not one of next_token, masked"),
+        ("{width: 16}", ", objective: {name: bert}", "is not one of next_token, masked, span_corruption"),
         ("{width: 16, family: recurrent}", ", objective: {name: masked}", "a recurrent model reads one way"),
         ("{width: 16}", ", objective: {name: masked}, data: {mask_documents: true}", "write false"),
+        ("{width: 16, num_encoder_layers: 2}", "", "base.model.num_encoder_layers: a transformer model has no"),
+        ("{width: 16, family: encoder_decoder}", "", "write span_corruption: of family encoder_decoder are models"),
+        (
+            "{width: 16}",
+            ", objective: {name: span_corruption, mean_span: 500}",
+            "base.objective.mean_span: 500.0: write less than",
+        ),
         ("{width: 16, family: recurrent, parameterization: mup, base_d_model: 8}", "", "write standard"),
     ],
 )
@@ -192,11 +203,13 @@ def test_a_grid_of_both_families_and_objectives_expands(tmp_path):
         "base: {optim: {peak_lr: 0.01}, horizon: {tokens: 1e5}, data: {seq_len: 32}}\n"
         "axes: {kind: [{model: {width: 16}}, {model: {params: 5e3, family: recurrent}, label: gru},\n"
         "  {model: {width: 16, family: recurrent, cell: lstm}, label: lstm},\n"
-        "  {model: {width: 16}, objective: {name: masked}, label: bert}]}\n"
+        "  {model: {width: 16}, objective: {name: masked}, label: bert},\n"
+        "  {model: {width: 16, family: encoder_decoder}, objective: {name: span_corruption}, label: t5}]}\n"
     )
-    a, b, lstm, c = (one.run for one in grid.load(path).cells)
+    a, b, lstm, c, d = (one.run for one in grid.load(path).cells)
     assert (a.model.family, b.model.family) == ("transformer", "recurrent")
     assert (b.model.cell, lstm.model.cell) == ("gru", "lstm")
     assert accounting.param_counts(b.model)["non_embedding"] == pytest.approx(5e3, rel=0.5)
     assert c.model.vocab_size == 257  # its own id for the mask
     assert isinstance(c.objective, Masked)
+    assert (d.model.num_encoder_layers, d.model.vocab_size) == (2, 256 + 3)  # 5 of 32 tokens in 2 spans, and a last one

@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, D d_model, V vocabulary; N chunks of C tokens a row.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,7 +35,11 @@ def losses(run: RunConfig, execution: ExecutionConfig, params, batch) -> Losses:
     """
     objective = objectives.of(run.objective)
     inputs_BT, targets_BT, weights_BT = objective.read(batch)
-    sees = {"causal": objective.is_causal, "mask_documents": run.data.mask_documents}
+    sees: dict[str, Any] = {"mask_documents": run.data.mask_documents}
+    if objective.sees == "prefix":
+        sees["read_BR"] = batch["read"]
+    else:
+        sees["causal"] = objective.sees == "causal"
     if "keys" in batch:  # in training, of what draws random numbers
         sees["keys_B"] = batch["keys"]
     hidden = models.network(run.model).hidden(run.model, execution, params, inputs_BT, **sees)

@@ -6,7 +6,8 @@ logits and softmax in float32 whatever the inputs are: a logit of 60 in bfloat16
 by 13 %. ``document_BT``, where given, numbers each token's document, and none sees another's tokens. Rotary logits
 depend on distances alone, so that is at once what positions counted from each document's start would give; positions
 that are added to the embedding are counted so where they are (``transformer``). No weight is dropped at random: the
-fused kernels cannot, and all are to be equal. Without ``causal`` a token sees those after it too.
+fused kernels cannot, and all are to be equal. Without ``causal`` a token sees those after it too, and there may be
+other keys than queries; the first ``prefix`` tokens are seen by all.
 """
 
 import functools
@@ -21,22 +22,24 @@ from scaling.training import sharding
 _BLOCK_ROWS = 64
 
 
-def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True):
+def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True, prefix: int = 0):
     """The textbook square: the reference the others are tested against."""
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
     logits_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK * scale, k_BTGK, preferred_element_type=jnp.float32)
-    square = jnp.ones((T, T), bool)
+    square = jnp.ones((T, k_BTGK.shape[1]), bool)
     visible = (jnp.tril(square) if causal else square)[None, None, None]
+    if prefix:
+        visible |= (jnp.arange(k_BTGK.shape[1]) < prefix)[None, None, None, None]
     if document_BT is not None:
         visible &= (document_BT[:, :, None] == document_BT[:, None, :])[:, None, None]
     probs_BGRTS = jax.nn.softmax(jnp.where(visible, logits_BGRTS, -jnp.inf), axis=-1).astype(v_BTGK.dtype)
     return jnp.einsum("BGRTS,BSGK->BTGRK", probs_BGRTS, v_BTGK).reshape(B, T, H, K)
 
 
-def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
-    """Rows in blocks, each against the keys up to its end only: half the square is never computed.
+def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, prefix: int = 0):
+    """Rows in blocks, each against the keys up to its end, or the prefix's: up to half the square is never computed.
 
     The division by the softmax's sum is done after the product with v, on K columns instead of T.
     """
@@ -51,18 +54,21 @@ def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None):
     for start in range(0, T, _BLOCK_ROWS):
         end = min(start + _BLOCK_ROWS, T)
         rows = end - start
+        seen = max(end, prefix)
         q_NMK = q_NRTK[:, :, start:end].reshape(B * G, R * rows, K)
-        keys_NKS = k_NTK[:, :end].swapaxes(1, 2)
+        keys_NKS = k_NTK[:, :seen].swapaxes(1, 2)
         logits_NMS = jnp.matmul(q_NMK, keys_NKS, preferred_element_type=jnp.float32)
-        visible_rowsS = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+        visible_rowsS = jnp.arange(start, end)[:, None] >= jnp.arange(seen)[None, :]
+        if prefix:
+            visible_rowsS |= jnp.arange(seen)[None, :] < prefix
         visible_MS = jnp.tile(visible_rowsS, (R, 1))[None]
         if document_BT is not None:
-            same_BrowsS = document_BT[:, start:end, None] == document_BT[:, None, :end]
+            same_BrowsS = document_BT[:, start:end, None] == document_BT[:, None, :seen]
             visible_MS = visible_MS & jnp.repeat(jnp.tile(same_BrowsS, (1, R, 1)), G, axis=0)
         logits_NMS = jnp.where(visible_MS, logits_NMS, -jnp.inf)
         weights_NMS = jnp.exp(logits_NMS - jax.lax.stop_gradient(logits_NMS.max(-1, keepdims=True)))
         sums_NM1 = weights_NMS.sum(-1, keepdims=True)
-        values_NMK = weights_NMS.astype(v_NTK.dtype) @ v_NTK[:, :end]
+        values_NMK = weights_NMS.astype(v_NTK.dtype) @ v_NTK[:, :seen]
         blocks.append((values_NMK / sums_NM1).astype(v_NTK.dtype).reshape(B, G, R, rows, K))
     out_BGRTK = jnp.concatenate(blocks, axis=3)
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
@@ -129,11 +135,29 @@ IMPLEMENTATIONS = {"einsum": einsum, "block_causal": block_causal, "cudnn": cudn
 
 
 @functools.cache
-def choose(name: str, platform: str, seq_len: int, mask_documents: bool = False, causal: bool = True):
+def choose(
+    name: str,
+    platform: str,
+    seq_len: int,
+    mask_documents: bool = False,
+    causal: bool = True,
+    prefix: int = 0,
+    cross: bool = False,
+):
     """The implementation called ``name``; ``auto`` takes the platform's own where that can serve it.
 
-    Raises ValueError for blocks of a triangle where the whole square is wanted.
+    ``prefix``: tokens that all see; ``cross``: the keys are those of other tokens. Raises ValueError for blocks of a
+    triangle where the whole square is wanted, and for a fused kernel that has no mask for a prefix.
     """
+    if prefix:
+        if name in ("cudnn", "splash"):
+            raise ValueError(
+                f"execution.attention is {name!r}, which has no mask for a prefix: write auto, block_causal or einsum"
+            )
+        name = "block_causal" if name == "auto" else name
+        return functools.partial(IMPLEMENTATIONS[name], prefix=prefix)
+    if cross and name in ("auto", "splash") and platform != "gpu":
+        name = "einsum"  # splash wants as many keys as queries
     if name == "auto" and mask_documents and platform == "gpu":
         name = "block_causal"
     if name == "auto":

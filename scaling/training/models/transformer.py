@@ -178,17 +178,20 @@ def _normed(config: TransformerConfig, p: dict[str, Any], name: str, x):
     return layer_norm(x, p[name], p.get(f"{name}_bias"), config.norm_eps)
 
 
-def _self_attention(config: TransformerConfig, attend, p: dict[str, Any], h_BTD):
+def _attention(config: TransformerConfig, attend, p: dict[str, Any], h_BTD, read_BSD=None):
+    """Attention to the tokens themselves, or to those of ``read_BSD``, between whose positions there is no distance."""
     c = config
     B, T, _ = h_BTD.shape
+    from_BSD = h_BTD if read_BSD is None else read_BSD
+    S = from_BSD.shape[1]
     scale = c.head_dim**-0.5 if c.parameterization == "standard" else c.base_head_dim**0.5 / c.head_dim
     q_BTHK = dense(h_BTD, p["w_q"], p.get("b_q")).reshape(B, T, c.num_heads, c.head_dim)
-    k_BTGK = dense(h_BTD, p["w_k"], p.get("b_k")).reshape(B, T, c.num_kv_heads, c.head_dim)
-    v_BTGK = dense(h_BTD, p["w_v"], p.get("b_v")).reshape(B, T, c.num_kv_heads, c.head_dim)
+    k_BTGK = dense(from_BSD, p["w_k"], p.get("b_k")).reshape(B, S, c.num_kv_heads, c.head_dim)
+    v_BTGK = dense(from_BSD, p["w_v"], p.get("b_v")).reshape(B, S, c.num_kv_heads, c.head_dim)
     if c.qk_norm:
         q_BTHK = _normed(c, p, "q_norm", q_BTHK)
         k_BTGK = _normed(c, p, "k_norm", k_BTGK)
-    if c.positions == "rotary":
+    if c.positions == "rotary" and read_BSD is None:
         q_BTHK, k_BTGK = rotary(q_BTHK, c.rope_theta), rotary(k_BTGK, c.rope_theta)
     o_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, scale)
     return dense(o_BTHK.reshape(B, T, -1), p["w_o"], p.get("b_o"))
@@ -212,13 +215,14 @@ def _feed_forward(config: TransformerConfig, p: dict[str, Any], h_BTD):
     return y_BTD, said
 
 
-def block(config: TransformerConfig, attend, p: dict[str, Any], x_BTD):
+def block(config: TransformerConfig, attend, p: dict[str, Any], x_BTD, across=None):
     """One layer: x + f(norm(x)) for f attention, then the same for f the MLP; post-norm, norm(x + f(x)).
 
-    ``p`` holds the layer's own weights and, for dropout of f's value, ``keys`` (2, B). Returns x, and what the MLP's
-    router said; None without one.
+    ``across``: (how, read_BSD) of attention to other tokens, between the two, whose weights are called ``cross_…``.
+    ``p`` holds the layer's own weights and, for dropout of f's value, ``keys``, (2, B) or (3, B). Returns x, and what
+    the MLP's router said; None without one.
     """
-    keys_2B = p.get("keys", (None, None))
+    keys_FB = p.get("keys", (None, None, None))
 
     def with_residual(x_BTD, norm, function, keys_B):
         h_BTD = _normed(config, p, norm, x_BTD) if config.norm_position == "pre" else x_BTD
@@ -227,10 +231,16 @@ def block(config: TransformerConfig, attend, p: dict[str, Any], x_BTD):
         return (_normed(config, p, norm, x_BTD) if config.norm_position == "post" else x_BTD), said
 
     def attention_of(p, h_BTD):
-        return _self_attention(config, attend, p, h_BTD), None
+        return _attention(config, attend, p, h_BTD), None
 
-    x_BTD, _ = with_residual(x_BTD, "attn_norm", attention_of, keys_2B[0])
-    x_BTD, said = with_residual(x_BTD, "mlp_norm", functools.partial(_feed_forward, config), keys_2B[1])
+    def attention_across(p, h_BTD):
+        p = {name.removeprefix("cross_"): w for name, w in p.items() if name.startswith("cross_")}
+        return _attention(config, across[0], p, h_BTD, across[1]), None
+
+    x_BTD, _ = with_residual(x_BTD, "attn_norm", attention_of, keys_FB[0])
+    if across is not None:
+        x_BTD, _ = with_residual(x_BTD, "cross_norm", attention_across, keys_FB[2])
+    x_BTD, said = with_residual(x_BTD, "mlp_norm", functools.partial(_feed_forward, config), keys_FB[1])
     return nn.with_logical_constraint(x_BTD, ("batch", "seq", "act_embed")), said
 
 
@@ -241,17 +251,44 @@ def hidden(
     tokens_BT,
     *,
     causal: bool = True,
+    read_BR=None,
     mask_documents: bool = False,
     keys_B=None,
 ) -> Hidden:
     """Returns h_BTD for tokens_BT, the last layer's output, normalised, in the compute dtype.
 
-    ``causal``: whether a token sees only those before it; ``mask_documents``: see ``DataConfig``; ``keys_B``: a key a
-    row, by which dropout is drawn in training.
+    ``causal``: whether a token sees only those before it; ``read_BR``: tokens before them that all see; ``keys_B``: a
+    key a row, by which dropout is drawn in training; ``mask_documents``: see ``DataConfig``.
     """  # fmt: skip
-    c, specs = config, param_specs(config)
+    prefix = 0 if read_BR is None else read_BR.shape[1]
+    if prefix:
+        tokens_BT = jnp.concatenate([read_BR, tokens_BT], axis=1)
+    attend = attention.choose(
+        execution.attention, sharding.platform(), tokens_BT.shape[1], mask_documents, causal, prefix
+    )
+    specs = param_specs(config)
+    found = through_stack(
+        config, execution, specs, params, tokens_BT, attend, mask_documents=mask_documents, keys_B=keys_B
+    )
+    return found._replace(h_BTD=found.h_BTD[:, prefix:]) if prefix else found
+
+
+def through_stack(
+    config: TransformerConfig,
+    execution: ExecutionConfig,
+    specs: dict[str, ParamSpec],
+    params: dict[str, jax.Array],
+    tokens_BT,
+    attend,
+    *,
+    across=None,
+    mask_documents: bool = False,
+    keys_B=None,
+) -> Hidden:
+    """Returns h_BTD of one stack of layers for tokens_BT; ``attend``: how they see each other, ``across``: see
+    ``block``; the rest as ``hidden`` has it."""
+    c = config
     params, x_BTD = embedded(c, specs, params, tokens_BT)
-    attend = attention.choose(execution.attention, sharding.platform(), tokens_BT.shape[1], mask_documents, causal)
     if mask_documents:  # id 0 opens a document in every corpus
         attend = functools.partial(attend, document_BT=jnp.cumsum(tokens_BT == 0, axis=1))
     if c.scaled_embeddings:
@@ -259,11 +296,13 @@ def hidden(
     if c.positions in ("learned", "sinusoidal"):
         x_BTD = placed(c, params, tokens_BT, x_BTD, mask_documents)
     others = {}
-    if keys_B is not None:  # of the embedding, and of two places in each layer
-        keys_SB = jax.vmap(lambda key: jax.random.split(key, 1 + 2 * c.num_layers), out_axes=1)(keys_B)
+    if keys_B is not None:  # of the embedding, and of two or three places in each layer
+        F = 2 if across is None else 3
+        keys_SB = jax.vmap(lambda key: jax.random.split(key, 1 + F * c.num_layers), out_axes=1)(keys_B)
         x_BTD = dropped(c.dropout, keys_SB[0], x_BTD)
-        others["keys"] = keys_SB[1:].reshape(c.num_layers, 2, -1)
-    x_BTD, said = through_layers(functools.partial(block, c, attend), execution, specs, params, x_BTD, others)
+        others["keys"] = keys_SB[1:].reshape(c.num_layers, F, -1)
+    one_layer = functools.partial(block, c, attend, across=across)
+    x_BTD, said = through_layers(one_layer, execution, specs, params, x_BTD, others)
     h_BTD = _normed(c, params, "final_norm", x_BTD) if c.norm_position == "pre" else x_BTD
     return Hidden(h_BTD) if c.mlp is None else Hidden(h_BTD, *_of_routers(c.mlp, said, tokens_BT.shape[1]))
 
