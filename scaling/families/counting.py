@@ -32,7 +32,7 @@ class Lengths:
 class Product:
     """Matrix products of one kind, (fan_in, fan_out) each, ``copies`` of them (layers, most often).
 
-    ``share``: the part of the weights that a token meets, k of E experts. ``over``: the tokens that meet them.
+    ``share``: the part of the weights that a token meets, k of E experts; or of the tokens. ``over``: the tokens that meet them.
     """
 
     group: str
@@ -45,6 +45,11 @@ class Product:
     @property
     def weights(self) -> int:
         return self.fan_in * self.fan_out * self.copies
+
+    @property
+    def met(self) -> float:
+        """Weights that a token meets on average."""
+        return self.weights if self.share == 1.0 else self.share * self.weights
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,11 @@ class Counts:
     @property
     def inner_weights(self) -> float:
         """N_w: weights of the products that a token meets, without the head."""
-        return sum(p.weights if p.share == 1.0 else p.share * p.weights for p in self.products if not _is_head(p))
+        return sum(p.met for p in self.products if not _is_head(p))
 
     @property
-    def head_weights(self) -> int:
-        return sum(p.weights for p in self.products if _is_head(p))
+    def head_weights(self) -> float:
+        return sum(p.met for p in self.products if _is_head(p))
 
     def inner(self, group: str) -> int:
         """Weights of the products of one group."""
