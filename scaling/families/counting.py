@@ -32,7 +32,8 @@ class Lengths:
 class Product:
     """Matrix products of one kind, (fan_in, fan_out) each, ``copies`` of them (layers, most often).
 
-    ``share``: the part of the weights that a token meets, k of E experts; or of the tokens. ``over``: the tokens that meet them.
+    ``share``: the part of the weights that a token meets, k of E experts, or of the tokens that meet them. ``over``:
+    whose tokens these are.
     """
 
     group: str

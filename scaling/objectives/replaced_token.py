@@ -97,8 +97,9 @@ def counts(config: ReplacedToken, model: "ModelConfig", of_model: Counts) -> Cou
     generator's head a share ``rate``, the tokens that are hidden.
 
     ``exact`` takes three times forward for both, as of every run here; ELECTRA's published counter (their
-    flops_computation.py) takes backward as forward, twice: mind it in a comparison. Not counted: the
-    generator's table as a product of the model's with the projection, V D D_g once a step, whatever its tokens.
+    flops_computation.py) takes backward to cost what forward does, twice forward in all: mind it in a comparison.
+    Not counted: the generator's table as a product of the model's with the projection, V D D_g for a batch, or a part
+    of one, whatever its tokens.
     """
     small = generator(config, model)
     of_generator = families.of(small).counts(small, causal=False)

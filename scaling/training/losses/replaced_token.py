@@ -39,8 +39,8 @@ def losses(run: RunConfig, execution: ExecutionConfig, params, batch) -> Losses:
     Clark et al. 2020, equations 1 to 3: with x the text, m the hidden places, x̂_m drawn from the generator's softmax
     and x elsewhere, L = E[-Σ_m log p_G(x_m | x masked)] + λ E[-Σ_t 1(x̂_t = x_t) log D_t + 1(x̂_t ≠ x_t) log(1 - D_t)],
     here means over hidden and over all tokens, as in their code. 1 - D is the chance of "replaced", whose logit the
-    head gives. No gradient goes through the draw; a token that is drawn as it was counts as the text's. ``generator_loss``
-    is kept as a measure, in nats per hidden token.
+    head gives. No gradient goes through the draw; a token that is drawn as it was counts as the text's.
+    ``generator_loss`` is kept as a measure, in nats per hidden token.
     """
     config, tokens_BT = run.objective, batch["tokens"]
     network = models.network(run.model)
