@@ -67,8 +67,7 @@ def losses(run: RunConfig, execution: ExecutionConfig, params, batch) -> Losses:
     at_true_BM = jnp.take_along_axis(logits_BMV, true_BM[..., None], axis=-1)[..., 0]
     generator_loss_BM = (jax.nn.logsumexp(logits_BMV, axis=-1) - at_true_BM) * hidden_BM
 
-    keys_B = jax.random.wrap_key_data(batch["draw"], impl="threefry2x32")
-    noise_BMV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BMV.shape[1:]))(keys_B)
+    noise_BMV = gumbel(batch["draw"], *logits_BMV.shape[1:])
     drawn_BM = jnp.argmax(jax.lax.stop_gradient(logits_BMV) + noise_BMV, axis=-1).astype(tokens_BT.dtype)
     read_BT = with_at_places(drawn_BM)
 
@@ -85,3 +84,22 @@ def losses(run: RunConfig, execution: ExecutionConfig, params, batch) -> Losses:
         penalty=sum(penalties, jnp.mean(generator_loss_BM)),
         measures={**judged.measures, "generator_loss": (generator_loss_BM.sum(axis=1), hidden_BM.sum(axis=1))},
     )
+
+
+def gumbel(draw_B2, num_hidden: int, vocab_size: int):
+    """Standard Gumbel noise, float32 (B, M, V): -log(-log u), u of 23 bits that a row's key and the place among its M V
+    give through MurmurHash3's finaliser, twice (Appleby 2011).
+
+    Not by ``jax.random``: its rounds of threefry, unrolled, are what the compiler would spend its time on.
+    """
+    place_1N = jnp.arange(num_hidden * vocab_size, dtype=jnp.uint32)[None]
+    x_BN = _mixed(place_1N * jnp.uint32(0x9E3779B9) + draw_B2[:, :1])
+    x_BN = _mixed(x_BN ^ draw_B2[:, 1:])
+    u_BN = ((x_BN >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+    return -jnp.log(-jnp.log(u_BN)).reshape(-1, num_hidden, vocab_size)
+
+
+def _mixed(x):
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
