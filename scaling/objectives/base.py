@@ -11,7 +11,6 @@ from scaling.fields import Variants
 if TYPE_CHECKING:
     import numpy as np
 
-    from scaling.config import RunConfig
     from scaling.families import ModelConfig
 
 
@@ -48,7 +47,7 @@ class Objective(Protocol):
     def guess(self, config: Any, vocab_size: int) -> float:
         """The loss of a uniform guess."""
 
-    def require_fit(self, config: Any, run: "RunConfig") -> None:
+    def require_fit(self, config: Any, run: Any) -> None:
         """Raises ValueError for a run that the objective cannot be of, in one line that says what to write."""
 
     def predicted(self, config: Any, tokens_R: "np.ndarray") -> "np.ndarray":
@@ -89,5 +88,5 @@ def over_vocabulary(config: ObjectiveConfig, vocab_size: int) -> float:
     return math.log(vocab_size)
 
 
-def any_fits(config: ObjectiveConfig, run: "RunConfig") -> None:
+def any_fits(config: ObjectiveConfig, run: Any) -> None:
     """``Objective.require_fit`` of those that ask nothing of a run but what ``is_causal`` says."""

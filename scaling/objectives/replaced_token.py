@@ -22,7 +22,6 @@ from scaling.objectives.base import ObjectiveConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from scaling.config import RunConfig
     from scaling.families import ModelConfig
 
 losses = "scaling.training.losses.replaced_token"
@@ -58,7 +57,7 @@ def guess(config: ReplacedToken, vocab_size: int) -> float:
     return math.log(2)
 
 
-def require_fit(config: ReplacedToken, run: "RunConfig") -> None:
+def require_fit(config: ReplacedToken, run: Any) -> None:
     """Raises ValueError for an untied head, which nothing would train; for μP, which is not known to hold between
     models of two widths; and for a z-loss, as the discriminator has no normaliser."""
     of, model = "replaced_token", run.model
