@@ -150,6 +150,7 @@ def plan(run: RunConfig, remat: str = "none") -> Plan:
     schedule = run.optim.schedule
     cooldown_steps = round(schedule.cooldown_fraction * num_steps) if schedule.name == "wsd" else 0
     counts = trained(run.model, run.objective)
+    networks = objectives.of(run.objective).networks(run.objective, run.model)
     num_params = counts.num_params
     state_bytes = 4 * (counts.held + optimizer_values(run.optim.name, counts))
     if run.optim.momentum_dtype == "bfloat16":  # one slot of two bytes
@@ -168,6 +169,6 @@ def plan(run: RunConfig, remat: str = "none") -> Plan:
         state_bytes=state_bytes,
         memory_bytes=state_bytes
         + 4 * counts.held
-        + activation_bytes(run.model, run.data.seq_len, run.batch_size, remat),
+        + sum(activation_bytes(m, run.data.seq_len, run.batch_size, remat) for m in networks),
         checkpoint_bytes=state_bytes,
     )

@@ -162,7 +162,7 @@ class EvalConfig(Strict):
 @dataclass(frozen=True)
 class DivergenceConfig(Strict):
     """A run stops as ``diverged`` when its training loss is not finite, or above ``loss`` for ``patience_steps``
-    steps in a row (null: 1.5 × the log of the vocabulary size, the loss of a uniform guess and half as much again)."""
+    steps in a row (null: 1.5 × the loss of a uniform guess, under most objectives the log of the vocabulary size)."""
 
     loss: float | None = None
     patience_steps: int = 50
@@ -217,6 +217,7 @@ class RunConfig(Strict):
             lengths = OBJECTIVES[self.objective.name].lengths(self.objective, self.data.seq_len)
         except ValueError as e:
             raise ValueError(f"objective.{e}") from None
+        OBJECTIVES[self.objective.name].require_fit(self.objective, self)
         if self.model.longest_window is not None:
             name, most = self.model.longest_window
             T = self.model.tokens_at_once(lengths)

@@ -51,8 +51,9 @@ Sees = Literal["causal", "full", "prefix"]
 class Product:
     """Matrix products of one kind, (fan_in, fan_out) each, ``copies`` of them (layers, most often).
 
-    ``share``: the part of the weights that a token meets, k of E experts. ``over``: the tokens that meet them.
-    ``is_hidden``: whether both sides grow with width (not a router's): what optimisers of matrices work on.
+    ``share``: the part of the weights that a token meets, k of E experts, or of the tokens that meet them. ``over``:
+    whose tokens these are. ``is_hidden``: whether both sides grow with width (not a router's): what optimisers of
+    matrices work on.
     """
 
     group: str
@@ -66,6 +67,11 @@ class Product:
     @property
     def weights(self) -> int:
         return self.fan_in * self.fan_out * self.copies
+
+    @property
+    def met(self) -> float:
+        """Weights that a token meets on average."""
+        return self.weights if self.share == 1.0 else self.share * self.weights
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class Counts:
       products: the matrix products that a token meets. The head is in group ``unembedding``, also where it is tied.
       mixing: how tokens meet.
       inactive: parameters that a token does not meet (experts that were not chosen).
+      lookups: weights of the tables of tokens that a token is read from; None: as many as the head's.
       apart: groups that do not count as the model's N (a generator that is thrown away, say).
     """
 
@@ -111,6 +118,7 @@ class Counts:
     products: tuple[Product, ...]
     mixing: tuple[Mixing, ...] = ()
     inactive: int = 0
+    lookups: int | None = None
     apart: tuple[str, ...] = field(default=())
 
     @property
@@ -130,11 +138,11 @@ class Counts:
     @property
     def inner_weights(self) -> float:
         """N_w: weights of the products that a token meets, without the head."""
-        return sum(p.weights if p.share == 1.0 else p.share * p.weights for p in self.products if not _is_head(p))
+        return sum(p.met for p in self.products if not _is_head(p))
 
     @property
-    def head_weights(self) -> int:
-        return sum(p.weights for p in self.products if _is_head(p))
+    def head_weights(self) -> float:
+        return sum(p.met for p in self.products if _is_head(p))
 
     def inner(self, group: str) -> int:
         """Weights of the products of one group."""
@@ -174,7 +182,8 @@ def kaplan(counts: Counts, lengths: Lengths) -> float:
 
 def chinchilla(counts: Counts, lengths: Lengths) -> float:
     inner, head = counts.worked(lengths)
-    embedding = counts.head_weights * (lengths.of("both") / lengths.window)
+    lookups = counts.head_weights if counts.lookups is None else counts.lookups
+    embedding = lookups * (lengths.of("both") / lengths.window)
     attention = sum(
         m.layers * (2 * m.width + 3 * m.heads + 2 * m.width) * (m.square(lengths) / lengths.window)
         for m in counts.attention

@@ -1,5 +1,6 @@
 """What every objective says of itself: what a batch is made of windows, and what its loss is of."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,6 +43,15 @@ class Objective(Protocol):
     def counts(self, config: Any, model: "ModelConfig", of_model: Counts) -> Counts:
         """What is trained, from the counts of the model alone: with what the objective has beside it."""
 
+    def networks(self, config: Any, model: "ModelConfig") -> "tuple[ModelConfig, ...]":
+        """Every network that a step goes through, the model among them: what its activations are of."""
+
+    def guess(self, config: Any, vocab_size: int) -> float:
+        """The loss of a uniform guess."""
+
+    def require_fit(self, config: Any, run: Any) -> None:
+        """Raises ValueError for a run that the objective cannot be of, in one line that says what to write."""
+
     def predicted(self, config: Any, tokens_R: "np.ndarray") -> "np.ndarray":
         """How many tokens carry loss in windows that have so many targets."""
 
@@ -69,3 +79,17 @@ class Objective(Protocol):
 def model_alone(config: ObjectiveConfig, model: "ModelConfig", of_model: Counts) -> Counts:
     """``Objective.counts`` of those that train nothing beside the model."""
     return of_model
+
+
+def one_network(config: ObjectiveConfig, model: "ModelConfig") -> "tuple[ModelConfig, ...]":
+    """``Objective.networks`` of these."""
+    return (model,)
+
+
+def over_vocabulary(config: ObjectiveConfig, vocab_size: int) -> float:
+    """``Objective.guess`` of those that predict tokens."""
+    return math.log(vocab_size)
+
+
+def any_fits(config: ObjectiveConfig, run: Any) -> None:
+    """``Objective.require_fit`` of those that ask nothing of a run but what ``sees`` says."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scaling.families.counting import Lengths, Sees
 from scaling.fields import require
-from scaling.objectives.base import ObjectiveConfig, model_alone
+from scaling.objectives.base import ObjectiveConfig, any_fits, model_alone, one_network, over_vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,10 +37,10 @@ Config: type[ObjectiveConfig] = Masked
 
 
 def lengths(config: Masked, seq_len: int) -> Lengths:
-    return Lengths(read=0, written=seq_len, predicted=max(1, round(config.rate * seq_len)))
+    return Lengths(read=0, written=seq_len, predicted=num_chosen(config.rate, seq_len))
 
 
-counts = model_alone
+counts, networks, guess, require_fit = model_alone, one_network, over_vocabulary, any_fits
 
 
 def extra_ids(config: Masked, seq_len: int) -> int:
@@ -48,10 +48,7 @@ def extra_ids(config: Masked, seq_len: int) -> int:
 
 
 def predicted(config: Masked, tokens_R: "np.ndarray") -> "np.ndarray":
-    """At least one of a window that has a token."""
-    import numpy as np
-
-    return np.minimum(np.maximum(np.round(config.rate * tokens_R), 1), tokens_R).astype(np.float32)
+    return _num_chosen(config.rate, tokens_R)
 
 
 def batch_spec(config: Masked, seq_len: int) -> dict[str, tuple[int, str]]:
@@ -69,13 +66,10 @@ def batch(
 
     targets_RT = windows_RS[:, 1:]
     T = targets_RT.shape[1]
-    order_RT, fate_RT, other_RT = (uniform(keys_R, T, salt) for salt in range(3))
-    if present_RT is None:
-        num_R = np.full(len(targets_RT), T)
-    else:
-        num_R, order_RT = present_RT.sum(axis=1), np.where(present_RT > 0, order_RT, 2.0)  # padding comes last
+    fate_RT, other_RT = (uniform(keys_R, T, salt) for salt in (1, 2))
+    order_RT, num_R = ordered(config.rate, keys_R, T, present_RT)
     rank_RT = order_RT.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-    chosen_RT = rank_RT < predicted(config, num_R)[:, None]
+    chosen_RT = rank_RT < num_R[:, None]
     hidden_RT = np.where(fate_RT < MASKED, vocab_size - 1, np.floor(other_RT * (vocab_size - 1))).astype(np.int32)
     changed_RT = chosen_RT & (fate_RT < MASKED + REPLACED)
     inputs_RT = np.where(changed_RT, hidden_RT, targets_RT)
@@ -84,6 +78,30 @@ def batch(
 
 def read(batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return batch["inputs"], batch["targets"], batch["weights"]
+
+
+def ordered(
+    rate: float, keys_R: "np.ndarray", length: int, present_RT: "np.ndarray | None"
+) -> "tuple[np.ndarray, np.ndarray]":
+    """Numbers whose lowest are those of the tokens that are chosen, (R, length), and how many these are, (R,)."""
+    import numpy as np
+
+    order_RT = uniform(keys_R, length, 0)
+    if present_RT is None:
+        return order_RT, _num_chosen(rate, np.full(len(keys_R), length))
+    return np.where(present_RT > 0, order_RT, 2.0), _num_chosen(rate, present_RT.sum(axis=1))  # padding comes last
+
+
+def num_chosen(rate: float, length: int) -> int:
+    """Tokens that are chosen of a window that is not padded, at least one."""
+    return max(1, round(rate * length))
+
+
+def _num_chosen(rate: float, tokens_R: "np.ndarray") -> "np.ndarray":
+    """At least one of a window that has a token."""
+    import numpy as np
+
+    return np.minimum(np.maximum(np.round(rate * tokens_R), 1), tokens_R).astype(np.float32)
 
 
 def uniform(keys_R: "np.ndarray", length: int, salt: int) -> "np.ndarray":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scaling import accounting, records
+from scaling import accounting, objectives, records
 from scaling.config import RunConfig
 from scaling.grid import Cell
 from scaling.training.checkpoint import Checkpoints
@@ -60,6 +60,11 @@ class Member:
     def has_ended(self) -> bool:
         return self.step >= self.plan.num_steps or self.diverged_at_step is not None
 
+    @property
+    def _guess(self) -> float:
+        objective = self.run.objective
+        return objectives.of(objective).guess(objective, self.run.model.vocab_size)
+
     @functools.cached_property
     def eval_steps(self) -> frozenset[int]:
         return frozenset(accounting.eval_steps(self.plan.num_steps, self.run.eval.num_points))
@@ -94,7 +99,7 @@ class Member:
         if self.diverged_at_step is not None:
             return
         loss = metrics["loss"]
-        threshold = self.run.divergence.loss or 1.5 * math.log(self.run.model.vocab_size)
+        threshold = self.run.divergence.loss or 1.5 * self._guess
         self.steps_above = 0 if loss <= threshold else self.steps_above + 1
         if not math.isfinite(loss) or self.steps_above >= self.run.divergence.patience_steps:
             self.diverged_at_step = step_done

@@ -162,6 +162,9 @@ base: {{model: {model}, optim: {{peak_lr: 0.01, warmup_tokens: 0}}, horizon: {{s
 """
 
 
+REPLACED = ", objective: {name: replaced_token}"
+
+
 def refused(tmp_path, model, more=""):
     path = tmp_path / "g.yaml"
     path.write_text(GRID.format(model=model, more=more))
@@ -180,7 +183,11 @@ def refused(tmp_path, model, more=""):
         ("{width: 16, family: lstm}", "", "is not one of transformer, recurrent, encoder_decoder"),
         ("{width: 16}", ", objective: {rate: 0.3}", "base.objective.rate: objective next_token has no rate"),
         ("{width: 16}", ", objective: {name: masked, rate: 2}", "base.objective.rate: 2.0: write a share"),
-        ("{width: 16}", ", objective: {name: bert}", "is not one of next_token, masked, span_corruption"),
+        (
+            "{width: 16}",
+            ", objective: {name: bert}",
+            "is not one of next_token, masked, replaced_token, span_corruption",
+        ),
         ("{width: 16, family: recurrent}", ", objective: {name: masked}", "a recurrent model reads one way"),
         ("{width: 16}", ", objective: {name: masked}, data: {mask_documents: true}", "write false"),
         ("{width: 16, num_encoder_layers: 2}", "", "base.model.num_encoder_layers: a transformer model has no"),
@@ -189,6 +196,18 @@ def refused(tmp_path, model, more=""):
             "{width: 16}",
             ", objective: {name: span_corruption, mean_span: 500}",
             "base.objective.mean_span: 500.0: write less than",
+        ),
+        ("{width: 16}", REPLACED, "base.model.tied_embeddings: False: write true: the disc"),
+        ("{width: 16, tied_embeddings: true, family: recurrent}", REPLACED, "a recurrent model reads one way"),
+        (
+            "{width: 16, tied_embeddings: true, parameterization: mup, base_d_model: 8, base_head_dim: 8}",
+            REPLACED,
+            "write standard",
+        ),
+        (
+            "{width: 16, tied_embeddings: true}",
+            ", objective: {name: replaced_token, generator_width: 2}",
+            "base.objective.generator_width: 2.0: write a share",
         ),
         ("{width: 16, family: recurrent, parameterization: mup, base_d_model: 8}", "", "write standard"),
     ],
