@@ -120,7 +120,11 @@ def test_startup_is_that_of_the_slowest_of_fresh_processes(two_workers, capsys, 
 
 
 def test_every_family_has_its_sizes_and_its_layers_beside_anothers(two_workers, tmp_path, capsys, monkeypatch):
-    assert set(FAMILIES) == set(families.FAMILIES)
+    assert set(FAMILIES) == {*families.FAMILIES, "experts"}
+    for benched in FAMILIES.values():
+        assert [accounting.plan(run).num_steps for run in benched.runs] == [100] * len(benched.models)
+    dense, experts = (accounting.flops_of(run)["exact"] for run in FAMILIES["experts"].runs[-2:])
+    assert experts == pytest.approx(dense, rel=0.02)  # but for the router
     assert {run.model.family for run in FAMILIES["recurrent"].runs} == {"recurrent"}
     row = {"model": "lstm", "d_model": 64, "ours_seconds": 0.02, "other_seconds": 0.03, "ratio": 1.5}
     monkeypatch.setattr(bench, "compare", lambda family, seconds: [row])

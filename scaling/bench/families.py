@@ -10,8 +10,12 @@ import numpy as np
 
 from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig
 from scaling.families import ModelConfig
+from scaling.families.encoder_decoder import EncoderDecoderConfig
+from scaling.families.experts import ExpertsConfig
 from scaling.families.recurrent import CELLS, RecurrentConfig
 from scaling.families.transformer import TransformerConfig
+from scaling.objectives import NEXT_TOKEN, ObjectiveConfig
+from scaling.objectives.span_corruption import SpanCorruption
 
 # (width, layers) at about 50K, 300K and 1M non-embedding parameters, heads of 32: the sizes of the published
 # comparison with other single-machine trainers, at sequence 256, byte vocabulary, 16 sequences a batch.
@@ -30,12 +34,14 @@ class Benched:
 
     Args:
       models: the shapes that are timed.
+      objective: under which.
       other: the library whose layers ours are timed beside; None: no such layers.
       compared: the models whose layers are.
       stacks: model, its weights → our stack of layers and the other's, each with its own weights; the same function.
     """
 
     models: tuple[ModelConfig, ...]
+    objective: ObjectiveConfig = NEXT_TOKEN
     other: str | None = None
     compared: tuple[ModelConfig, ...] = ()
     stacks: Callable[[Any, Mapping[str, Any]], tuple[tuple[Stack, Any], tuple[Stack, Any]]] | None = None
@@ -43,14 +49,30 @@ class Benched:
     @property
     def runs(self) -> list[RunConfig]:
         data, optim = DataConfig(seq_len=256), OptimConfig(peak_lr=0.01, warmup_tokens=0)
-        return [RunConfig(model, optim, Horizon(steps=100), batch_size=16, data=data) for model in self.models]
+        steps, of = Horizon(steps=100), self.objective
+        return [RunConfig(model, optim, steps, batch_size=16, data=data, objective=of) for model in self.models]
 
 
-def _transformer(width: int, layers: int) -> TransformerConfig:
+def _sizes(width: int, layers: int) -> dict[str, Any]:
     heads = width // 32
-    return TransformerConfig(
-        d_model=width, num_layers=layers, num_heads=heads, head_dim=32, num_kv_heads=heads, d_ff=4 * width
-    )
+    return {
+        "d_model": width, "num_layers": layers, "num_heads": heads, "head_dim": 32, "num_kv_heads": heads,
+        "d_ff": 4 * width,
+    }  # fmt: skip
+
+
+# Of 8 experts half as wide as the dense feed-forward 2: as many parameters at work as without experts.
+EXPERTS = ExpertsConfig(experts=8, active=2, granularity=2)
+
+
+def _transformer(width: int, layers: int, mlp: ExpertsConfig | None = None) -> TransformerConfig:
+    return TransformerConfig(**_sizes(width, layers), mlp=mlp)
+
+
+def _encoder_decoder(width: int, layers: int) -> EncoderDecoderConfig:
+    """Half of the layers read; ids beyond the bytes are the spans' sentinels."""
+    sizes = _sizes(width, layers) | {"num_layers": -(-layers // 2), "num_encoder_layers": layers // 2}
+    return EncoderDecoderConfig(**sizes, vocab_size=256 + 16)
 
 
 FLAX_CELLS = {"rnn": "SimpleCell", "lstm": "OptimizedLSTMCell", "gru": "GRUCell"}  # of flax.linen
@@ -99,6 +121,11 @@ def _lstm(width: int) -> RecurrentConfig:
 
 FAMILIES = {
     "transformer": Benched(tuple(_transformer(*shape) for shape in TRANSFORMER_SHAPES)),
+    # Each beside the dense model of equal active parameters.
+    "experts": Benched(tuple(_transformer(*shape, mlp) for shape in TRANSFORMER_SHAPES for mlp in (None, EXPERTS))),
+    "encoder_decoder": Benched(
+        tuple(_encoder_decoder(*shape) for shape in TRANSFORMER_SHAPES), objective=SpanCorruption()
+    ),
     "recurrent": Benched(
         models=tuple(map(_lstm, RECURRENT_WIDTHS)),
         other="Flax",
