@@ -71,7 +71,7 @@ DIALS = ("width", "params", "d_model")
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How the sweep's records are fitted: options of ``python -m scaling.fit`` (not its asymmetric loss), by its defaults.
+    """How the sweep's records are fitted: options of ``python -m scaling.fit`` (no asymmetric loss), its defaults.
 
     ``delta`` null takes Huber's δ from the residuals (``solver.DEFAULT_DELTA``); 1e-3 is the field's habit. ``by``
     names a coordinate of the cells, a label or a path into the run: those that agree in it have laws, a forecast and a
