@@ -140,7 +140,7 @@ def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> 
     """
     known = [p["value"] for pair in pairs for p in pair["points"] if p["value"] is not None]
     for i, pair in enumerate(pairs):
-        colour = tone(0.28 * (i % 4))
+        colour = tone(0.84 * i / max(1, len(pairs) - 1))
         x = np.array([p[axis] for p in pair["points"]])
         value = np.array([p["value"] for p in pair["points"]], dtype=float)
         lower, upper = np.array([p["interval"] for p in pair["points"]], dtype=float).T
