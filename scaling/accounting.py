@@ -106,6 +106,8 @@ def eval_steps(num_steps: int, num_points: int) -> list[int]:
 OPTIMIZER_SLOTS = {
     "adamw": 2, "adam": 2, "sgd": 0, "momentum": 1, "adagrad": 1, "lion": 1, "muon": 2, "soap": 2,
 }  # fmt: skip
+# Those that keep another number of copies of hidden matrices: Muon their momentum alone.
+MATRIX_SLOTS = {"muon": 1}
 # Optimisers that keep a square of each side of a hidden matrix too, so many of them; no side longer than the second.
 SQUARES = {"soap": (2, 10_000)}
 
@@ -115,7 +117,9 @@ def optimizer_values(name: str, counts: Counts) -> int:
     squares, longest = SQUARES.get(name, (0, 0))
     hidden = [p for p in counts.products if p.is_hidden and p.group != "unembedding"]
     sides = sum(p.copies * side**2 for p in hidden for side in (p.fan_in, p.fan_out) if side <= longest)
-    return OPTIMIZER_SLOTS[name] * counts.held + squares * sides
+    copies = OPTIMIZER_SLOTS[name]
+    more = (MATRIX_SLOTS.get(name, copies) - copies) * sum(p.weights for p in hidden)
+    return copies * counts.held + more + squares * sides
 
 
 def activation_bytes(model: ModelConfig, seq_len: int, batch_size: int, remat: str = "none") -> int:

@@ -21,6 +21,7 @@ from scaling.families.encoder_decoder import EncoderDecoderConfig
 from scaling.families.experts import ExpertsConfig
 from scaling.families.recurrent import RecurrentConfig
 from scaling.families.transformer import TransformerConfig
+from scaling.objectives import NEXT_TOKEN
 from scaling.objectives.masked import Masked
 from scaling.objectives.span_corruption import SpanCorruption
 from scaling.training import models, optimizers, programs, sharding
@@ -126,6 +127,22 @@ def test_gpt2_has_the_parameters_of_gpt2():
     assert sum(leaf.size for leaf in shapes.values()) == accounting.param_counts(config)["total"] == 124_439_808
     specs = models.param_specs(config)
     assert sum(leaf.size for name, leaf in shapes.items() if specs[name].matrix is not None) == 84_934_656
+
+
+@pytest.mark.parametrize("name", accounting.OPTIMIZER_SLOTS)
+def test_a_plan_counts_what_an_optimiser_keeps(name):
+    for config in CONFIGS.values():
+        specs, decay = models.param_specs(config), 0.0 if name == "adam" else 0.1
+        objective = NEXT_TOKEN if "causal" in families.of(config).sees else SpanCorruption()
+        optim = OptimConfig(0.01, 0, name=name, weight_decay=decay)
+        data = DataConfig(seq_len=32)
+        run = RunConfig(config, optim, Horizon(steps=10), batch_size=4, data=data, objective=objective)
+        plan = accounting.plan(run)
+        hp = optimizers.hyperparams(optim, plan)
+        params = jax.eval_shape(lambda config=config: models.init(config, jax.random.key(0)))
+        kept = params, jax.eval_shape(optimizers.transform(optim, hp, specs).init, params)
+        counted = sum(4 * leaf.size for leaf in jax.tree.leaves(kept) if leaf.ndim)
+        assert counted - 16 <= plan.state_bytes <= counted, config  # Muon's three coefficients lie in its state too
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
