@@ -130,7 +130,7 @@ def draw(table, fit: Mapping, runs: Sequence[records.RunRecord] = ()) -> list[Dr
     if held:
         done = done.assign(holdout=done["label"].isin(held))
     seen = Seen(done, fit, runs)
-    drawn = [drawing for figure in FIGURES if (drawing := figure(seen))]
+    drawn = [drawing for figure in (COMPARED if fit.get("multiplier") else FIGURES) if (drawing := figure(seen))]
     if is_about_rates(_rates(fit), done):
         drawn.sort(key=lambda d: d.name != "learning_rate")
     return drawn
@@ -292,7 +292,7 @@ def _multiplier(seen: Seen) -> Drawing | None:
     compared = _part(seen.fit, "multiplier")
     if not compared.get("pairs"):  # of groups that could not be compared there is the column alone
         return None
-    figure = Figure(figsize=(HALF, 4.4))
+    figure = Figure(figsize=(FULL, 4.4))
     plots_of_fits.multipliers(figure.subplots(), compared["pairs"], compared["axis"], compared["level"])
     caption = (
         "How many times as much the second of two groups takes for the loss that the first has for what is on the "
@@ -300,6 +300,24 @@ def _multiplier(seen: Seen) -> Drawing | None:
         "Dashed: outside what was fitted; dotted: by laws fitted apart."
     )
     return Drawing("multiplier", "How much better", caption, figure)
+
+
+def _positions_compared(seen: Seen) -> Drawing | None:
+    """Of every group that was compared the run with the least loss."""
+    positions, column = records.positions(seen.runs), _part(seen.fit, "multiplier").get("column")
+    if not len(positions) or column is None:
+        return None
+    done = records.with_coordinate(records.table(seen.runs), seen.runs, column)
+    done = done[done["status"] == "completed"]
+    best = done.loc[done.groupby(column)["loss"].idxmin()].set_index("run_id")[column]
+    shown = positions[positions["run_id"].isin(best.index)]
+    figure = Figure(figsize=(FULL, 4.4))
+    plots.positions_of_groups(figure.subplots(), shown.assign(group=shown["run_id"].map(best)))
+    caption = (
+        "Validation loss by place in the window, of every group the run with the least loss. A model that uses what it "
+        "has read goes on falling; one that forgets it flattens out."
+    )
+    return Drawing("positions", "Loss by place in the window", caption, figure)
 
 
 def _repetition(seen: Seen) -> Drawing | None:
@@ -531,6 +549,8 @@ def _learning_rate(seen: Seen) -> Drawing | None:
 
 
 FIGURES = (
-    _multiplier, _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth,
+    _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth,
     _residuals, _profiles, _clouds, _power_laws, _curves, _positions, _learning_rate,
 )  # fmt: skip
+# Those of groups that are compared; each has the others on a page of its own.
+COMPARED = (_multiplier, _positions_compared)

@@ -91,9 +91,7 @@ def _build(results: Results, out: Path) -> Path:
     for group in results.groups:
         _build(group, out.parent / group.folder.name / out.name)
     cells, saved = results.fit["learning_rates"], []
-    if results.groups and results.fit.get("multiplier"):
-        saved = figures.write(out.parent / "figures", results.table, results.fit)
-    elif not results.groups:
+    if not results.groups or results.fit.get("multiplier"):
         saved = figures.write(out.parent / "figures", results.table, results.fit, results.runs)
     storage.write(out, _render(results, cells, saved, out.name), synced=False)
     return out
@@ -201,7 +199,7 @@ def _multiplier_headlines(fit: Mapping) -> list[dict]:
         point, key = inside[-1], "apart_" if apart else ""
         what = multiplier.UNITS[compared["axis"]]
         text = (
-            f"as many {what} as {escape(pair['group'])} takes {escape(pair['over'])} for the loss of "
+            f"as many {what} takes {escape(pair['over'])} as {escape(pair['group'])} for the loss that this has for "
             f"{scientific(_budget(point[compared['axis']]))}{', by laws with exponents of their own' if apart else ''}"
         )
         value = point[f"{key}value"]

@@ -101,6 +101,19 @@ def loss_by_position(ax: Axes, positions) -> Axes:
     return ax
 
 
+def positions_of_groups(ax: Axes, positions) -> Axes:
+    """Validation loss against the place in the window, a line for each ``group`` of ``positions``."""
+    names = sorted(positions["group"].unique())
+    for i, name in enumerate(names):
+        run = positions[positions["group"] == name]
+        label = f"{name}, $N$ = {compact(run['num_params'].iloc[0])}"
+        ax.plot(run["until"], run["loss"].astype(float), color=tone(0.84 * i / max(1, len(names) - 1)), label=label)
+    log_axis(ax.xaxis, "position")
+    log_axis(ax.yaxis, "loss")
+    ax.legend()
+    return ax
+
+
 def _handles_if(*pairs) -> list[Line2D]:
     return [handle for wanted, handle in pairs if wanted]
 

@@ -151,6 +151,7 @@ def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> 
         named = f"{pair['group']} over {pair['over']}"
         ax.plot(x, np.where(inside, value, np.nan), color=colour, linewidth=1.8, label=named)
         apart = np.array([p.get("apart_value") for p in pair["points"]], dtype=float)
+        apart = np.where(inside, apart, np.nan)  # laws apart, two exponents a group, say little beyond their runs
         ax.plot(x, apart, color=colour, linestyle=":", linewidth=1)
     ax.axhline(1.0, color="0.4", linewidth=0.8)
     log_axis(ax.xaxis, axis)
@@ -161,7 +162,9 @@ def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> 
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}×"))
     ax.yaxis.set_minor_locator(ticker.NullLocator())
     ax.set_ylabel("times as much for the same loss")
-    ax.legend(title=f"band: {100 * level:.0f} %; dotted: fitted apart")
+    ax.legend(
+        title=f"band: {100 * level:.0f} %; dotted: fitted apart", loc="center left", bbox_to_anchor=(1.01, 0.5)
+    )  # beside the axes, whose whole width the lines take
     return ax
 
 
