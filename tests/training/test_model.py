@@ -383,9 +383,9 @@ def logit_change(config, steps=3):
     params = start = initial(config, 0)
     batch = tokens(4, 32)
     multipliers = optimizers.rate_multipliers(config, transformer.param_specs(config))
-    run = jax.jit(lambda p: models.apply(config, ExecutionConfig(), p, batch[:, :-1]))
+    run = quick_jit(lambda p: models.apply(config, ExecutionConfig(), p, batch[:, :-1]))
 
-    @jax.jit
+    @quick_jit
     @jax.grad
     def grad(p):
         logits = models.apply(config, ExecutionConfig(), p, batch[:, :-1])
