@@ -25,7 +25,9 @@ ParamCount = Literal["non_embedding", "total", "active"]
 def num_params_of(num_params: Mapping[str, int], convention: str) -> int:
     """Returns the N of a convention from a model's or a record's ``num_params``, which has ``active`` only where a
     token does not meet all of ``non_embedding``."""
-    return num_params[convention if convention in num_params or convention != "active" else "non_embedding"]
+    if convention == "active":
+        return num_params.get("active", num_params["non_embedding"])
+    return num_params[convention]
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def eval_step(run: RunConfig, execution: ExecutionConfig, params, batch: dict) -
     """Sums each window's weighted losses in the objective's unit: all of them, (W,), and those of every bin of places,
     (W, P); and gives the measures of ``Losses``, by window.
 
-    ``batch`` has ``weights`` under any objective. The bins are those of ``position_edges``.
+    ``batch`` has ``weights`` under any objective. The bins are those of ``position_bins``.
     """
     found = losses.of_batch(run, execution, params, batch)
     weighted_WT = found.loss_BT * found.weights_BT
