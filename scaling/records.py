@@ -293,9 +293,9 @@ def load(results: Path) -> "pd.DataFrame":
     data_source, tokenizer; cell and setting (equal for runs of one model, data and horizon, and of one optimiser and
     batch); budget_flops and the other labels; num_params (non-embedding), num_params_<group> and num_params_active (of
     a model with experts what a token meets); num_tokens, unique_tokens, epochs, tokens_per_param, num_steps,
-    batch_tokens; flops_<rule>; loss, loss_standard_error, bits_per_byte; least_loss, what a synthetic source itself has
-    on the validation split; measures.<name>, those that are numbers; seed, peak_lr, d_model, num_layers; seconds,
-    tokens_per_s.
+    batch_tokens; flops_<rule>; loss, loss_unit, loss_standard_error, bits_per_byte; least_loss, what a synthetic source
+    itself has on the validation split; measures.<name>, those that are numbers; seed, peak_lr, d_model, num_layers;
+    seconds, tokens_per_s.
     """
     return table(load_records(results))
 
@@ -358,6 +358,7 @@ def _row(r: RunRecord) -> dict[str, Any]:
         "batch_tokens": r.batch_tokens,
         **{f"flops_{rule}": flops for rule, flops in r.flops.items()},
         "loss": r.loss,
+        "loss_unit": objective_of(r).unit,
         "loss_standard_error": r.loss_standard_error,
         "bits_per_byte": r.bits_per_byte,
         **{f"measures.{name}": m["value"] for name, m in r.measures.items() if not isinstance(m["value"], list)},

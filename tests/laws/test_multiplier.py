@@ -252,6 +252,12 @@ def test_what_cannot_be_compared_is_refused_with_what_to_do(table, options, word
     assert "\n" not in str(error.value)
 
 
+def test_losses_are_in_the_unit_that_records_say():
+    assert compare(kinds(), "family", **QUICK).unit == "nats per token"
+    masked = kinds().assign(loss_unit="nats per masked token")
+    assert compare(masked, "family", **QUICK).unit == "nats per masked token"
+
+
 def test_other_tokenizers_are_compared_by_bits_per_byte():
     table = kinds(tokenizer="bpe:4096", data="e")
     bits = table.assign(bits_per_byte=table["loss"], loss=table["loss"] * np.where(table["family"] == "b", 3.0, 1.0))
