@@ -128,13 +128,19 @@ def from_dict(cls: type, raw: dict[str, Any]) -> Any:
     TypeError. Everything a person wrote goes through ``parse``.
     """
     cls = cls.variant(raw) if hasattr(cls, "variant") else cls  # a base whose subclasses are told apart by a field
-    inner = {key: found for key, hint in get_type_hints(cls).items() if (found := config_in(hint)) is not None}
+    inner = configs_in(cls)
     return cls(
         **{
             key: from_dict(inner[key], value) if key in inner and value is not None else value
             for key, value in raw.items()
         }
     )
+
+
+@functools.cache
+def configs_in(cls: type) -> dict[str, type]:
+    """The fields of a dataclass that hold one, or one or null, with it."""
+    return {name: found for name, hint in get_type_hints(cls).items() if (found := config_in(hint)) is not None}
 
 
 def config_in(hint: Any) -> type | None:

@@ -43,7 +43,6 @@ import dataclasses
 import itertools
 import math
 import re
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,10 +232,10 @@ def _resolve(leaves: Leaves, labels: dict[str, Any], epoch_tokens: EpochTokens) 
 
 def _require_nested(model: type, values: dict[tuple[str, ...], Any], leaves: Leaves, where: str) -> None:
     """Raises GridError for a config inside the model's that is not whole, before sizes are counted with it."""
-    hints = typing.get_type_hints(model)
+    inner_configs = fields.configs_in(model)
     for name in {key[1] for key in values if key[0] == "model" and len(key) > 2}:
         inner = {key[2:]: value for key, value in values.items() if key[:2] == ("model", name)}
-        strict.build(fields.config_in(hints[name]), inner, leaves, where, ("model", name))  # type: ignore[arg-type]
+        strict.build(inner_configs[name], inner, leaves, where, ("model", name))
 
 
 def _tokens_of_epochs(values: dict[tuple[str, ...], Any], leaves: Leaves, where: str, known: EpochTokens) -> float:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -88,7 +89,8 @@ def test_shards_of_another_number_are_refused(tmp_path):
 
 def test_a_killed_sweeps_folder_is_held_until_its_last_worker_is_gone(tmp_path):
     lock = Lock(tmp_path)
-    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=lock.fds)
+    reads = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    orphan = subprocess.Popen(reads, stdin=subprocess.PIPE, pass_fds=lock.fds)
     # As if this process had been killed: its descriptor closes, the pid in the file is nobody's.
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -96,9 +98,10 @@ def test_a_killed_sweeps_folder_is_held_until_its_last_worker_is_gone(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "pid": gone.pid}))
     for fd in lock.fds:
         os.close(fd)
-    begin = time.monotonic()
+    told = threading.Timer(0.5, orphan.stdin.close)
+    told.start()
     Lock(tmp_path).release()
-    assert 0.3 < time.monotonic() - begin < 4
+    assert told.finished.is_set()
     orphan.wait()
 
 
