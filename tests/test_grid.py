@@ -193,6 +193,14 @@ def test_recipe_scales_and_recipes_as_axes():
         assert abs(by[recipe, 1.0, 2.0].batch_size - 2 * one.batch_size) <= 1  # whole sequences
 
 
+def test_another_optimisers_rate_is_tried_as_multiples_of_the_recipes():
+    base = "base: {horizon: {tokens: 1e6}, model: {width: 16}}\n"
+    axes = "axes: {optim.name: [adamw, lion], recipe.lr_scale: [0.25, 1]}"
+    by = {(c.run.optim.name, c.labels["lr_scale"]): c.run.optim for c in expand(base + axes).cells}
+    assert by["lion", 1.0].peak_lr == by["adamw", 1.0].peak_lr
+    assert by["lion", 0.25].peak_lr == pytest.approx(by["adamw", 1.0].peak_lr / 4, rel=1e-5)
+
+
 def test_no_recipe_asks_for_everything():
     run = "horizon: {steps: 10}, model: {width: 16}, batch_size: 4, optim: {peak_lr: 0.1, warmup_tokens: 0}"
     cell = expand(f"recipe: none\nbase: {{{run}}}").cells[0]
@@ -313,7 +321,9 @@ BAD = {
     f"base: {{{RUN}, batch_size: 0}}": "base.batch_size: 0: write a positive number",
     f"base: {{{RUN}, data: {{seq_len: 0}}}}": "base.data.seq_len: 0: write a positive number",
     f"base: {{{RUN}, data: {{tokenizer: 'bpe:9'}}}}": "base.data.tokenizer: 'bpe:9'",
-    f"base: {{{RUN}, optim: {{name: sgd}}}}": "default@2 cannot give sgd's rate: it is AdamW's; write optim.peak_lr",
+    f"base: {{{RUN}, optim: {{name: sgd}}}}": (
+        "default@2 cannot give sgd's rate: it is AdamW's; write recipe.lr_scale, the multiples of it to try, or optim"
+    ),
     f"base: {{{RUN.replace('16', '16, parameterization: mup, base_d_model: 16, base_head_dim: 8')}}}": (
         "default@2 cannot give μP's rate: it falls with size, and μP's does so by itself; write optim.peak_lr"
     ),

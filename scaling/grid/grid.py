@@ -310,8 +310,11 @@ def _ask_recipe(
     )
     optimizer = values.get(("optim", "name"), "adamw")
     asks_rate, cannot = ("optim", "peak_lr") not in values, f"{where}: {recipe['name']} cannot give"
-    if asks_rate and optimizer not in ("adamw", "adam"):
-        raise GridError(f"{cannot} {optimizer}'s rate: it is AdamW's; write optim.peak_lr")
+    if asks_rate and optimizer not in ("adamw", "adam") and "lr_scale" not in recipe:
+        raise GridError(
+            f"{cannot} {optimizer}'s rate: it is AdamW's; write recipe.lr_scale, the multiples of it to try, or "
+            "optim.peak_lr"
+        )
     if asks_rate and model.parameterization == "mup":
         raise GridError(f"{cannot} μP's rate: it falls with size, and μP's does so by itself; write optim.peak_lr")
     batch_size = values.get(("batch_size",))

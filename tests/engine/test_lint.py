@@ -53,6 +53,10 @@ def schedule(**values):
     return one({"schedule": values})
 
 
+def sizes_alone(*widths):
+    return {"base": {"horizon": {"tokens": 1e7}}, "axes": {"model.width": list(widths)}}
+
+
 GOOD_AND_BAD = [
     (lint.long_warmup, one({"warmup_tokens": 102_400}), one({"warmup_tokens": 204_800}), "20%"),
     (lint.few_steps, one(horizon={"steps": 200}), one(horizon={"steps": 199}), "batch_size at most 7"),
@@ -60,6 +64,7 @@ GOOD_AND_BAD = [
     (lint.optimum_outside, isoflop(), isoflop(sizes=[64, 80, 96], budgets=[1e11, 2e11]), "too large"),
     (lint.few_decades, isoflop(budgets=[1e10, 1e11, 1e12, 1e13]), isoflop(budgets=[1e10, 1e11, 1e12]), "2 decades"),
     (lint.few_decades, isoflop(budgets=[1e11, 2e11]), isoflop(budgets=[1e11, 2e11, 4e11]), "0.6 decades"),
+    (lint.few_decades, sizes_alone(16, 128, 1024), sizes_alone(16, 24, 32), "0.6 decades of parameters: an exponent's"),
     (lint.not_annealed, schedule(name="cosine", final_lr_fraction=0.1), schedule(name="constant"), ".57"),
     (lint.not_annealed, schedule(name="linear"), schedule(name="cosine", final_lr_fraction=0.2), "final_lr_fraction"),
     (lint.not_annealed, schedule(name="wsd"), schedule(name="wsd", cooldown_fraction=0.0), "cooldown"),
@@ -176,6 +181,8 @@ def test_data_that_repeats_or_validates_too_little_is_said_where_it_is_known():
     rows = rows_of(one(horizon={"tokens": 1e6}))
     data = rows[0].cell.run.data
     assert lint.repeated_data(rows, Expected(train_tokens={data: 2_000_000})) == []
+    one_epoch = rows[0].plan.num_tokens - rows[0].plan.batch_tokens // 2  # whose last batch is half of the second
+    assert lint.repeated_data(rows[:1], Expected(train_tokens={data: one_epoch})) == []
     (finding,) = lint.repeated_data(rows, Expected(train_tokens={data: 400_000}))
     assert "2.5 epochs" in finding.effect
     assert lint.repeated_data(rows, Expected(train_tokens={DataConfig(source="text:x"): 10})) == []

@@ -175,12 +175,20 @@ def optimum_outside(rows: Sequence[Row], expected: Expected) -> list[Finding]:
 
 
 def few_decades(rows: Sequence[Row], expected: Expected) -> list[Finding]:
-    """Compute levels over less than three decades. Two levels or one are no attempt at an exponent."""
+    """Levels over less than three decades: of compute, or of what alone differs, parameters or tokens. Two levels or
+    one are no attempt at an exponent."""
     fitted = _fitted(rows)
-    log_flops = sorted(math.log(row.cell.labels.get("budget_flops", row.plan.flops["exact"])) for row in fitted)
-    if len({round(x, 2) for x in log_flops}) < 3:
+    of_each = {
+        "parameters": [math.log(row.plan.num_params["non_embedding"]) for row in fitted],
+        "tokens": [math.log(row.plan.num_tokens) for row in fitted],
+        "FLOPs": [math.log(row.cell.labels.get("budget_flops", row.plan.flops["exact"])) for row in fitted],
+    }
+    fixed = [name for name, logs in of_each.items() if len({round(x, 2) for x in logs}) < 2]
+    unit = {("tokens",): "parameters", ("parameters",): "tokens"}.get(tuple(fixed), "FLOPs")
+    logs = sorted(of_each[unit])
+    if len({round(x, 2) for x in logs}) < 3:
         return []
-    decades = (log_flops[-1] - log_flops[0]) / math.log(10)
+    decades = (logs[-1] - logs[0]) / math.log(10)
     if decades >= MIN_DECADES - 1e-9:
         return []
     budgets = np.log(list(_isoflop(rows)))
@@ -192,11 +200,12 @@ def few_decades(rows: Sequence[Row], expected: Expected) -> list[Finding]:
         )
     else:
         effect = (
-            f"{decades:.2g} decades of compute: an exponent's interval is {MIN_DECADES / decades:.2g} times as wide as "
-            "over three, and an offset E is hardly told from a power"
+            f"{decades:.2g} decades of {'compute' if unit == 'FLOPs' else unit}: an exponent's interval is "
+            f"{MIN_DECADES / decades:.2g} times as wide as over three, and an offset E is hardly told from a power"
         )
-    top, bottom = math.exp(log_flops[-1]), math.exp(log_flops[0])
-    edit = f"budgets from {bottom:.1g} to {bottom * 1000:.1g} FLOPs, or from {top / 1000:.1g}; else mind the interval"
+    top, bottom = math.exp(logs[-1]), math.exp(logs[0])
+    what = {"FLOPs": "budgets", "parameters": "sizes", "tokens": "horizons"}[unit]
+    edit = f"{what} from {bottom:.1g} to {bottom * 1000:.1g} {unit}, or from {top / 1000:.1g}; else mind the interval"
     return [Finding("few decades", _ids(fitted), effect, edit)]
 
 
@@ -289,7 +298,9 @@ def unmatched_cosine(rows: Sequence[Row], expected: Expected) -> list[Finding]:
 def repeated_data(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     findings = []
     for data, unique in expected.train_tokens.items():
-        bad = [row for row in rows if row.cell.run.data == data and row.plan.num_tokens > unique]
+        of_data = [row for row in rows if row.cell.run.data == data]
+        # The last batch of one epoch is no second epoch.
+        bad = [row for row in of_data if row.plan.num_tokens > unique + row.plan.batch_tokens]
         if bad:
             most = max(row.plan.num_tokens for row in bad) / unique
             findings.append(
