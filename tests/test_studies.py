@@ -1,0 +1,40 @@
+"""Grids that are shipped, run whole by the command, on less text and fewer sizes than they name."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from scaling import records, sweep
+from scaling.data import __main__ as data_command
+from tests import babble
+
+SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
+
+
+@pytest.mark.slow
+def test_one_epoch_of_a_folder_of_text(tmp_path, monkeypatch, capsys):
+    """Refused while the folder is not prepared, then trained on each of its tokens once, fitted and compared."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
+    babble.write("text")
+    grid = (SWEEPS / "one_epoch.yaml").read_text()
+    for key, value in {"model.width": "[16, 24, 32]", "recipe.lr_scale": "[1]"}.items():
+        grid, found = re.subn(rf"^  {key}: .*$", f"  {key}: {value}", grid, flags=re.MULTILINE)
+        assert found == 1, key
+    Path("one_epoch.yaml").write_text(re.sub(r"^exclude:\n(  .*\n)+", "", grid, flags=re.MULTILINE))
+
+    assert sweep.main(["--grid", "one_epoch.yaml"]) == 2
+    assert "give python -m scaling.data prepare --grid with this file first" in capsys.readouterr().err
+    assert data_command.main(["prepare", "--grid", "one_epoch.yaml"]) == 0
+    assert sweep.main(["--grid", "one_epoch.yaml", "--executor", "inline"]) == 0
+
+    table = records.load("results/one_epoch")
+    assert set(table["family"]) == {"transformer", "lstm"}
+    assert len(table) == 6
+    (tokens,) = set(table["num_tokens"])
+    described = json.loads(next(Path("cache").glob("*/manifest.json")).read_text())
+    assert 0 <= tokens - described["splits"]["train"]["tokens"] < 512 + 128  # a batch and a window at most
+    fit = json.loads(Path("results/one_epoch/fit.json").read_text())
+    assert fit["multiplier"]["axis"] == "num_params"
