@@ -17,3 +17,21 @@ def of(config: ObjectiveConfig) -> Objective:
 def extra_ids(config: ObjectiveConfig, seq_len: int) -> int:
     """Ids of an objective's own, at the end of the vocabulary, that its windows of ``seq_len`` tokens need."""
     return of(config).extra_ids(config, seq_len)
+
+
+def require_whole(config: ObjectiveConfig, num_parts: int) -> None:
+    """Raises ValueError where a batch is asked for in parts whose rows' losses depend on rows of other parts."""
+    if num_parts > 1 and of(config).rows_together(config) > 1:
+        raise ValueError(
+            f"execution.accumulation_steps is {num_parts}: write 1, or leave it out: under {config.name} a row's loss "
+            "depends on other rows of its batch, which cannot be divided"
+        )
+
+
+def require_windows(config: ObjectiveConfig, num_windows: int) -> None:
+    """Raises ValueError where validation has fewer windows than the loss of one depends on."""
+    if num_windows < (together := of(config).rows_together(config)):
+        raise ValueError(
+            f"data.validation_fraction: validation has {num_windows} windows, and a loss of {config.name} is of "
+            f"{together}: write a larger one, or fewer objective.negatives"
+        )

@@ -19,7 +19,6 @@ def record(
     diverged."""
     run, plan, corpus = member.run, member.plan, pack.corpus
     diverged = evaluated is None or not math.isfinite(evaluated[0])
-    lengths = objectives.of(run.objective).lengths(run.objective, run.data.seq_len)
     ended_at = member.diverged_at_step or member.step
     num_tokens = ended_at * plan.batch_tokens if diverged else plan.num_tokens
     share = num_tokens / plan.num_tokens
@@ -56,7 +55,7 @@ def record(
         diverged_at_step=ended_at if diverged else None,
         curve=member.curve,
         data=described,
-        num_predicted_tokens=num_tokens // run.data.seq_len * lengths.predicted,
+        num_predicted_tokens=num_tokens // run.lengths.window * run.lengths.predicted,
         loss_by_position=None if diverged else evaluated.by_position,
         measures={} if diverged else evaluated.measures,
         environment=_environment(pack),

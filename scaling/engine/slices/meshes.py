@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, families, objectives
+from scaling import accounting, families
 from scaling.config import RunConfig
 from scaling.devices import PROFILES
 from scaling.engine.plan import packing
@@ -78,7 +78,7 @@ def step_seconds(run: RunConfig, mesh: MeshConfig, remat: str, chip: Chip, accum
     model, tokens = run.model, run.batch_tokens
     counts = accounting.trained(model, run.objective)
     exact = accounting.flops_of(run)["exact"]
-    inner_weights, head_weights = counts.worked(objectives.of(run.objective).lengths(run.objective, run.data.seq_len))
+    inner_weights, head_weights = counts.worked(run.lengths)
     head = 6.0 * head_weights
     attention = exact - head - 6.0 * inner_weights
     again = {"none": 0.0, "dots": attention / 3}.get(remat, (exact - head) / 3)
