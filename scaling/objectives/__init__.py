@@ -1,10 +1,11 @@
 """Objectives, without JAX: what a batch is made of, and what the loss is of. One module each, in ``OBJECTIVES``."""
 
-from scaling.objectives import masked, next_token, replaced_token, span_corruption
+from scaling.objectives import contrastive, masked, next_token, replaced_token, span_corruption
 from scaling.objectives.base import Objective, ObjectiveConfig
 
 OBJECTIVES: dict[str, Objective] = {
     "next_token": next_token, "masked": masked, "replaced_token": replaced_token, "span_corruption": span_corruption,
+    "contrastive": contrastive,
 }  # fmt: skip
 NEXT_TOKEN = next_token.NextToken()
 
