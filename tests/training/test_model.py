@@ -484,4 +484,6 @@ def test_a_kernel_without_document_masks_says_so_and_auto_takes_another():
         models.apply(SMALL, ExecutionConfig(attention="cudnn"), initial(SMALL, 0),
                           tokens(1, 8), mask_documents=True)  # fmt: skip
     assert attention.choose("auto", "gpu", 128, mask_documents=True) is attention.block_causal
+    both_ways = attention.choose("auto", "gpu", 128, mask_documents=True, causal=False)
+    assert (both_ways.func, both_ways.keywords) == (attention.einsum, {"causal": False})
     assert attention.choose("auto", "gpu", 128) is attention.cudnn
