@@ -205,7 +205,7 @@ def _add(table: Table, row: Row, execution: ExecutionConfig, verdict: aot.Verdic
         seconds = f"{step_seconds(run, sizes, execution.remat, chip, execution.asked_parts):.2f}"
     table.add_row(
         f"{row.run_id}{' *' if marked else ''}",
-        f"{run.batch_size} × {run.data.seq_len}",
+        f"{run.batch_size} × {run.lengths.window}",
         ",".join(str(mesh[axis]) for axis in ("run", "data", "fsdp", "tensor")),
         execution.remat,
         "yes" if verdict.fits else text(("no", "red")),
