@@ -464,11 +464,10 @@ def test_a_recipe_counts_what_is_read_and_says_where_spans_are_too_long(tmp_path
 
 
 def test_too_little_validation_and_parts_are_refused_where_there_is_no_grid():
-    with pytest.raises(
-        ValueError, match=r"^data.validation_fraction: validation has 5 windows, .* is of 6: write a la"
-    ):
-        require_windows(run_of().objective, 5)
-    require_windows(run_of().objective, 6)
+    stream = data.open(DataConfig(source="synthetic:markov", seq_len=T), None)
+    with pytest.raises(ValueError, match=r"^data.validation_fraction: validation has 5 windows, .* is of 6: write a la"):
+        require_windows(run_of().objective, stream, 5 * T)
+    require_windows(run_of().objective, stream, 6 * T)
     on = sharding.make_mesh(MeshConfig())
     with jax.set_mesh(on), pytest.raises(ValueError, match=r"^execution.accumulation_steps is 2: write 1"):
         programs.lower(program_key(run_of(batch_size=16)), ExecutionConfig(accumulation_steps=2), 1, on)
