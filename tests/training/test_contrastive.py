@@ -465,7 +465,7 @@ def test_a_recipe_counts_what_is_read_and_says_where_spans_are_too_long(tmp_path
 
 def test_too_little_validation_and_parts_are_refused_where_there_is_no_grid():
     stream = data.open(DataConfig(source="synthetic:markov", seq_len=T), None)
-    with pytest.raises(ValueError, match=r"^data.validation_fraction: validation has 5 windows, .* is of 6: write a la"):
+    with pytest.raises(ValueError, match=r"^data.validation_fraction: validation has 5 windows, .* is of 6: write a"):
         require_windows(run_of().objective, stream, 5 * T)
     require_windows(run_of().objective, stream, 6 * T)
     on = sharding.make_mesh(MeshConfig())
