@@ -65,11 +65,7 @@ class Plan:
 
 def flops_of(run: RunConfig) -> dict[str, float]:
     """Training FLOPs per token of a run under every rule, as its objective lets tokens see each other."""
-    return _flops(run.model, run.objective, run.data.seq_len)
-
-
-def _flops(model: ModelConfig, objective: ObjectiveConfig, seq_len: int) -> dict[str, float]:
-    return _by_rule(trained(model, objective), objectives.of(objective).lengths(objective, seq_len))
+    return _by_rule(trained(run.model, run.objective), run.lengths)
 
 
 def requested_tokens(
@@ -78,10 +74,11 @@ def requested_tokens(
     """Tokens a horizon asks for, before rounding to whole steps."""
     if horizon.tokens is not None:
         return float(horizon.tokens)
-    if horizon.steps is not None:
-        return float(horizon.steps) * batch_size * seq_len
-    if horizon.flops is not None:
-        return horizon.flops / _flops(model, objective, seq_len)[horizon.rule]
+    if horizon.steps is not None or horizon.flops is not None:
+        lengths = objectives.of(objective).lengths(objective, seq_len)
+        if horizon.steps is not None:
+            return float(horizon.steps) * batch_size * lengths.window
+        return horizon.flops / RULES[horizon.rule](trained(model, objective), lengths)  # type: ignore[operator]  # one of two is set
     return horizon.tokens_per_param * num_params_of(trained(model, objective).num_params, horizon.params)  # type: ignore[operator]  # one of four is set
 
 
@@ -122,19 +119,18 @@ def optimizer_values(name: str, counts: Counts) -> int:
     return copies * counts.held + more + squares * sides
 
 
-def activation_bytes(model: ModelConfig, seq_len: int, batch_size: int, remat: str = "none") -> int:
-    """Bytes kept for the backward pass of one step: a formula for planning, not a measurement.
+def activation_bytes(model: ModelConfig, seq_len: int, num_sequences: int, remat: str = "none") -> int:
+    """Bytes that a model's layers keep for the backward pass of one step: a formula for planning, not a measurement.
 
     Per token and layer 8 D values and what the family keeps inside, besides what it keeps for pairs of tokens; with
-    full remat only the layer's input. Logits and their gradient in float32 on top.
+    full remat only the layer's input.
     """
     width = 4 if model.dtype == "float32" else 2
     family = families.of(model)
     per_layer = model.d_model if remat == "full" else 8 * model.d_model + family.kept_values(model)
     if remat == "none":
         per_layer += family.pair_values(model, seq_len)
-    tokens = batch_size * seq_len
-    return int(tokens * (model.num_layers * per_layer * width + 2 * model.vocab_size * 4))
+    return num_sequences * seq_len * model.num_layers * per_layer * width
 
 
 def plan(run: RunConfig, remat: str = "none") -> Plan:
@@ -155,6 +151,8 @@ def plan(run: RunConfig, remat: str = "none") -> Plan:
     cooldown_steps = round(schedule.cooldown_fraction * num_steps) if schedule.name == "wsd" else 0
     counts = trained(run.model, run.objective)
     networks = objectives.of(run.objective).networks(run.objective, run.model)
+    passes = run.lengths.passes
+    sequences = run.lengths.window // passes, run.batch_size * passes
     num_params = counts.num_params
     state_bytes = 4 * (counts.held + optimizer_values(run.optim.name, counts))
     if run.optim.momentum_dtype == "bfloat16":  # one slot of two bytes
@@ -173,6 +171,7 @@ def plan(run: RunConfig, remat: str = "none") -> Plan:
         state_bytes=state_bytes,
         memory_bytes=state_bytes
         + 4 * counts.held
-        + sum(activation_bytes(m, run.data.seq_len, run.batch_size, remat) for m in networks),
+        + sum(activation_bytes(m, *sequences, remat) for m in networks)
+        + int(2 * 4 * run.batch_tokens * counts.num_logits),  # and their gradient, float32
         checkpoint_bytes=state_bytes,
     )

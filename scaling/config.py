@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scaling.families import FAMILIES, ModelConfig
-from scaling.families.counting import RULES
+from scaling.families.counting import RULES, Lengths
 from scaling.fields import Strict, canonical_json, require, require_fraction, require_positive, since
 from scaling.objectives import NEXT_TOKEN, OBJECTIVES, ObjectiveConfig
 
@@ -216,7 +216,7 @@ class RunConfig(Strict):
         require_positive(self, "batch_size")
         self._require_that_family_sees()
         try:
-            lengths = OBJECTIVES[self.objective.name].lengths(self.objective, self.data.seq_len)
+            lengths = self.lengths
         except ValueError as e:
             raise ValueError(f"objective.{e}") from None
         OBJECTIVES[self.objective.name].require_fit(self.objective, self)
@@ -250,12 +250,17 @@ class RunConfig(Strict):
         require(sees in can, "objective.name", self.objective.name, f"{' or '.join(names)}: {why}")
         if sees == "causal":
             return
-        want = f"false: what is {self.objective.name} no longer says where a document begins"
+        want = f"false: what {self.objective.name} reads does not say where each document begins"
         require(not self.data.mask_documents, "data.mask_documents", True, want)
+
+    @functools.cached_property
+    def lengths(self) -> Lengths:
+        """Tokens of a window, by what becomes of them."""
+        return OBJECTIVES[self.objective.name].lengths(self.objective, self.data.seq_len)
 
     @property
     def batch_tokens(self) -> int:
-        return self.batch_size * self.data.seq_len
+        return self.batch_size * self.lengths.window
 
     @functools.cached_property
     def run_id(self) -> str:

@@ -46,7 +46,7 @@ class ExecutionConfig(Strict):
     checkpoint_seconds: float = 30.0
     disk_budget_gb: float = 20.0  # checkpoints of this sweep, all runs together
     keep_final_checkpoint: bool = False  # else a run's checkpoints are deleted once its record is written
-    eval_batch_size: int = 16  # sequences
+    eval_batch_size: int = 16  # sequences; whole groups where a loss is of several, one at the least
     tensorboard: bool = False  # step logs under the work folder
     wandb: bool = False
 

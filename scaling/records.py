@@ -52,16 +52,17 @@ class RunRecord:
     epochs: float  # num_tokens / unique_tokens
     tokens_per_param: float
     flops: dict[str, float]  # achieved training FLOPs by rule
-    loss: float | None  # validation, nats per token, whole split, at the last step; null if diverged
+    loss: float | None  # validation, in the objective's unit, whole split, at the last step; null if diverged
     loss_standard_error: float | None  # over the split's windows
     bits_per_byte: float | None
-    num_eval_tokens: int  # tokens behind ``loss``
+    num_eval_tokens: int  # behind ``loss``: those that carry it; pairs, where it is of these
     diverged_at_step: int | None
     curve: dict[str, list[Any]]  # a list for each of CURVE_COLUMNS
     # source, tokenizer, fingerprint, train_tokens, validation_tokens, tokens_per_byte; of a synthetic source the truth:
     # entropy_rate, best_loss (the least expected over windows), best_validation_loss (on this validation split)
     data: dict[str, Any]
-    # Of the tokens trained on, those that carry loss; None in records older than the count, of which all do.
+    # Of the tokens trained on, those that carry loss, or the pairs of them that do; None in records older than the
+    # count, of which all do.
     num_predicted_tokens: int | None = None
     # Validation loss by place in the window, where tokens are read in order: ``until`` (where each bin ends), ``loss``,
     # ``standard_error``. None in records older than it.

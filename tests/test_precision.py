@@ -51,6 +51,13 @@ def test_every_source_of_a_mixture_is_judged_by_its_own_split(runs):
     assert "from 10K held-out tokens, the same for all runs; it would take about 490K to bring it to 0.002" in sentence
 
 
+def test_pairs_are_not_called_tokens(runs):
+    objective = {"name": "contrastive", "negatives": 7, "temperature": 0.05, "span": 8}
+    pairs = dataclasses.replace(validated(runs[0], 8077), config=runs[0].config | {"objective": objective})
+    [sentence] = precision.sentences(precision.of([pairs]))
+    assert " nats per pair, from 8.08K held-out pairs, the same for all runs" in sentence
+
+
 def test_axes_of_data_are_kept_apart(runs):
     few, many = validated(runs[0], 10_000, fingerprint="a"), validated(runs[1], 10**6, fingerprint="b")
     assert [row["num_tokens"] for row in precision.of([few, many])] == [10_000, 10**6]

@@ -218,12 +218,6 @@ class Mixture:
             start = stop
         return shares
 
-    def validation_tokens_by_source(self, num_tokens: int | None = None) -> dict[str, int]:
-        """How many targets each source has in ``validation(num_tokens)``."""
-        counts = self.validation_counts(num_tokens)
-        shares = self.validation_shares(num_tokens)
-        return {source: int(counts[here].sum(dtype=np.float64)) for source, _, here in shares}
-
     def _tokens_each(self, num_tokens: int | None) -> list[int | None]:
         if num_tokens is None:
             return [None] * len(self.corpora)

@@ -136,6 +136,7 @@ class Session:
                             run.model.vocab_size, objectives.extra_ids(run.objective, run.data.seq_len)
                         )
                         corpus.require_horizon(row.plan.num_tokens)
+                        objectives.require_windows(run.objective, corpus, run.eval.final_tokens)
 
     def measure(self, rows: Sequence[Row]) -> None:
         """Times the shapes of ``rows`` that were never timed here, and sees how many fit a device. This machine's

@@ -25,20 +25,28 @@ from typing import Literal
 @dataclass(frozen=True)
 class Lengths:
     """Tokens of one window: that are read whole, that are written, that carry loss (next token: 0, T, T), and of its
-    text, as ``num_tokens`` counts them; 0 means as many as are written."""
+    text, as ``num_tokens`` counts them; 0 means as many as are written.
+
+    ``passes``: sequences that a window gives, of so many tokens read and written each (two spans: 2).
+    """
 
     read: int
     written: int
     predicted: int
     text: int = 0
+    passes: int = 1
 
     def of(self, over: "Over") -> int:
-        """Tokens that go through what is ``over`` them."""
+        """Tokens of a sequence that go through what is ``over`` them."""
         return (self.read if over != "written" else 0) + (self.written if over != "read" else 0)
 
     @property
     def window(self) -> int:
-        return self.text or self.written
+        return self.text or self.passes * self.written
+
+    def share(self, over: "Over") -> float:
+        """Tokens that go through what is ``over`` them, by the tokens of the text."""
+        return self.passes * self.of(over) / self.window
 
 
 # Tokens that meet something: those that are read whole, those that are written, or both.
@@ -90,14 +98,16 @@ class Mixing:
 
     def square(self, lengths: Lengths) -> int:
         """Pairs of a query and a key, those that a mask hides too."""
-        return lengths.written * lengths.read if self.kind == "cross" else lengths.of(self.over) ** 2
+        pairs = lengths.written * lengths.read if self.kind == "cross" else lengths.of(self.over) ** 2
+        return lengths.passes * pairs
 
     def pairs(self, lengths: Lengths) -> float:
         """Pairs of a query and a key that it may see, of n causal tokens n²/2."""
         if self.kind == "causal":
             return self.square(lengths) / 2
         if self.kind == "prefix":
-            return self.square(lengths) - lengths.written * lengths.read - lengths.written**2 / 2
+            hidden = lengths.written * lengths.read + lengths.written**2 / 2
+            return self.square(lengths) - lengths.passes * hidden
         return self.square(lengths)
 
 
@@ -144,6 +154,11 @@ class Counts:
     def head_weights(self) -> float:
         return sum(p.met for p in self.products if _is_head(p))
 
+    @property
+    def num_logits(self) -> float:
+        """Of a token, on average."""
+        return sum(p.share * p.fan_out * p.copies for p in self.products if _is_head(p))
+
     def inner(self, group: str) -> int:
         """Weights of the products of one group."""
         return sum(p.weights for p in self.products if p.group == group)
@@ -157,7 +172,7 @@ class Counts:
         """Weights of the products that a token of the text meets, on average: (without the head, of the head)."""
         sums = [0.0, 0.0]
         for p in self.products:
-            sums[_is_head(p)] += p.share * p.weights * (lengths.of(p.over) / lengths.window)
+            sums[_is_head(p)] += p.share * p.weights * lengths.share(p.over)
         return sums[0], sums[1]
 
 
@@ -183,7 +198,7 @@ def kaplan(counts: Counts, lengths: Lengths) -> float:
 def chinchilla(counts: Counts, lengths: Lengths) -> float:
     inner, head = counts.worked(lengths)
     lookups = counts.head_weights if counts.lookups is None else counts.lookups
-    embedding = lookups * (lengths.of("both") / lengths.window)
+    embedding = lookups * lengths.share("both")
     attention = sum(
         m.layers * (2 * m.width + 3 * m.heads + 2 * m.width) * (m.square(lengths) / lengths.window)
         for m in counts.attention

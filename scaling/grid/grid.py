@@ -151,13 +151,15 @@ def expand(raw: Any, *, name: str, text: str = "", epoch_tokens: EpochTokens = l
     drafts = list(itertools.compress(drafts, _kept([cell for cell, _ in drafts], sections)))
     cells = starts.resolve([cell for cell, _ in drafts], [start for _, start in drafts])
     _refuse_duplicates(cells)
+    execution = _settings(ExecutionConfig, sections, "execution")
+    _refuse_parts(cells, execution)
     cells, fit = _hold_out(cells, sections), _settings(FitConfig, sections, "fit")
     starts.require_before(cells)
     return Grid(
         name=name,
         text=text,
         cells=cells,
-        execution=_settings(ExecutionConfig, sections, "execution"),
+        execution=execution,
         fit=fit,
         hardware=_settings(HardwareConfig, sections, "hardware"),
         groups={} if fit.told_by is None else _groups(cells, *fit.told_by),
@@ -321,11 +323,15 @@ def _ask_recipe(
     if horizon.steps is not None and batch_size is None:
         path = leaves["horizon", "steps"][1]
         raise GridError(f"{path}: steps need batch_size too: the recipe's batch follows from tokens; write batch_size")
+    try:
+        window_tokens = objectives.of(objective).lengths(objective, data.seq_len).window
+    except ValueError as e:
+        raise strict.refusal(("objective",), str(e), leaves, where) from None
     num_tokens = accounting.requested_tokens(model, data.seq_len, batch_size or 1, horizon, objective)
     proposed = RECIPES[recipe["name"]](model, num_tokens, data.seq_len)
     if batch_size is None:
-        batch_size = max(1, round(proposed.batch_tokens * recipe.get("batch_scale", 1.0) / data.seq_len))
-    batch_tokens = max(1, batch_size * data.seq_len)
+        batch_size = max(1, round(proposed.batch_tokens * recipe.get("batch_scale", 1.0) / window_tokens))
+    batch_tokens = max(1, batch_size * window_tokens)
     answers = {
         # Six digits: pow differs in its last bit between C libraries, and run_id must not.
         ("optim", "peak_lr"): float(f"{proposed.peak_lr * recipe.get('lr_scale', 1.0):.6g}"),
@@ -413,6 +419,14 @@ def _require_comparable(groups: dict[str, list[Cell]], by: str) -> None:
             f"fit.compare: {shown(by)}: losses on {' and '.join(sorted(found))} are of other text; write fit.by for "
             "laws of each"
         )
+
+
+def _refuse_parts(cells: list[Cell], execution: ExecutionConfig) -> None:
+    for cell in cells:
+        try:
+            objectives.require_whole(cell.run.objective, execution.asked_parts)
+        except ValueError as e:
+            raise GridError(str(e).replace(" is ", ": ", 1)) from None
 
 
 def _refuse_duplicates(cells: list[Cell]) -> None:

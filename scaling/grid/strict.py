@@ -250,11 +250,20 @@ def build(
     if error["type"] == "missing":
         message = "missing; write a value"
     elif error["type"] == "value_error":  # from a config's own checks: "<field> is <value>: write <what>"
-        name, _, message = message.partition(" is ")
-        key = (*key, *name.split("."))
+        raise refusal(key, message, leaves, where)
+    raise _at(key, message, leaves, where)
+
+
+def refusal(key: tuple[str, ...], message: str, leaves: Leaves, where: str) -> GridError:
+    """The error of a config's own check, "<field> is <value>: write <what>", of the config at ``key``."""
+    name, _, message = message.partition(" is ")
+    return _at((*key, *name.split(".")), message, leaves, where)
+
+
+def _at(key: tuple[str, ...], message: str, leaves: Leaves, where: str) -> GridError:
     if key in leaves:
-        raise GridError(f"{leaves[key][1]}: {message}")
+        return GridError(f"{leaves[key][1]}: {message}")
     # Beside a sibling that the file does have, so that the reader lands in the right block.
     sibling = next((path for other, (_, path) in leaves.items() if other[:-1] == key[:-1] and "." in path), None)
     path = f"{sibling.rpartition('.')[0]}.{key[-1]}" if sibling else f"{where}: {'.'.join(key)}"
-    raise GridError(f"{path}: {message}")
+    return GridError(f"{path}: {message}")

@@ -52,6 +52,10 @@ class Objective(Protocol):
     def require_fit(self, config: Any, run: Any) -> None:
         """Raises ValueError for a run that the objective cannot be of, in one line that says what to write."""
 
+    def rows_together(self, config: Any) -> int:
+        """Of how many rows the loss of each depends on all, whose batches are never divided: validation is in groups of
+        so many; 1 where a row's loss is of that row alone."""
+
     def predicted(self, config: Any, tokens_R: "np.ndarray") -> "np.ndarray":
         """How many tokens carry loss in windows that have so many targets."""
 
@@ -89,6 +93,11 @@ def one_network(config: ObjectiveConfig, model: "ModelConfig") -> "tuple[ModelCo
 def over_vocabulary(config: ObjectiveConfig, vocab_size: int) -> float:
     """``Objective.guess`` of those that predict tokens."""
     return math.log(vocab_size)
+
+
+def each_alone(config: ObjectiveConfig) -> int:
+    """``Objective.rows_together`` of those whose loss of a row is of that row alone."""
+    return 1
 
 
 def any_fits(config: ObjectiveConfig, run: Any) -> None:

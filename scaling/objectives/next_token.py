@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from scaling.families.counting import Lengths, Sees
-from scaling.objectives.base import ObjectiveConfig, any_fits, model_alone, one_network, over_vocabulary
+from scaling.objectives.base import ObjectiveConfig, any_fits, each_alone, model_alone, one_network, over_vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,8 @@ def lengths(config: NextToken, seq_len: int) -> Lengths:
     return Lengths(read=0, written=seq_len, predicted=seq_len)
 
 
-counts, networks, guess, require_fit = model_alone, one_network, over_vocabulary, any_fits
+counts, networks, guess = model_alone, one_network, over_vocabulary
+require_fit, rows_together = any_fits, each_alone
 
 
 def extra_ids(config: NextToken, seq_len: int) -> int:

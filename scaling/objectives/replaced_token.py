@@ -17,7 +17,7 @@ from scaling import families
 from scaling.families.counting import Counts, Lengths, Product, Sees
 from scaling.fields import require, require_positive
 from scaling.objectives import masked
-from scaling.objectives.base import ObjectiveConfig
+from scaling.objectives.base import ObjectiveConfig, each_alone
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +84,9 @@ def generator(config: ReplacedToken, model: "ModelConfig") -> "ModelConfig":
     given = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in of_width}
     sizes = family.completed(family.shape(width, given))
     return dataclasses.replace(model, **{**sizes, "num_layers": model.num_layers})
+
+
+rows_together = each_alone
 
 
 def networks(config: ReplacedToken, model: "ModelConfig") -> "tuple[ModelConfig, ...]":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scaling.families.counting import Lengths, Sees
 from scaling.fields import require
-from scaling.objectives.base import ObjectiveConfig, any_fits, model_alone, one_network, over_vocabulary
+from scaling.objectives.base import ObjectiveConfig, any_fits, each_alone, model_alone, one_network, over_vocabulary
 from scaling.objectives.masked import uniform
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def lengths(config: SpanCorruption, seq_len: int) -> Lengths:
     return Lengths(read=seq_len - noise + spans, written=written, predicted=written, text=seq_len)
 
 
-counts, networks, guess, require_fit = model_alone, one_network, over_vocabulary, any_fits
+counts, networks, guess = model_alone, one_network, over_vocabulary
+require_fit, rows_together = any_fits, each_alone
 
 
 def extra_ids(config: SpanCorruption, seq_len: int) -> int:

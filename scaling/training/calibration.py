@@ -53,13 +53,13 @@ def calibrate(
             first_step_seconds = time.time() - since
             step_seconds = _median_seconds(one_step, seconds)
         curve_eval_seconds = _median_seconds(lambda: pack.curve_eval(pack.state["params"]), seconds / 2)
-    whole = corpus.validation_counts(run.eval.final_tokens).sum(dtype=float) / pack.curve_eval.num_tokens
+    whole = len(corpus.validation_counts(run.eval.final_tokens)) / len(pack.curve_eval.tokens_W)
     return {
         "compile_seconds": pack.clock.seconds["compile"],
         "first_step_seconds": first_step_seconds,
         "step_seconds": step_seconds,
         "curve_eval_seconds": curve_eval_seconds,
-        "eval_seconds": curve_eval_seconds * float(whole),
+        "eval_seconds": curve_eval_seconds * whole,
         "memory_bytes": (memory.of_programs(pack.programs) or {}).get("total_bytes"),
     }
 

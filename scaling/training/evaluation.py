@@ -43,12 +43,20 @@ class Evaluated(NamedTuple):
     measures: dict[str, dict[str, Any]] = {}
 
 
-def evaluated(sums_W: np.ndarray, tokens_W: np.ndarray, shares: list[tuple[str, float, slice]]) -> Evaluated:
+def evaluated(
+    sums_W: np.ndarray, tokens_W: np.ndarray, shares: list[tuple[str, float, slice]], together: int = 1
+) -> Evaluated:
     """From the summed losses of windows; ``shares`` are those of ``Corpus.validation_shares``.
 
-    Of a mixture the loss is Σ w L over its sources, whose own errors are independent.
+    Of a mixture the loss is Σ w L over its sources, whose own errors are independent. Of windows that have their losses
+    ``together``, so many after one another, it is these groups that are independent clusters.
     """
-    each = {name: mean_and_standard_error(sums_W[windows], tokens_W[windows]) for name, _, windows in shares}
+    each = {}
+    for name, _, windows in shares:
+        first = np.arange(*windows.indices(len(sums_W))) // together
+        starts = np.flatnonzero(np.diff(first, prepend=-1))
+        clusters = (np.add.reduceat(x_W[windows].astype(np.float64), starts) for x_W in (sums_W, tokens_W))
+        each[name] = mean_and_standard_error(*clusters)
     if len(each) == 1:
         return Evaluated(*next(iter(each.values())))
     weights = [weight for _, weight, _ in shares]
@@ -116,6 +124,7 @@ class Evaluator:
         self.corpus, self.run, self._asked = corpus, run, num_tokens
         self.objective = objectives.of(run.objective)
         self.shares = corpus.validation_shares(num_tokens)
+        self.together = self.objective.rows_together(run.objective)
         self.tokens_W = self.objective.predicted(run.objective, corpus.validation_counts(num_tokens))
         self.programs = programs
 
@@ -133,6 +142,7 @@ class Evaluator:
         """What each member's loss is; ``final``: by position too where the objective reads tokens in their order,
         and the measures of ``losses.Losses``."""
         rows, W = self.programs.eval_rows, len(self.tokens_W)
+        taken = rows // self.together * self.together  # whole groups
         spec, mesh = P(("data", "fsdp")), self.programs.mesh
         in_order = self.objective.sees == "causal"
         places = ByPosition(self.run.data.seq_len, self.shares, W) if final and in_order else None
@@ -140,15 +150,17 @@ class Evaluator:
         measures: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
 
         def read(results: tuple[jax.Array, jax.Array, dict], weights_WT: np.ndarray) -> None:
-            sums.append(to_host(results[0]))
+            sums.append(to_host(results[0])[:, :taken])
             if final:
-                measures.append({name: (to_host(s), to_host(n)) for name, (s, n) in results[2].items()})
+                host = {name: (to_host(s), to_host(n)) for name, (s, n) in results[2].items()}
+                measures.append({name: (s[:, :taken], n[:, :taken]) for name, (s, n) in host.items()})
             if places is not None:
                 places.add(to_host(results[1]), weights_WT)
 
         under_way = None
-        for start in range(0, W, rows):
-            made = self._batch(start, min(start + rows, W))
+        whole = -(-W // self.together) * self.together
+        for start in range(0, whole, taken):
+            made = self._batch(start, min(start + taken, whole))
             full = {name: _padded(part, rows) for name, part in made.items()}
             batch = {name: sharding.host_array(mesh, spec, x.shape, x.__getitem__) for name, x in full.items()}
             # One ahead of what is read: hundreds at once hold all windows in memory, and on several virtual CPU devices
@@ -157,7 +169,8 @@ class Evaluator:
             if before is not None:
                 read(*before)
         read(*under_way)
-        found = [evaluated(sums_W, self.tokens_W, self.shares) for sums_W in np.concatenate(sums, axis=1)[:, :W]]
+        each = (self.tokens_W, self.shares, self.together)
+        found = [evaluated(sums_W, *each) for sums_W in np.concatenate(sums, axis=1)[:, :W]]
         if places is not None:
             found = [member._replace(by_position=places.of(k)) for k, member in enumerate(found)]
         for name in measures[0] if measures else ():
@@ -167,7 +180,12 @@ class Evaluator:
         return found
 
     def _batch(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Windows ``start`` to ``stop`` as the objective has them, corrupted alike for every run."""
+        """Windows ``start`` to ``stop`` as the objective has them, corrupted alike for every run; those beyond the last
+        are the first ones again, at no weight."""
+        if (beyond := stop - len(self.tokens_W)) > 0:
+            last, first = self._batch(start, len(self.tokens_W)), self._batch(0, beyond)
+            first["weights"] = np.zeros_like(first["weights"])
+            return {name: np.concatenate([last[name], first[name]]) for name in last}
         windows_WS, weights_WT = self.corpus.validation_windows(start, stop, self._asked)
         keys_W = keys_of(0, np.arange(start, stop, dtype=np.uint64))
         return self.objective.batch(self.run.objective, self.run.model.vocab_size, windows_WS, keys_W, weights_WT)

@@ -84,6 +84,7 @@ def train(
     run = cells[0].run
     corpus = data.open(run.data, cache_dir)
     corpus.require_vocab(run.model.vocab_size, objectives.extra_ids(run.objective, run.data.seq_len))
+    objectives.require_windows(run.objective, corpus, run.eval.final_tokens)
     mesh = sharding.make_mesh(execution.mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))

@@ -6,6 +6,7 @@ import math
 import jax
 
 from scaling import fields, machine, objectives, records
+from scaling.config import RunConfig
 from scaling.training import memory
 from scaling.training.evaluation import Evaluated
 from scaling.training.member import Member, finite
@@ -19,20 +20,18 @@ def record(
     diverged."""
     run, plan, corpus = member.run, member.plan, pack.corpus
     diverged = evaluated is None or not math.isfinite(evaluated[0])
-    lengths = objectives.of(run.objective).lengths(run.objective, run.data.seq_len)
     ended_at = member.diverged_at_step or member.step
     num_tokens = ended_at * plan.batch_tokens if diverged else plan.num_tokens
     share = num_tokens / plan.num_tokens
     loss, standard_error = (None, None) if diverged else (evaluated.loss, evaluated.standard_error)
-    described = corpus.describe()
+    lengths, described = run.lengths, corpus.describe()
     bits_per_byte = None
     tokens_per_byte = described["tokens_per_byte"]  # None: no text, or its maker did not say
     for source in described.get("sources", ()):  # of a mixture: how each fared and how often it was read
         mine = {} if diverged else evaluated.by_source[source["source"]]
         source |= {name: finite(value) for name, value in mine.items()}
-        if run.eval.final_tokens is not None and mine:  # else all of its split
-            tokens = corpus.validation_tokens_by_source(run.eval.final_tokens)
-            source["num_eval_tokens"] = tokens[source["source"]]
+        if mine and (run.eval.final_tokens is not None or lengths.predicted != lengths.window):  # else all of its split
+            source["num_eval_tokens"] = _eval_tokens(pack.corpus, run)[source["source"]]
         source["epochs"] = source["weight"] * num_tokens / source["epoch_tokens"]
     if objectives.of(run.objective).is_likelihood and None not in (loss, tokens_per_byte):
         bits_per_byte = loss / math.log(2) * tokens_per_byte
@@ -56,12 +55,19 @@ def record(
         diverged_at_step=ended_at if diverged else None,
         curve=member.curve,
         data=described,
-        num_predicted_tokens=num_tokens // run.data.seq_len * lengths.predicted,
+        num_predicted_tokens=num_tokens // lengths.window * lengths.predicted,
         loss_by_position=None if diverged else evaluated.by_position,
         measures={} if diverged else evaluated.measures,
         environment=_environment(pack),
         timing=_timing(member, ended_at),
     )
+
+
+def _eval_tokens(corpus, run: RunConfig) -> dict[str, int]:
+    """What carries loss of each source of a mixture in validation."""
+    objective, num_tokens = objectives.of(run.objective), run.eval.final_tokens
+    predicted_W = objective.predicted(run.objective, corpus.validation_counts(num_tokens))
+    return {source: int(predicted_W[here].sum(dtype=float)) for source, _, here in corpus.validation_shares(num_tokens)}
 
 
 def _timing(member: Member, ended_at: int) -> dict:

@@ -202,6 +202,8 @@ def lower(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Me
     """
     _check_can_run(key, execution, num_members, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    together = objectives.of(key.objective).rows_together(key.objective)
+    eval_rows = max(1, execution.eval_batch_size // together) * together  # whole groups
     abstract = jax.eval_shape(_init_of(key, num_members), *_init_args(key, num_members))
     specs = losses.param_specs(key)
     axes = {name: spec.logical_axes for name, spec in specs.items()}
@@ -214,11 +216,12 @@ def lower(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Me
         abstract_state=jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
         ),
-        eval_rows=-(-execution.eval_batch_size // rows) * rows,
+        eval_rows=-(-eval_rows // rows) * rows,
     )
 
 
 def _check_can_run(key: RunConfig, execution: ExecutionConfig, num_members: int, mesh: Mesh) -> None:
+    objectives.require_whole(key.objective, execution.asked_parts)
     sharding.check_divides(key.model, key.batch_size, num_members, mesh, execution.asked_parts)
     if execution.remat == "offload" and sharding.platform() == "cpu":
         raise ValueError("execution.remat is 'offload': a CPU has no other memory to wait in: write full, dots or none")

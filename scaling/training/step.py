@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scaling import objectives
 from scaling.config import RunConfig
 from scaling.execution import ExecutionConfig
 from scaling.training import losses, models, optimizers, sharding
@@ -85,6 +86,8 @@ def _num_parts(run: RunConfig, given: int | None) -> int:
     """The parts of a batch; see ``ExecutionConfig.accumulation_steps``."""
     if given is not None:
         return given
+    if objectives.of(run.objective).rows_together(run.objective) > 1:
+        return 1
     if sharding.platform() != "cpu" or math.prod(sharding.mesh_sizes().values()) > 1:
         return 1
     most = run.batch_tokens // PART_TOKENS
@@ -117,8 +120,11 @@ def eval_step(run: RunConfig, execution: ExecutionConfig, params, batch: dict) -
     """Sums each window's weighted losses in the objective's unit: all of them, (W,), and those of every bin of places,
     (W, P); and gives the measures of ``Losses``, by window.
 
-    ``batch`` has ``weights`` under any objective. The bins are those of ``position_bins``.
+    ``batch`` has ``weights`` under any objective. The bins are those of ``position_bins``. Where a row's loss depends
+    on others, it is on those of its ``group`` of consecutive windows alone.
     """
+    if (together := objectives.of(run.objective).rows_together(run.objective)) > 1:
+        batch = {**batch, "group": jnp.arange(len(batch["weights"])) // together}
     found = losses.of_batch(run, execution, params, batch)
     weighted_WT = found.loss_BT * found.weights_BT
     # As a product: one operation for all bins, in float32 also where products are taken in fewer bits by default.

@@ -99,6 +99,21 @@ def test_a_schedule_that_knows_its_end_shares_nothing_and_says_so():
     ]
 
 
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"optim": {"name": "adam", "weight_decay": 0.0, "peak_lr": 0.01}},
+        {"objective": {"name": "contrastive", "negatives": 7}, "batch_size": 8, "eval": {"curve_tokens": 1024}},
+    ],
+    ids=["no decay", "no smaller batch"],
+)
+def test_why_nothing_is_shared_is_said_of_runs_that_cannot_be_otherwise(base):
+    model = {"width": 16, "tied_embeddings": True}
+    optim = {"schedule": {"name": "cosine"}, **base.pop("optim", {})}
+    (line,) = trunks.describe(rows_of(horizons([10, 20]), model=model, optim=optim, **{"batch_size": 4, **base}))
+    assert "schedule cosine knows its end" in line
+
+
 def test_what_the_recipe_makes_of_the_horizon_is_said_once():
     base = {"model": {"width": 16}, "data": {"seq_len": 128}}
     raw = {"base": base, "axes": {"horizon.tokens": [3e5, 6e5, 3e6]}}

@@ -58,7 +58,7 @@ def test_bad_places_say_what_to_write(text, says):
 class Command:
     """``scaling.sweep`` on one or two hosts that share their folders, which are in ``home``."""
 
-    def __init__(self, tmp_path: Path, steps: int):
+    def __init__(self, tmp_path: Path, steps: int, text: str = GRID):
         source = tmp_path / "text"
         if not source.exists():
             source.mkdir()
@@ -67,7 +67,7 @@ class Command:
                 (source / f"{i}.txt").write_text(words)
         self.folder = self.home = tmp_path
         self.grid = tmp_path / "grid.yaml"
-        self.grid.write_text(GRID.replace("SOURCE", str(source)).replace("STEPS", str(steps)))
+        self.grid.write_text(text.replace("SOURCE", str(source)).replace("STEPS", str(steps)))
 
         self.run_id = grid.load(self.grid).cells[0].run.run_id
 
@@ -160,6 +160,18 @@ def test_two_processes_are_one_and_one_may_die(command):
     assert 0 < command.step_saved("killed") < STEPS
     command.run("killed", hosts=1)
     assert_same_training(command.record("one"), command.record("killed"))
+
+
+@pytest.mark.slow
+def test_two_processes_tell_pairs_from_the_same_rows(tmp_path):
+    """Negatives are rows of the whole batch, most of them another process's."""
+    text = GRID.replace("d_ff: 64}", "d_ff: 64, tied_embeddings: true}")
+    text = text.replace("batch_size: 8", "batch_size: 16\n  objective: {name: contrastive, negatives: 10, span: 12}")
+    command = Command(tmp_path, 40, text)
+    command.run("one", hosts=1)
+    command.run("two", hosts=2)
+    assert_same_training(command.record("one"), command.record("two"))
+    assert command.record("one")["measures"] == command.record("two")["measures"]
 
 
 @pytest.mark.slow

@@ -480,8 +480,10 @@ def test_a_window_of_documents_gives_what_each_gives_in_its_own(kind):
 
 
 def test_a_kernel_without_document_masks_says_so_and_auto_takes_another():
-    with pytest.raises(ValueError, match=r"^data.mask_documents is true: the cudnn kernel has no mask .*: write"):
+    with pytest.raises(ValueError, match=r"^execution.attention is .cudnn., which has no mask for documents .*: write"):
         models.apply(SMALL, ExecutionConfig(attention="cudnn"), initial(SMALL, 0),
                           tokens(1, 8), mask_documents=True)  # fmt: skip
     assert attention.choose("auto", "gpu", 128, mask_documents=True) is attention.block_causal
+    both_ways = attention.choose("auto", "gpu", 128, mask_documents=True, causal=False)
+    assert (both_ways.func, both_ways.keywords) == (attention.einsum, {"causal": False})
     assert attention.choose("auto", "gpu", 128) is attention.cudnn

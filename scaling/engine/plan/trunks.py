@@ -136,16 +136,17 @@ def describe(rows: Sequence[Row]) -> list[str]:
     return lines + ([f"trunks: {reason}"] if reason else [])
 
 
-# Fields of a run that a recipe sets by its horizon.
-_BY_RECIPE = ("peak_lr", "beta2", "weight_decay")
+# Fields of a run that a recipe sets by its horizon, and values that any optimiser may have.
+_BY_RECIPE = {"peak_lr": 0.5, "beta2": 0.5, "weight_decay": 0.0}
 
 
 def _why_not(rows: Sequence[Row]) -> str | None:
     alone = [family[0] for family in families(rows) if len(family) == 1]
     groups: dict[str, list[Row]] = {}
+    largest = max((row.cell.run.batch_size for row in alone), default=1)  # an objective may not allow smaller ones
     for row in alone:
-        run = dataclasses.replace(row.cell.run, batch_size=1)
-        key = canonical_json(_neutral(run, **{name: 0.5 for name in _BY_RECIPE}))
+        run = dataclasses.replace(row.cell.run, batch_size=largest)
+        key = canonical_json(_neutral(run, **_BY_RECIPE))
         groups.setdefault(key, []).append(row)
     apart = [g for g in groups.values() if len({r.plan.num_tokens for r in g}) > 1]
     if not apart:

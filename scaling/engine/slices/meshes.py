@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, families, objectives
+from scaling import accounting, families
 from scaling.config import RunConfig
 from scaling.devices import PROFILES
 from scaling.engine.plan import packing
@@ -78,7 +78,7 @@ def step_seconds(run: RunConfig, mesh: MeshConfig, remat: str, chip: Chip, accum
     model, tokens = run.model, run.batch_tokens
     counts = accounting.trained(model, run.objective)
     exact = accounting.flops_of(run)["exact"]
-    inner_weights, head_weights = counts.worked(objectives.of(run.objective).lengths(run.objective, run.data.seq_len))
+    inner_weights, head_weights = counts.worked(run.lengths)
     head = 6.0 * head_weights
     attention = exact - head - 6.0 * inner_weights
     again = {"none": 0.0, "dots": attention / 3}.get(remat, (exact - head) / 3)
@@ -205,7 +205,7 @@ def _add(table: Table, row: Row, execution: ExecutionConfig, verdict: aot.Verdic
         seconds = f"{step_seconds(run, sizes, execution.remat, chip, execution.asked_parts):.2f}"
     table.add_row(
         f"{row.run_id}{' *' if marked else ''}",
-        f"{run.batch_size} × {run.data.seq_len}",
+        f"{run.batch_size} × {run.lengths.window}",
         ",".join(str(mesh[axis]) for axis in ("run", "data", "fsdp", "tensor")),
         execution.remat,
         "yes" if verdict.fits else text(("no", "red")),

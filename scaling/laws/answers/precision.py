@@ -8,16 +8,17 @@ from typing import Any
 from scaling.numbers import compact
 from scaling.records import RunRecord, loss_unit
 
-ASKED = 0.002  # nats per token: a standard error that no difference of interest between cells is lost in
+ASKED = 0.002  # nats: a standard error that no difference of interest between cells is lost in
 
 
 def of(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """A row for each source that ``runs`` were validated on; of a mixture every source has its own split, and its row.
 
-    Each: ``source``, ``fingerprint``, ``num_tokens`` held out, ``standard_error`` (the largest of any completed run's,
-    in ``unit``), ``enough`` (whether it is at most ``ASKED``) and ``tokens_needed``, the split of this kind of text
-    whose standard error would be ``ASKED``: it falls as n^-1/2. Windows are taken as independent, which those of one
-    document are not quite: the standard error, and what is needed, are at the least these.
+    Each: ``source``, ``fingerprint``, ``num_tokens`` held out that carry loss (pairs, where it is of these),
+    ``standard_error`` (the largest of any completed run's, in ``unit``), ``enough`` (whether it is at most ``ASKED``)
+    and ``tokens_needed``, the split of this kind of text whose standard error would be ``ASKED``: it falls as n^-1/2.
+    Windows are taken as independent, which those of one document are not quite: the standard error, and what is needed,
+    are at the least these.
     """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
@@ -41,7 +42,7 @@ def of(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 
 def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
-    """(source, tokens, standard error) of each split that the run was validated on."""
+    """(source, tokens that carry loss, standard error) of each split that the run was validated on."""
     parts = run.data.get("sources")
     if parts:
         return [
@@ -51,12 +52,17 @@ def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
     return [(run.data.get("source") or "the data", run.num_eval_tokens, run.loss_standard_error)]
 
 
+def _counted(unit: str) -> str:
+    """What a loss of this unit is a mean over: tokens, pairs."""
+    return unit.removeprefix("nats per ") + "s" if unit.startswith("nats per ") else "tokens"
+
+
 def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """One for each of ``of``'s rows whose validation split is too small to know losses as precisely as is asked."""
     return [
         f"validation losses on {row['source']} have a standard error of up to {row['standard_error']:.4f} "
-        f"{row['unit']}, from {compact(row['num_tokens'])} held-out tokens, the same for all runs; it would take about "
-        f"{compact(row['tokens_needed'])} to bring it to {ASKED:g}"
+        f"{row['unit']}, from {compact(row['num_tokens'])} held-out {_counted(row['unit'])}, the same for all runs; it "
+        f"would take about {compact(row['tokens_needed'])} to bring it to {ASKED:g}"
         for row in rows
         if not row["enough"]
     ]

@@ -3,7 +3,8 @@
 Shapes: B batch, T tokens, H query heads, G key/value heads, R = H/G queries a key/value head, K head_dim.
 Every implementation maps q_BTHK, k_BTGK, v_BTGK and a scale to o_BTHK = softmax(scale · q kᵀ + mask) v, with
 logits and softmax in float32 whatever the inputs are: a logit of 60 in bfloat16 is off by up to .125, its weight
-by 13 %. ``document_BT``, where given, numbers each token's document, and none sees another's tokens. Rotary logits
+by 13 %. ``document_BT``, where given, numbers each token's document, and none sees another's tokens; padding has a
+number of its own. Rotary logits
 depend on distances alone, so that is at once what positions counted from each document's start would give; positions
 that are added to the embedding are counted so where they are (``transformer``). No weight is dropped at random: the
 fused kernels cannot, and all are to be equal. Without ``causal`` a token sees those after it too, and there may be
@@ -81,8 +82,7 @@ def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool =
     """
     if document_BT is not None:
         raise ValueError(
-            "data.mask_documents is true: the cudnn kernel has no mask for documents here: write "
-            "execution.attention: block_causal, or auto"
+            "execution.attention is 'cudnn', which has no mask for documents or padding here: write auto, or einsum"
         )
     implementation = "cudnn" if q_BTHK.dtype in (jnp.bfloat16, jnp.float16) else "xla"
     return jax.nn.dot_product_attention(
@@ -146,7 +146,8 @@ def choose(
 ):
     """The implementation called ``name``; ``auto`` takes the platform's own where that can serve it.
 
-    ``prefix``: tokens that all see; ``cross``: the keys are those of other tokens. Raises ValueError for blocks of a
+    ``mask_documents``: it is given ``document_BT``; ``prefix``: tokens that all see; ``cross``: the keys are those of
+    other tokens. Raises ValueError for blocks of a
     triangle where the whole square is wanted, and for a fused kernel that has no mask for a prefix.
     """
     if prefix:
@@ -159,7 +160,7 @@ def choose(
     if cross and name in ("auto", "splash") and platform != "gpu":
         name = "einsum"  # splash wants as many keys as queries
     if name == "auto" and mask_documents and platform == "gpu":
-        name = "block_causal"
+        name = "block_causal" if causal else "einsum"
     if name == "auto":
         blocks = "block_causal" if causal else "einsum"
         splash_or_not = "splash" if seq_len % 128 == 0 else blocks

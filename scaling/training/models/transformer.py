@@ -252,20 +252,25 @@ def hidden(
     *,
     causal: bool = True,
     read_BR=None,
+    present_BT=None,
     mask_documents: bool = False,
     keys_B=None,
 ) -> Hidden:
     """Returns h_BTD for tokens_BT, the last layer's output, normalised, in the compute dtype.
 
-    ``causal``: whether a token sees only those before it; ``read_BR``: tokens before them that all see; ``keys_B``: a
-    key a row, by which dropout is drawn in training; ``mask_documents``: see ``DataConfig``.
+    ``causal``: whether a token sees only those before it; ``read_BR``: tokens before them that all see;
+    ``present_BT``: false of padding, which padding alone sees; ``keys_B``: a key a row, by which dropout is drawn in
+    training; ``mask_documents``: see ``DataConfig``.
     """  # fmt: skip
     prefix = 0 if read_BR is None else read_BR.shape[1]
     if prefix:
         tokens_BT = jnp.concatenate([read_BR, tokens_BT], axis=1)
     attend = attention.choose(
-        execution.attention, sharding.platform(), tokens_BT.shape[1], mask_documents, causal, prefix
-    )
+        execution.attention, sharding.platform(), tokens_BT.shape[1], mask_documents or present_BT is not None, causal,
+        prefix,
+    )  # fmt: skip
+    if present_BT is not None:
+        attend = functools.partial(attend, document_BT=present_BT.astype(jnp.int32))
     specs = param_specs(config)
     found = through_stack(
         config, execution, specs, params, tokens_BT, attend, mask_documents=mask_documents, keys_B=keys_B
