@@ -91,6 +91,7 @@ def test_a_rule_says_nothing_of_a_good_grid_and_what_to_edit_of_a_bad_one(rule, 
 def test_decades_are_counted_among_fitted_cells_only():
     budgets = [1e10, 1e11, 1e12, 1e13]
     assert findings(lint.few_decades, isoflop(budgets)) == []
+    assert findings(lint.few_decades, isoflop(budgets[:1])) == []  # one level is no attempt at an exponent
     assert findings(lint.few_decades, isoflop(budgets, holdout={"budgets": [1e13]}))
 
 

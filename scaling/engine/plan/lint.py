@@ -184,7 +184,7 @@ def few_decades(rows: Sequence[Row], expected: Expected) -> list[Finding]:
         "FLOPs": [math.log(row.cell.labels.get("budget_flops", row.plan.flops["exact"])) for row in fitted],
     }
     fixed = [name for name, logs in of_each.items() if len({round(x, 2) for x in logs}) < 2]
-    unit = {"tokens": "parameters", "parameters": "tokens"}[fixed[0]] if len(fixed) == 1 else "FLOPs"
+    unit = {"tokens": "parameters", "parameters": "tokens"}.get(fixed[0], "FLOPs") if len(fixed) == 1 else "FLOPs"
     logs = sorted(of_each[unit])
     if len({round(x, 2) for x in logs}) < 3:
         return []
