@@ -178,6 +178,15 @@ def test_one_cosine_a_shape_cannot_stand_for_shorter_runs():
     assert findings(lint.unmatched_cosine, several) == []
 
 
+def test_no_batch_is_proposed_that_an_objective_refuses():
+    told = {
+        "base": {"model": {"width": 16, "tied_embeddings": True}, "objective": {"name": "contrastive", "negatives": 7}}
+    }
+    told["base"] |= {"horizon": {"steps": 100}, "batch_size": 8}
+    (finding,) = findings(lint.few_steps, told)
+    assert finding.edit.startswith("longer horizons")
+
+
 def test_data_that_repeats_or_validates_too_little_is_said_where_it_is_known():
     rows = rows_of(one(horizon={"tokens": 1e6}))
     data = rows[0].cell.run.data

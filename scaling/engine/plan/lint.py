@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling import accounting
+from scaling import accounting, objectives
 from scaling.config import DataConfig
 from scaling.engine.plan.table import Row
 
@@ -140,7 +140,8 @@ def few_steps(rows: Sequence[Row], expected: Expected) -> list[Finding]:
         return []
     fewest = min(row.plan.num_steps for row in bad)
     batch = min(row.cell.run.batch_size * row.plan.num_steps // MIN_STEPS for row in bad)
-    edit = f"batch_size at most {batch} there" if batch >= 1 else "longer horizons"
+    least = max(objectives.of(o).rows_together(o) for o in (row.cell.run.objective for row in bad))
+    edit = f"batch_size at most {batch} there" if batch >= least else "longer horizons"
     return [
         Finding(
             "few steps",

@@ -22,7 +22,7 @@ class Deaths:
             return f"worker killed by signal {-returncode}" if returncode < 0 else f"worker exited with {returncode}"
         had = "" if peak_bytes is None else f" at {peak_bytes / 1e9:.2g} GB"
         of = "" if (limit := machine.memory_bytes()) is None else f" of the {limit / 1e9:.3g} GB that there are"
-        beside, mend = "", "execution: {accumulation_steps: …}, or a machine with more of it"
+        beside, mend = "", "execution: {remat: full} or {accumulation_steps: …}, or a machine with more of it"
         if self._workers > 1:
             beside, mend = f", one of {self._workers}", f"--workers {self._workers // 2}"
         return f"worker killed for want of memory{had}{of}{beside}: write {mend}"
