@@ -20,6 +20,7 @@ from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
 from scaling.laws.answers import approaches, comparison, of_runs
 from scaling.laws.answers.forecast import forecast
 from scaling.laws.answers.multiplier import compare
+from scaling.laws.fitting import run_noise
 from scaling.laws.fitting.estimate import Fit
 from scaling.laws.fitting.estimate import fit as _fit
 from scaling.laws.fitting.solver import DEFAULT_DELTA
@@ -41,6 +42,7 @@ def fit_law(
     flops: str = "exact",
     holdout_flops: float | None = None,
     bootstrap: int = 0,
+    noise: str = "constant",
     source: str = "table",
     **options,
 ) -> Fit:
@@ -50,6 +52,7 @@ def fit_law(
       num_params, flops: the conventions to fit under, where the table carries several.
       holdout_flops: leave out rows with more compute, beside those the table marks.
       bootstrap: resamples, in the fit's ``draws``; 0 makes none.
+      noise: from run to run, ``constant`` or ``measured`` between repeats (``run_noise.measure``).
       options: those of ``laws.estimate.fit`` (loss, delta, tau, log), and ``seed`` of the resamples.
 
     Raises:
@@ -65,12 +68,15 @@ def fit_law(
     observations = from_table(table, **reading, source=source, target=law.target, columns=law.columns)
     seed = options.pop("seed", 0)
     rows, _ = approaches.select(observations, law)
+    measured, _ = run_noise.asked(noise, observations, [law], options)
+    if measured is not None:
+        options = {**options, "variance": measured.variance}
     fitted = _fit(observations.take(rows), law, **options)
     if not bootstrap:
         return fitted
     clusters, _ = diagnosis.run_clusters(observations)
-    noise = diagnosis.diagnose(fitted, None if clusters is None else clusters[rows])
-    return replace(fitted, draws=diagnosis.resample(fitted, noise, bootstrap, seed))
+    told = diagnosis.diagnose(fitted, None if clusters is None else clusters[rows])
+    return replace(fitted, draws=diagnosis.resample(fitted, told, bootstrap, seed))
 
 
 @terminal.outliving_its_reader()
@@ -117,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"Huber's δ (default: {DEFAULT_DELTA['huber']} × the residuals' scale, {DEFAULT_DELTA['tukey']} × for "
         "tukey; 1e-3 is usual)",
     )
+    parser.add_argument(
+        "--noise", default="constant", help="from run to run: constant (default), or measured where cells are "
+        "repeated with seeds, as a function of N and D; fits are weighted by 1/σ²",
+    )  # fmt: skip
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--holdout-flops", type=float, metavar="C", help="leave out, and forecast, runs above C FLOPs")
@@ -228,11 +238,12 @@ def _run(arguments: argparse.Namespace) -> None:
     reading = {"holdout_flops": arguments.holdout_flops, "source": str(arguments.source)}
     objective = {"loss": arguments.loss, "delta": arguments.delta}
     objective["tau"] = 0.5 if arguments.tau is None else arguments.tau
+    noise = {"noise": arguments.noise}
     resampling = {"bootstrap": arguments.bootstrap, "seed": arguments.seed}
     counted = {"num_params": arguments.num_params, "flops": arguments.flops}
     asked = arguments.law or DEFAULT_LAWS
     laws = dict.fromkeys([*(DEFAULT_LAWS if "all" in asked else ()), *(law for law in asked if law != "all")])
-    options = {**counted, **reading, **objective, **resampling}
+    options = {**counted, **reading, **objective, **noise, **resampling}
     out = _out(arguments, source)
     if arguments.compare is None:
         analysis = analyse(table, curves, laws=tuple(laws), combined=not arguments.one_law, **options)
@@ -242,10 +253,12 @@ def _run(arguments: argparse.Namespace) -> None:
     if runs:
         payload = of_runs.complete(payload, runs)
     if "all" in asked:
-        rows = comparison.laws(analysis.observations, comparison.surfaces(analysis.observations), **objective)
+        measured = analysis.run_noise
+        weighed = {**objective, "variance": None if measured is None else measured.variance}
+        rows = comparison.laws(analysis.observations, comparison.surfaces(analysis.observations), **weighed)
         payload["comparison"] = finite(rows)
     if arguments.convention:
-        payload["conventions"] = finite(comparison.conventions(table, **reading, **objective, **resampling))
+        payload["conventions"] = finite(comparison.conventions(table, **reading, **objective, **noise, **resampling))
     records.write_json(out / "fit.json", payload)
     show(terminal.console(sys.stdout, width=160, fold=False), payload)
     print(f"\nwritten: {out / 'fit.json'}")

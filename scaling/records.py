@@ -67,6 +67,9 @@ class RunRecord:
     # Validation loss by place in the window, where tokens are read in order: ``until`` (where each bin ends), ``loss``,
     # ``standard_error``. None in records older than it.
     loss_by_position: dict[str, list[Any]] | None = None
+    # Validation loss by part of the split's text, the same parts for every run on these data: ``source``, ``block`` in
+    # it, ``weight`` of the source, ``num_tokens``, ``loss``. None in records older than it.
+    loss_by_block: dict[str, list[Any]] | None = None
     # What an objective or a family keeps of the validation split besides, {name: {"value": a number or a list}}:
     # a generator's loss, the load of experts.
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)

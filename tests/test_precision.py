@@ -4,10 +4,12 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from scaling import records
-from scaling.laws.answers import precision
+from scaling.laws.answers import of_runs, precision, truth
 from scaling.report.page import build
 from tests import synthetic
 
@@ -77,3 +79,72 @@ def test_of_the_committed_sweep_it_is_what_the_readme_says():
     assert row["num_tokens"] == 516_912
     assert 0.0076 < row["standard_error"] < 0.0082
     assert 7.4e6 < row["tokens_needed"] < 8.7e6
+
+
+def by_block(run, loss, num_tokens=None, source=None, weight=None):
+    B = len(loss)
+    blocks = {"source": source or [0] * B, "block": list(range(B)), "weight": weight or [1.0] * B}
+    blocks |= {"num_tokens": num_tokens or [1000] * B, "loss": list(loss)}
+    told = np.array(blocks["num_tokens"]) * np.array(blocks["weight"])
+    return dataclasses.replace(run, loss=float(np.average(loss, weights=told)), loss_by_block=blocks)
+
+
+def test_a_difference_of_two_runs_is_the_paired_test_s(runs):
+    """Of equal parts: SciPy's paired t, whose standard error is the mean over t; ten times below either run's own."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 0.08, 64)
+    a, b = 2.0 + hard + rng.normal(0, 0.004, 64), 2.01 + hard + rng.normal(0, 0.004, 64)
+    one, other = (by_block(validated(run, 64_000), x) for run, x in zip(runs, (a, b)))
+    value, error = precision.difference(one, other)
+    assert value == pytest.approx((a - b).mean(), rel=1e-9)
+    assert value / error == pytest.approx(stats.ttest_rel(a, b).statistic, rel=1e-9)
+    assert precision.shared_error([one, other]) == pytest.approx(a.std(ddof=1) / 8, rel=1e-9)
+    assert error < precision.shared_error([one, other]) / 8
+    [row] = precision.of([one, other])
+    assert row["difference"] == pytest.approx(error)
+    [sentence] = precision.sentences([row])
+    assert sentence.endswith(
+        f"a difference of two runs, part by part of the same text, is known to {error:.4f} or better"
+    )
+
+
+def test_parts_of_a_mixture_are_of_their_sources(runs):
+    """Σ w D and Σ w² SE² over sources, parts weighted by their tokens: against the estimator of each alone."""
+    rng = np.random.default_rng(1)
+    n, d = rng.integers(500, 1500, 20).tolist(), rng.normal(0.01, 0.002, 20)
+    source, weight = [0] * 12 + [1] * 8, [0.7] * 12 + [0.3] * 8
+    one, other = (by_block(runs[0], x, n, source, weight) for x in (2 + d, np.full(20, 2.0)))
+    expected, variance = 0.0, 0.0
+    for w, here in ((0.7, slice(0, 12)), (0.3, slice(12, 20))):
+        mean = np.average(d[here], weights=n[here])
+        B = len(d[here])
+        variance += w**2 * B / (B - 1) * sum((np.array(n[here]) * (d[here] - mean)) ** 2) / sum(n[here]) ** 2
+        expected += w * mean
+    assert precision.difference(one, other) == pytest.approx((expected, math.sqrt(variance)), rel=1e-9)
+
+
+def test_other_text_or_other_parts_have_no_paired_difference(runs):
+    one, other = by_block(runs[0], [1.0, 2.0]), by_block(runs[1], [1.5, 2.0])
+    assert precision.difference(one, dataclasses.replace(other, data=other.data | {"fingerprint": "x"})) is None
+    assert precision.difference(one, by_block(runs[1], [1.0, 2.0, 3.0])) is None
+    assert precision.difference(one, runs[1]) is None  # an older record
+
+
+def test_the_interval_of_E_carries_what_all_losses_share(runs):
+    """√(half² + (1.96 SE)²) on either side, an end that is none stays none; the source's truth on this very split is
+    held against the interval without it."""
+    law = {"params": {"E": 1.5, "A": 2.0}, "level": 0.95, "interval_method": "profile"}
+    law |= {"intervals": {"E": [1.46, None], "A": [1.0, 3.0]}, "profile_intervals": {"E": [1.46, None]}}
+    fit = {"laws": {"chinchilla": law, "kaplan_n": {"params": {"alpha": 0.1}, "intervals": {"alpha": [0.0, 0.2]}}}}
+    told = of_runs.with_shared_error(fit["laws"], 0.008)
+    low, high = told["chinchilla"]["intervals"]["E"]
+    assert low == pytest.approx(1.5 - math.sqrt(0.04**2 + (1.959964 * 0.008) ** 2), rel=1e-6)
+    assert high is None
+    assert told["chinchilla"]["intervals"]["A"] == [1.0, 3.0]
+    assert told["kaplan_n"] == fit["laws"]["kaplan_n"]
+    assert told["chinchilla"]["evaluation"] == {"standard_error": 0.008, "E_on_this_split": [1.46, None]}
+    assert law["intervals"]["E"] == [1.46, None]
+    complete = of_runs.complete(fit, [validated(runs[0], 10_000)])
+    assert complete["laws"]["chinchilla"]["evaluation"]["standard_error"] == pytest.approx(SIGMA / 100)
+    [row] = truth.irreducible(fit, 1.45)
+    assert not row["inside"]

@@ -149,6 +149,10 @@ def show_coverage(console: Console, num_draws: int, out: Path | None) -> None:
             for k, label in (("a", "a"), ("num_params", "N*"))
         )
         console.print(f"{row['noise']}, {row['design']}, {row['num_runs']} runs: {shares}")
+        if measured := row.get("measured"):
+            held = ", ".join(f"{k} {100 * measured[k]['coverage']:.1f} %" for k in ("a", "num_params", "loss"))
+            ratio = measured["a"]["rmse"] / row["chosen"]["a"]["rmse"]
+            console.print(f"  with noise measured between repeats: {held}; RMSE of a {ratio:.3f} of the unweighted")
 
     rows = coverage.study(num_draws, line)
     if out:

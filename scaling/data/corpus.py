@@ -135,6 +135,11 @@ class Corpus:
         """How many targets each window of ``validation(num_tokens)`` has: float32 [W], without making any."""
         return self._validation.counts(num_tokens)
 
+    def validation_blocks(self, num_tokens: int | None = None) -> np.ndarray:
+        """Which part of the split's text each window of ``validation(num_tokens)`` begins in (``Validation.blocks``),
+        int64 [W]; of a mixture each source's parts are numbered after the last one's."""
+        return self._validation.blocks(num_tokens)
+
     @property
     def num_validation_windows(self) -> int:
         return self._validation.num_windows

@@ -199,6 +199,11 @@ class Mixture:
         each = zip(self.corpora, self._tokens_each(num_tokens))
         return np.concatenate([corpus.validation_counts(n) for corpus, n in each])
 
+    def validation_blocks(self, num_tokens: int | None = None) -> np.ndarray:
+        """As ``Corpus.validation_blocks``."""
+        each = enumerate(zip(self.corpora, self._tokens_each(num_tokens)))
+        return np.concatenate([i * validation.NUM_BLOCKS + corpus.validation_blocks(n) for i, (corpus, n) in each])
+
     def validation_windows(self, start: int, stop: int, num_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As ``Corpus.validation_windows``."""
         parts = []

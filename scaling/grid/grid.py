@@ -72,7 +72,8 @@ DIALS = ("width", "params", "d_model")
 class FitConfig:
     """How the sweep's records are fitted: options of ``python -m scaling.fit`` (no asymmetric loss), its defaults.
 
-    ``delta`` null takes Huber's δ from the residuals (``solver.DEFAULT_DELTA``); 1e-3 is the field's habit. ``by``
+    ``delta`` null takes Huber's δ from the residuals (``solver.DEFAULT_DELTA``); 1e-3 is the field's habit. ``noise``
+    ``measured`` weighs cells by 1/σ², σ as their repeats with other seeds say it (``run_noise.measure``). ``by``
     names a coordinate of the cells, a label or a path into the run: those that agree in it have laws, a forecast and a
     report of their own (``Grid.groups``). Other data, or another optimiser, are not points of one law. ``compare`` does
     as ``by`` does and says besides what each group is worth against the others (``scaling.compare``).
@@ -82,6 +83,7 @@ class FitConfig:
     flops: str = "exact"
     loss: Literal["huber", "lad", "squared", "tukey"] = "huber"
     delta: float | None = None
+    noise: Literal["constant", "measured"] = "constant"
     bootstrap: int = 1000
     seed: int = 0
     laws: tuple[str, ...] | None = None  # as --law of scaling.fit; null: its default

@@ -11,8 +11,10 @@ from scaling.laws import payload
 from scaling.laws.answers import allocation, approaches, budgets, isoflop_bias
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.combination import MEMBERS, Combination, combine
+from scaling.laws.fitting import run_noise
 from scaling.laws.fitting.estimate import Draws, Fit, fit
 from scaling.laws.fitting.identify import on_a_ray
+from scaling.laws.fitting.run_noise import RunNoise
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis, influence
 from scaling.laws.intervals.profile import Profile, positive_profile, profile
@@ -45,6 +47,7 @@ class Analysis:
     resampled: str = "observation"
     combination: Combination | None = None
     noise: dict[str, diagnosis.Noise] = field(default_factory=dict)  # law → what its residuals say
+    run_noise: RunNoise | None = None  # measured between repeats, where fits are weighted by it
     residuals: dict[str, influence.Residuals] = field(default_factory=dict)
 
     @property
@@ -75,6 +78,7 @@ def analyse(
     loss: str = "huber",
     delta: float | None = None,
     tau: float = 0.5,
+    noise: str = "constant",
     bootstrap: int = 1000,
     seed: int = 0,
     holdout_flops: float | None = None,
@@ -90,6 +94,8 @@ def analyse(
       num_params, flops: the conventions to fit under, where the table carries several.
       laws: forms by name, import path, or themselves.
       loss, delta, tau: the objective (``estimate.fit``); delta None takes it from the residuals.
+      noise: of log loss from run to run: ``constant``, or ``measured`` where cells are repeated with seeds, as a
+        function of size and data, by which fits are weighted (``run_noise.measure``).
       bootstrap: resamples behind the intervals; 0 uses the delta method.
       holdout_flops: leave out, and forecast, rows with more compute.
       combined: forecast from several forms weighted by their own rolling forecasts (``combine``), not from the first
@@ -108,8 +114,11 @@ def analyse(
     columns = observations.columns
     clusters, said = diagnosis.run_clusters(observations)
     objective: dict[str, Any] = {"loss": loss, "delta": delta, "tau": tau}
-    fits, draws, noise, selections, problems = {}, {}, {}, {}, []
-    warnings = [*observations.warnings, *([said] if said else [])]
+    measured, told_of_noise = run_noise.asked(noise, observations, map(catalogue.get, laws), objective)
+    if measured is not None:
+        objective["variance"] = measured.variance
+    fits, draws, diagnoses, selections, problems = {}, {}, {}, {}, []
+    warnings = [*observations.warnings, *([said] if said else []), *told_of_noise]
     for form in map(catalogue.get, laws):
         if form.target != "loss":
             raise ValueError(
@@ -125,7 +134,7 @@ def analyse(
             continue
         if bootstrap:
             told = diagnosis.diagnose(fits[form.name], None if clusters is None else clusters[rows])
-            noise[form.name] = told
+            diagnoses[form.name] = told
             draws[form.name] = diagnosis.resample(fits[form.name], told, bootstrap, seed)
             if told.doubtful:
                 warnings.append(f"{form.name}: {told.reason}")
@@ -141,13 +150,14 @@ def analyse(
         fits=fits,
         draws=draws,
         cost=allocation.cost_of(columns["num_params"], columns["num_tokens"], columns["flops"]),
-        isoflop=approaches.isoflop(observations, num_bootstrap=bootstrap, seed=seed) or {},
+        isoflop=approaches.isoflop(run_noise.weighed(observations, measured), num_bootstrap=bootstrap, seed=seed) or {},
         envelope=_envelope(observations, curves, flops),
         warnings=tuple(dict.fromkeys(problems + warnings)),
         seed=seed,
         selections=selections,
         resampled="run" if clusters is not None else "observation",
-        noise=noise,
+        noise=diagnoses,
+        run_noise=measured,
     )
     if combined and found.forecaster is not None:
         rows, _ = approaches.select(observations, found.fits[found.forecaster].form)

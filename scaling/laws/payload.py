@@ -10,6 +10,7 @@ from scaling.laws.answers import allocation
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.forecast import Fitted, forecast
 from scaling.laws.answers.multiplier import BEYOND, SIGNIFICANCE, Comparison, Curve, Group, Pair
+from scaling.laws.fitting.run_noise import RunNoise
 from scaling.laws.forms.law import Params
 from scaling.laws.intervals import influence, resampling
 from scaling.laws.intervals.profile import Profile, Quantity, cut, without_end
@@ -35,6 +36,9 @@ class Found(Fitted, Protocol):
 
     @property
     def isoflop(self) -> dict[str, Any]: ...
+
+    @property
+    def run_noise(self) -> RunNoise | None: ...
 
     @property
     def envelope(self) -> dict[str, Any]: ...
@@ -71,6 +75,7 @@ def of(found: Found) -> dict[str, Any]:
         "envelope": found.envelope,
         "frontier": _frontier(found),
         "combination": _combination(found),
+        "run_noise": None if found.run_noise is None else found.run_noise.to_json(found.observations),
         "forecast": _forecast(found, HELD_OUT),
         "left_out": _forecast(found, LEFT_OUT),
         "excluded": found.observations.excluded,
@@ -93,6 +98,7 @@ def of_comparison(found: Comparison) -> dict[str, Any]:
         "isoflop": {},
         "envelope": {},
         "multiplier": _multiplier(found),
+        "run_noise": None if found.run_noise is None else found.run_noise.to_json(rows),
         "forecast": [],
         "excluded": rows.excluded,
         "notes": list(rows.warnings),
@@ -210,8 +216,9 @@ def _uncertainty(found: Found, name: str) -> tuple[dict[str, Any], dict[str, Any
         errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
     if _by_profile(found, name):
         return errors, {k: profiles[k].interval for k in fitted.params}, "profile"  # type: ignore[index]  # it has profiles
-    kind = found.noise[name].kind if name in found.noise else "independent"
-    return errors, _without_end(found, name, _resampled(found, name)), f"bootstrap by {UNITS.get(kind, kind)}"
+    told = found.noise.get(name)
+    unit = "observation" if told is None else UNITS.get(told.kind, told.kind) if told.cells is None else "cell"
+    return errors, _without_end(found, name, _resampled(found, name)), f"bootstrap by {unit}"
 
 
 def _without_end(found: Found, name: str, intervals: dict[str, Any]) -> dict[str, Any]:

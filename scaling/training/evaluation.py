@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaling import data, objectives
 from scaling.config import RunConfig
+from scaling.data.validation import NUM_BLOCKS
 from scaling.training import sharding
 from scaling.training.member import finite
 from scaling.training.programs import Programs
@@ -34,13 +35,14 @@ def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[f
 
 class Evaluated(NamedTuple):
     """Loss over validation, nats per token, and its standard error; by source where the data are a mixture; by place in
-    the window (``ByPosition.of``) where that was asked for."""
+    the window (``ByPosition.of``) and by part of the text (``by_block``) where that was asked for."""
 
     loss: float
     standard_error: float
     by_source: dict[str, dict[str, float]] | None = None
     by_position: dict[str, list] | None = None
     measures: dict[str, dict[str, Any]] = {}
+    by_block: dict[str, list] | None = None
 
 
 def evaluated(
@@ -74,6 +76,19 @@ def measured(sums_W, weights_W: np.ndarray, shares: list[tuple[str, float, slice
     if any(n == 0 for _, _, n in parts):
         return {"value": None}
     return {"value": sum(weight * s / n for weight, s, n in parts).tolist()}
+
+
+def by_block(sums_W: np.ndarray, tokens_W: np.ndarray, block_W: np.ndarray, shares: list) -> dict[str, list]:
+    """Returns columns of the parts of the text that have a window: the number of its ``source``, ``block`` in it, the
+    ``weight`` of the source in the loss, ``num_tokens`` and ``loss``, nats per token. Σ weight Σ n loss / Σ n, the
+    inner sums by source, is the loss."""
+    n_b = np.bincount(block_W, tokens_W.astype(np.float64))
+    sums_b = np.bincount(block_W, sums_W.astype(np.float64))
+    known = np.flatnonzero(n_b > 0)
+    source_b, block_b = np.divmod(known, NUM_BLOCKS)
+    weight_b = np.array([weight for _, weight, _ in shares])[source_b]
+    columns = {"source": source_b, "block": block_b, "weight": weight_b, "num_tokens": n_b[known].astype(int)}
+    return {name: x.tolist() for name, x in (columns | {"loss": sums_b[known] / n_b[known]}).items()}
 
 
 class ByPosition:
@@ -169,8 +184,12 @@ class Evaluator:
             if before is not None:
                 read(*before)
         read(*under_way)
-        each = (self.tokens_W, self.shares, self.together)
-        found = [evaluated(sums_W, *each) for sums_W in np.concatenate(sums, axis=1)[:, :W]]
+        sums_KW = np.concatenate(sums, axis=1)[:, :W]
+        found = [evaluated(sums_W, self.tokens_W, self.shares, self.together) for sums_W in sums_KW]
+        if final:
+            block_W = self.corpus.validation_blocks(self._asked)
+            for k, sums_W in enumerate(sums_KW):
+                found[k] = found[k]._replace(by_block=by_block(sums_W, self.tokens_W, block_W, self.shares))
         if places is not None:
             found = [member._replace(by_position=places.of(k)) for k, member in enumerate(found)]
         for name in measures[0] if measures else ():

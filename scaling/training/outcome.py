@@ -57,6 +57,7 @@ def record(
         data=described,
         num_predicted_tokens=num_tokens // lengths.window * lengths.predicted,
         loss_by_position=None if diverged else evaluated.by_position,
+        loss_by_block=None if diverged else evaluated.by_block,
         measures={} if diverged else evaluated.measures,
         environment=_environment(pack),
         timing=_timing(member, ended_at),

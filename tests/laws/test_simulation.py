@@ -86,6 +86,36 @@ def test_coverage_in_a_few_draws():
             assert entry["width"] > 0
 
 
+def test_an_error_that_all_losses_share_moves_neither_exponent_nor_its_interval():
+    """The same draws, another E: a, N* and their intervals as they were, and the loss on that set held as often."""
+    design = from_table(data.isoflop(budgets=BUDGETS, sizes=6))
+    drawn = coverage.synthetic(design, FORM, data.HOFFMANN, 0.0, np.random.default_rng(0))
+    moved = coverage.synthetic(design, FORM, {**data.HOFFMANN, "E": 1.74}, 0.0, np.random.default_rng(0))
+    assert np.allclose(moved.loss - drawn.loss, 0.05, atol=1e-12)
+    options = {"noise": 0.003, "flops": 1e24, "num_draws": 12, "num_bootstrap": 50, "seed": 2, "kind": "twins"}
+    found = coverage.coverage(
+        design, FORM, data.HOFFMANN, evaluation=0.008, methods=(coverage.CHOSEN, coverage.MEASURED), **options
+    )
+    for entries in found.values():
+        for quantity, entry in entries.items():
+            assert entry["coverage"] >= 8 / 12, quantity
+    assert found["measured"]["a"]["rmse"] < 1.25 * found["chosen"]["a"]["rmse"]
+
+
+def test_noise_that_grows_fivefold_with_the_loss():
+    """Every third cell twice; the largest σ is five times the least, and the mean square is what was asked for."""
+    design = from_table(data.isoflop(budgets=BUDGETS, sizes=6))
+    rng = np.random.default_rng(5)
+    errors = []
+    for _ in range(4000):
+        drawn = coverage.synthetic(design, FORM, data.HOFFMANN, 0.004, rng, kind="fivefold")
+        errors.append(np.log(drawn.loss / FORM.predict(data.HOFFMANN, **{c: drawn.columns[c] for c in FORM.columns})))
+    sigma = np.std(errors, axis=0)
+    assert len(sigma) == 24 + 8
+    assert sigma.max() / sigma.min() == pytest.approx(5, rel=0.1)
+    assert np.sqrt((sigma**2).mean()) == pytest.approx(0.004, rel=0.02)
+
+
 def test_efficient_under_gaussian_noise_and_robust_to_outliers():
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=10))
 

@@ -286,6 +286,8 @@ class Combination:
         fitted = self.fits[name]
         if noise is not None and noise.groups is not None:
             return diagnosis.resample(fitted, noise, num, seed)
+        if clusters is None and noise is not None:
+            clusters = noise.cells
         if fitted.form.powers is not None:
             return resampling.bootstrap(fitted, num, seed=seed, clusters=clusters)
         rows = np.arange(fitted.num_observations) if clusters is None else clusters
@@ -299,7 +301,8 @@ class Combination:
         for name, fitted in self.fits.items():
             value = np.log(each[name])
             noise = fitted.residual_rmse**2 * fitted.num_observations / max(fitted.degrees_of_freedom, 1)
-            own = standard_error(fitted, **columns) ** 2 + noise + self._misses(name, columns) ** 2
+            here = noise * fitted.noise_at(**_own(fitted.form, columns)) ** 2
+            own = standard_error(fitted, **columns) ** 2 + here + self._misses(name, columns) ** 2
             variance = variance + weights[name] * (own + (value - centre) ** 2)
             dof = max(dof, fitted.degrees_of_freedom)
         half = stats.t.ppf(0.5 + 0.5 * level, dof) * np.sqrt(variance)

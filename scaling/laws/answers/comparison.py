@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scaling.laws.answers import allocation
-from scaling.laws.fitting.estimate import Fit, fit
+from scaling.laws.fitting import run_noise
+from scaling.laws.fitting.estimate import Fit, Variance, fit
 from scaling.laws.forms import catalogue
 from scaling.laws.forms.law import Form, Params
 from scaling.laws.intervals import resampling
@@ -43,6 +44,7 @@ def laws(
     loss: str = "huber",
     delta: float | None = None,
     tau: float = 0.5,
+    variance: Variance | None = None,
 ) -> list[dict[str, Any]]:
     """Fits every law to every row, under one objective, and ranks them.
 
@@ -56,7 +58,7 @@ def laws(
     """
     rows: list[dict[str, Any]]
     objective: dict[str, Any]
-    fits, rows, objective = {}, [], {"loss": loss, "delta": delta, "tau": tau}
+    fits, rows, objective = {}, [], {"loss": loss, "delta": delta, "tau": tau, "variance": variance}
     for name in names:
         form = catalogue.get(name)
         try:
@@ -147,8 +149,9 @@ def growth(observations: Observations, form: Form, **options: Any) -> list[dict[
 
 
 def conventions(
-    table: "pd.DataFrame", law: str = "chinchilla", *, bootstrap: int = 200, seed: int = 0, **options: Any
-) -> list[dict[str, Any]]:
+    table: "pd.DataFrame", law: str = "chinchilla", *, bootstrap: int = 200, seed: int = 0, noise: str = "constant",
+    **options: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Refits a law under every parameter count and FLOP rule the table carries: what each choice moves.
 
     Args:
@@ -164,7 +167,9 @@ def conventions(
     for count in counts:
         for rule in rules:
             observations = from_table(table, num_params=count, flops=rule, **reading)
-            fitted = fit(observations, law, **options)
+            measured, _ = run_noise.asked(noise, observations, [catalogue.get(law)], options)
+            variance = None if measured is None else measured.variance
+            fitted = fit(observations, law, **options, variance=variance)
             rows.append({"num_params": count, "flops": rule} | _moved(observations, fitted, bootstrap, seed))
     return rows
 

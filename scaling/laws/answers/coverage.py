@@ -12,6 +12,7 @@ import numpy as np
 
 from scaling.laws.answers import allocation
 from scaling.laws.answers.multiplier import compare
+from scaling.laws.fitting import run_noise
 from scaling.laws.fitting.estimate import Fit, fit
 from scaling.laws.forms.law import Form, Params
 from scaling.laws.intervals import diagnosis, resampling
@@ -20,11 +21,14 @@ from scaling.laws.tables.observations import Observations
 
 METHODS = ("bootstrap", "profile", "delta")
 CHOSEN = "chosen"  # the profile or the wild bootstrap, as the residuals' tests choose for a user
+MEASURED = "measured"  # the same of fits that are weighted by the noise between repeats (``run_noise``)
 # Noise that exists beside the Gaussian: growing with the loss; one error, .8 of the variance, for all rows of a size,
-# of a budget, or of three seeds of a run that each are a row.
-NOISES = ("gaussian", "loss", "sizes", "seeds", "budgets")
+# of a budget, or of three seeds of a run that each are a row; two seeds in every third cell, with equal noise, and with
+# noise that grows fivefold from the least loss to the largest.
+NOISES = ("gaussian", "loss", "sizes", "seeds", "budgets", "twins", "fivefold")
 SHARED = 0.8
 GROWTH = 4.0  # σ ∝ L⁴: sixteen times as noisy where the loss is twice as large
+TWINS = 3  # of ``twins`` and ``fivefold``: every third cell has a second seed
 Quantity = Callable[[Params], np.ndarray]
 
 
@@ -58,7 +62,8 @@ def synthetic(
 
     Args:
       outliers: share of runs whose noise is ten times wider (Gaussian noise only).
-      kind: one of ``NOISES``; ``seeds`` has three rows for each of the design's.
+      kind: one of ``NOISES``; ``seeds`` has three rows for each of the design's, ``twins`` and ``fivefold`` two for
+        every third.
 
     Raises ValueError for another kind.
     """
@@ -76,13 +81,21 @@ def _structured(
     design: Observations, form: Form, truth: Mapping[str, float], noise: float, rng: np.random.Generator, kind: str
 ) -> Observations:
     """Losses whose errors are of unequal scale, or shared by groups of rows."""
-    rows = design.take(np.repeat(np.arange(len(design)), 3)) if kind == "seeds" else design
-    if kind == "seeds":
+    twice = kind in ("twins", "fivefold")
+    repeats = np.full(len(design), 3 if kind == "seeds" else 1)
+    if twice:
+        repeats[::TWINS] = 2
+    rows = design.take(np.repeat(np.arange(len(design)), repeats))
+    if len(rows) > len(design):
         rows = replace(rows, run=np.array([f"row {i}" for i in range(len(rows))]))
     exact = form.predict(truth, **{c: rows.columns[c] for c in form.columns})
     own = rng.normal(size=len(rows))
     if kind == "loss":
         scale = (exact / exact.mean()) ** GROWTH
+        error = scale / np.sqrt(np.mean(scale**2)) * own
+    elif twice:
+        height = np.log(exact) - np.log(exact).min()
+        scale = 5.0 ** (height / height.max()) if kind == "fivefold" else np.ones(len(rows))
         error = scale / np.sqrt(np.mean(scale**2)) * own
     else:
         label = np.arange(len(rows)) // 3
@@ -112,38 +125,52 @@ def coverage(
     methods: Sequence[str] = METHODS,
     seed: int = 0,
     kind: str = "gaussian",
+    evaluation: float = 0.0,
     **options: Any,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """How often intervals hold the truth on data drawn from a known law.
+    """How often intervals hold the truth on data drawn from a known law, and how far off estimates are.
 
     Args:
       design: whose columns say where the runs are; its losses are not used.
       noise: standard deviation of log loss.
       kind: of the noise, one of ``NOISES``.
       flops: where N* and the loss are asked for.
+      evaluation: standard deviation, in the loss's unit, of an error that all losses of a draw share, as a validation
+        set has it. The law of the losses on that set has another E, and the loss asked for is on the same set.
       options: of ``fit`` (loss, delta).
 
     Returns:
-      {method: {quantity: {"coverage": share, "width": median width}}}
+      {method: {quantity: {"coverage": share, "width": median width, "rmse": root mean square error}}}
     """
     rng = np.random.default_rng(seed)
     asked = quantities(form, truth, flops)
-    true = {k: float(q({n: np.array([v]) for n, v in truth.items()})[0]) for k, q in asked.items()}
     ends: Any
     out: dict[str, dict[str, dict[str, float]]]
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {(m, k): [] for m in methods for k in asked}
     for draw in range(num_draws):
+        here = {**truth, "E": truth["E"] + evaluation * rng.normal()} if evaluation else truth
+        drawn = synthetic(design, form, here, noise, rng, kind=kind)
         # From the form's own starts, as a user's fit: near the truth a worse optimum would never be met.
-        fitted = fit(synthetic(design, form, truth, noise, rng, kind=kind), form, **options)
+        fits = {CHOSEN: fit(drawn, form, **options)}
+        if MEASURED in methods:
+            measured, _ = run_noise.asked("measured", drawn, [form], options)
+            fits[MEASURED] = fit(drawn, form, **options, variance=None if measured is None else measured.variance)
         for method in methods:
-            for k, ends in _intervals(fitted, method, asked, level, num_bootstrap, seed + draw).items():
-                found[method, k].append(ends)
+            fitted = fits.get(method, fits[CHOSEN])
+            way = CHOSEN if method == MEASURED else method
+            for k, ends in _intervals(fitted, way, asked, level, num_bootstrap, seed + draw).items():
+                found[method, k].append((*ends, _value(asked[k], fitted.params), _value(asked[k], here)))
     out = {m: {} for m in methods}
     for (m, k), ends in found.items():
-        lo, hi = np.array(ends).T
-        inside = (lo <= true[k]) & (true[k] <= hi)
-        out[m][k] = {"coverage": float(inside.mean()), "width": float(np.median(hi - lo))}
+        lo, hi, value, true = np.array(ends).T
+        inside = (lo <= true) & (true <= hi)
+        error = float(np.sqrt(np.mean((value - true) ** 2)))
+        out[m][k] = {"coverage": float(inside.mean()), "width": float(np.median(hi - lo)), "rmse": error}
     return out
+
+
+def _value(quantity: Quantity, params: Mapping[str, float]) -> float:
+    return float(quantity({name: np.array([v]) for name, v in params.items()})[0])
 
 
 def _intervals(
@@ -179,11 +206,10 @@ def scatter(
 ) -> float:
     """Root mean square error of an estimated quantity on data drawn from a known law."""
     rng = np.random.default_rng(seed)
-    true = float(quantity({n: np.array([v]) for n, v in truth.items()})[0])
     errors = []
     for _ in range(num_draws):
         fitted = fit(synthetic(design, form, truth, noise, rng, outliers), form, starts=_near(truth), **options)
-        errors.append(float(quantity({n: np.array([v]) for n, v in fitted.params.items()})[0]) - true)
+        errors.append(_value(quantity, fitted.params) - _value(quantity, truth))
     return float(np.sqrt(np.mean(np.square(errors))))
 
 

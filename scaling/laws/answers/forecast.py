@@ -113,6 +113,8 @@ def _of_one_law(analysis: Fitted, columns: Mapping[str, Any], level: float) -> t
         fitted,
         lambda p: np.log(fitted.form.predict({k: v[:, None] for k, v in p.items()}, **columns)),
         level,
-        noise=fitted.residual_rmse * math.sqrt(fitted.num_observations / max(fitted.degrees_of_freedom, 1)),
+        noise=fitted.noise_at(**columns)
+        * fitted.residual_rmse
+        * math.sqrt(fitted.num_observations / max(fitted.degrees_of_freedom, 1)),
     )
     return np.exp(lower), np.exp(upper)

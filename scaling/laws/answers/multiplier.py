@@ -14,7 +14,9 @@ from scipy import stats
 from scaling.laws.answers import allocation, rows_by_group
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.at_best import LawAtBest, log_multiplier, log_multiplier_at_size
+from scaling.laws.fitting import run_noise
 from scaling.laws.fitting.estimate import Draws, Fit, fit
+from scaling.laws.fitting.run_noise import RunNoise
 from scaling.laws.forms.joint import joint, of_group
 from scaling.laws.forms.law import Form, Params
 from scaling.laws.intervals import resampling
@@ -123,6 +125,7 @@ class Comparison:
     paired: np.ndarray = field(repr=False)
     moves: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
+    run_noise: RunNoise | None = None
 
     @property
     def widening(self) -> float:
@@ -153,6 +156,7 @@ def compare(
     loss: str = "huber",
     delta: float | None = None,
     tau: float = 0.5,
+    noise: str = "constant",
     bootstrap: int = 1000,
     seed: int = 0,
     level: float = LEVEL,
@@ -194,9 +198,15 @@ def compare(
     parts = list(rows.values())
     together = rows_by_group.together(parts, source)
     objective: dict[str, Any] = {"loss": loss, "delta": delta, "tau": tau}
+    measured, told_of_noise = run_noise.asked(noise, together, [joint(form, len(groups))], objective)
+    if measured is not None:
+        objective["variance"] = measured.variance
     fitted = fit(together, joint(form, len(groups)), **objective)
-    groups = [replace(g, alone=_alone(g.observations, form, objective | {"delta": fitted.loss.delta})) for g in groups]
     member = rows_by_group.member_of(parts)
+    deltas = [fitted.loss.delta * unit for unit in _units(fitted, member, len(groups))]
+    groups = [
+        replace(g, alone=_alone(g.observations, form, objective | {"delta": delta})) for g, delta in zip(groups, deltas)
+    ]
     cells, paired = rows_by_group.cells_of(parts, together)
     draws = None
     if bootstrap:
@@ -207,7 +217,7 @@ def compare(
     found = Comparison(
         column=column, source=source, form=form, axis=rows_by_group.axis_of(form), unit=unit, groups=tuple(groups),
         joint=fitted, draws=draws, sharing=_sharing(fitted, groups, member), pairs=(), level=level,
-        cells=cells, paired=paired,
+        cells=cells, paired=paired, run_noise=measured, warnings=tuple(told_of_noise),
     )  # fmt: skip
     return _answered(found)
 
@@ -253,6 +263,12 @@ def _alone(observations: Observations, form: Form, objective: Mapping[str, Any])
         return None
 
 
+def _units(fitted: Fit, member: np.ndarray, num_groups: int) -> list[float]:
+    """The joint fit's unit of noise over that of each group's own fit: the geometric mean of ``noise_at`` its rows."""
+    log = np.broadcast_to(np.log(fitted.noise_at(**fitted.observations.columns)), len(member))
+    return [float(np.exp(log[member == k].mean())) for k in range(num_groups)]
+
+
 def _drawn(group: Group, counts: np.ndarray) -> Group:
     """The group with its own law refitted to its part of each resample."""
     if group.alone is None:
@@ -265,8 +281,10 @@ def _sharing(fitted: Fit, groups: Sequence[Group], member: np.ndarray) -> Sharin
     alone = [g.alone for g in groups if g.alone is not None]
     if len(alone) < len(groups):
         return None
-    # A fit's weights have mean 1 over its own rows: the groups' are put back on the joint fit's.
-    share = [fitted.observations.weight[member == k].mean() for k in range(len(groups))]
+    # A fit's weights have mean 1 over its own rows, as its rows' σ: the groups' are put back on the joint fit's.
+    power = -1 if fitted.loss.name == "lad" else -2
+    units = _units(fitted, member, len(groups))
+    share = [fitted.observations.weight[member == k].mean() * unit**power for k, unit in enumerate(units)]
     apart = sum(w * f.objective for w, f in zip(share, alone))
     rest = sum(f.degrees_of_freedom for f in alone)
     saved = max(fitted.degrees_of_freedom - rest, 1)
@@ -378,7 +396,12 @@ def _moves(found: Comparison) -> tuple[dict[str, Any], ...]:
 
 def _warnings(found: Comparison) -> tuple[str, ...]:
     rows = found.joint.observations
-    said = [*rows.warnings, *rows.left_out(), *(f"the joint law: not converged: {r}" for r in found.joint.reasons)]
+    said = [
+        *found.warnings,
+        *rows.warnings,
+        *rows.left_out(),
+        *(f"the joint law: not converged: {r}" for r in found.joint.reasons),
+    ]
     if found.draws is not None and found.draws.converged < 1:
         said.append(f"{1 - found.draws.converged:.1%} of the joint law's resamples did not converge")
     unpaired, num = int((~found.paired).sum()), len(np.unique(found.cells[found.paired]))

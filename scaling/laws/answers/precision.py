@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from scaling.numbers import compact
 from scaling.records import RunRecord, loss_unit
 
@@ -18,7 +20,8 @@ def of(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     ``standard_error`` (the largest of any completed run's, in ``unit``), ``enough`` (whether it is at most ``ASKED``)
     and ``tokens_needed``, the split of this kind of text whose standard error would be ``ASKED``: it falls as n^-1/2.
     Windows are taken as independent, which those of one document are not quite: the standard error, and what is needed,
-    are at the least these.
+    are at the least these. ``difference`` is the largest standard error of a difference to the run of the least loss
+    (``difference``), all sources together; None where records have no losses by block.
     """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
@@ -33,12 +36,68 @@ def of(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
             "source": source,
             "fingerprint": fingerprint,
             **row,
+            "difference": _largest_difference([run for run in runs if run.data.get("fingerprint") == fingerprint]),
             "unit": loss_unit(runs),
             "enough": row["standard_error"] <= ASKED,
             "tokens_needed": math.ceil(row["num_tokens"] * (row["standard_error"] / ASKED) ** 2),
         }
         for (source, fingerprint), row in found.items()
     ]
+
+
+def difference(run: RunRecord, other: RunRecord) -> tuple[float, float] | None:
+    """Loss of ``run`` less that of ``other``, and its standard error, from the same parts of the same validation text.
+
+    What both find hard in a part of the text is in neither's favour: with d_b the difference in part b of n_b tokens,
+    D = Σ n d / Σ n and SE² = B/(B-1) Σ n² (d - D)² / (Σ n)² (Cochran 1977, §6.3), Σ w D and Σ w² SE² of a mixture. None
+    where the two have no such parts in common.
+    """
+    if run.data.get("fingerprint") != other.data.get("fingerprint"):
+        return None
+    mine, theirs = run.loss_by_block, other.loss_by_block
+    if not mine or not theirs or any(mine[k] != theirs[k] for k in ("source", "block", "weight", "num_tokens")):
+        return None
+    return _of_blocks(mine, np.array(mine["loss"]) - np.array(theirs["loss"]))
+
+
+def shared_error(runs: Sequence[RunRecord]) -> float | None:
+    """Standard error that the losses of all ``runs`` share: that of the run of the least loss, by parts of the text
+    where they are known, else by windows. Exponents, optima and forecasts on the same text have no part of it."""
+    known = [run for run in runs if run.loss is not None]
+    if not known or len({run.data.get("fingerprint") for run in known}) > 1:
+        return None
+    best = min(known, key=lambda run: run.loss)  # type: ignore[arg-type, return-value]  # it has one
+    if best.loss_by_block is not None:
+        told = _of_blocks(best.loss_by_block, np.array(best.loss_by_block["loss"]))
+        if told is not None:
+            return told[1]
+    return best.loss_standard_error
+
+
+def _of_blocks(blocks: Mapping[str, Any], value: np.ndarray) -> tuple[float, float] | None:
+    """(Σ w mean, its standard error) of values by part; None where a source has fewer than two parts."""
+    source = np.array(blocks["source"])
+    n, weight = np.array(blocks["num_tokens"]), np.array(blocks["weight"])
+    total, variance = 0.0, 0.0
+    for s in np.unique(source):
+        here = source == s
+        B = int(here.sum())
+        if B < 2:
+            return None
+        mean = float(np.average(value[here], weights=n[here]))
+        spread = float(np.square(n[here] * (value[here] - mean)).sum()) / float(n[here].sum()) ** 2
+        w = float(weight[here][0])
+        total, variance = total + w * mean, variance + w**2 * B / (B - 1) * spread
+    return total, math.sqrt(variance)
+
+
+def _largest_difference(runs: Sequence[RunRecord]) -> float | None:
+    known = [run for run in runs if run.loss is not None]
+    if not known:
+        return None
+    best = min(known, key=lambda run: run.loss)  # type: ignore[arg-type, return-value]  # it has one
+    errors = [told[1] for run in known if run is not best and (told := difference(run, best))]
+    return max(errors, default=None)
 
 
 def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
@@ -62,7 +121,13 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"validation losses on {row['source']} have a standard error of up to {row['standard_error']:.4f} "
         f"{row['unit']}, from {compact(row['num_tokens'])} held-out {_counted(row['unit'])}, the same for all runs; it "
-        f"would take about {compact(row['tokens_needed'])} to bring it to {ASKED:g}"
+        f"would take about {compact(row['tokens_needed'])} to bring it to {ASKED:g}{_of_difference(row)}"
         for row in rows
         if not row["enough"]
     ]
+
+
+def _of_difference(row: Mapping[str, Any]) -> str:
+    if row.get("difference") is None:
+        return ""
+    return f"; a difference of two runs, part by part of the same text, is known to {row['difference']:.4f} or better"

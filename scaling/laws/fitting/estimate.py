@@ -23,6 +23,8 @@ from scaling.laws.fitting.starts import (
 from scaling.laws.forms.catalogue import Form, get
 from scaling.laws.tables.observations import Observations
 
+# Columns → relative variance of each row's residual.
+Variance = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 # Starts within this relative distance of the best objective are at the optimum.
 SAME_OBJECTIVE = 1e-6
 
@@ -120,7 +122,7 @@ def fit(
     delta: float | None = None,
     tau: float = 0.5,
     log: bool = True,
-    variance: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None,
+    variance: Variance | None = None,
     starts: Sequence[Mapping[str, float]] | None = None,
 ) -> Fit:
     """Fits a law by minimising Σ w ρ(log predicted - log observed) from many starts.
@@ -182,7 +184,7 @@ def fit(
 
 
 def _spread(
-    variance: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None, observations: Observations
+    variance: Variance | None, observations: Observations
 ) -> Callable[[Mapping[str, np.ndarray]], np.ndarray] | None:
     """Columns → standard deviation of a residual, relative to the rows' geometric mean."""
     if variance is None:

@@ -8,12 +8,13 @@ from scaling.laws.forms.law import Form, Parameter, Params, PowerSum, resolve
 
 # An amplitude e^20 times another group's is none that one law would be asked for.
 LOG_RATIO_BOUND = 20.0
+INDICATOR = "compared_"  # how the names of groups' columns begin
 
 
 def indicator(k: int) -> str:
     """The column that says which rows are of group ``k`` ≥ 1: e on them and 1 elsewhere, so that its power is a factor
     of these rows alone."""
-    return f"compared_{k}"
+    return f"{INDICATOR}{k}"
 
 
 def joint(form: Form, num_groups: int) -> Form:

@@ -4,12 +4,13 @@ Intervals that take every row for one independent draw of the same noise promise
 loss, or are shared by the rows of a run, of a size, of a budget or of a cell. Each is tested here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from scaling.laws.answers.budgets import TOLERANCE
+from scaling.laws.fitting import run_noise
 from scaling.laws.fitting.estimate import Draws, Fit
 from scaling.laws.intervals import resampling
 from scaling.laws.tables.observations import Observations
@@ -35,6 +36,7 @@ class Noise:
       groups: number of each row's cluster (n,); None where rows are independent and alike.
       reason: in words.
       p_values: of each test that could be made, by kind.
+      cells: number of each row's cell (n,), where independent rows repeat cells: these are resampled whole.
     """
 
     kind: str = "independent"
@@ -42,6 +44,7 @@ class Noise:
     reason: str = "no test of the residuals speaks against independent rows of one scale"
     p_values: dict[str, float] = field(default_factory=dict)
     doubtful: bool = False  # rows count as independent, but half the residuals' squares lie between groups
+    cells: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def unit(self) -> str:
@@ -51,7 +54,8 @@ class Noise:
         return f"over {int(self.groups.max()) + 1} clusters of rows by {self.kind}"  # type: ignore[union-attr]  # there are
 
     def to_json(self) -> dict[str, Any]:
-        count = None if self.groups is None else int(self.groups.max()) + 1
+        drawn = self.cells if self.groups is None else self.groups
+        count = None if drawn is None else int(drawn.max()) + 1
         return {"kind": self.kind, "num_clusters": count, "reason": self.reason, "p_values": self.p_values}
 
 
@@ -77,6 +81,20 @@ def run_clusters(observations: Observations) -> tuple[np.ndarray | None, str | N
 
 
 def diagnose(fit: Fit, clusters: np.ndarray | None = None, *, seed: int = 0) -> Noise:
+    """Says which noise a fit's intervals have to allow for, by tests of its residuals (``_tested``).
+
+    Args:
+      clusters: number of each row's run (n,), where the table names runs: taken whatever the tests say.
+    """
+    found = _tested(fit, clusters, seed)
+    if found.groups is not None:
+        return found
+    cells = run_noise.cells_of(fit.observations)
+    repeated = MIN_CLUSTERS <= cells.max() + 1 < len(cells)
+    return replace(found, cells=cells) if repeated else found
+
+
+def _tested(fit: Fit, clusters: np.ndarray | None, seed: int) -> Noise:
     """Tests a fit's residuals and says which noise its intervals have to allow for.
 
     With e = √w r, winsorised at three robust standard deviations: Σ_g (Σ_{i∈g} e_i)² / Σ e² for the rows of one size,
@@ -84,9 +102,6 @@ def diagnose(fit: Fit, clusters: np.ndarray | None = None, *, seed: int = 0) -> 
     |corr(|e|, log predicted)|. Each is compared with its own value on ``NUM_NULL`` draws of independent noise after the
     same projection on the law's tangent plane. Of the groups found, those whose statistic lies farthest out are taken;
     scale against the loss matters only where no group is found.
-
-    Args:
-      clusters: number of each row's run (n,), where the table names runs: taken whatever the tests say.
     """
     if clusters is not None:
         return Noise("run", _numbered(clusters), "the table says which rows are of one run")
@@ -130,7 +145,7 @@ def resample(fit: Fit, noise: Noise, num: int, seed: int = 0) -> Draws:
         return resampling.uneven(fit, num, seed=seed)
     if noise.groups is not None:
         return resampling.wild(fit, noise.groups, num, seed=seed)
-    return resampling.bootstrap(fit, num, seed=seed)
+    return resampling.bootstrap(fit, num, seed=seed, clusters=noise.cells)
 
 
 def between(e: np.ndarray, groups: np.ndarray) -> float:

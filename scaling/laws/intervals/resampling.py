@@ -258,7 +258,10 @@ def gradient(fit: Fit, quantity: Callable[[Mapping[str, np.ndarray]], np.ndarray
 
 
 def delta_interval(
-    fit: Fit, quantity: Callable[[Mapping[str, np.ndarray]], np.ndarray], level: float = 0.95, noise: float = 0.0
+    fit: Fit,
+    quantity: Callable[[Mapping[str, np.ndarray]], np.ndarray],
+    level: float = 0.95,
+    noise: float | np.ndarray = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(value, lower, upper) of a derived quantity by the delta method, with Student's t for the noise's own estimate.
 
