@@ -137,6 +137,7 @@ def test_the_interval_of_E_carries_what_all_losses_share(runs):
     law |= {"intervals": {"E": [1.46, None], "A": [1.0, 3.0]}, "profile_intervals": {"E": [1.46, None]}}
     fit = {"laws": {"chinchilla": law, "kaplan_n": {"params": {"alpha": 0.1}, "intervals": {"alpha": [0.0, 0.2]}}}}
     told = of_runs.with_shared_error(fit["laws"], 0.008)
+    assert of_runs.with_shared_error(told, 0.008) == told  # what a page reads is not widened again
     low, high = told["chinchilla"]["intervals"]["E"]
     assert low == pytest.approx(1.5 - math.sqrt(0.04**2 + (1.959964 * 0.008) ** 2), rel=1e-6)
     assert high is None

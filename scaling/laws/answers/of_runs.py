@@ -25,7 +25,8 @@ def complete(fit: Mapping[str, Any], runs: Sequence[RunRecord]) -> dict[str, Any
     if (known := truth.of(runs)) is not None:
         least = known["best_validation_loss"]
         found["truth"] = {**known, "least_loss": least, "irreducible": truth.irreducible(fit, least)}
-    found["laws"] = with_shared_error(found.get("laws") or {}, precision.shared_error(runs))
+    if "laws" in found:
+        found["laws"] = with_shared_error(found["laws"] or {}, precision.shared_error(runs))
     return found | {"precision": precision.of(runs), "learning_rates": learning_rates.cells(runs)}
 
 
@@ -33,13 +34,14 @@ def with_shared_error(laws: Mapping[str, Any], error: float | None) -> dict[str,
     """Returns fit.json's laws with the validation set's own ``error``, which all losses share, in E's intervals.
 
     An additive error of every loss moves E alone: each end lies √(half² + (z error)²) from the value, no lower than 0.
+    A law that has ``evaluation`` was completed before, and is left as it is.
     """
     if not error:
         return dict(laws)
     out: dict[str, Any] = {}
     for name, law in laws.items():
         value, ends = law["params"].get("E"), (law.get("intervals") or {}).get("E")
-        if value is None or not ends:
+        if value is None or not ends or "evaluation" in law:
             out[name] = law
             continue
         reach = error * NormalDist().inv_cdf(0.5 + 0.5 * law.get("level", 0.95))
