@@ -149,3 +149,4 @@ def test_the_interval_of_E_carries_what_all_losses_share(runs):
     assert complete["laws"]["chinchilla"]["evaluation"]["standard_error"] == pytest.approx(SIGMA / 100)
     [row] = truth.irreducible(fit, 1.45)
     assert not row["inside"]
+    assert truth.irreducible({"laws": told}, 1.45) == [row]  # read again from fit.json

@@ -42,8 +42,10 @@ def irreducible(fit: Mapping[str, Any], least: float) -> list[dict[str, Any]]:
     for name, law in (fit.get("laws") or {}).items():
         value = law["params"].get("E")
         given = {law.get("interval_method"): law.get("intervals"), "profile": law.get("profile_intervals")}
-        for method, intervals in given.items() if value is not None else ():
-            interval = (intervals or {}).get("E")
+        ends = {method: (intervals or {}).get("E") for method, intervals in given.items()}
+        if law.get("evaluation"):  # the truth is of this very split
+            ends[law.get("interval_method")] = law["evaluation"]["E_on_this_split"]
+        for method, interval in ends.items() if value is not None else ():
             if interval:
                 low, high = interval
                 inside = (low is None or low <= least) and (high is None or least <= high)
