@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scaling import numbers, records
 from scaling.fit import analyse
 from scaling.laws.tables.observations import as_counted
-from scaling.report import axes, figures, plots
+from scaling.report import axes, figures, plots, plots_of_fits
 from tests import synthetic
 
 
@@ -279,3 +279,12 @@ def test_loss_by_place_is_a_line_for_the_longest_run_of_each_size_and_family(run
     assert {line.get_linestyle() for line in ax.lines} == {"-", "--"}
     np.testing.assert_array_equal(ax.lines[0].get_xdata(), [8, 16, 64])
     assert records.positions(runs[:2]).empty
+
+
+@pytest.mark.parametrize("middle", [1.12, 1.0, 3.0, 0.02])
+def test_a_multipliers_axis_can_be_read_however_narrow_it_is(middle):
+    point = {"value": middle, "interval": [0.9 * middle, 1.1 * middle], "extrapolated": False}
+    points = [{**point, "flops": flops} for flops in (1e11, 1e12)]
+    ax = plots_of_fits.multipliers(Figure().subplots(), [{"group": "a", "over": "b", "points": points}], "flops", 0.9)
+    low, high = ax.get_ylim()
+    assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 3

@@ -158,7 +158,7 @@ def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> 
     ax.set_yscale("log")
     if known:
         ax.set_ylim(min(0.9, 0.8 * min(known)), max(1.1, 1.25 * max(known)))
-    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
+    ax.yaxis.set_major_locator(LogTicks())
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}×"))
     ax.yaxis.set_minor_locator(ticker.NullLocator())
     ax.set_ylabel("times as much for the same loss")
