@@ -200,7 +200,7 @@ def _resolve(leaves: Leaves, labels: dict[str, Any], epoch_tokens: EpochTokens) 
     recipe = {key[1]: value for key, (value, _) in leaves.items() if key[0] == "recipe"}
 
     family = FAMILIES[values.get(("model", "family"), "transformer")]
-    strict.require_known("model", family.Config, leaves, f"a {family.Config.family} model", ("width", "params"))  # type: ignore[misc, unused-ignore]  # has a default, which older mypy knows
+    strict.require_known("model", family.Config, leaves, f"family {family.Config.family}", ("width", "params"))  # type: ignore[misc, unused-ignore]  # has a default, which older mypy knows
     objective = OBJECTIVES[values.get(("objective", "name"), "next_token")]
     strict.require_known("objective", objective.Config, leaves, f"objective {objective.Config.name}")  # type: ignore[misc, unused-ignore]  # likewise
     if ("model", "vocab_size") not in values:

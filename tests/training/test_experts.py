@@ -236,7 +236,7 @@ MIX = {"experts": 8, "active": 2}
         ({"width": 64, "mlp": MIX | {"granularity": 3}}, "granularity: 3: write a divisor of d_ff"),
         ({"width": 64, "mlp": MIX | {"capacity_factor": 1.5}}, "write null, or routing: capacity"),
         ({"width": 64, "mlp": MIX | {"routing": "capacity"}}, "capacity_factor: None: write a pos"),
-        ({"width": 64, "family": "recurrent", "mlp": MIX}, "a recurrent model has no mlp"),
+        ({"width": 64, "family": "recurrent", "mlp": MIX}, "family recurrent has no mlp"),
         (
             {"width": 64, "parameterization": "mup", "base_d_model": 32, "base_head_dim": 8, "mlp": MIX},
             "write standard: that rates transfer",

@@ -179,10 +179,10 @@ def refused(tmp_path, model, more=""):
 @pytest.mark.parametrize(
     "model, more, words",
     [
-        ("{width: 16, family: recurrent, d_ff: 8}", "", "base.model.d_ff: a recurrent model has no d_ff; write one of"),
-        ("{width: 16, family: recurrent, qk_norm: true}", "", "base.model.qk_norm: a recurrent model has no qk_norm"),
+        ("{width: 16, family: recurrent, d_ff: 8}", "", "base.model.d_ff: family recurrent has no d_ff; write one of"),
+        ("{width: 16, family: recurrent, qk_norm: true}", "", "base.model.qk_norm: family recurrent has no qk_norm"),
         ("{width: 16, family: recurrent, cell: foo}", "", "base.model.cell: 'foo' is not one of rnn, lstm, gru"),
-        ("{width: 16, cell: gru}", "", "base.model.cell: a transformer model has no cell"),
+        ("{width: 16, cell: gru}", "", "base.model.cell: family transformer has no cell"),
         ("{width: 16, family: lstm}", "", "is not one of transformer, recurrent, encoder_decoder"),
         ("{width: 16}", ", objective: {rate: 0.3}", "base.objective.rate: objective next_token has no rate"),
         ("{width: 16}", ", objective: {name: masked, rate: 2}", "base.objective.rate: 2.0: write a share"),
@@ -193,7 +193,7 @@ def refused(tmp_path, model, more=""):
         ),
         ("{width: 16, family: recurrent}", ", objective: {name: masked}", "a recurrent model reads one way"),
         ("{width: 16}", ", objective: {name: masked}, data: {mask_documents: true}", "write false"),
-        ("{width: 16, num_encoder_layers: 2}", "", "base.model.num_encoder_layers: a transformer model has no"),
+        ("{width: 16, num_encoder_layers: 2}", "", "base.model.num_encoder_layers: family transformer has no"),
         ("{width: 16, family: encoder_decoder}", "", "write span_corruption: of family encoder_decoder are models"),
         (
             "{width: 16}",
