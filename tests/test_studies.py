@@ -21,7 +21,7 @@ def test_one_epoch_of_a_folder_of_text(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XLA_FLAGS", "")  # the worker's: one device
     shutil.copytree(REPO / "scaling" / "laws", "text", ignore=shutil.ignore_patterns("__pycache__"))
     grid = (REPO / "sweeps/one_epoch.yaml").read_text()
-    for key, value in {"model.width": "[16, 48]", "recipe.lr_scale": "[2]"}.items():
+    for key, value in {"model.width": "[16, 32, 48]", "recipe.lr_scale": "[2]"}.items():
         grid, found = re.subn(rf"^  {key}: .*$", f"  {key}: {value}", grid, flags=re.MULTILINE)
         assert found == 1, key
     Path("one_epoch.yaml").write_text(grid)
@@ -33,7 +33,7 @@ def test_one_epoch_of_a_folder_of_text(tmp_path, monkeypatch, capsys):
 
     table = records.load("results/one_epoch")
     assert set(table["family"]) == {"transformer", "lstm"}
-    assert len(table) == 4
+    assert len(table) == 6
     (tokens,) = set(table["num_tokens"])
     described = json.loads(next(Path("cache").glob("*/manifest.json")).read_text())
     assert 0 <= tokens - described["splits"]["train"]["tokens"] < 512 + 128  # a batch and a window at most

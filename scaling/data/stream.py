@@ -10,6 +10,7 @@ from scaling.config import DataConfig
 from scaling.data import synthetic
 from scaling.data.permutation import permute
 from scaling.data.shards import digest
+from scaling.data.validation import NUM_BLOCKS
 
 SEPARATOR = 0
 BLOCK_WINDOWS = 1024  # made at once: a batch is too few for the vector unit
@@ -143,6 +144,11 @@ class Stream:
             raise ValueError(f"num_tokens is {num_tokens}: write a number ≥ 1")
         num_windows = math.ceil(min(num_tokens or math.inf, self.validation_tokens) / self.seq_len)
         return np.full(num_windows, self.seq_len, np.float32)
+
+    def validation_blocks(self, num_tokens: int | None = None) -> np.ndarray:
+        """As ``Corpus.validation_blocks``, of the whole split."""
+        window_W = np.arange(len(self.validation_counts(num_tokens)))
+        return window_W * NUM_BLOCKS * self.seq_len // self.validation_tokens
 
     def validation_windows(self, start: int, stop: int, num_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As ``Corpus.validation_windows``."""

@@ -9,7 +9,9 @@ import pytest
 
 from scaling import data
 from scaling.config import DataConfig, EvalConfig, Horizon, OptimConfig, RunConfig
-from scaling.data.stream import BLOCK_WINDOWS, STREAM_TOKENS
+from scaling.data.corpus import Corpus
+from scaling.data.mixture import Mixture
+from scaling.data.stream import BLOCK_WINDOWS, STREAM_TOKENS, Stream
 from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.families.transformer import TransformerConfig
 from scaling.grid import Cell
@@ -26,6 +28,19 @@ def stream(tmp_path_factory):
     stream = data.open(CONFIG, folder)
     assert not list(folder.iterdir()), "it needs no file"
     return stream
+
+
+def test_whatever_training_reads_answers_the_same_questions():
+    """Of a corpus, a mixture and a source without end: none may lack what another is asked."""
+    asked = [{n for n in dir(kind) if n.startswith("validation") or n == "batch"} for kind in (Corpus, Mixture, Stream)]
+    assert asked[0] - {"validation"} <= asked[1] & asked[2]
+
+
+def test_parts_of_the_validation_split_are_64_whatever_is_read_of_it(stream):
+    block_W = stream.validation_blocks()
+    assert len(block_W) == len(stream.validation_counts())
+    assert np.bincount(block_W).tolist() == [len(block_W) // 64] * 64
+    assert (stream.validation_blocks(16 * 100) == block_W[:100]).all()
 
 
 def test_a_batch_is_a_pure_function_and_hosts_read_their_rows(stream):
