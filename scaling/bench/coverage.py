@@ -58,7 +58,7 @@ def study(num_draws: int = 400, report: Callable[[dict], None] | None = None) ->
     """
     rows = []
     for noise in coverage.NOISES:
-        twice = noise in ("twins", "fivefold")
+        twice = noise in coverage.REPEATED
         for name, design in designs().items():
             found = coverage.coverage(
                 design, catalogue.FORMS["chinchilla"], laws.HOFFMANN, noise=NOISE, kind=noise, level=LEVEL,

@@ -102,8 +102,8 @@ def read_yaml(text: str) -> Any:
 def schema_of(cls: type) -> dict[str, Any]:
     """Field names → type hints, nested for fields that are dataclasses."""
     hints = typing.get_type_hints(cls)
-    inner = {name: fields.config_in(hint) for name, hint in hints.items()}
-    return {f.name: hints[f.name] if (c := inner[f.name]) is None else schema_of(c) for f in dataclasses.fields(cls)}
+    inner = fields.configs_in(cls)
+    return {f.name: schema_of(inner[f.name]) if f.name in inner else hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def schema_of_any(variants: dict[str, Any], told_by: str) -> dict[str, Any]:

@@ -25,10 +25,11 @@ MEASURED = "measured"  # the same of fits that are weighted by the noise between
 # Noise that exists beside the Gaussian: growing with the loss; one error, .8 of the variance, for all rows of a size,
 # of a budget, or of three seeds of a run that each are a row; two seeds in every third cell, with equal noise, and with
 # noise that grows fivefold from the least loss to the largest.
-NOISES = ("gaussian", "loss", "sizes", "seeds", "budgets", "twins", "fivefold")
+REPEATED = ("twins", "fivefold")  # those with a second seed in every ``TWINS``-th cell
+NOISES = ("gaussian", "loss", "sizes", "seeds", "budgets", *REPEATED)
 SHARED = 0.8
 GROWTH = 4.0  # σ ∝ L⁴: sixteen times as noisy where the loss is twice as large
-TWINS = 3  # of ``twins`` and ``fivefold``: every third cell has a second seed
+TWINS = 3
 Quantity = Callable[[Params], np.ndarray]
 
 
@@ -81,7 +82,7 @@ def _structured(
     design: Observations, form: Form, truth: Mapping[str, float], noise: float, rng: np.random.Generator, kind: str
 ) -> Observations:
     """Losses whose errors are of unequal scale, or shared by groups of rows."""
-    twice = kind in ("twins", "fivefold")
+    twice = kind in REPEATED
     repeats = np.full(len(design), 3 if kind == "seeds" else 1)
     if twice:
         repeats[::TWINS] = 2
