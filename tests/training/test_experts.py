@@ -130,6 +130,18 @@ def test_experts_on_several_devices_are_those_on_one(mlp, platform, monkeypatch)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-5), many, one)
 
 
+@pytest.mark.parametrize("size", [1, 64, 1000])
+def test_counting_gives_the_order_of_a_stable_sort(size):
+    rng = np.random.default_rng(size)
+    for E in (1, 3, 8):
+        expert_P = rng.choice(E + 1, size=size, p=rng.dirichlet(np.full(E + 1, 0.3)))  # some have none; E: another's
+        order_P, place_P, count_E = experts._counted(jnp.asarray(expert_P), E)
+        expected = np.argsort(expert_P, kind="stable")
+        np.testing.assert_array_equal(order_P, expected)
+        np.testing.assert_array_equal(place_P, np.argsort(expected, kind="stable"))
+        np.testing.assert_array_equal(count_E, np.bincount(expert_P, minlength=E + 1)[:E])
+
+
 def test_one_expert_is_the_dense_model():
     dense = dataclasses.replace(DENSE, biases=True)
     one = dataclasses.replace(dense, mlp=ExpertsConfig(experts=1, active=1))

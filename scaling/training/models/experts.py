@@ -29,6 +29,7 @@ BLOCK_ROWS = (32, 64)
 # Values of an expert's matrix up to which blocks are one batched product on copies of their matrices: at 32 × 128 that
 # gives 70 % of the speed of a dense product of the active width, block after block 58 %; at 64 × 256, 53 and 65 %.
 MOST_COPIED = 4096
+COUNTED_ROWS = 64  # pairs whose experts are counted in one product
 
 
 class Said(NamedTuple):
@@ -124,8 +125,26 @@ def _routed(config: ExpertsConfig, router_DE, h_BTD):
 
 def _by_expert(expert_P, E: int):
     """Pairs in the order of their expert, the place of each pair in it, and how many each of E experts has, (E,)."""
-    order_P = jnp.argsort(expert_P, stable=True)
-    return order_P, jnp.argsort(order_P), jnp.sum(expert_P[:, None] == jnp.arange(E)[None], axis=0)
+    if sharding.platform() != "cpu":
+        order_P = jnp.argsort(expert_P, stable=True)
+        return order_P, jnp.argsort(order_P), jnp.sum(expert_P[:, None] == jnp.arange(E)[None], axis=0)
+    return _counted(expert_P, E)
+
+
+def _counted(expert_P, E: int):
+    """What sorting by expert gives, by counting: 4,096 pairs of 8 experts in .25 ms on a CPU, where sorting takes 2."""
+    P, M = expert_P.size, COUNTED_ROWS
+    # E are other devices' pairs, E + 1 fills the last block.
+    expert_GM = jnp.pad(expert_P, (0, -P % M), constant_values=E + 1).reshape(-1, M)
+    is_of_GME = expert_GM[..., None] == jnp.arange(E + 1)[None, None]
+    ones_GME = is_of_GME.astype(jnp.float32)  # whole numbers up to 2^24 are exact
+    up_to_GME = jnp.einsum("ml,gle->gme", jnp.tril(jnp.ones((M, M))), ones_GME).astype(jnp.int32)
+    total_GE = up_to_GME[:, -1]
+    count_E = total_GE.sum(axis=0)
+    first_GE = (jnp.cumsum(count_E) - count_E)[None] + jnp.cumsum(total_GE, axis=0) - total_GE
+    place_P = jnp.sum(jnp.where(is_of_GME, up_to_GME - 1 + first_GE[:, None], 0), axis=-1).reshape(-1)[:P]
+    order_P = jnp.zeros_like(place_P).at[place_P].set(jnp.arange(P), unique_indices=True)
+    return order_P, place_P, count_E[:E]
 
 
 def sorted_rows(expert_Nk, E: int) -> Layout:
