@@ -17,7 +17,7 @@ from scaling.laws.fitting.identify import on_a_ray
 from scaling.laws.fitting.run_noise import RunNoise
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis, influence
-from scaling.laws.intervals.profile import Profile, positive_profile, profile
+from scaling.laws.intervals.profile import Profile, Quantity, positive_profile, profile
 from scaling.laws.tables.observations import Observations, from_table
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Analysis:
     noise: dict[str, diagnosis.Noise] = field(default_factory=dict)  # law → what its residuals say
     run_noise: RunNoise | None = None  # measured between repeats, where fits are weighted by it
     residuals: dict[str, influence.Residuals] = field(default_factory=dict)
+    leverage: influence.Leverage | None = None  # of the law that forecasts
 
     @property
     def surface(self) -> str | None:
@@ -204,6 +205,8 @@ def _with_evidence(found: Analysis) -> Analysis:
         groups = approaches.profiles(found.observations)
         isoflop["bias"] = isoflop_bias.profile_bias(surface.form, surface.params, groups, found.cost)
     found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles, derived=derived, residuals=residuals)
+    if found.forecaster is not None:
+        found = dataclasses.replace(found, leverage=influence.leverage(found.fits[found.forecaster], _foretold(found)))
     if found.surface is not None:
         warnings += payload.no_allocation(found)
         if found.cost.max_error > allocation.SAID_ERROR and not found.cost.problem:
@@ -212,6 +215,21 @@ def _with_evidence(found: Analysis) -> Analysis:
                 "of this cost, not of every row's"
             )
     return dataclasses.replace(found, warnings=tuple(warnings + _disagreements(found)))
+
+
+def _foretold(found: Analysis) -> dict[str, Quantity]:
+    """The loss whose moves are told beside the exponent's: of the largest run held out, else at the best size of the
+    largest compute fitted, by one law alone."""
+    form = found.fits[found.forecaster].form  # type: ignore[index]  # there is a forecaster
+    held = [r for r in payload.rows_held_out(found) if all(r.get(c) for c in ("flops", *form.columns))]
+    if held:
+        largest = max(held, key=lambda row: row["flops"])
+        columns = {c: np.array([float(largest[c])]) for c in form.columns}
+        return {"held_out_loss": lambda p: form.predict({k: np.atleast_1d(v) for k, v in p.items()}, **columns)}
+    C = found.observations.columns["flops"].max()
+    if found.surface is None or found.cost.problem or allocation.exponents(form, found.fits[form.name].params) is None:
+        return {}
+    return {"best_loss": allocation.quantities(form, (C, C), found.cost)["loss"]}
 
 
 def _derived(found: Analysis) -> dict[str, Profile]:

@@ -61,6 +61,9 @@ class Found(Fitted, Protocol):
     @property
     def surface(self) -> str | None: ...
 
+    @property
+    def leverage(self) -> influence.Leverage | None: ...
+
 
 def of(found: Found) -> dict[str, Any]:
     """Returns fit.json's content as plain numbers; what could not be known is null, never NaN."""
@@ -73,6 +76,7 @@ def of(found: Found) -> dict[str, Any]:
         "allocation": allocation_entry(found),
         "isoflop": found.isoflop,
         "envelope": found.envelope,
+        "leverage": _leverage(found),
         "frontier": _frontier(found),
         "combination": _combination(found),
         "run_noise": None if found.run_noise is None else found.run_noise.to_json(found.observations),
@@ -367,6 +371,22 @@ def no_allocation(found: Found) -> list[str]:
     ]
 
 
+def _leverage(found: Found) -> dict[str, Any] | None:
+    """How the law that forecasts moves without each budget and each size, against the intervals reported here."""
+    moved = found.leverage
+    if moved is None:
+        return None
+    ends = {**_uncertainty(found, moved.law)[1]}
+    if moved.law == found.surface:
+        ends |= {"a": allocation_entry(found).get("a_interval")}
+        ends |= {"best_loss": found.derived["loss"].interval} if "loss" in found.derived else {}
+    intervals = {k: {"ends": pair, "level": found.level} for k, pair in ends.items() if pair is not None}
+    if "held_out_loss" in moved.value:
+        largest = max(_forecast(found, HELD_OUT) + _forecast(found, LEFT_OUT), key=lambda row: row["flops"])
+        intervals["held_out_loss"] = {"ends": largest["interval"], "level": largest["level"]}
+    return moved.to_json(intervals)
+
+
 def _ratios(found: Found, ends: np.ndarray) -> dict[str, Any]:
     """D*/N* with intervals at the budgets, or across the fitted range, and at the largest compute held out."""
     at = np.array([p["flops"] for p in found.isoflop.get("budgets", [])])
@@ -420,9 +440,13 @@ def _combination(found: Found) -> dict[str, Any]:
     return {"members": sorted(rolled, key=lambda row: row["mean_error"])}
 
 
+def rows_held_out(found: Fitted) -> list[dict[str, Any]]:
+    """Rows that were kept from the fit to be forecast."""
+    return [row for row in found.observations.excluded if row["reason"] in (HELD_OUT, LEFT_OUT)]
+
+
 def _flops_held_out(found: Found) -> list[float]:
-    rows = found.observations.excluded
-    return [row["flops"] for row in rows if row["reason"] in (HELD_OUT, LEFT_OUT) and row["flops"]]
+    return [row["flops"] for row in rows_held_out(found) if row["flops"]]
 
 
 def _forecast(found: Found, reason: str) -> list[dict[str, Any]]:

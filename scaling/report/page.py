@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from scaling import records, storage
 from scaling.laws.answers import multiplier, of_runs, precision
+from scaling.laws.intervals import influence
 from scaling.report import figures, words
 from scaling.report.words import fixed, num, scientific, span
 
@@ -386,6 +387,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         truth=results.fit.get("truth"),
         irreducible=_irreducible(results),
         exponents=figures.exponent_rows(fit),
+        leverage=influence.told(fit["leverage"]) if fit.get("leverage") else [],
         frontier=_spread(fit.get("frontier") or [], 9),
         environment=_environments(results),
     )

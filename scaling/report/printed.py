@@ -2,6 +2,7 @@
 
 from scaling import terminal
 from scaling.laws.answers import multiplier
+from scaling.laws.intervals import influence
 
 
 def show(console, payload: dict) -> None:
@@ -20,6 +21,10 @@ def show(console, payload: dict) -> None:
         console.print(_truth_table(payload["truth"]))
     if (exponents := _exponent_table(payload)).row_count:
         console.print(exponents)
+    if payload.get("leverage"):
+        console.print(terminal.text("\n", (f"Leverage of {payload['leverage']['law']}", "bold")))
+        for sentence in influence.told(payload["leverage"]):
+            console.print(sentence, soft_wrap=True)
     if payload["allocation"].get("tokens_per_param"):
         console.print(_ratio_table(payload["allocation"]))
     if payload.get("multiplier"):

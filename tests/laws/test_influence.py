@@ -101,8 +101,9 @@ def test_the_bisquare_optimum_is_that_of_a_general_minimiser():
 def test_leaving_a_run_out_is_a_fit_without_it():
     made = table(2)
     fitted = fit(from_table(made))
-    without = influence.leave_one_out(fitted, np.array([0, 11, 23]))
-    for theta, row in zip(without, (0, 11, 23)):
+    without, problems = influence.leave_out(fitted, np.arange(len(made)) == np.array([[0], [11], [23]]))
+    assert problems == ["", "", ""]
+    for theta, row in zip(without.theta, (0, 11, 23)):
         again = fit(from_table(made.drop(index=row)), delta=fitted.loss.delta)
         found = {k: v[0] for k, v in fitted.coordinates.decode(theta[None]).items()}
         assert found == pytest.approx(again.params, rel=1e-5)
@@ -110,8 +111,7 @@ def test_leaving_a_run_out_is_a_fit_without_it():
 
 def test_one_step_ranks_runs_as_refits_do():
     fitted = fit(from_table(data.isoflop(sizes=20, noise=SIGMA)))
-    rows = np.arange(len(fitted.residuals))
-    exact = influence.leave_one_out(fitted, rows) - fitted.theta
+    exact = influence.leave_out(fitted, np.eye(len(fitted.residuals), dtype=bool))[0].theta - fitted.theta
     near = influence.one_step(fitted) - fitted.theta
     for k in range(exact.shape[1]):
         assert np.corrcoef(exact[:, k], near[:, k])[0, 1] > 0.97
@@ -156,3 +156,70 @@ def test_trend_tests_reject_as_often_as_they_say():
 def test_an_exact_table_has_nothing_to_say():
     found = influence.residuals(fit(from_table(table(noise=0.0))))
     assert found.describe("chinchilla") == []
+
+
+def test_leverage_is_that_of_fits_without_each_budget_and_size():
+    """Against fits from the full grid of starts to the rows that are left."""
+    made = table(2)
+    fitted = fit(from_table(made))
+    at = {"num_params": np.array([1e9]), "num_tokens": np.array([1e11])}
+    told = influence.leverage(fitted, {"loss": lambda p: fitted.form.predict(p, **at)})
+    assert {part["by"] for part in told.parts} == {"budget"}  # every size here is one run's
+    assert [part["at"] for part in told.parts] == pytest.approx([1e18, 3e18, 1e19, 3e19])
+    for part in told.parts:
+        again = fit(from_table(made[~np.isclose(made["flops"], part["at"])]), delta=fitted.loss.delta)
+        a = again.params["beta"] / (again.params["alpha"] + again.params["beta"])
+        assert part["num_runs"] == 6
+        assert part["moves"]["a"] == pytest.approx(a - told.value["a"], abs=1e-6)
+        assert part["moves"]["loss"] == pytest.approx(again.predict(**at)[0] - told.value["loss"], abs=1e-6)
+
+
+def test_sizes_that_several_runs_share_are_left_out_whole():
+    rng = np.random.default_rng(0)
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 4)))
+    loss = data.chinchilla(n, d) * np.exp(SIGMA * rng.normal(size=len(n)))
+    made = pd.DataFrame({"num_params": n, "num_tokens": d, "loss": loss})
+    fitted = fit(from_table(made))
+    sizes = [part for part in influence.leverage(fitted).parts if part["by"] == "size"]
+    assert [part["at"] for part in sizes] == pytest.approx(np.geomspace(1e7, 1e9, 5).tolist())
+    for part in sizes:
+        again = fit(from_table(made[~np.isclose(made["num_params"], part["at"])]), delta=fitted.loss.delta).params
+        moved = again["beta"] / (again["alpha"] + again["beta"]) - fitted.params["beta"] / (
+            fitted.params["alpha"] + fitted.params["beta"]
+        )
+        assert part["moves"]["a"] == pytest.approx(moved, abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_a_budget_that_went_wrong_has_the_most_leverage(wrong):
+    """One budget tilted with size, as a rate that suits only small models would: named, with what a then is."""
+    made = data.isoflop(sizes=6, noise=0.001)
+    C = np.unique(made["flops"])[wrong]
+    bad = np.isclose(made["flops"], C)
+    made.loc[bad, "loss"] *= (made["num_params"][bad] / data.optimum(C)) ** 0.02
+    found = analyse(made, laws=["chinchilla"], loss="squared", bootstrap=0, combined=False)
+    entry = found.to_json()["leverage"]
+    most = max(entry["parts"], key=lambda part: abs(part["moves"]["a"]))
+    assert most["at"] == pytest.approx(C)
+    truth = data.HOFFMANN["beta"] / (data.HOFFMANN["alpha"] + data.HOFFMANN["beta"])
+    assert abs(entry["value"]["a"] + most["moves"]["a"] - truth) < 0.3 * abs(entry["value"]["a"] - truth)
+    assert entry["intervals"]["a"]["ends"] == found.to_json()["allocation"]["a_interval"]
+    line = influence.told(entry)[0]
+    assert line.startswith(f"of 4 budgets, {C:.3g} FLOPs (6 runs) moves a most: without it a ")
+    assert "of the width of its 95 % interval" in line
+
+
+def test_a_refit_without_evidence_is_no_leverage(monkeypatch):
+    """Two budgets: without either, the rows left lie on one line; and a solver that stops early has no optimum."""
+    two = analyse(data.isoflop(budgets=(1e18, 1e20), noise=SIGMA), laws=["chinchilla"], bootstrap=0, combined=False)
+    entry = two.to_json()["leverage"]
+    assert [part["moves"] for part in entry["parts"]] == [None, None]
+    assert all("not identified" in part["problem"] for part in entry["parts"])
+    assert all("the refit is not identified" in line for line in influence.told(entry))
+
+    fitted = fit(from_table(table(2)))
+    stopped = influence.solve
+    monkeypatch.setattr(influence, "solve", lambda *a: stopped(*a, max_iterations=1))
+    entry = influence.leverage(fitted)
+    assert all(part["moves"] is None and part["problem"].startswith("did not converge") for part in entry.parts)
+    assert not influence._influential(fitted)

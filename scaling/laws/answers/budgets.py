@@ -60,8 +60,8 @@ def grouped(observations: Observations) -> tuple[list[Profile], list[str]]:
     notes = []
     if np.isfinite(observations.budget).all():
         groups = []
-        for label in np.unique(observations.budget):
-            rows = np.flatnonzero(observations.budget == label)
+        for rows in rows_by_budget(observations):
+            label = observations.budget[rows[0]]
             near = rows[np.abs(log_c[rows] - np.median(log_c[rows])) <= TOLERANCE]
             if len(near) < len(rows):
                 notes.append(
@@ -80,8 +80,24 @@ def grouped(observations: Observations) -> tuple[list[Profile], list[str]]:
     return sorted((_profile(observations, rows) for rows in groups), key=lambda p: p.flops), notes
 
 
+def rows_by_budget(observations: Observations) -> list[np.ndarray]:
+    """Rows of each compute budget, by rising compute: of each label, or of the profiles found where rows have none."""
+    if np.isfinite(observations.budget).all():
+        return [np.flatnonzero(observations.budget == label) for label in np.unique(observations.budget)]
+    if not {"flops", "num_params"} <= set(observations.columns):
+        return []
+    log_c = np.log(observations.columns["flops"])
+    return sorted(_found(observations, log_c), key=lambda rows: log_c[rows].mean())
+
+
+def rows_by_size(observations: Observations) -> list[np.ndarray]:
+    """Rows of each model size, by rising size."""
+    size = np.round(np.log(observations.columns["num_params"]), SAME_SIZE)
+    return [np.flatnonzero(size == x) for x in np.unique(size)]
+
+
 def _num_sizes(observations: Observations, rows: np.ndarray) -> int:
-    return len(np.unique(np.round(np.log(observations.columns["num_params"][rows]), SAME_SIZE)))
+    return len(rows_by_size(observations.take(rows)))
 
 
 def _profile(observations: Observations, rows: np.ndarray) -> Profile:

@@ -209,7 +209,7 @@ def _result(
     floor = 1e-24 * len(residuals)
     same = solution.objective <= solution.objective[best] * (1 + SAME_OBJECTIVE) + floor
     at_bound = tuple(name for name, held in zip(names, solution.at_bound[best]) if held)
-    condition, positive = _conditioning(solution, best)
+    condition, positive = conditioning(solution, best)
     reasons = []
     if not np.isfinite(solution.objective[best]):
         raise ValueError(f"{problem.model.form.name}: no start gave a finite loss: check the data's units")
@@ -248,7 +248,7 @@ def _result(
     )
 
 
-def _conditioning(solution: Solution, best: int) -> tuple[float, bool]:
+def conditioning(solution: Solution, best: int) -> tuple[float, bool]:
     """Condition number of the scaled Hessian over free parameters, and whether it is positive definite.
 
     A robust objective's Hessian counts only residuals within δ; where those are fewer than the parameters (LAD) the

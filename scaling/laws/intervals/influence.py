@@ -1,20 +1,24 @@
-"""Which runs a fit hangs on, and whether its residuals are noise: outliers, leave-one-out moves, trends.
+"""Which runs, budgets and sizes a fit hangs on, and whether its residuals are noise: outliers, moves, trends.
 
 A robust loss limits how far a run pulls and says nothing of it; a law that bends where the data do not leaves residuals
 that follow N, D, C or D/N. Both are said here, in words and as fit.json's ``residual_tests``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from scaling.laws.answers import allocation
-from scaling.laws.fitting.estimate import Fit
+from scaling.laws.answers import allocation, budgets
+from scaling.laws.fitting.estimate import Fit, conditioning
+from scaling.laws.fitting.identify import check_apart, check_identifiable
 from scaling.laws.fitting.redescending import MAD_TO_SIGMA, trimmed_starts
-from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, solve
+from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, Solution, solve
+from scaling.laws.fitting.starts import distinct
 from scaling.laws.intervals import resampling
+from scaling.laws.intervals.profile import Quantity
 
 FAR = 6.0  # robust σ
 MAX_REFITS = 64  # exact leave-one-out fits of one law; above, of the runs whose one-step move is largest
@@ -25,6 +29,9 @@ MAX_REFITTED_ROWS = 2000
 TRENDS = {"num_params": "N", "num_tokens": "D", "flops": "C", "tokens_per_param": "D/N"}
 # A fit exact to rounding has no residuals to speak of.
 EXACT = 1e-9
+MAX_RUNNERS_UP = 3  # other optima of the fit's own multi-start, from which a refit begins too
+# Another start's optimum is the refit's where its objective is lower by more than this share: else it is the same one.
+LOWER = 1e-8
 
 
 @dataclass(frozen=True)
@@ -148,11 +155,173 @@ def one_step(fit: Fit) -> np.ndarray:
     return np.clip(theta, fit.problem.lower, fit.problem.upper)
 
 
-def leave_one_out(fit: Fit, rows: np.ndarray) -> np.ndarray:
-    """θ refitted without each of ``rows`` in turn, from the fit's optimum, δ held: (len(rows), P)."""
-    weights = np.repeat(fit.observations.weight[None], len(rows), axis=0)
-    weights[np.arange(len(rows)), rows] = 0.0
-    return solve(fit.problem, np.repeat(fit.theta[None], len(rows), axis=0), weights).theta
+def leave_out(fit: Fit, left_out: np.ndarray) -> tuple[Solution, list[str]]:
+    """Refits a law without each of k sets of rows in turn, δ held: (the best optimum of each, why it is none or "").
+
+    A refit begins at the fit's optimum and at the runners-up of its multi-start. It is none where its gradient is not
+    zero, its Hessian not positive, or a parameter went to a bound that the fit does not touch.
+
+    Args:
+      left_out: the rows of each set, a mask (k, n).
+    """
+    k, n = left_out.shape
+    begin = [fit.theta, *fit.solution.theta[distinct(fit.solution)[0][1 : 1 + MAX_RUNNERS_UP]]]
+    weights = np.where(left_out, 0.0, fit.observations.weight)
+    found = solve(fit.problem, np.repeat(np.array(begin), k, axis=0), np.tile(weights, (len(begin), 1)))
+    objective = found.objective.reshape(len(begin), k)
+    objective = np.where(found.converged.reshape(objective.shape), objective, np.inf)
+    lowest = objective.argmin(axis=0)
+    # The fit's own valley, unless another is lower: two roads to one optimum end in other last digits.
+    lane = np.where(objective[0] <= objective.min(axis=0) * (1 + LOWER) + 1e-24 * n, 0, lowest) * k + np.arange(k)
+    fields = {name: getattr(found, name)[lane] for name in Solution.__dataclass_fields__ if name != "iterations"}
+    best = Solution(**fields, iterations=found.iterations)
+    return best, [_no_optimum(fit, best, i) for i in range(k)]
+
+
+def _no_optimum(fit: Fit, solution: Solution, i: int) -> str:
+    if not solution.converged[i]:
+        return f"did not converge: the gradient is not zero (cosine {solution.cosine[i]:.1e})"
+    held = [name for name, at in zip(fit.coordinates.names, solution.at_bound[i]) if at and name not in fit.at_bound]
+    if held:
+        return f"did not converge: {', '.join(held)} at a bound"
+    if not conditioning(solution, i)[1]:
+        return "did not converge: the Hessian is not positive"
+    return ""
+
+
+def _not_identified(fit: Fit, theta: np.ndarray, kept: np.ndarray) -> str:
+    """Why the rows ``kept`` cannot determine the law, refitted to them as θ; "" where they do."""
+    rest = fit.observations.take(kept)
+    try:
+        check_identifiable(rest, fit.form)
+        check_apart(rest, fit.form, {k: float(v) for k, v in fit.coordinates.decode(theta).items()})
+    except ValueError as e:
+        return f"not identified: {str(e).removeprefix(f'{rest.source}: ')}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Leverage:
+    """How a law's quantities move without each budget and each size.
+
+    Attributes:
+      law: the form's name.
+      value: the quantities by the law itself.
+      standard_error: theirs, by the delta method.
+      parts: without each, {"by": "budget" or "size", "at": its FLOPs or parameters, "num_runs", "moves": by quantity,
+        None without evidence, "problem": why there is none}.
+    """
+
+    law: str
+    value: dict[str, float]
+    standard_error: dict[str, float]
+    parts: list[dict[str, Any]]
+
+    def to_json(self, intervals: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain numbers for fit.json, with the intervals that moves are set against: {"ends", "level"} by quantity."""
+        out = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return out | {"intervals": {k: intervals[k] for k in self.value if k in intervals}}
+
+
+def leverage(fit: Fit, quantities: Mapping[str, Quantity] | None = None) -> Leverage | None:
+    """Refits a law without each budget and each size, and says how far a and other quantities of it move.
+
+    None of a fit that is not converged, that is exact, or whose refits would cost too much (``MAX_REFITTED_ROWS``).
+
+    Args:
+      quantities: asked about beside a (or a form's exponents), functions of parameters (B,) to (B,).
+    """
+    cheap = fit.form.powers is not None and fit.num_observations <= MAX_REFITTED_ROWS
+    if not (cheap and fit.converged) or robust_scale(fit) <= EXACT:
+        return None
+    parts = _parts(fit)
+    if not parts:
+        return None
+    asked = _asked(fit) | dict(quantities or {})
+    value = {k: _at(fit, q, fit.theta[None])[0] for k, q in asked.items()}
+    covariance = resampling.covariance(fit)
+    slopes = {k: resampling.gradient(fit, q) for k, q in asked.items()}
+    left_out = np.array([rows for _, _, rows in parts])
+    solution, problems = leave_out(fit, left_out)
+    problems = [_not_identified(fit, solution.theta[i], ~left_out[i]) or problem for i, problem in enumerate(problems)]
+    moved = {k: _at(fit, q, solution.theta) - value[k] for k, q in asked.items()}
+    return Leverage(
+        fit.form.name,
+        {k: float(v) for k, v in value.items()},
+        {k: float(np.sqrt(max(g @ covariance @ g, 0.0))) for k, g in slopes.items()},
+        [
+            {
+                "by": by,
+                "at": at,
+                "num_runs": int(rows.sum()),
+                "moves": None if problems[i] else {k: float(moves[i]) for k, moves in moved.items()},
+                "problem": problems[i] or None,
+            }
+            for i, (by, at, rows) in enumerate(parts)
+        ],
+    )
+
+
+def _at(fit: Fit, quantity: Quantity, theta: np.ndarray) -> np.ndarray:
+    return np.asarray(quantity(fit.coordinates.decode(theta)), dtype=np.float64)
+
+
+def _parts(fit: Fit) -> list[tuple[str, float, np.ndarray]]:
+    """(what, its FLOPs or parameters, its rows as a mask) of each budget and each size, where there are two or more.
+
+    Where no two runs share a size, or a budget, that is the question of single runs, which ``residuals`` answers.
+    """
+    rows, out = fit.observations, []
+    for by, column, groups in (
+        ("budget", "flops", budgets.rows_by_budget(rows)),
+        ("size", "num_params", budgets.rows_by_size(rows) if "num_params" in rows.columns else []),
+    ):
+        if len(groups) < 2 or max(map(len, groups)) < 2:
+            continue
+        for members in groups:
+            mask = np.zeros(len(rows), dtype=bool)
+            mask[members] = True
+            out.append((by, float(np.exp(np.log(rows.columns[column][members]).mean())), mask))
+    return out
+
+
+def told(leverage: Mapping[str, Any]) -> list[str]:
+    """Says which budget and size move fit.json's ``leverage`` most, a sentence each, and what did not converge."""
+    out = []
+    for by, unit in (("budget", "FLOPs"), ("size", "parameters")):
+        parts = [p for p in leverage["parts"] if p["by"] == by]
+        known = [p for p in parts if p["moves"] is not None]
+        if known:
+            first = next(iter(leverage["value"]))
+            most = max(known, key=lambda p: abs(p["moves"][first]))
+            moves = [_moved(leverage, k, most["moves"][k]) for k in leverage["value"]]
+            out.append(
+                f"of {len(parts)} {by}s, {most['at']:.3g} {unit} ({_runs(most)}) moves {first} most: "
+                f"without it {', '.join(moves)}"
+            )
+        out += [
+            f"without the {by} {p['at']:.3g} {unit} ({_runs(p)}) the refit {_is(p['problem'])}"
+            for p in parts
+            if p["problem"]
+        ]
+    return out
+
+
+def _runs(part: Mapping[str, Any]) -> str:
+    return f"{part['num_runs']} run{'' if part['num_runs'] == 1 else 's'}"
+
+
+def _is(problem: str) -> str:
+    return problem if problem.startswith("did") else f"is {problem}"
+
+
+def _moved(leverage: Mapping[str, Any], name: str, move: float) -> str:
+    value, known = leverage["value"][name], leverage["intervals"].get(name)
+    said = f"{name.replace('_', ' ')} {value:.4g} is {value + move:.4g} ({move:+.2g}"
+    if not known or known["ends"] is None or None in known["ends"]:
+        return f"{said})"
+    low, high = known["ends"]
+    return f"{said}, {abs(move) / (high - low):.0%} of the width of its {100 * known['level']:.0f} % interval)"
 
 
 def _influential(fit: Fit) -> list[dict[str, Any]]:
@@ -170,14 +339,15 @@ def _influential(fit: Fit) -> list[dict[str, Any]]:
         moved: Any = [np.abs(np.asarray(asked[k](near)) - value[k]) / e for k, e in errors.items()]
         moved = np.max(moved or [0.0 * rows], axis=0)
         rows = np.sort(np.argsort(-np.nan_to_num(moved, posinf=np.inf))[:MAX_REFITS])
-    params = fit.coordinates.decode(leave_one_out(fit, rows))
+    solution, problems = leave_out(fit, np.arange(fit.num_observations) == rows[:, None])
+    params, evident = fit.coordinates.decode(solution.theta), np.array([not problem for problem in problems])
     found = []
     for k, error in errors.items():
         moves = np.asarray(asked[k](params)) - value[k]
         found += [
             {"run": str(fit.observations.run[rows[i]]), "quantity": k, "moves": float(moves[i]),
              "standard_errors": float(moves[i] / error)}
-            for i in np.flatnonzero(np.abs(moves) > error)
+            for i in np.flatnonzero((np.abs(moves) > error) & evident)
         ]  # fmt: skip
     return sorted(found, key=lambda row: -abs(row["standard_errors"]))
 
