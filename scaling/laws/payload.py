@@ -6,12 +6,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scaling.laws.answers import allocation
-from scaling.laws.answers.allocation import Cost
-from scaling.laws.answers.forecast import Fitted, forecast
+from scaling.laws.answers import allocation, optimum
+from scaling.laws.answers.forecast import forecast
 from scaling.laws.answers.multiplier import BEYOND, SIGNIFICANCE, Comparison, Curve, Group, Pair
+from scaling.laws.answers.optimum import Surfaced
 from scaling.laws.fitting.run_noise import RunNoise
-from scaling.laws.forms.law import Params
 from scaling.laws.intervals import influence, resampling
 from scaling.laws.intervals.profile import Profile, Quantity, cut, without_end
 from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT
@@ -28,11 +27,8 @@ MIN_RESAMPLED_ROWS = 12
 UNITS = {"independent": "observation", "uneven": "observation"}
 
 
-class Found(Fitted, Protocol):
-    """What fit.json is made from: of an ``analysis.Analysis`` these parts, beside what a forecast is made from."""
-
-    @property
-    def cost(self) -> Cost: ...
+class Found(Surfaced, Protocol):
+    """What fit.json is made from: of an ``analysis.Analysis`` these parts, beside what an optimum is made from."""
 
     @property
     def isoflop(self) -> dict[str, Any]: ...
@@ -44,22 +40,13 @@ class Found(Fitted, Protocol):
     def envelope(self) -> dict[str, Any]: ...
 
     @property
-    def level(self) -> float: ...
-
-    @property
     def selections(self) -> dict[str, str]: ...
 
     @property
     def profiles(self) -> dict[str, dict[str, Profile]]: ...
 
     @property
-    def derived(self) -> dict[str, Profile]: ...
-
-    @property
     def residuals(self) -> dict[str, influence.Residuals]: ...
-
-    @property
-    def surface(self) -> str | None: ...
 
     @property
     def leverage(self) -> influence.Leverage | None: ...
@@ -249,60 +236,6 @@ def _sample(found: Found, name: str) -> dict[str, Any]:
     return {parameter: values[:SAMPLED_DRAWS] for parameter, values in found.draws[name].params.items()}
 
 
-def _band(found: Found, quantity: Quantity) -> tuple[np.ndarray, np.ndarray]:
-    """A derived quantity (m,) of the surface law and its interval (m, 2), ±inf where the draws run off."""
-    fitted, draws = found.fits[found.surface], found.draws.get(found.surface)  # type: ignore[index, arg-type]  # fitted
-    if draws is None:
-        value, lo, hi = resampling.delta_interval(fitted, lambda p: _log(quantity(p)), found.level)
-        with np.errstate(over="ignore"):  # no end: what 1e300 would only look like
-            band = np.exp(np.stack([lo, hi], axis=-1))
-        return np.exp(value), np.where(band == 0, -np.inf, band)
-    value = np.asarray(quantity({k: np.atleast_1d(v) for k, v in fitted.params.items()}))[0]
-    return value, resampling.percentiles(quantity(draws.params), found.level)
-
-
-def _optimum(found: Found, flops: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """N*, D*, D*/N* and the loss there at each C, with intervals. NaN where the law has no optimum."""
-    form, cost, draws = found.fits[found.surface].form, found.cost, found.draws.get(found.surface)  # type: ignore[index, arg-type]  # fitted
-    drawn = None if draws is None else allocation.optimal_num_params(form, draws.params, flops, cost)
-
-    def num_params(p: Params) -> Any:
-        # One search over the draws serves all four quantities.
-        known = draws is not None and p is draws.params
-        return drawn if known else allocation.optimal_num_params(form, p, flops, cost)
-
-    def num_tokens(p: Params) -> Any:
-        return _tokens(flops, cost, num_params(p))
-
-    def loss(p: Params) -> Any:
-        n = num_params(p)
-        with np.errstate(all="ignore"):
-            return form.predict({k: v[:, None] for k, v in p.items()}, num_params=n,
-                                num_tokens=_tokens(flops, cost, n))  # fmt: skip
-
-    def ratio(p: Params) -> Any:
-        n = num_params(p)
-        with np.errstate(all="ignore"):
-            return _tokens(flops, cost, n) / n
-
-    quantities = {"num_params": num_params, "num_tokens": num_tokens, "loss": loss, "tokens_per_param": ratio}
-    bands = {name: _band(found, q) for name, q in quantities.items()}
-    known = allocation.found(bands["num_params"][0])
-    return {
-        name: (np.where(known, value, np.nan), _beyond(found, name, np.where(known[:, None], band, np.nan), flops))
-        for name, (value, band) in bands.items()
-    }
-
-
-def _beyond(found: Found, name: str, band: np.ndarray, flops: np.ndarray) -> np.ndarray:
-    """The bands (m, 2); from the largest compute fitted on, without an end that the profile there does not have."""
-    profiled = found.derived.get(name)
-    if profiled is not None:
-        beyond = flops >= found.observations.columns["flops"].max() * (1 - 1e-9)
-        band[beyond] = np.where(np.isfinite(profiled.interval), band[beyond], profiled.interval)
-    return band
-
-
 def _frontier(found: Found) -> list[dict[str, Any]]:
     """The optimum from the least compute fitted to beyond the largest known, where the law has one."""
     if found.surface is None or found.cost.problem:
@@ -311,18 +244,7 @@ def _frontier(found: Found) -> list[dict[str, Any]]:
     known = _flops_held_out(found)
     top = max([fitted.max(), *known]) * FRONTIER_BEYOND
     flops = np.geomspace(fitted.min(), top, FRONTIER_POINTS)
-    optimum = _optimum(found, flops)
-    rows = [
-        {"flops": float(C)}
-        | {name: float(value[i]) for name, (value, _) in optimum.items()}
-        | {f"{name}_interval": band[i].tolist() for name, (_, band) in optimum.items()}
-        for i, C in enumerate(flops)
-        if np.isfinite(optimum["num_params"][0][i])
-    ]
-    # What the surface law says of the optimum's loss is not what a forecast of that run says: one run, one loss.
-    for row, said in zip(rows, forecast(found, rows, found.level)):
-        row |= {"loss": said["predicted"], "loss_interval": said["interval"]}
-    return rows
+    return optimum.rows(found, flops)
 
 
 def allocation_entry(found: Found) -> dict[str, Any]:
@@ -395,7 +317,7 @@ def _ratios(found: Found, ends: np.ndarray) -> dict[str, Any]:
     held_out = _flops_held_out(found)
     if held_out and max(held_out) > at.max() * 1.1:
         at = np.append(at, max(held_out))
-    value, band = _optimum(found, at)["tokens_per_param"]
+    value, band = optimum.bands(found, at)["tokens_per_param"]
     return {
         f"{C:.4g}": {"value": float(v), "interval": i.tolist()} for C, v, i in zip(at, value, band) if np.isfinite(v)
     }
@@ -406,7 +328,7 @@ def _exponent(found: Found, name: str, quantity: Quantity, by_construction: list
 
     An exponent that no parameter moves has no interval: its name is added to ``by_construction``.
     """
-    value, band = _band(found, lambda p: quantity(p)[:, None])
+    value, band = optimum.band(found, lambda p: quantity(p)[:, None])
     if not np.isfinite(value[0]):
         return {}
     if not np.any(np.abs(resampling.gradient(found.fits[found.surface], quantity)) > 1e-9):  # type: ignore[index]  # fitted
@@ -440,7 +362,7 @@ def _combination(found: Found) -> dict[str, Any]:
     return {"members": sorted(rolled, key=lambda row: row["mean_error"])}
 
 
-def rows_held_out(found: Fitted) -> list[dict[str, Any]]:
+def rows_held_out(found: Surfaced) -> list[dict[str, Any]]:
     """Rows that were kept from the fit to be forecast."""
     return [row for row in found.observations.excluded if row["reason"] in (HELD_OUT, LEFT_OUT)]
 
@@ -458,17 +380,6 @@ def _forecast(found: Found, reason: str) -> list[dict[str, Any]]:
     known = [row for row in rows if all(row.get(c) for c in wanted)]
     cells = [{"run_id": row["run"], **{c: row[c] for c in ("num_params", "num_tokens", "flops")}} for row in known]
     return [f | {"actual": row["loss"]} for f, row in zip(forecast(found, cells), known)]
-
-
-def _log(x: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.log(x)
-
-
-def _tokens(flops: np.ndarray, cost: Cost, num_params: np.ndarray) -> np.ndarray:
-    """D that C buys at N: none at infinite N, without end at none."""
-    with np.errstate(divide="ignore"):
-        return flops / cost.flops_per_token(num_params)
 
 
 def finite(value: Any) -> Any:
