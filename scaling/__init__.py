@@ -1,10 +1,22 @@
 """From a grid of language-model runs to scaling laws with honest intervals."""
 
+import importlib
+
+# Lazy: importing the package costs nothing, and analysis never pulls in training.
+_HOMES = {
+    "open": "scaling.study",
+    "advise": "scaling.advise",
+    "fit_law": "scaling.fit",
+    "compare": "scaling.fit",
+}
+
 
 def __getattr__(name: str):
-    # Lazy: importing the package costs nothing, and analysis never pulls in training.
-    if name in ("fit_law", "compare"):
-        from scaling import fit
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scaling' has no attribute {name!r}")
+    home = importlib.import_module(_HOMES[name])
+    return home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
 
-        return getattr(fit, name)
-    raise AttributeError(f"module 'scaling' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

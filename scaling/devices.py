@@ -81,6 +81,13 @@ class Profile:
     mfu: tuple[MfuPoint, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
+    def flops_per_second(self, dtype: str, num_params: float, mfu: float | None = None) -> float | None:
+        """What one device reaches in training: its peak times ``mfu``, or a published one for models of that size. None
+        without either."""
+        peak, known = self.peak_flops.get(dtype), mfu_of(self.mfu, num_params)
+        share = mfu if mfu is not None else known and known.mfu
+        return peak * share if peak and share else None
+
 
 def _gpu(
     name: str, title: str, bf16: float, tf32: float, memory: float, bandwidth: float, watts: float, price: float,

@@ -31,7 +31,7 @@ from scaling.laws.tables.observations import from_table, read_csv
 from scaling.laws.tables.reading import NOTES
 from scaling.report.printed import show
 
-__all__ = ["Analysis", "analyse", "compare", "fit_law", "forecast", "main"]
+__all__ = ["Analysis", "analyse", "compare", "fit_law", "forecast", "main", "read"]
 
 
 def fit_law(
@@ -169,11 +169,11 @@ def load(source: Path):
 
     Raises ValueError saying what SOURCE should be.
     """
-    table, curves, _ = _read(source)
+    table, curves, _ = read(source)
     return table, curves
 
 
-def _read(source: Path, compare: str | None = None):
+def read(source: Path, compare: str | None = None):
     """``load``, and the records: none of a CSV. Runs that are compared may have laws apart; they come as in their grid,
     with the column that they are compared by."""
     source = storage.folder(source)
@@ -234,7 +234,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.tau is not None and arguments.loss != "asymmetric":
         raise ValueError(f"--tau is the quantile of --loss asymmetric, and --loss is {arguments.loss}: write both")
     source = storage.folder(arguments.source)
-    table, curves, runs = _read(source, arguments.compare)
+    table, curves, runs = read(source, arguments.compare)
     reading = {"holdout_flops": arguments.holdout_flops, "source": str(arguments.source)}
     objective = {"loss": arguments.loss, "delta": arguments.delta}
     objective["tau"] = 0.5 if arguments.tau is None else arguments.tau

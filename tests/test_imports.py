@@ -3,6 +3,7 @@
     fields, storage, numbers ← families, objectives ← config, execution ← accounting, records ← grid ← data
     data ← training ← engine ← conclusion ← sweep
     records ← laws ← report ← fit ← conclusion
+    fit ← advise ← study
 
 The graph is read from the source, imports inside functions included: a cycle hidden in a function is still a cycle.
 """
@@ -21,7 +22,7 @@ HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic"
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 GROUND = {"fields", "config", "storage", "machine", "terminal", "numbers", "devices"}
 CORE = GROUND | {"families", "objectives", "execution", "accounting", "records", "grid"}
-ANALYSIS = {"laws", "report", "fit"}
+ANALYSIS = {"laws", "report", "fit", "advise", "study"}
 
 # For each part, the parts it may import: those of the layers below. A part is a folder, or a module at the top.
 MAY_IMPORT = {
@@ -41,6 +42,8 @@ MAY_IMPORT = {
     "laws": {"records", "numbers"},
     "report": GROUND | {"records", "laws"},
     "fit": GROUND | {"records", "laws", "report"},
+    "advise": GROUND | {"records", "laws", "report", "fit"},
+    "study": GROUND | {"records", "laws", "report", "fit", "advise"},
     "data": CORE,
     "training": CORE | {"data"},
     "engine": CORE | {"data", "training"},

@@ -122,7 +122,7 @@ def _convention(fit: Mapping) -> Mapping[str, str]:
 def draw(table, fit: Mapping, runs: Sequence[records.RunRecord] = ()) -> list[Drawing]:
     """The figures of ``write``, in the order in which a reader wants them. Call inside ``plots.style()``."""
     table = as_counted(table, _convention(fit))
-    done = table.assign(label=_labels(table))[table["loss"].notna()]
+    done = table.assign(label=labels(table))[table["loss"].notna()]
     if "status" in done:
         done = done[done["status"] == "completed"]
     # A CSV does not say which rows --holdout-flops left out; the fit does.
@@ -145,7 +145,7 @@ def is_about_rates(learning_rates: Sequence[Mapping], table) -> bool:
     return sum(len(cell["rates"]) for cell in learning_rates) > len(table) / 2
 
 
-def _labels(table) -> list[str]:
+def labels(table) -> list[str]:
     """Rows as fit.json names them."""
     for column in ("run_id", "run", "name", "run_name"):
         if column in table:

@@ -1,5 +1,7 @@
 """Prints the content of fit.json on a terminal."""
 
+import math
+
 from scaling import terminal
 from scaling.laws.answers import multiplier
 from scaling.laws.intervals import influence
@@ -226,3 +228,26 @@ def _convention_table(rows: list[dict]):
             _number(row["a"]), _number(row["tokens_per_param"]),
         )  # fmt: skip
     return table
+
+
+def show_answer(console, answer) -> None:
+    """Prints an answer of ``laws.answers.advice``: its numbers with intervals and other forms' range, tables, notes."""
+    how = ""
+    if answer.decades is not None:
+        beyond = f"{answer.decades:.2f} decades beyond" if answer.decades > 0 else "within"
+        how = f"; {beyond} the fitted compute"
+    console.print(f"{answer.source}: {answer.asked}, by {answer.law}{how}", soft_wrap=True)
+    table = _table("", "", "value", f"{100 * answer.level:.0f} % interval", "by other forms", "")
+    for name, number in answer.numbers.items():
+        said = number.by_form.values()
+        forms = f"{_number(min(said))} … {_number(max(said))}" if said else "–"
+        ends = None if number.interval is None else [e if math.isfinite(e) else None for e in number.interval]
+        table.add_row(name, _number(number.value), _range(ends), forms, number.unit)
+    console.print(table)
+    for title, rows in answer.tables.items():
+        below = _table(f"\n{title}", *rows[0])
+        for row in rows:
+            below.add_row(*map(_number, row.values()))
+        console.print(below)
+    for note in answer.notes:
+        console.print(terminal.text(("note", "yellow"), f" {note}"), soft_wrap=True)

@@ -58,8 +58,9 @@ class Hardware:
 
     def seconds(self, run: RunConfig, flops: float) -> float | None:
         """Time of ``flops`` exact training FLOPs of this run on all devices; None without peak or MFU."""
-        peak, mfu = self.profile.peak_flops.get(run.model.dtype), self.mfu_for(run)
-        return flops / (self.devices * peak * mfu.mfu) if peak and mfu else None
+        num_params = accounting.param_counts(run.model)["total"]
+        rate = self.profile.flops_per_second(run.model.dtype, num_params, self.mfu)
+        return flops / (self.devices * rate) if rate else None
 
     def mfu_for(self, run: RunConfig) -> MfuPoint | None:
         num_params = accounting.param_counts(run.model)["total"]

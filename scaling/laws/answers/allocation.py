@@ -250,6 +250,12 @@ def _two_powers(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray, np.
     return (log_a, alpha, log_b, beta) if (alpha > 0).all() and (beta > 0).all() else None
 
 
+def has_two_powers(form: Form) -> bool:
+    """Whether a law is an offset and one power of N and one of D, so that ``at_best`` can turn it around."""
+    terms = _powers_of_both(form, {k: np.ones((1, 1)) for k in form.parameters})
+    return terms is not None and sorted(map(list, (of for _, of in terms))) == [["num_params"], ["num_tokens"]]
+
+
 def _one_power(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray] | None:
     """(a, b), each (B, 1), of a law that is K N^-a D^-b beside an offset: at equal compute it has no minimum."""
     terms = _powers_of_both(form, params)
@@ -403,6 +409,6 @@ def quantities(form: Form, flops: tuple[float, float], cost: Cost) -> dict[str, 
     found = {"num_params": num_params, "num_tokens": num_tokens, "tokens_per_param": ratio, "loss": loss}
     if high > 1.1 * low:
         found = {"a_local": slope} | found
-    if _two_powers(form, {k: np.ones((1, 1)) for k in form.parameters}) is not None:
+    if exponents(form, dict.fromkeys(form.parameters, 1.0)) is not None:
         found = {"a": lambda p: exponents(form, p)[0], "b": lambda p: exponents(form, p)[1]} | found  # type: ignore[index]  # it has them
     return found

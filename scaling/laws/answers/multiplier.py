@@ -298,7 +298,7 @@ def _sharing(fitted: Fit, groups: Sequence[Group], member: np.ndarray) -> Sharin
 # ---- multipliers ----------------------------------------------------------------------------------------------------
 
 
-def _law(found: Comparison, params: Params, k: int, place: int) -> LawAtBest:
+def law_of(found: Comparison, params: Params, k: int, place: int) -> LawAtBest:
     """Group k's law from parameters of a joint form in which it is group ``place``."""
     mine = of_group(found.form, {name: np.atleast_1d(v) for name, v in params.items()}, place)
     return LawAtBest(found.form, mine, found.groups[k].cost)
@@ -323,10 +323,10 @@ def _pair(found: Comparison, g: int, h: int) -> Pair:
     log_x = np.log(at)
 
     def shared(p: Params) -> np.ndarray:
-        return log_multiplier(_law(found, p, g, g), _law(found, p, h, h), log_x)
+        return log_multiplier(law_of(found, p, g, g), law_of(found, p, h, h), log_x)
 
     def same_size(p: Params) -> np.ndarray:
-        return log_multiplier_at_size(_law(found, p, g, g), _law(found, p, h, h), log_x)
+        return log_multiplier_at_size(law_of(found, p, g, g), law_of(found, p, h, h), log_x)
 
     curve = _curve(found, shared)
     needed = at * curve.value
@@ -364,10 +364,10 @@ def _apart(found: Comparison, g: int, h: int, log_x: np.ndarray) -> Curve | None
     one, other = (found.groups[k] for k in (g, h))
     if one.alone is None or other.alone is None:
         return None
-    value = log_multiplier(_law(found, one.alone.params, g, 0), _law(found, other.alone.params, h, 0), log_x)[0]
+    value = log_multiplier(law_of(found, one.alone.params, g, 0), law_of(found, other.alone.params, h, 0), log_x)[0]
     if one.alone_draws is None or other.alone_draws is None:
         return Curve(np.exp(value), np.full((len(log_x), 2), np.nan))
-    laws = _law(found, one.alone_draws.params, g, 0), _law(found, other.alone_draws.params, h, 0)
+    laws = law_of(found, one.alone_draws.params, g, 0), law_of(found, other.alone_draws.params, h, 0)
     return _widened(found, value, log_multiplier(*laws, log_x))
 
 
@@ -379,8 +379,8 @@ def _moves(found: Comparison) -> tuple[dict[str, Any], ...]:
     for k, group in enumerate(found.groups):
         if group.alone is None:
             continue
-        shared, apart = (law.loss(np.log(at))[0] for law in (_law(found, found.joint.params, k, k),
-                                                             _law(found, group.alone.params, k, 0)))  # fmt: skip
+        shared, apart = (law.loss(np.log(at))[0] for law in (law_of(found, found.joint.params, k, k),
+                                                             law_of(found, group.alone.params, k, 0)))  # fmt: skip
         out += [
             {
                 "group": group.name,

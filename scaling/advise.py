@@ -1,0 +1,363 @@
+"""The command that advises: a fitted law and a question → what to do, with intervals.
+
+    python -m scaling.advise SOURCE --flops 1e15 | --dollars 500 --hardware h100 | --loss 1.1 | --tokens 1e9 | …
+
+SOURCE is what ``python -m scaling.fit`` reads, or the fit.json that it wrote beside its runs. From Python the same is
+``scaling.advise(fit, flops=1e15)``: this module can be called, as a function of its own name would hide it.
+"""
+
+import argparse
+import functools
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from scaling import fit as fitting
+from scaling import records, storage, terminal
+from scaling.devices import PROFILES, Profile
+from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
+from scaling.laws.answers.advice import groups, machines, questions
+from scaling.laws.answers.advice.basis import Answer
+from scaling.laws.answers.multiplier import compare as compare_groups
+from scaling.laws.payload import finite
+from scaling.laws.tables.reading import parse
+from scaling.report import printed
+
+DTYPE = "bfloat16"  # of training, whose peak is taken
+# Tokens of a step that keep one device busy: a sequence as long as those at which the utilisations were published
+# (``devices.MFU``).
+DEVICE_BATCH = 2048.0
+UNITS = ("nats", "bits", "bits_per_byte")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def advise(
+    fit: Any, *, flops: float | None = None, dollars: float | None = None, hours: float | None = None,
+    loss: float | None = None, num_tokens: float | None = None, unique_tokens: float | None = None,
+    num_params: float | None = None, inference_tokens: float | None = None, deadline: float | None = None,
+    value: bool = False, hardware: str | None = None, devices: float = 1, price: float | None = None,
+    mfu: float | None = None, unit: str = "nats", **serving: Any,
+) -> Answer:  # fmt: skip
+    """Answers one question by a fitted law, with intervals from the fit's own draws.
+
+    Args:
+      fit: of ``scaling.open(...).fit()``, or an ``analysis.Analysis``.
+      flops, dollars, hours: a training budget; the last two on ``devices`` of ``hardware`` (``scaling.devices``).
+      loss: to be reached, in ``unit``.
+      num_tokens, unique_tokens: the data there are.
+      num_params: a size.
+      inference_tokens: to be served over the model's life, at the quality that flops, loss or num_params says. With
+        ``hardware`` in dollars, and then of ``serving``: share_read (of the tokens, that are a prompt), prefill_mfu,
+        decoding_mfu, serving_price, or decode_batch and bytes_per_weight, which bound decoding by reading the weights.
+      deadline: seconds, on ``devices`` of ``hardware``; of ``serving`` then device_batch and critical_batch, tokens.
+      value: what a doubling of N, D and C takes off the loss.
+      price, mfu: the hardware's, dollars per device-hour and share of the peak, instead of its profile's.
+      unit: of losses: nats, bits (both per what the loss is per), or bits_per_byte, where the runs say it.
+
+    Raises:
+      ValueError: no question, one that lacks a part, or a law that cannot answer it; says what to write.
+    """
+    found: Analysis = getattr(fit, "analysis", fit)
+    factor = _factor(unit, getattr(fit, "table", None), found)
+    nats = None if loss is None else loss / factor
+    positive = {
+        "flops": flops, "dollars": dollars, "hours": hours, "loss": loss, "deadline": deadline, "tokens": num_tokens,
+        "unique-tokens": unique_tokens, "num-params": num_params, "inference-tokens": inference_tokens,
+        "devices": devices, "price": price, "mfu": mfu,
+    }  # fmt: skip
+    for name, given in positive.items():
+        if given is not None and not (math.isfinite(given) and given > 0):
+            raise ValueError(f"--{name} is {given}: write a positive number")
+    machine = None if hardware is None else Machine(hardware, price, mfu)
+    money = [v for v in (flops, dollars, hours) if v is not None]
+    if len(money) > 1:
+        raise ValueError("--flops, --dollars and --hours are one budget: write one of them")
+    if dollars is not None or hours is not None:
+        flops = _needed(machine, "--dollars and --hours").flops_of(found, dollars, hours, devices)
+    answer = _answered(
+        found, flops, nats, num_tokens, unique_tokens, num_params, inference_tokens, deadline, value, machine, devices,
+        serving,
+    )  # fmt: skip
+    return answer if unit == "nats" else answer.in_unit(factor, unit.replace("_", " "))
+
+
+def _answered(
+    found, flops, loss, num_tokens, unique_tokens, num_params, inference_tokens, deadline, value, machine, devices,
+    serving,
+) -> Answer:  # fmt: skip
+    if deadline is not None:
+        cluster = machines.Cluster(
+            devices, _needed(machine, "--deadline").rate, serving.get("device_batch") or DEVICE_BATCH,
+            machine.dollars_per_second,
+        )  # fmt: skip
+        return machines.of_deadline(found, deadline, cluster, serving.get("critical_batch"))
+    if inference_tokens is not None:
+        prices = None if machine is None else machine.prices(serving)
+        quality = {"flops": flops, "loss": loss, "num_params": num_params}
+        share = serving.get("share_read") or 0.0
+        return machines.of_inference(found, inference_tokens, **quality, share_read=share, prices=prices)
+    if value:
+        return questions.value(found, flops)
+    if unique_tokens is not None and num_tokens is None:
+        raise ValueError("--unique-tokens is a part of the tokens there are: write --tokens with it")
+    asked = {"--flops": flops, "--loss": loss, "--tokens": num_tokens, "--num-params": num_params}
+    given = [name for name, v in asked.items() if v is not None]
+    if len(given) != 1:
+        said = f"{' and '.join(given)} are {len(given)} questions" if given else "no question"
+        raise ValueError(f"{said}: write one of {', '.join(asked)}, --inference-tokens, --deadline, --value, --compare")
+    if flops is not None:
+        return questions.of_flops(found, flops)
+    if loss is not None:
+        return questions.of_loss(found, loss)
+    if num_tokens is not None:
+        return questions.of_data(found, num_tokens, unique_tokens)
+    return questions.of_num_params(found, num_params)
+
+
+class Machine:
+    """A device of ``scaling.devices`` as answers take it: what it reaches on a size, what a FLOP costs on it.
+
+    Utilisations were published by total parameters; a law's N may leave the embedding out.
+    """
+
+    def __init__(self, name: str, price: float | None = None, mfu: float | None = None) -> None:
+        if name not in PROFILES:
+            raise ValueError(f"--hardware is {name}: write one of {', '.join(PROFILES)}")
+        self.profile: Profile = PROFILES[name]
+        if self.profile.flops_per_second(DTYPE, 1e9, mfu) is None:
+            missing = "no published peak: name other hardware" if not self.profile.peak_flops else (
+                "no published utilisation: add --mfu")  # fmt: skip
+            raise ValueError(f"--hardware {name} has {missing}")
+        self.mfu = mfu
+        self.price = self.profile.price_per_device_hour if price is None else price
+
+    @property
+    def dollars_per_second(self) -> float | None:
+        return None if self.price is None else self.price / 3600
+
+    def rate(self, num_params: np.ndarray) -> np.ndarray:
+        """FLOP/s of one device in training a model of N parameters."""
+        one = functools.partial(self.profile.flops_per_second, DTYPE, mfu=self.mfu)
+        sizes = np.asarray(num_params, dtype=np.float64)
+        return np.array([one(n) for n in sizes.ravel()], dtype=np.float64).reshape(sizes.shape)
+
+    def paid(self) -> float:
+        """Dollars a second. Raises ValueError where no price is known."""
+        if self.dollars_per_second is None:
+            raise ValueError(f"--hardware {self.profile.name} has no known price: add --price, dollars per device-hour")
+        return self.dollars_per_second
+
+    def flops_of(self, found: Analysis, dollars: float | None, hours: float | None, devices: float) -> float:
+        """The training FLOPs that money, or hours of so many devices, buy at the size that is best for them."""
+        from scaling.laws.answers.advice.basis import Basis
+
+        law = Basis(found).best
+        seconds = 3600 * hours * devices if hours is not None else dollars / self.paid()  # type: ignore[operator]  # one of two
+        n = np.array([[1e9]])
+        for _ in range(60):
+            n = np.exp(law.best_size(np.log(seconds * self.rate(n))))
+        return float(seconds * self.rate(n)[0, 0])
+
+    def prices(self, serving: dict[str, Any]) -> machines.Prices:
+        """Dollars a FLOP in training, prefill and decoding.
+
+        Decoding at batch b reads N w bytes for 2 N b FLOPs: it reaches no more than 2 b bandwidth / w FLOP/s (the
+        roofline), or what is given.
+        """
+        peak, a_second = self.profile.peak_flops[DTYPE], self.paid()
+        served = a_second if serving.get("serving_price") is None else serving["serving_price"] / 3600
+
+        def training(n: np.ndarray) -> np.ndarray:
+            return a_second / self.rate(n)
+
+        def prefill(n: np.ndarray) -> np.ndarray:
+            share = serving.get("prefill_mfu")
+            return served / (self.rate(n) if share is None else peak * share * np.ones_like(n))
+
+        def decoding(n: np.ndarray) -> np.ndarray:
+            if (share := serving.get("decoding_mfu")) is None:
+                read = 2 * serving["decode_batch"] * self.profile.memory_bandwidth / serving["bytes_per_weight"]
+                return served / np.minimum(served / prefill(n), read)
+            return served / (peak * share * np.ones_like(n))
+
+        if serving.get("decoding_mfu") is None and not (
+            serving.get("decode_batch") and serving.get("bytes_per_weight")
+        ):
+            raise ValueError(
+                "money for inference needs what decoding reaches: write --decoding-mfu, or --decode-batch and "
+                "--bytes-per-weight"
+            )
+        return machines.Prices(training, prefill, decoding, "dollars")
+
+
+def _needed(machine: Machine | None, what: str) -> Machine:
+    if machine is None:
+        raise ValueError(f"{what} are counted on hardware: add --hardware, one of {', '.join(PROFILES)}")
+    return machine
+
+
+def _factor(unit: str, table: Any, found: Analysis) -> float:
+    """What a loss in nats is multiplied by for ``unit``. Raises ValueError where the runs do not say it."""
+    if unit not in UNITS:
+        raise ValueError(f"--unit is {unit}: write one of {', '.join(UNITS)}")
+    if unit != "bits_per_byte":
+        return 1.0 if unit == "nats" else 1 / math.log(2)
+    known = None if table is None or "bits_per_byte" not in table else (table["bits_per_byte"] / table["loss"]).dropna()
+    if known is None or not len(known) or np.ptp(known) > 1e-3 * known.mean():
+        raise ValueError(
+            f"{found.observations.source}: --unit is bits_per_byte, and the runs do not say one number of bytes a "
+            "token: write nats or bits"
+        )
+    return float(known.median())
+
+
+def advise_between(comparison: Any, first: str, second: str) -> Answer:
+    """Which of two groups of a ``scaling.compare`` to train, from which compute on, with which probability."""
+    return groups.of_groups(comparison, first, second)
+
+
+@terminal.outliving_its_reader()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code (2: bad input, said in one line)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except ValueError as e:
+        print(e, file=sys.stderr)
+        return 2
+    except storage.errors() as e:
+        print(f"{arguments.source}: {storage.first_line(e)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def amount(text: str) -> float:
+    """A number as a table may write it: 1e15, 13B, 2T."""
+    value = parse(text)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: write 1e15, 13B or 2T")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A time as 30d, 12h, 90m or 3600 (seconds)."""
+    found = re.fullmatch(r"([\d.eE+]+)\s*([smhdw]?)", text)
+    try:
+        return float(found[1]) * _SECONDS[found[2] or "s"]  # type: ignore[index]  # else TypeError
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 30d, 12h, 90m or seconds") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scaling.advise", description="What to do, by the laws of a results folder or a table of runs."
+    )
+    parser.add_argument("source", metavar="SOURCE", help="as of python -m scaling.fit, or the fit.json it wrote")
+    options: list[tuple[str, Callable[[str], Any], str]] = [
+        ("flops", amount, "a training budget in FLOPs"),
+        ("dollars", amount, "… in dollars, on --hardware"),
+        ("hours", amount, "… in hours of --devices of --hardware"),
+        ("loss", amount, "a loss to reach, in --unit"),
+        ("tokens", amount, "the tokens there are"),
+        ("unique-tokens", amount, "how many of them are different"),
+        ("num-params", amount, "a size of model"),
+        ("inference-tokens", amount, "to serve, at the quality of --flops, --loss or --num-params"),
+        ("deadline", seconds, "30d, 12h: with --devices and --hardware"),
+        ("hardware", str, f"one of {', '.join(PROFILES)}"),
+        ("devices", amount, "how many (default: 1)"),
+        ("price", amount, "dollars per device-hour, instead of the profile's"),
+        ("mfu", float, "share of the peak that training reaches, instead of published ones"),
+        ("share-read", float, "of inference tokens, those of prompts (default: 0)"),
+        ("prefill-mfu", float, "share of the peak in reading prompts (default: as training)"),
+        ("decoding-mfu", float, "share of the peak in writing answers"),
+        ("decode-batch", amount, "sequences decoded at once, where --decoding-mfu is not known"),
+        ("bytes-per-weight", float, "of served weights, with --decode-batch"),
+        ("serving-price", amount, "dollars per device-hour of inference (default: as training)"),
+        ("device-batch", amount, f"least tokens of a step that keep a device busy (default: {DEVICE_BATCH:g})"),
+        ("critical-batch", amount, "B_crit in tokens, instead of Kaplan et al.'s law"),
+    ]
+    for name, kind, text in options:
+        parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument("--value", action="store_true", help="what a doubling of N, D and C is worth")
+    parser.add_argument("--compare", nargs=2, metavar="GROUP", help="which of two groups from which C on")
+    parser.add_argument("--by", metavar="COLUMN", help="whose values the groups are (default: as the folder's fit)")
+    parser.add_argument("--unit", default="nats", choices=UNITS, help="of losses (default: nats)")
+    parser.add_argument("--law", nargs="+", default=list(DEFAULT_LAWS), help="as of python -m scaling.fit")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
+    parser.add_argument("--json", metavar="FILE", help="also write the answer there")
+    return parser
+
+
+class Loaded:
+    """An analysis with the table that it is of."""
+
+    def __init__(self, table: Any, curves: Any, **options: Any) -> None:
+        self.table, self.analysis = table, analyse(table, curves, **options)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    source = runs_of(storage.folder(arguments.source))
+    if arguments.bootstrap < 0:
+        raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
+    resampling = {"bootstrap": arguments.bootstrap, "source": str(source)}
+    if arguments.compare is not None:
+        first, second = (name.rpartition("=")[2] for name in arguments.compare)
+        column = arguments.by or column_of(source, arguments.compare)
+        answer = advise_between(compare_groups(fitting.read(source, column)[0], column, **resampling), first, second)
+    else:
+        table, curves, _ = fitting.read(source)
+        asked = {k: v for k, v in vars(arguments).items() if k not in _NOT_ASKED and v is not None}
+        asked["num_tokens"] = asked.pop("tokens", None)
+        answer = advise(Loaded(table, curves, laws=tuple(arguments.law), **resampling), **asked)
+    printed.show_answer(terminal.console(sys.stdout, width=160, fold=False), answer)
+    if arguments.json:
+        records.write_json(storage.folder(arguments.json), finite(answer.to_json()))
+        print(f"\nwritten: {arguments.json}")
+
+
+_NOT_ASKED = {"source", "law", "bootstrap", "json", "compare", "by"}
+
+
+def runs_of(source: Path) -> Path:
+    """The results folder that a fit.json was made from; another SOURCE as it is. Raises ValueError where its runs are
+    not beside it: draws and other forms are not in the file."""
+    if source.name != "fit.json":
+        return source
+    for folder in (source.parent, source.parent.parent):
+        if (folder / "runs").is_dir():
+            return folder
+    table = Path(str(records.read_json(source).get("source", "")))
+    for path in (table, source.parent / table.name):
+        if table.suffix and path.is_file():
+            return path
+    raise ValueError(f"{source}: its runs are not beside it, and intervals are made from them: write them as SOURCE")
+
+
+def column_of(source: Path, names: Sequence[str]) -> str:
+    """The column whose values two groups are: as written, COLUMN=VALUE, or as the folder compares them."""
+    written = {name.rpartition("=")[0] for name in names} - {""}
+    known = records.read_json(source / "fit.json").get("multiplier") if source.is_dir() else None
+    if len(written) > 1:
+        raise ValueError(f"--compare {' '.join(names)}: groups of two columns: write two values of one")
+    if not written and not known:
+        raise ValueError(f"--compare {' '.join(names)}: add --by, the column whose values these are")
+    return written.pop() if written else known["column"]  # type: ignore[index]  # known, then
+
+
+class _Called(ModuleType):
+    """``scaling.advise`` is a command's module and a function's name: called, it is the function."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Answer:
+        return advise(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Called
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Questions of a law on given hardware: the cheapest model to train and serve, the best one by a deadline."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling.laws.answers.advice.basis import (
+    Answer,
+    Basis,
+    Number,
+    Quantity,
+    log_flops,
+    log_flops_where,
+    loss_at,
+    lowest,
+)
+from scaling.laws.answers.at_best import LawAtBest
+from scaling.laws.answers.optimum import Surfaced
+from scaling.laws.fitting.estimate import Fit
+from scaling.numbers import compact
+
+# A forward pass of the three that training comes to.
+FORWARD = 1 / 3
+# B_crit = B* L^(-1/α_B), tokens, loss in nats per token of WebText2 (Kaplan et al. 2020, figure 10).
+KAPLAN_BATCH, KAPLAN_EXPONENT = 2.1e8, 4.8
+FIXED_POINT_STEPS = 60
+SPAN = math.log(1e4)  # a size is searched within this of the best for training alone
+AROUND = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the devices, and the deadline, of the frontier
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a FLOP costs in training, in reading a prompt (prefill) and in writing an answer (decoding), in ``unit``.
+
+    Each is a function of N, (m,) to (m,), since utilisation may be. In FLOPs all are 1.
+    """
+
+    training: Callable[[np.ndarray], np.ndarray] = np.ones_like
+    prefill: Callable[[np.ndarray], np.ndarray] = np.ones_like
+    decoding: Callable[[np.ndarray], np.ndarray] = np.ones_like
+    unit: str = "FLOPs"
+
+
+def of_inference(
+    found: Surfaced, inference_tokens: float, *, flops: float | None = None, loss: float | None = None,
+    num_params: float | None = None, share_read: float = 0.0, prices: Prices | None = None,
+) -> Answer:  # fmt: skip
+    """The model of least lifetime cost at a given loss: training it and T tokens of inference (Sardana et al. 2024).
+
+    N, D minimise p c(N) D + (r q + (1 - r) s) c(N) T / 3 with L(N, D) = L, where c(N) is the cost of a training token,
+    p, q, s the ``prices`` of a FLOP in training, prefill and decoding, and r the share of the T tokens that is read. L
+    is ``loss``, or that of the compute-optimal model for ``flops``, or of ``num_params`` parameters.
+
+    Raises:
+      ValueError: none, or several, of flops, loss and num_params say which quality.
+    """
+    given = [v for v in (flops, loss, num_params) if v is not None]
+    if len(given) != 1:
+        raise ValueError("--inference-tokens asks for one quality: write one of --flops, --loss, --num-params with it")
+    basis, prices = Basis(found), prices or Prices()
+    start = math.log(basis.top)
+
+    def log_c(law: LawAtBest) -> np.ndarray:
+        if flops is not None:
+            return np.full_like(law.floor, math.log(flops))
+        if loss is not None:
+            return law.log_paid(np.full_like(law.floor, loss), np.full((1, 1), start))
+        return log_flops_where(law, float(num_params), start, of_size=True)  # type: ignore[arg-type]  # one of three
+
+    def cost(law: LawAtBest, log_n: np.ndarray, target: np.ndarray) -> np.ndarray:
+        n = np.exp(log_n)
+        a_token = basis.cost.flops_per_token(n)
+        served = inference_tokens * FORWARD * a_token
+        read, written = share_read * prices.prefill(n), (1 - share_read) * prices.decoding(n)
+        return prices.training(n) * np.exp(law.log_paid_at_size(target, log_n)) + served * (read + written)
+
+    def solved(law: LawAtBest) -> tuple[np.ndarray, ...]:
+        """(log N, log D, lifetime cost, that of the compute-optimal model), each (B,)."""
+        at = log_c(law)
+        known = np.isfinite(at)
+        at = np.where(known, at, start)
+        best, target = law.best_size(at), law.loss(at)
+        log_n = lowest(lambda x: cost(law, x, target), best - SPAN, best + SPAN / 4)
+        log_d = law.log_paid_at_size(target, log_n) - log_flops(log_n, np.zeros(1), law)
+        out = log_n, log_d, cost(law, log_n, target), cost(law, best, target)
+        return tuple(np.where(known, v, np.inf)[:, 0] for v in out)
+
+    size = float(np.exp(solved(basis.best)[0])[0])
+    spent = float(
+        np.exp(solved(basis.best)[0] + solved(basis.best)[1])[0] * basis.cost.flops_per_token(np.array(size)) / size
+    )
+    decades = basis.decades(spent)
+    quantities: dict[str, tuple[Quantity, str]] = {
+        "num_params": (lambda law: np.exp(solved(law)[0]), "parameters"),
+        "num_tokens": (lambda law: np.exp(solved(law)[1]), "tokens"),
+        "lifetime cost": (lambda law: solved(law)[2], prices.unit),
+        "compute-optimal model's lifetime cost": (lambda law: solved(law)[3], prices.unit),
+        "its share saved": (lambda law: 100 * (1 - solved(law)[2] / solved(law)[3]), "%"),
+    }
+    numbers = {name: basis.number(quantity, unit, decades) for name, (quantity, unit) in quantities.items()}
+    notes = ("a served token is a third of a training token's FLOPs",)
+    return basis.answer(f"{compact(inference_tokens)} tokens of inference", decades, numbers, notes)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices that train one model.
+
+    ``flops_per_second`` is what one device reaches on a model of N parameters, (m,) to (m,); ``device_batch`` the least
+    tokens of a step that keep it busy so; ``price`` dollars per device-second, None where it is not known.
+    """
+
+    devices: float
+    flops_per_second: Callable[[np.ndarray], np.ndarray]
+    device_batch: float
+    price: float | None = None
+
+
+def of_deadline(
+    found: Surfaced, seconds: float, cluster: Cluster, critical_batch: "float | Fit | None" = None
+) -> Answer:
+    """The best model by a deadline on so many devices: N, D, batch, steps.
+
+    A run of S(B) = S_min (1 + B_crit/B) steps reads D (1 + B/B_crit) tokens for what D = S_min B_crit are worth in
+    small batches (McCandlish et al. 2018; Kaplan et al. 2020, section 5.1). As a step takes c(N) B / (devices ·
+    FLOP/s), the loss L(N, D) that time allows is least at the least batch that keeps all devices busy, B = devices ·
+    device_batch.
+
+    Args:
+      critical_batch: B_crit in tokens, or a law of it by loss fitted to runs; None takes Kaplan's.
+    """
+    basis = Basis(found)
+
+    def crit(loss: np.ndarray) -> np.ndarray:
+        if isinstance(critical_batch, (int, float)):
+            return np.full_like(loss, critical_batch)
+        if critical_batch is not None:
+            return critical_batch.predict(loss=loss)
+        return KAPLAN_BATCH * loss**-KAPLAN_EXPONENT
+
+    def read(log_n: np.ndarray, time: float, on: Cluster) -> np.ndarray:
+        """log of the tokens that the time is enough for."""
+        n = np.exp(log_n)
+        return math.log(time * on.devices) + np.log(on.flops_per_second(n)) - np.log(basis.cost.flops_per_token(n))
+
+    def worth(law: LawAtBest, log_n: np.ndarray, time: float, on: Cluster) -> tuple[np.ndarray, np.ndarray]:
+        """(log D, L) of these sizes: B_crit is that of the loss at the end, which depends on D."""
+        seen, batch = read(log_n, time, on), on.devices * on.device_batch
+        log_d = seen
+        for _ in range(FIXED_POINT_STEPS):
+            loss = loss_at(law, log_n, log_d)
+            log_d = 0.5 * (log_d + seen - np.log1p(batch / crit(loss)))
+        return log_d, loss_at(law, log_n, log_d)
+
+    def size(law: LawAtBest, time: float = seconds, on: Cluster = cluster) -> np.ndarray:
+        n0 = np.exp(law.best_size(np.full((1, 1), math.log(basis.top))))
+        for _ in range(20):
+            n0 = np.exp(law.best_size(np.log(time * on.devices * on.flops_per_second(n0))))
+        middle = np.log(n0)
+        return lowest(lambda x: worth(law, x, time, on)[1], middle - SPAN, middle + SPAN / 2)
+
+    law = basis.best
+    log_n = size(law)
+    flops = float(np.exp(log_flops(log_n, read(log_n, seconds, cluster), law))[0, 0])
+    decades = basis.decades(flops)
+    batch = cluster.devices * cluster.device_batch
+    numbers = {
+        "num_params": basis.number(lambda w: np.exp(size(w))[:, 0], "parameters", decades),
+        "num_tokens": basis.number(lambda w: np.exp(read(size(w), seconds, cluster))[:, 0], "tokens", decades),
+        "tokens they are worth": basis.number(
+            lambda w: np.exp(worth(w, size(w), seconds, cluster)[0])[:, 0], "tokens", decades
+        ),
+        "loss": basis.number(lambda w: worth(w, size(w), seconds, cluster)[1][:, 0], "nats", decades),
+        "batch": Number(batch, None, "tokens"),
+        "critical batch": Number(float(crit(worth(law, log_n, seconds, cluster)[1])[0, 0]), None, "tokens"),
+        "steps": basis.number(lambda w: np.exp(read(size(w), seconds, cluster))[:, 0] / batch, "steps", decades),
+        "flops": Number(flops, None, "FLOPs"),
+    }
+    if cluster.price is not None:
+        numbers["cost"] = Number(cluster.price * cluster.devices * seconds, None, "dollars")
+    table = []
+    for times in AROUND:
+        for longer in (0.25, 1.0, 4.0):
+            on, time = dataclasses.replace(cluster, devices=cluster.devices * times), seconds * longer
+            at = size(law, time, on)
+            row = {"devices": on.devices, "days": time / 86400, "loss": float(worth(law, at, time, on)[1][0, 0]),
+                   "num_params": float(np.exp(at)[0, 0]),
+                   "num_tokens": float(np.exp(read(at, time, on))[0, 0])}  # fmt: skip
+            table.append(row | ({} if cluster.price is None else {"dollars": cluster.price * on.devices * time}))
+    notes = [] if critical_batch is not None else [
+        "B_crit is Kaplan et al.'s of WebText2 by its loss in nats per token: of other text or tokens it is a guess, "
+        "--critical-batch writes your own"
+    ]  # fmt: skip
+    notes.append("utilisation is taken to stay as devices are added")
+    asked = f"{seconds / 86400:.3g} days on {cluster.devices:g} devices"
+    return basis.answer(asked, decades, numbers, tuple(notes), {"loss, time and money": table})

@@ -1,0 +1,281 @@
+"""Questions of a law that need no machine: a budget, a loss, data, a size, what a doubling buys."""
+
+import functools
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from scaling.laws.answers import optimum
+from scaling.laws.answers.advice.basis import (
+    WIDTH,
+    Answer,
+    Basis,
+    Number,
+    Quantity,
+    log_flops,
+    log_flops_where,
+    loss_at,
+    root,
+)
+from scaling.laws.answers.at_best import LawAtBest
+from scaling.laws.answers.forecast import forecast
+from scaling.laws.answers.optimum import Surfaced
+from scaling.laws.fitting.estimate import Fit
+from scaling.laws.forms.law import Params
+from scaling.laws.intervals.resampling import interval
+from scaling.numbers import compact
+
+FLAT = (0.001, 0.005, 0.01)  # shares of the best loss that a flat region is told for
+OVERTRAINED = (1.0, 2.0, 4.0, 10.0)  # times the tokens at which a size is compute-optimal
+
+
+def of_flops(found: Surfaced, flops: float) -> Answer:
+    """What to train for C FLOPs: N*, D*, the run's loss, the sizes that are nearly as good, what a wrong one costs.
+
+    The loss is the run's own forecast (``forecast``); flat region and costs are the law's. With L* the least loss at C,
+    the flat region at ε is all N with L(N, C/c(N)) ≤ (1 + ε) L*; ``overhead`` is the further compute, over C, that a
+    size needs to reach L*.
+    """
+    basis = Basis(found)
+    decades, log_c = basis.decades(flops), np.log([flops])
+    rows = optimum.rows(found, np.array([flops]))
+    if not rows:
+        raise ValueError(f"{basis.source}: {found.surface} has no interior optimum at {flops:.3g} FLOPs")
+    (row,), numbers = rows, {}
+    (said,) = forecast(found, rows, found.level)
+    of_form: dict[str, Quantity] = {
+        "num_params": lambda law: np.exp(law.best_size(log_c))[:, 0],
+        "num_tokens": lambda law: flops / law.cost.flops_per_token(np.exp(law.best_size(log_c)))[:, 0],  # type: ignore[union-attr]  # of N and D
+    }
+    of_form["tokens_per_param"] = lambda law: of_form["num_tokens"](law) / of_form["num_params"](law)
+    units = {"num_params": "parameters", "num_tokens": "tokens", "tokens_per_param": "tokens per parameter"}
+    for name, unit in units.items():
+        by_form = {form: float(of_form[name](law)[0]) for form, law in basis.others().items()}
+        numbers[name] = Number(row[name], basis.worth(row[f"{name}_interval"], decades), unit, by_form)
+    numbers["loss"] = Number(row["loss"], basis.worth(row["loss_interval"], decades), "nats", said["by_law"])
+    for share in FLAT:
+        for side, word in ((-1, "least"), (1, "most")):
+            name = f"num_params within {100 * share:g} % of the best loss, {word}"
+            numbers[name] = basis.number(functools.partial(_flat, log_c, share, side), "parameters", decades)
+    for factor, word in ((0.5, "half the size"), (2.0, "twice the size")):
+        numbers[f"loss lost by {word}"] = basis.number(functools.partial(_loss_lost, log_c, factor), "%", decades)
+        numbers[f"overhead of {word}"] = basis.number(functools.partial(_overhead, log_c, factor), "%", decades)
+    return basis.answer(f"{flops:.3g} FLOPs", decades, numbers)
+
+
+def _flat(log_c: np.ndarray, share: float, side: int, law: LawAtBest) -> np.ndarray:
+    """N at which the loss for C is ``share`` above the least, below (side -1) or above N*, (B,)."""
+    best, worst = law.best_size(log_c), law.loss(log_c) * (1 + share)
+
+    def rises(step: np.ndarray) -> np.ndarray:
+        log_n = best + side * step
+        loss = loss_at(law, log_n, log_c - log_flops(log_n, np.zeros(1), law))
+        return np.where(np.isnan(loss), np.inf, loss) - worst
+
+    return np.exp(best + side * root(rises, np.zeros_like(best), np.full_like(best, WIDTH)))[:, 0]
+
+
+def _loss_lost(log_c: np.ndarray, factor: float, law: LawAtBest) -> np.ndarray:
+    """By how many per cent the loss for C is above the least at ``factor`` times the best size, (B,)."""
+    log_n = law.best_size(log_c) + math.log(factor)
+    loss = loss_at(law, log_n, log_c - log_flops(log_n, np.zeros(1), law))
+    return 100 * (loss / law.loss(log_c) - 1)[:, 0]
+
+
+def _overhead(log_c: np.ndarray, factor: float, law: LawAtBest) -> np.ndarray:
+    return 100 * (overhead(law, log_c, factor) - 1)
+
+
+def overhead(law: LawAtBest, log_c: np.ndarray, factor: float) -> np.ndarray:
+    """Compute of a model of ``factor`` times the best size for the loss that C FLOPs buy at best, over C, (B,).
+
+    For C = 6 N D that is k_N (1 - (k_N^-α - 1) (A/B) G^(-α-β))^(-1/β), k_N the factor and G = (αA/βB)^(1/(α+β)) (de
+    Vries 2023, "Go smol or go home"). inf where no tokens bring that size there.
+    """
+    log_n = law.best_size(log_c) + math.log(factor)
+    return np.exp(law.log_paid_at_size(law.loss(log_c), log_n) - log_c)[:, 0]
+
+
+def of_loss(found: Surfaced, loss: float) -> Answer:
+    """The least compute for a loss, its N and D; or that no compute reaches it, where it lies below the floor E."""
+    basis = Basis(found)
+    start = np.log([[basis.top]])
+
+    def log_c(law: LawAtBest) -> np.ndarray:
+        return law.log_paid(np.full((len(law.floor), 1), loss), start)
+
+    def size(law: LawAtBest) -> np.ndarray:
+        x = log_c(law)
+        known = np.isfinite(x)
+        return np.where(known, np.exp(law.best_size(np.where(known, x, start))), np.inf)[:, 0]
+
+    def tokens(law: LawAtBest) -> np.ndarray:
+        x = log_c(law)
+        known = np.isfinite(x)
+        log_n = law.best_size(np.where(known, x, start))
+        return np.where(known, np.exp(x - log_flops(log_n, np.zeros(1), law)), np.inf)[:, 0]
+
+    floor = basis.number(lambda law: law.floor[:, 0], "nats", 0.0)
+    if floor.interval is not None:  # a draw with E = 0 is at the end of E's domain, not beyond every end
+        floor = replace(floor, interval=(max(floor.interval[0], 0.0), floor.interval[1]))
+    draws = found.draws.get(str(found.surface))
+    below = (
+        "" if draws is None else f"{(basis.law(draws.params).floor >= loss).mean():.0%} of the draws have E above it"
+    )
+    if basis.best.floor[0, 0] >= loss:
+        said = f"cannot be reached: E is {floor.value:.4g}"
+        return basis.answer(f"loss {loss:g}", None, {"E": floor}, (f"{said}; {below}" if below else said,))
+    flops = float(np.exp(log_c(basis.best))[0, 0])
+    decades = basis.decades(flops)
+    numbers = {
+        "flops": basis.number(lambda law: np.exp(log_c(law))[:, 0], "FLOPs", decades),
+        "num_params": basis.number(size, "parameters", decades),
+        "num_tokens": basis.number(tokens, "tokens", decades),
+        "E": floor,
+    }
+    doubtful = floor.interval is not None and floor.interval[1] >= loss
+    return basis.answer(f"loss {loss:g}", decades, numbers, (f"perhaps out of reach: {below or 'E'}",) * doubtful)
+
+
+def of_num_params(found: Surfaced, num_params: float) -> Answer:
+    """How far to train a model of N parameters: the tokens past which a larger one would be better for the compute."""
+    basis = Basis(found)
+    start, log_n = math.log(basis.top), np.log([[num_params]])
+
+    def log_d(law: LawAtBest) -> np.ndarray:
+        return log_flops_where(law, num_params, start, of_size=True) - log_flops(log_n, np.zeros(1), law)
+
+    flops = float(np.exp(log_flops_where(basis.best, num_params, start, of_size=True))[0, 0])
+    decades = basis.decades(flops)
+    numbers = {
+        "num_tokens": basis.number(lambda law: np.exp(log_d(law))[:, 0], "tokens", decades),
+        "flops": basis.number(
+            lambda law: np.exp(log_flops_where(law, num_params, start, of_size=True))[:, 0], "FLOPs", decades
+        ),
+        "loss": _run_loss(basis, num_params, float(np.exp(log_d(basis.best))[0, 0]), flops, decades),
+    }
+    table, law = [], basis.best
+    for times in OVERTRAINED:
+        longer = log_d(law) + math.log(times)
+        loss = loss_at(law, log_n, longer)
+        spent = log_flops(log_n, longer, law)
+        over = np.exp(spent - law.log_paid(loss, spent))
+        table.append({
+            "num_tokens": float(np.exp(longer)[0, 0]), "flops": float(np.exp(spent)[0, 0]),
+            "loss": float(loss[0, 0]), "compute over the least for that loss": float(over[0, 0]),
+        })  # fmt: skip
+    notes = ("past num_tokens a larger model is better for the same compute",)
+    return basis.answer(
+        f"{compact(num_params)} parameters", decades, numbers, notes, {"trained longer, by the law": table}
+    )
+
+
+def _run_loss(basis: Basis, num_params: float, num_tokens: float, flops: float, decades: float) -> Number:
+    """The loss of one run as it is forecast, with its interval."""
+    cell = {"run_id": "asked", "num_params": num_params, "num_tokens": num_tokens, "flops": flops}
+    (said,) = forecast(basis.found, [cell], basis.level)
+    return Number(said["predicted"], basis.worth(said["interval"], decades), "nats", said["by_law"])
+
+
+def of_data(found: Surfaced, num_tokens: float, unique_tokens: float | None = None) -> Answer:
+    """The size for which D tokens are compute-optimal, its loss, and what twice the tokens would buy.
+
+    With only U < D unique tokens, and the data-constrained law among the fits (Muennighoff et al. 2023), the size that
+    is best for the same compute when they repeat; without that law, that repetition is not covered.
+    """
+    basis = Basis(found)
+    start = math.log(basis.top)
+    log_d = np.log([[num_tokens]])
+
+    def log_c(law: LawAtBest) -> np.ndarray:
+        return log_flops_where(law, num_tokens, start, of_size=False)
+
+    def size(law: LawAtBest) -> np.ndarray:
+        return np.exp(law.best_size(log_c(law)))[:, 0]
+
+    def buys(law: LawAtBest) -> np.ndarray:
+        return (law.loss(log_c(law)) - law.loss(log_flops_where(law, 2 * num_tokens, start, of_size=False)))[:, 0]
+
+    def at_one_size(law: LawAtBest) -> np.ndarray:
+        log_n = law.best_size(log_c(law))
+        return (loss_at(law, log_n, log_d) - loss_at(law, log_n, log_d + math.log(2)))[:, 0]
+
+    flops = float(np.exp(log_c(basis.best))[0, 0])
+    decades = basis.decades(flops)
+    numbers = {
+        "num_params": basis.number(size, "parameters", decades),
+        "flops": basis.number(lambda law: np.exp(log_c(law))[:, 0], "FLOPs", decades),
+        "loss": _run_loss(basis, float(size(basis.best)[0]), num_tokens, flops, decades),
+        "loss less by twice the tokens, same size": basis.number(at_one_size, "nats", decades),
+        "loss less by twice the tokens, best size": basis.number(buys, "nats", decades),
+    }
+    asked, notes = f"{compact(num_tokens)} tokens", []
+    if unique_tokens is not None:
+        asked += f", {compact(unique_tokens)} of them unique"
+        numbers["epochs"] = Number(max(num_tokens / unique_tokens, 1.0), None, "epochs")
+        repeated = next((f for f in found.fits.values() if "unique_tokens" in f.form.columns), None)
+        if num_tokens > unique_tokens and repeated is None:
+            notes.append(
+                "repetition is not covered: the numbers take every token for new; write --law chinchilla "
+                "data_constrained on runs that repeat theirs"
+            )
+        elif repeated is not None:
+            numbers |= _repeated(basis, repeated, flops, unique_tokens, decades)
+    return basis.answer(asked, decades, numbers, tuple(notes))
+
+
+def _repeated(basis: Basis, fitted: Fit, flops: float, unique_tokens: float, decades: float) -> dict[str, Number]:
+    """Best size, epochs and loss for C when U tokens repeat, and what twice as many would buy."""
+    log_c, middle = math.log(flops), float(basis.best.best_size(np.log([flops]))[0, 0])
+    grid = middle + np.linspace(-6, 6, 1201)  # the law has kinks where repeating begins: searched, not descended
+
+    def least(p: Params, unique: float) -> tuple[np.ndarray, np.ndarray]:
+        params = {k: np.atleast_1d(v)[:, None] for k, v in p.items()}
+        tokens = np.exp(log_c - basis.cost.log_flops_per_token(grid))
+        with np.errstate(all="ignore"):
+            loss = fitted.form.predict(params, num_params=np.exp(grid), num_tokens=tokens, unique_tokens=unique)
+        loss = np.where(np.isfinite(loss), loss, np.inf)
+        return grid[loss.argmin(axis=1)], loss.min(axis=1)
+
+    quantities = {
+        "num_params, tokens repeated": ("parameters", lambda p: np.exp(least(p, unique_tokens)[0])),
+        "epochs": (
+            "epochs",
+            lambda p: np.exp(log_c - basis.cost.log_flops_per_token(least(p, unique_tokens)[0])) / unique_tokens,
+        ),
+        "loss, tokens repeated": ("nats", lambda p: least(p, unique_tokens)[1]),
+        "loss less by twice the unique tokens": (
+            "nats", lambda p: least(p, unique_tokens)[1] - least(p, 2 * unique_tokens)[1],
+        ),
+    }  # fmt: skip
+    draws, out = basis.found.draws.get(fitted.form.name), {}
+    for name, (unit, quantity) in quantities.items():
+        ends = None if draws is None else basis.worth(interval(quantity(draws.params), basis.level), decades)
+        out[name] = Number(float(quantity(fitted.params)[0]), ends, unit)
+    return out
+
+
+def value(found: Surfaced, flops: float | None = None) -> Answer:
+    """What a doubling of N, of D, and of C at its best, takes off the loss, from the optimum at C (by default the
+    largest compute fitted) on."""
+    basis = Basis(found)
+    flops = basis.top if flops is None else flops
+    decades, log_c, two = basis.decades(flops), np.log([flops]), math.log(2)
+
+    def gain(log_n_more: float, log_d_more: float) -> Quantity:
+        def quantity(law: LawAtBest) -> np.ndarray:
+            log_n = law.best_size(log_c)
+            log_d = log_c - log_flops(log_n, np.zeros(1), law)
+            return (loss_at(law, log_n, log_d) - loss_at(law, log_n + log_n_more, log_d + log_d_more))[:, 0]
+
+        return quantity
+
+    numbers = {
+        "loss less by twice N": basis.number(gain(two, 0.0), "nats", decades),
+        "loss less by twice D": basis.number(gain(0.0, two), "nats", decades),
+        "loss less by twice C": basis.number(
+            lambda law: (law.loss(log_c) - law.loss(log_c + two))[:, 0], "nats", decades
+        ),
+    }
+    return basis.answer(f"what a doubling is worth at {flops:.3g} FLOPs", decades, numbers)
