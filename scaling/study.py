@@ -10,7 +10,7 @@ What the commands do is done by the same code; here are only its names. No accel
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,28 @@ if TYPE_CHECKING:
     from scaling.laws.answers.advice.basis import Answer
 
 PANELS = ("num_params", "num_tokens", "tokens_per_param")  # of an allocation
+
+
+def axes(ax: Axes | None, height: float = 4.2) -> Axes:
+    """The Axes given, or those of a new figure, which notebooks show."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=(7, height)).subplots()
+
+
+def styled(draw: Callable[..., Axes]) -> Callable[..., Axes]:
+    """The same drawing in the project's style (``report.axes.STYLE``), whatever the notebook's is."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **options: Any) -> Axes:
+        from scaling.report import plots
+
+        with plots.style():
+            return draw(*arguments, **options)
+
+    return drawn
 
 
 def open(source: str | Path | pd.DataFrame) -> Study:  # named as pandas and xarray name it
@@ -65,6 +87,27 @@ class Study:
 
     def _repr_html_(self) -> str:
         return self.table.to_html(max_rows=12)
+
+    @property
+    def seal(self) -> str | None:
+        """What the hash of the forecast says that was made before the held-out runs trained; None without one."""
+        from scaling.report import page
+
+        return page.forecast_seal(page.read(storage.folder(self.source)).forecast) if self.runs else None
+
+    @property
+    def expert_load(self) -> pd.DataFrame:
+        """The share of a layer's choices that fell on each expert, of the largest run that has experts.
+
+        Raises ValueError where none has.
+        """
+        import pandas as pd
+
+        known = [run for run in self.runs if "expert_load" in run.measures]
+        if not known:
+            raise ValueError(f"{self.source}: no run has experts")
+        largest = max(known, key=lambda run: run.flops["exact"] * run.num_params["total"])
+        return pd.DataFrame(largest.measures["expert_load"]["value"]).rename_axis("layer")
 
     @property
     def groups(self) -> dict[str, Study]:
@@ -165,6 +208,13 @@ class Fit:
         return pd.DataFrame(figures.exponent_rows(self.payload)).set_index("name")
 
     @property
+    def exponent(self) -> dict[str, Any]:
+        """The law's exponent of N* ∝ C^a over the fitted compute, or β/(α+β) where C = 6 N D, and its interval."""
+        found = self.payload["allocation"]
+        name = "a_local" if found.get("a_local") else "a"
+        return {"a": found[name], "interval": found[f"{name}_interval"]}
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """What a reader must know before believing the rest, in words."""
         return self.analysis.warnings
@@ -241,6 +291,12 @@ class Fit:
         """``study.compare`` of the runs that this is fitted to."""
         return self.study.compare(column, **options)
 
+    def write_figures(self, folder: str | Path) -> list[Any]:
+        """Writes every figure with its caption as SVG and PNG, as the command does; returns what was saved."""
+        from scaling.report import figures
+
+        return figures.write(storage.folder(folder), self.study.table, self.payload, self.study.runs)
+
     @property
     def plot(self) -> Plot:
         """The figures, each a method that returns its Axes."""
@@ -292,6 +348,7 @@ class Compared:
 
         return advise.advise_between(self.found, first, second)
 
+    @styled
     def plot(self, ax: Axes | None = None) -> Axes:
         """Multipliers against what is paid, a line for each pair."""
         from scaling.report import plots_of_fits
@@ -299,16 +356,20 @@ class Compared:
         return plots_of_fits.multipliers(axes(ax), self.payload["pairs"], self.payload["axis"], self.found.level)
 
 
-def axes(ax: Axes | None) -> Axes:
-    """The Axes given, or those of a new figure in the project's style, which notebooks show."""
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
+def exponents(fits: Mapping[str, Fit]) -> pd.DataFrame:
+    """The exponent of N* ∝ C^a by fits to be held against each other, by name: a and its interval."""
+    import pandas as pd
 
-    from scaling.report import plots
+    return pd.DataFrame([fit.exponent for fit in fits.values()], index=pd.Index(fits, name="fit"))
 
-    with plots.style():
-        return plt.figure(figsize=(7, 4.2)).subplots()
+
+@styled
+def plot_exponents(fits: Mapping[str, Fit], ax: Axes | None = None) -> Axes:
+    """``exponents`` side by side."""
+    from scaling.report import figures, plots
+
+    rows = [(name, fit.exponent["a"], fit.exponent["interval"]) for name, fit in fits.items()]
+    return plots.exponents(axes(ax, 0.9 + 0.36 * len(rows)), rows, figures.PUBLISHED_EXPONENTS)
 
 
 @dataclass(frozen=True)
@@ -317,12 +378,14 @@ class Plot:
 
     fit: Fit
 
+    @styled
     def isoflop(self, ax: Axes | None = None) -> Axes:
         """Loss against size at equal compute, with each budget's minimum."""
         from scaling.report import plots
 
         return plots.isoflop(axes(ax), self.fit.payload["isoflop"].get("budgets", ()))
 
+    @styled
     def surface(self, ax: Axes | None = None) -> Axes:
         """Contours of the law of N and D, the runs, and the frontier."""
         from scaling.report import plots
@@ -331,6 +394,7 @@ class Plot:
         frontier = self.fit.payload["frontier"]
         return plots.surface(axes(ax), self.fit.done, lambda n, d: predict(num_params=n, num_tokens=d), frontier)
 
+    @styled
     def allocation(self, quantity: str = "num_params", ax: Axes | None = None) -> Axes:
         """num_params, num_tokens or tokens_per_param that spend a budget best, by the law and by IsoFLOP minima."""
         from scaling.report import plots
@@ -342,6 +406,7 @@ class Plot:
         minima = found["isoflop"].get("minima", ())
         return plots.allocation(axes(ax), quantity, found["frontier"], minima, fitted_flops=fitted)
 
+    @styled
     def residuals(self, quantity: str = "num_tokens", ax: Axes | None = None) -> Axes:
         """What the law of N and D misses of each run, against num_params, num_tokens or flops."""
         from scaling.report import plots
@@ -352,12 +417,14 @@ class Plot:
         )
         return plots.residuals(axes(ax), done, predicted, quantity)
 
+    @styled
     def forecast(self, ax: Axes | None = None, *, relative: bool = False) -> Axes:
         """Held-out runs: their loss by the laws, and what training gave."""
         from scaling.report import plots
 
         return plots.forecast(axes(ax), self.fit.held_out.to_dict("records"), relative=relative)
 
+    @styled
     def exponents(self, ax: Axes | None = None) -> Axes:
         """The exponent of N* by every approach."""
         from scaling.report import figures, plots
@@ -365,12 +432,14 @@ class Plot:
         rows = [(name, row["a"], row["a_interval"]) for name, row in self.fit.exponents.iterrows()]
         return plots.exponents(axes(ax), rows, figures.PUBLISHED_EXPONENTS)
 
+    @styled
     def power_law(self, quantity: str = "flops", ax: Axes | None = None) -> Axes:
         """Loss against num_params, num_tokens or flops alone."""
         from scaling.report import plots
 
         return plots.power_law(axes(ax), self.fit.done, quantity)
 
+    @styled
     def curves(self, ax: Axes | None = None) -> Axes:
         """Validation loss while the runs trained. Raises ValueError of a table, which has no curves."""
         from scaling.report import plots
