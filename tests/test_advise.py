@@ -1,0 +1,193 @@
+"""The command that advises, and the same from Python: units, hardware, money, bad input in one line."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import scaling
+from scaling import advise as advising
+from scaling import records, study
+from scaling.devices import PROFILES, mfu_of
+from scaling.engine.plan.hardware import Hardware
+from tests import synthetic
+from tests.laws import data
+
+FAST = {"laws": "chinchilla", "bootstrap": 60, "combined": False}
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return scaling.open(data.isoflop(noise=0.003)).fit(**FAST)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("results")
+    synthetic.write(path, synthetic.sweep_records())
+    return path
+
+
+def test_money_and_hours_buy_what_the_plan_says_they_do(fit):
+    """Against the plan's own seconds for the FLOPs (``Hardware``), at the utilisation of the size that is best."""
+    machine = advising.Machine("h100")
+    flops = machine.flops_of(fit.analysis, 1000.0, None, 1)
+    size = fit.advise(flops=flops).numbers["num_params"].value
+    mfu, hardware = mfu_of(PROFILES["h100"].mfu, size).mfu, Hardware(PROFILES["h100"], 1)
+    wall = flops / (989.4e12 * mfu)
+    assert hardware.cost(wall).dollars == pytest.approx(1000.0, rel=1e-9)
+    assert fit.advise(dollars=1000, hardware="h100").numbers["num_params"].value == pytest.approx(size, rel=1e-9)
+    hours = 1000 / 3.99 / 8
+    by_hours = fit.advise(hours=hours, devices=8, hardware="h100")
+    assert by_hours.numbers["num_params"].value == pytest.approx(size, rel=1e-9)
+
+
+def test_decoding_is_bound_by_reading_the_weights(fit):
+    """At batch b and w bytes a weight 2 b bandwidth / w FLOP/s, until that is more than the prefill's."""
+    machine, n = advising.Machine("h100", mfu=0.4), np.array([1e9])
+    slow = machine.prices({"decode_batch": 8, "bytes_per_weight": 2.0})
+    assert slow.decoding(n)[0] == pytest.approx(3.99 / 3600 / (2 * 8 * 3.35e12 / 2), rel=1e-12)
+    light = machine.prices({"decode_batch": 8, "bytes_per_weight": 1.0})
+    assert light.decoding(n)[0] == pytest.approx(slow.decoding(n)[0] / 2, rel=1e-12)
+    full = machine.prices({"decode_batch": 1e6, "bytes_per_weight": 2.0})
+    assert full.decoding(n)[0] == pytest.approx(full.prefill(n)[0], rel=1e-12)
+    assert full.training(n)[0] == pytest.approx(3.99 / 3600 / (0.4 * 989.4e12), rel=1e-12)
+
+
+def test_units_of_the_loss(folder):
+    fitted = scaling.open(folder).fit(**FAST)
+    nats, bits = (fitted.advise(value=True, unit=u).numbers["loss less by twice C"] for u in ("nats", "bits"))
+    assert bits.value == pytest.approx(nats.value / math.log(2), rel=1e-12)
+    loss = fitted.optimum(1e12)["loss"] / math.log(2)
+    asked = fitted.advise(loss=loss, unit="bits").numbers
+    assert asked["flops"].value == pytest.approx(
+        fitted.advise(loss=loss * math.log(2)).numbers["flops"].value, rel=1e-9
+    )
+
+
+def test_the_command_and_python_give_one_answer(folder, tmp_path, capsys):
+    options = ["--law", "chinchilla", "--bootstrap", "60", "--json", str(tmp_path / "answer.json")]
+    assert advising.main([str(folder), "--flops", "1e12", *options]) == 0
+    told = json.loads((tmp_path / "answer.json").read_text())
+    answer = scaling.advise(scaling.open(folder).fit(laws="chinchilla", bootstrap=60), flops=1e12)
+    for name, number in answer.numbers.items():
+        assert told["numbers"][name]["value"] == number.value
+        assert told["numbers"][name]["interval"] == list(number.interval)
+    assert "tokens_per_param" in capsys.readouterr().out
+
+
+def test_a_fit_json_stands_for_the_runs_beside_it(folder, tmp_path, capsys):
+    (folder / "fit.json").write_text("{}")
+    options = ["--law", "chinchilla", "--bootstrap", "0"]
+    assert advising.main([str(folder / "fit.json"), "--num-params", "50K", *options]) == 0
+    (tmp_path / "fit.json").write_text('{"source": "gone.csv"}')
+    assert advising.main([str(tmp_path / "fit.json"), "--num-params", "50K"]) == 2
+    assert "its runs are not beside it" in capsys.readouterr().err
+
+
+BAD = {
+    "no question": ([], "no question: write one of"),
+    "two": (["--flops", "1e12", "--loss", "2"], "are 2 questions"),
+    "negative": (["--flops", "-1"], "write a positive number"),
+    "no hardware": (["--dollars", "5"], "add --hardware"),
+    "unknown hardware": (["--dollars", "5", "--hardware", "abacus"], "write one of cpu, h100"),
+    "a cpu's peak": (["--hours", "5", "--hardware", "cpu"], "no published peak"),
+    "no utilisation": (["--hours", "5", "--hardware", "b200"], "add --mfu"),
+    "no price": (["--dollars", "5", "--hardware", "tpu-v6e"], "add --price"),
+    "two budgets": (["--flops", "1e12", "--hours", "2", "--hardware", "h100"], "are one budget"),
+    "no quality": (["--inference-tokens", "1B"], "write one of --flops, --loss, --num-params"),
+    "no decoding": (["--inference-tokens", "1B", "--flops", "1e12", "--hardware", "h100"], "--decoding-mfu"),
+    "part of nothing": (["--unique-tokens", "1M"], "write --tokens with it"),
+    "no form": (["--flops", "1e12", "--law", "kaplan_n"], "write --law chinchilla"),
+    "no column": (["--compare", "a", "b"], "add --by"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case, folder, tmp_path, capsys):
+    options, words = BAD[case]
+    table = tmp_path / "runs.csv"
+    data.isoflop(noise=0.003).to_csv(table, index=False)
+    assert advising.main([str(table), "--bootstrap", "0", *options]) == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said
+    assert "\n" not in said
+
+
+def test_groups_are_compared_with_the_probability_of_a_known_multiplier():
+    """b takes 1.5 times the compute of a at equal loss by construction: a is better, in all draws."""
+    table = data.scattered(30, noise=0.002)
+    worse = table.assign(loss=data.chinchilla(table["num_params"] / 1.5, table["num_tokens"]), group="b")
+    both = pd.concat([table.assign(group="a"), worse])
+    answer = scaling.open(both).compare("group", bootstrap=100).advise("a", "b")
+    chances = [n.value for name, n in answer.numbers.items() if name.startswith("probability that a")]
+    assert chances == [1.0, 1.0, 1.0]
+    assert "a is better at every compute" in answer.notes[0]
+    other = scaling.open(both).compare("group", bootstrap=100).advise("b", "a")
+    assert [n.value for name, n in other.numbers.items() if name.startswith("probability that b")] == [0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="write two of a, b"):
+        scaling.open(both).compare("group", bootstrap=20).advise("a", "c")
+
+
+# ---- scaling.open ---------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_what_the_modules_below_give(folder):
+    opened = scaling.open(folder)
+    assert opened.table.equals(records.load(folder))
+    fitted = opened.fit(**FAST)
+    assert fitted.params == fitted.analysis.fits["chinchilla"].params
+    best = fitted.optimum(flops=1e12)
+    said = fitted.predict(best["num_params"], best["num_tokens"], interval=0.95)
+    assert said["loss"][0] == pytest.approx(best["loss"], rel=1e-12)
+    assert said["lower"][0] < said["loss"][0] < said["upper"][0]
+    assert said["flops"][0] == pytest.approx(1e12, rel=1e-9)
+    assert list(fitted.held_out["predicted"]) == [row["predicted"] for row in fitted.payload["forecast"]]
+    assert "asymptotic" in fitted._repr_html_()
+    assert set(fitted.parameters().index) == set(fitted.params)
+
+
+def test_what_is_doubtful_is_escaped(fit):
+    import dataclasses
+
+    doubtful = dataclasses.replace(fit, analysis=dataclasses.replace(fit.analysis, warnings=("<script>1</script>",)))
+    assert "<script>" not in doubtful._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "name", ["isoflop", "surface", "allocation", "residuals", "forecast", "exponents", "power_law", "curves"]
+)
+def test_every_figure_returns_the_axes_it_is_given(name, folder):
+    from matplotlib.figure import Figure
+
+    ax = Figure().subplots()
+    assert getattr(_fitted(folder).plot, name)(ax=ax) is ax
+    assert ax.has_data()
+
+
+_KNOWN: dict = {}
+
+
+def _fitted(folder):
+    return _KNOWN.setdefault(folder, scaling.open(folder).fit(**FAST))
+
+
+def test_importing_it_loads_no_accelerator_and_little_else():
+    code = (
+        "import sys, scaling; scaling.open; scaling.advise; "
+        "print(len(sys.modules), *{'jax', 'flax', 'orbax', 'tensorflow', 'matplotlib.pyplot'} & set(sys.modules))"
+    )
+    count, *heavy = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not heavy
+    assert int(count) < 1500
+
+
+def test_every_name_of_the_front_door_is_there():
+    assert callable(scaling.open)
+    assert callable(scaling.advise)
+    assert scaling.open is study.open
+    assert {"open", "advise", "fit_law", "compare"} <= set(dir(scaling))
