@@ -3,7 +3,8 @@
     python -m scaling.advise SOURCE --flops 1e15 | --dollars 500 --hardware h100 | --loss 1.1 | --tokens 1e9 | …
 
 SOURCE is what ``python -m scaling.fit`` reads, or the fit.json that it wrote beside its runs. From Python the same is
-``scaling.advise(fit, flops=1e15)``: this module can be called, as a function of its own name would hide it.
+``advise(fit, flops=1e15)`` of the package: the module itself can be called, as otherwise it would hide the function of
+its name.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def advise(
     """Answers one question by a fitted law, with intervals from the fit's own draws.
 
     Args:
-      fit: of ``scaling.open(...).fit()``, or an ``analysis.Analysis``.
+      fit: of a study (``study.Study.fit``), or an ``analysis.Analysis``.
       flops, dollars, hours: a training budget; the last two on ``devices`` of ``hardware`` (``scaling.devices``).
       loss: to be reached, in ``unit``.
       num_tokens, unique_tokens: the data there are.
@@ -305,16 +306,18 @@ def _run(arguments: argparse.Namespace) -> None:
     source = runs_of(storage.folder(arguments.source))
     if arguments.bootstrap < 0:
         raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
-    resampling = {"bootstrap": arguments.bootstrap, "source": str(source)}
+    runs = source.is_dir() or storage.is_remote(source)
+    counted = fitting.convention(source) if runs else {}  # --num-params is a question here
+    options: dict[str, Any] = {**counted, "bootstrap": arguments.bootstrap, "source": str(source)}
     if arguments.compare is not None:
         first, second = (name.rpartition("=")[2] for name in arguments.compare)
         column = arguments.by or column_of(source, arguments.compare)
-        answer = advise_between(compare_groups(fitting.read(source, column)[0], column, **resampling), first, second)
+        answer = advise_between(compare_groups(fitting.read(source, column)[0], column, **options), first, second)
     else:
         table, curves, _ = fitting.read(source)
         asked = {k: v for k, v in vars(arguments).items() if k not in _NOT_ASKED and v is not None}
         asked["num_tokens"] = asked.pop("tokens", None)
-        answer = advise(Loaded(table, curves, laws=tuple(arguments.law), **resampling), **asked)
+        answer = advise(Loaded(table, curves, laws=tuple(arguments.law), **options), **asked)
     printed.show_answer(terminal.console(sys.stdout, width=160, fold=False), answer)
     if arguments.json:
         records.write_json(storage.folder(arguments.json), finite(answer.to_json()))
@@ -351,7 +354,7 @@ def column_of(source: Path, names: Sequence[str]) -> str:
 
 
 class _Called(ModuleType):
-    """``scaling.advise`` is a command's module and a function's name: called, it is the function."""
+    """The package's ``advise`` is a command's module and a function's name: called, it is the function."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Answer:
         return advise(*arguments, **options)

@@ -180,7 +180,7 @@ def read(source: Path, compare: str | None = None):
     runs = [] if source.is_file() else records.load_records(source)
     manifest = records.manifest(source) if runs else {}
     if compare is not None:
-        runs = _as_in_grid(runs, manifest)
+        runs = as_in_grid(runs, manifest)
     elif groups := manifest.get("groups"):
         raise ValueError(f"{source}: its laws are apart: write one of {', '.join(f'{source}/{g}' for g in groups)}")
     if runs:
@@ -194,7 +194,16 @@ def read(source: Path, compare: str | None = None):
     return read_csv(source), None, []
 
 
-def _as_in_grid(runs: list[records.RunRecord], manifest: Mapping[str, Any]) -> list[records.RunRecord]:
+def convention(folder: Path) -> dict[str, str]:
+    """How the fit.json of a results folder counts N and C, as ``analyse`` takes it; empty without one.
+
+    Raises ValueError where it cannot be read.
+    """
+    known = records.read_json(folder / "fit.json").get("convention") or {}
+    return {name: known[name] for name in ("num_params", "flops") if name in known}
+
+
+def as_in_grid(runs: list[records.RunRecord], manifest: Mapping[str, Any]) -> list[records.RunRecord]:
     """Records in the order of their grid's groups, or of its cells: the first group is what others are held against."""
     groups = manifest.get("groups") or {"": [cell["run_id"] for cell in manifest.get("cells") or []]}
     place = {run_id: i for i, run_id in enumerate(run_id for ids in groups.values() for run_id in ids)}

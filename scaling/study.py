@@ -1,10 +1,11 @@
-"""Runs and their laws from Python, as in a notebook: ``scaling.open(...)``, ``study.fit()``, ``fit.plot``.
+"""Opens runs, fits laws to them, and gives both with their figures, as a notebook wants them.
 
     study = scaling.open("results/chinchilla")
     fit = study.fit()
     fit.predict(num_params=1e6, num_tokens=2e7)
 
-What the commands do is done by the same code; here are only its names. No accelerator is touched.
+What the commands do is done by the same code; here are only its names. No accelerator is touched, and what fits (a
+second of SciPy) is imported when something is fitted.
 """
 
 from __future__ import annotations
@@ -15,20 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling import fit as fitting
 from scaling import records, storage, terminal
-from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
-from scaling.laws.answers import multiplier, of_runs
-from scaling.laws.answers.forecast import forecast
-from scaling.laws.answers.multiplier import Comparison
-from scaling.laws.payload import finite, of_comparison
-from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT, as_counted
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from scaling.laws.analysis import Analysis
     from scaling.laws.answers.advice.basis import Answer
+    from scaling.laws.answers.multiplier import Comparison
 
 PANELS = ("num_params", "num_tokens", "tokens_per_param")  # of an allocation
 
@@ -47,6 +43,9 @@ def styled(draw: Callable[..., Axes]) -> Callable[..., Axes]:
 
     @functools.wraps(draw)
     def drawn(*arguments: Any, **options: Any) -> Axes:
+        import matplotlib.pyplot as plt
+
+        plt.draw_if_interactive()  # loads the backend, whose settings for a notebook must outlast the style's context
         from scaling.report import plots
 
         with plots.style():
@@ -62,11 +61,14 @@ def open(source: str | Path | pd.DataFrame) -> Study:  # named as pandas and xar
     """
     if not isinstance(source, str | Path):
         return Study("table", source)
+    from scaling import fit
+
     folder = storage.folder(source)
-    runs = [] if folder.is_file() else records.load_records(folder)
-    if runs and records.manifest(folder).get("groups"):  # of laws apart: a table to compare, and groups to open
+    manifest = {} if folder.is_file() else records.manifest(folder)
+    if manifest.get("groups"):  # of laws apart: a table to compare, in the grid's order, and groups to open
+        runs = fit.as_in_grid(records.load_records(folder), manifest)
         return Study(str(source), records.table(runs), records.curves(runs), runs)
-    table, curves, runs = fitting.read(folder)
+    table, curves, runs = fit.read(folder)
     return Study(str(source), table, curves, runs)
 
 
@@ -87,6 +89,13 @@ class Study:
 
     def _repr_html_(self) -> str:
         return self.table.to_html(max_rows=12)
+
+    @property
+    def convention(self) -> dict[str, str]:
+        """How the folder's own fit.json counts N and C; empty without one, and of tables."""
+        from scaling import fit
+
+        return fit.convention(storage.folder(self.source)) if self.runs else {}
 
     @property
     def seal(self) -> str | None:
@@ -117,19 +126,23 @@ class Study:
         return {name: open(folder / name) for name in manifest.get("groups") or {}}
 
     def fit(
-        self, laws: Sequence[str] | str = DEFAULT_LAWS, loss: str = "huber",
+        self, laws: Sequence[str] | str | None = None, loss: str = "huber",
         convention: Mapping[str, str] | None = None, **options: Any,
     ) -> Fit:  # fmt: skip
         """Fits laws to the runs, as ``python -m scaling.fit`` does.
 
         Args:
-          laws: names of forms, or one.
+          laws: names of forms, or one; by default ``analysis.DEFAULT_LAWS``.
           loss: huber, lad, squared or tukey.
-          convention: how N and C are counted, {"num_params": "total", "flops": "6ND"}.
+          convention: how N and C are counted, {"num_params": "total", "flops": "6ND"}; by default as the folder's own
+            fit.json counts.
           options: of ``analysis.analyse``: delta, noise, bootstrap, seed, holdout_flops, combined.
         """
-        asked = {**(convention or {}), "loss": loss, "source": self.source, **options}
-        names = (laws,) if isinstance(laws, str) else tuple(laws)
+        from scaling.laws.analysis import DEFAULT_LAWS, analyse
+
+        counted = self.convention if convention is None else dict(convention)
+        asked = {**counted, "loss": loss, "source": self.source, **options}
+        names = (laws,) if isinstance(laws, str) else tuple(DEFAULT_LAWS if laws is None else laws)
         return Fit(self, analyse(self.table, self.curves, laws=names, **asked))
 
     def compare(self, column: str, **options: Any) -> Compared:
@@ -139,8 +152,10 @@ class Study:
           column: whose values the groups are: of the table, or a path into the runs such as model.family.
           options: of ``multiplier.compare``: law, level, bootstrap, loss …
         """
+        from scaling.laws.answers.multiplier import compare
+
         table = records.with_coordinate(self.table, self.runs, column) if self.runs else self.table
-        return Compared(self, multiplier.compare(table, column, source=self.source, **options))
+        return Compared(self, compare(table, column, **{**self.convention, "source": self.source, **options}))
 
     def positions(self, column: str) -> pd.DataFrame:
         """Loss by place in the window of every group's best run, as ``plots.positions_of_groups`` draws it."""
@@ -159,16 +174,19 @@ class Fit:
 
     @functools.cached_property
     def payload(self) -> dict[str, Any]:
+        from scaling.laws.answers import of_runs
+
         found = self.analysis.to_json()
         return of_runs.complete(found, self.study.runs) if self.study.runs else found
 
     @property
     def table(self) -> pd.DataFrame:
         """The study's runs, counted as the fit counts, held-out rows marked."""
-        table = as_counted(self.study.table, self.analysis.observations.convention)
-        excluded = [row["run"] for row in self.payload["excluded"] if row["reason"] in (HELD_OUT, LEFT_OUT)]
+        from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT, as_counted
         from scaling.report import figures
 
+        table = as_counted(self.study.table, self.analysis.observations.convention)
+        excluded = [row["run"] for row in self.payload["excluded"] if row["reason"] in (HELD_OUT, LEFT_OUT)]
         return table if "holdout" in table else table.assign(holdout=[n in excluded for n in figures.labels(table)])
 
     @property
@@ -245,6 +263,8 @@ class Fit:
         import numpy as np
         import pandas as pd
 
+        from scaling.laws.answers.forecast import forecast
+
         n, d = np.broadcast_arrays(np.atleast_1d(num_params).astype(float), np.atleast_1d(num_tokens).astype(float))
         flops = d * self.analysis.cost.flops_per_token(n)
         table = pd.DataFrame({"num_params": n, "num_tokens": d, "flops": flops})
@@ -257,6 +277,8 @@ class Fit:
     def forecast(self, cells: pd.DataFrame | Sequence[Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
         """The forecast of cells with num_params, num_tokens, flops (and run_id): predicted, interval, by_law."""
         import pandas as pd
+
+        from scaling.laws.answers.forecast import forecast
 
         rows = cells.to_dict("records") if isinstance(cells, pd.DataFrame) else list(cells)
         return pd.DataFrame(forecast(self.analysis, rows, level))
@@ -282,7 +304,7 @@ class Fit:
         return pd.Series(rows[0])
 
     def advise(self, **question: Any) -> Answer:
-        """What to do: ``scaling.advise`` of this fit, with flops=, loss=, num_tokens=, deadline= …"""
+        """What to do: the question put to this fit, with flops=, loss=, num_tokens=, deadline= …"""
         from scaling import advise
 
         return advise.advise(self, **question)
@@ -312,6 +334,8 @@ class Compared:
 
     @functools.cached_property
     def payload(self) -> dict[str, Any]:
+        from scaling.laws.payload import finite, of_comparison
+
         return finite(of_comparison(self.found))["multiplier"]
 
     @property
@@ -323,6 +347,8 @@ class Compared:
     def table(self) -> pd.DataFrame:
         """Of each pair the multiplier and its interval where it is told (``multiplier.told``)."""
         import pandas as pd
+
+        from scaling.laws.answers import multiplier
 
         axis = self.payload["axis"]
         rows = [
@@ -442,6 +468,7 @@ class Plot:
     @styled
     def curves(self, ax: Axes | None = None) -> Axes:
         """Validation loss while the runs trained. Raises ValueError of a table, which has no curves."""
+        from scaling.laws.tables.observations import as_counted
         from scaling.report import plots
 
         if self.fit.study.curves is None:

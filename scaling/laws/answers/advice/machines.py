@@ -194,6 +194,6 @@ def of_deadline(
         "B_crit is Kaplan et al.'s of WebText2 by its loss in nats per token: of other text or tokens it is a guess, "
         "--critical-batch writes your own"
     ]  # fmt: skip
-    notes.append("utilisation is taken to stay as devices are added")
+    notes.append("utilisation is taken to stay as devices are added; the loss is the law's own, of no single run")
     asked = f"{seconds / 86400:.3g} days on {cluster.devices:g} devices"
     return basis.answer(asked, decades, numbers, tuple(notes), {"loss, time and money": table})
