@@ -239,8 +239,8 @@ def show_answer(console, answer) -> None:
     console.print(f"{answer.source}: {answer.asked}, by {answer.law}{how}", soft_wrap=True)
     table = _table("", "", "value", f"{100 * answer.level:.0f} % interval", "by other forms", "")
     for name, number in answer.numbers.items():
-        said = number.by_form.values()
-        forms = f"{_number(min(said))} … {_number(max(said))}" if said else "–"
+        said = [_number(x) for x in sorted(number.by_form.values())]
+        forms = " … ".join(dict.fromkeys((said[0], said[-1]))) if said else "–"
         ends = None if number.interval is None else [e if math.isfinite(e) else None for e in number.interval]
         table.add_row(name, _number(number.value), _range(ends), forms, number.unit)
     console.print(table)
