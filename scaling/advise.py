@@ -12,7 +12,7 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +35,14 @@ DTYPE = "bfloat16"  # of training, whose peak is taken
 # (``devices.MFU``).
 DEVICE_BATCH = 2048.0
 UNITS = ("nats", "bits", "bits_per_byte")
+SHARES = ("mfu", "share_read", "prefill_mfu", "decoding_mfu")  # of one
+# What questions of serving and of a deadline take beside what all may (``advise``).
+SERVING = {
+    "inference_tokens": (
+        "share_read", "prefill_mfu", "decoding_mfu", "decode_batch", "bytes_per_weight", "serving_price",
+    ),
+    "deadline": ("device_batch", "critical_batch"),
+}  # fmt: skip
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -67,14 +75,13 @@ def advise(
     found: Analysis = getattr(fit, "analysis", fit)
     factor = _factor(unit, getattr(fit, "table", None), found)
     nats = None if loss is None else loss / factor
-    positive = {
+    given = {
         "flops": flops, "dollars": dollars, "hours": hours, "loss": loss, "deadline": deadline, "tokens": num_tokens,
-        "unique-tokens": unique_tokens, "num-params": num_params, "inference-tokens": inference_tokens,
-        "devices": devices, "price": price, "mfu": mfu,
+        "unique_tokens": unique_tokens, "num_params": num_params, "inference_tokens": inference_tokens,
+        "devices": devices, "price": price, "mfu": mfu, **serving,
     }  # fmt: skip
-    for name, given in positive.items():
-        if given is not None and not (math.isfinite(given) and given > 0):
-            raise ValueError(f"--{name} is {given}: write a positive number")
+    given = {name: v for name, v in given.items() if v is not None}
+    _check(given, serving)
     machine = None if hardware is None else Machine(hardware, price, mfu)
     money = [v for v in (flops, dollars, hours) if v is not None]
     if len(money) > 1:
@@ -86,6 +93,35 @@ def advise(
         serving,
     )  # fmt: skip
     return answer if unit == "nats" else answer.in_unit(factor, unit.replace("_", " "))
+
+
+def _check(given: Mapping[str, Any], serving: Mapping[str, Any]) -> None:
+    """Raises ValueError on a number out of its range, a name that is none, or one that the question does not take."""
+    for name, v in given.items():
+        if not isinstance(v, (int, float)):  # a law of the critical batch
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name in SHARES and not (0 < v <= 1 or (name == "share_read" and v == 0)):
+            raise ValueError(f"{option} is {v}: write a share, above 0 and at most 1")
+        if name not in SHARES and not (math.isfinite(v) and v > 0):
+            raise ValueError(f"{option} is {v}: write a positive number")
+    known = [name for names in SERVING.values() for name in names]
+    for name in serving:
+        if name not in known:
+            raise TypeError(f"advise() has no argument {name!r}: write one of {', '.join(known)}")
+    for question, names in SERVING.items():
+        unused = [f"--{name.replace('_', '-')}" for name in names if name in given and question not in given]
+        if unused:
+            raise ValueError(f"{', '.join(unused)}: only --{question.replace('_', '-')} takes it: write that too")
+    ways = [name for name in ("deadline", "inference_tokens") if name in given]
+    if len(ways) == 2:
+        raise ValueError("--deadline and --inference-tokens are two questions: write one")
+    taken = {"deadline": (), "inference_tokens": ("flops", "dollars", "hours", "loss", "num_params")}
+    asked = ("flops", "dollars", "hours", "loss", "tokens", "unique_tokens", "num_params")
+    for question in ways:
+        if other := [name for name in asked if name in given and name not in taken[question]]:
+            said = ", ".join(f"--{name.replace('_', '-')}" for name in other)
+            raise ValueError(f"{said}: --{question.replace('_', '-')} does not take it: ask one of them")
 
 
 def _answered(
@@ -104,6 +140,10 @@ def _answered(
         share = serving.get("share_read") or 0.0
         return machines.of_inference(found, inference_tokens, **quality, share_read=share, prices=prices)
     if value:
+        if other := [v for v in (loss, num_tokens, unique_tokens, num_params) if v is not None]:
+            raise ValueError(
+                f"--value is asked at --flops, or at the largest fitted: {other[0]:g} is of another question"
+            )
         return questions.value(found, flops)
     if unique_tokens is not None and num_tokens is None:
         raise ValueError("--unique-tokens is a part of the tokens there are: write --tokens with it")

@@ -102,9 +102,21 @@ BAD = {
     "no quality": (["--inference-tokens", "1B"], "write one of --flops, --loss, --num-params"),
     "no decoding": (["--inference-tokens", "1B", "--flops", "1e12", "--hardware", "h100"], "--decoding-mfu"),
     "part of nothing": (["--unique-tokens", "1M"], "write --tokens with it"),
+    "percent": (["--hours", "5", "--hardware", "h100", "--mfu", "40"], "--mfu is 40.0: write a share"),
+    "share of more": (["--inference-tokens", "1B", "--flops", "1e12", "--share-read", "2"], "write a share"),
+    "option of another": (["--flops", "1e12", "--critical-batch", "1K"], "--critical-batch: only --deadline takes it"),
+    "deadline and loss": (["--deadline", "1h", "--hardware", "h100", "--loss", "2"], "--loss: --deadline does not"),
+    "serving and data": (["--inference-tokens", "1B", "--tokens", "1B"], "--tokens: --inference-tokens does not"),
+    "value of a loss": (["--value", "--loss", "2"], "is of another question"),
+    "two of time": (["--deadline", "1h", "--inference-tokens", "1B"], "are two questions"),
     "no form": (["--flops", "1e12", "--law", "kaplan_n"], "write --law chinchilla"),
     "no column": (["--compare", "a", "b"], "add --by"),
 }
+
+
+def test_a_misspelt_argument_is_no_question_of_another():
+    with pytest.raises(TypeError, match="no argument 'share_raed': write one of share_read"):
+        scaling.advise(None, flops=1e12, share_raed=0.5)
 
 
 @pytest.mark.parametrize("case", BAD)
