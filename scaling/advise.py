@@ -21,7 +21,7 @@ import numpy as np
 
 from scaling import fit as fitting
 from scaling import records, storage, terminal
-from scaling.devices import PROFILES, Profile
+from scaling.devices import DEVICE_BATCH, DTYPE, PROFILES, Profile
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
 from scaling.laws.answers.advice import groups, machines, questions
 from scaling.laws.answers.advice.basis import Answer
@@ -30,10 +30,6 @@ from scaling.laws.payload import finite
 from scaling.laws.tables.reading import parse
 from scaling.report import printed
 
-DTYPE = "bfloat16"  # of training, whose peak is taken
-# Tokens of a step that keep one device busy: a sequence as long as those at which the utilisations were published
-# (``devices.MFU``).
-DEVICE_BATCH = 2048.0
 UNITS = ("nats", "bits", "bits_per_byte")
 SHARES = ("mfu", "share_read", "prefill_mfu", "decoding_mfu")  # of one
 # What questions of serving and of a deadline take beside what all may (``advise``).

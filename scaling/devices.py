@@ -9,6 +9,11 @@ import itertools
 import math
 from dataclasses import dataclass, field
 
+DTYPE = "bfloat16"  # of training, where advice takes a device's peak
+# Tokens of a step that keep one device busy: a sequence as long as those at which the utilisations were published
+# (``MFU``).
+DEVICE_BATCH = 2048.0
+
 _NVIDIA_H100 = "NVIDIA, H100 Tensor Core GPU datasheet (SXM; dense, half of the figures with sparsity)"
 
 

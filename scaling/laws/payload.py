@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scaling.laws.answers import allocation, optimum
+from scaling.laws.answers.advice import carried
 from scaling.laws.answers.forecast import forecast
 from scaling.laws.answers.multiplier import BEYOND, SIGNIFICANCE, Comparison, Curve, Group, Pair
 from scaling.laws.answers.optimum import Surfaced
@@ -66,6 +67,7 @@ def of(found: Found) -> dict[str, Any]:
         "leverage": _leverage(found),
         "frontier": _frontier(found),
         "combination": _combination(found),
+        "ask": carried.of(found),
         "run_noise": None if found.run_noise is None else found.run_noise.to_json(found.observations),
         "forecast": _forecast(found, HELD_OUT),
         "left_out": _forecast(found, LEFT_OUT),

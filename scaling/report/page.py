@@ -17,7 +17,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from scaling import records, storage
+from scaling import devices, records, storage
 from scaling.laws.answers import multiplier, of_runs, precision
 from scaling.laws.intervals import influence
 from scaling.report import figures, words
@@ -404,6 +404,16 @@ def _group(results: Results, page: str) -> dict:
         "warnings": warnings(results, cells),
         "seal": forecast_seal(results.forecast),
     }
+
+
+def machines() -> list[dict]:
+    """The devices a deadline may be asked on: those with a published peak and utilisation (``scaling.devices``)."""
+    known = [p for p in devices.PROFILES.values() if p.peak_flops and p.mfu]
+    return [
+        {"name": p.name, "title": p.title, "peak_flops": p.peak_flops[devices.DTYPE], "batch": devices.DEVICE_BATCH,
+         "price": p.price_per_device_hour, "mfu": [[point.num_params, point.mfu] for point in p.mfu]}
+        for p in known
+    ]  # fmt: skip
 
 
 def _inline_image(path: Path) -> str:

@@ -272,7 +272,7 @@ class Combination:
                 continue
             resampled = (known or {}).get(name)
             if resampled is None or len(resampled) < count.max():
-                resampled = self._resampled(name, int(count.max()), seed + i, clusters, noise)
+                resampled = self._resampled(name, int(count.max()), num, seed + i, clusters, noise)
             resampled = resampled.first(int(count.max()))
             losses = resampling.prediction_draws(fitted, resampled, seed=seed + i, **_own(fitted.form, columns))
             off = np.random.default_rng(seed + i).normal(size=(len(losses), 1)) * self._misses(name, columns)
@@ -281,15 +281,26 @@ class Combination:
                 out[ends[i, j] : ends[i + 1, j], j] = losses[: count[j], j]
         return out
 
-    def _resampled(self, name: str, num: int, seed: int, clusters: np.ndarray | None, noise: Noise | None) -> Draws:
-        """Laws as the rows let them move; where a refit is costly by the wild bootstrap, which makes none."""
+    def resamples(
+        self, num: int, seed: int, clusters: np.ndarray | None, noise: Noise | None, known: Mapping[str, Draws]
+    ) -> dict[str, Draws]:
+        """The resamples of laws not ``known`` that ``draws`` makes for any runs, or more of the same."""
+        missing = [(i, name) for i, name in enumerate(self.fits) if name not in known]
+        return {name: self._resampled(name, num, num, seed + i, clusters, noise) for i, name in missing}
+
+    def _resampled(
+        self, name: str, least: int, num: int, seed: int, clusters: np.ndarray | None, noise: Noise | None
+    ) -> Draws:
+        """Laws as the rows let them move; where a refit is costly by the wild bootstrap, which makes none.
+
+        At least ``least``: the wild bootstrap's depend on how many are made, so of these always ``num``."""
         fitted = self.fits[name]
         if noise is not None and noise.groups is not None:
             return diagnosis.resample(fitted, noise, num, seed)
         if clusters is None and noise is not None:
             clusters = noise.cells
         if fitted.form.powers is not None:
-            return resampling.bootstrap(fitted, num, seed=seed, clusters=clusters)
+            return resampling.bootstrap(fitted, least, seed=seed, clusters=clusters)
         rows = np.arange(fitted.num_observations) if clusters is None else clusters
         return resampling.wild(fitted, np.unique(rows, return_inverse=True)[1], num, seed=seed)
 

@@ -152,7 +152,8 @@ def of_deadline(
         log_d = seen
         for _ in range(FIXED_POINT_STEPS):
             loss = loss_at(law, log_n, log_d)
-            log_d = 0.5 * (log_d + seen - np.log1p(batch / crit(loss)))
+            with np.errstate(over="ignore", divide="ignore"):  # next to no tokens: no batch is small enough
+                log_d = 0.5 * (log_d + seen - np.log1p(batch / crit(loss)))
         return log_d, loss_at(law, log_n, log_d)
 
     def size(law: LawAtBest, time: float = seconds, on: Cluster = cluster) -> np.ndarray:
