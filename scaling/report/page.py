@@ -358,7 +358,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         loader=jinja2.PackageLoader("scaling.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(words.FILTERS, inline_image=_inline_image)
+    environment.filters.update(words.FILTERS, inline_image=_inline_image, script=_script)
     fit, rows = results.fit, _cell_rows(results)
     conventions = [one.fit.get("convention") for one in (results, *results.groups)]  # all of one sweep's are the same
     return environment.get_template("report.html").render(
@@ -390,7 +390,14 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         leverage=influence.told(fit["leverage"]) if fit.get("leverage") else [],
         frontier=_spread(fit.get("frontier") or [], 9),
         environment=_environments(results),
+        page=_live(results),
     )
+
+
+def _live(results: Results) -> dict:
+    """What the page's own scripts read."""
+    fit = results.fit
+    return {"ask": fit.get("ask") or None, "machines": machines(), "unit": figures.loss_unit(fit)}
 
 
 def _group(results: Results, page: str) -> dict:
@@ -414,6 +421,11 @@ def machines() -> list[dict]:
          "price": p.price_per_device_hour, "mfu": [[point.num_params, point.mfu] for point in p.mfu]}
         for p in known
     ]  # fmt: skip
+
+
+def _script(name: str) -> Markup:
+    """A script of this folder, to stand in the page."""
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))  # noqa: S704  # the project's own
 
 
 def _inline_image(path: Path) -> str:
