@@ -172,7 +172,8 @@ class Laws:
         forecast = self._forecast_against_actual()
         runs = self._recorded()
         try:
-            payload = self._analysis(runs).to_json()
+            found = self._analysis(runs)
+            payload = found.to_json() | {"recounted": self._recounted(found, runs)}
             payload["warnings"] = [*records.changed_sides(runs), *payload["warnings"]]
         except ValueError as e:
             payload = {"schema": 1, "error": str(e)}
@@ -189,6 +190,20 @@ class Laws:
         if options["laws"] is None:
             del options["laws"]
         return fit.analyse(records.table(runs), records.curves(runs), source=str(self._folder), **options)
+
+    def _recounted(self, found, runs: Sequence[records.RunRecord]) -> list[dict]:
+        """The law of N and D under every count and rule that the records carry: values alone."""
+        from scaling.laws.answers import comparison
+        from scaling.laws.payload import finite
+
+        fitted = found.fits.get(found.surface)
+        if fitted is None or fitted.loss.name == "asymmetric":
+            return []
+        objective = {"loss": fitted.loss.name, "delta": fitted.loss.delta, "source": str(self._folder)}
+        try:
+            return finite(comparison.conventions(records.table(runs), fitted.form, bootstrap=0, **objective))
+        except ValueError:  # a count that these runs do not identify: the page shows points alone
+            return []
 
     def _inputs_sha256(self) -> str:
         return _inputs_sha256(self._cells, self._rows, self._folder, self._fit_config)
@@ -238,7 +253,7 @@ def _inputs_sha256(cells: Cells, rows: Sequence[Row], folder: Path, fit_config: 
     Equal: nothing to do again."""
     here = Path(__file__).parent
     made_by = [*here.glob("*.py"), *(here / "laws").rglob("*.py"), *(here / "report").rglob("*.py")]
-    code = [*made_by, *(here / "report").glob("*.html")]
+    code = [*made_by, *(f for kind in ("html", "js", "css") for f in (here / "report").rglob(f"*.{kind}"))]
     paths = [records.path_of(cells.results, row.run_id) for row in rows] + sorted(code)
     paths += [folder / "forecast.json", cells.results / "sweep.json"]
     return digest(paths, repr(fit_config))

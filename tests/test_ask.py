@@ -14,7 +14,7 @@ from scaling.devices import PROFILES
 from scaling.laws.answers.advice import carried, questions
 from scaling.laws.forms import catalogue
 from scaling.laws.payload import finite
-from scaling.report import page
+from scaling.report import live
 from tests import javascript, synthetic
 from tests.laws import data
 
@@ -95,7 +95,7 @@ def test_the_page_answers_as_advise_does(name, kinds, num):
     analysis = study(name)
     ask = finite(carried.of(analysis))
     asked = list(settings(kinds, ask, num))
-    machines = {m["name"]: m for m in page.machines()}
+    machines = {m["name"]: m for m in live.machines()}
     answers = javascript.value_of(ANSWERS, {"carried": ask, "asked": asked, "machines": machines}, "ask.js")
     intervals = 0
     for setting, answer in zip(asked, answers):
@@ -126,7 +126,7 @@ def test_budgets_are_those_a_person_writes():
 
 def test_every_machine_with_a_published_utilisation_is_there():
     known = [name for name, p in PROFILES.items() if p.mfu and p.peak_flops]
-    assert [m["name"] for m in page.machines()] == known
+    assert [m["name"] for m in live.machines()] == known
 
 
 def test_a_law_without_an_optimum_carries_nothing():

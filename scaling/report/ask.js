@@ -233,5 +233,5 @@ const Ask = (() => {
     return { decades, numbers: found };
   }
 
-  return { load, ofBudget, ofInference, ofData, ofDeadline, MAX_DECADES };
+  return { load, ofBudget, ofInference, ofData, ofDeadline, lossAt, logCost, MAX_DECADES };
 })();

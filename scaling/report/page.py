@@ -17,10 +17,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from scaling import devices, records, storage
+from scaling import records, storage
 from scaling.laws.answers import multiplier, of_runs, precision
 from scaling.laws.intervals import influence
-from scaling.report import figures, words
+from scaling.report import figures, live, words
 from scaling.report.words import fixed, num, scientific, span
 
 
@@ -94,7 +94,7 @@ def _build(results: Results, out: Path) -> Path:
     cells, saved = results.fit["learning_rates"], []
     if not results.groups or results.fit.get("multiplier"):
         saved = figures.write(out.parent / "figures", results.table, results.fit, results.runs)
-    storage.write(out, _render(results, cells, saved, out.name), synced=False)
+    storage.write(out, _render(results, cells, saved, out), synced=False)
     return out
 
 
@@ -352,7 +352,7 @@ def _environments(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.Saved], page: str) -> str:
+def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.Saved], out: Path) -> str:
     """The page. Everything in it is a function of the folder's files: no date, no path of the machine."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("scaling.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -376,7 +376,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         headlines=headlines(results, cells),
         warnings=warnings(results, cells),
         compared=_compared(fit.get("multiplier") or {}),
-        groups=[_group(group, f"{group.folder.name}/{page}") for group in results.groups],
+        groups=[_group(group, f"{group.folder.name}/{out.name}") for group in results.groups],
         seal=forecast_seal(results.forecast),
         figures=saved,
         cells=rows,
@@ -390,14 +390,8 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         leverage=influence.told(fit["leverage"]) if fit.get("leverage") else [],
         frontier=_spread(fit.get("frontier") or [], 9),
         environment=_environments(results),
-        page=_live(results),
+        page=live.of(fit, results.runs, results.folder, out, figures.loss_unit(fit)),
     )
-
-
-def _live(results: Results) -> dict:
-    """What the page's own scripts read."""
-    fit = results.fit
-    return {"ask": fit.get("ask") or None, "machines": machines(), "unit": figures.loss_unit(fit)}
 
 
 def _group(results: Results, page: str) -> dict:
@@ -413,19 +407,9 @@ def _group(results: Results, page: str) -> dict:
     }
 
 
-def machines() -> list[dict]:
-    """The devices a deadline may be asked on: those with a published peak and utilisation (``scaling.devices``)."""
-    known = [p for p in devices.PROFILES.values() if p.peak_flops and p.mfu]
-    return [
-        {"name": p.name, "title": p.title, "peak_flops": p.peak_flops[devices.DTYPE], "batch": devices.DEVICE_BATCH,
-         "price": p.price_per_device_hour, "mfu": [[point.num_params, point.mfu] for point in p.mfu]}
-        for p in known
-    ]  # fmt: skip
-
-
 def _script(name: str) -> Markup:
     """A script of this folder, to stand in the page."""
-    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))  # noqa: S704  # the project's own
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))  # the project's own
 
 
 def _inline_image(path: Path) -> str:

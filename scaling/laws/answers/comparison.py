@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scaling.laws.answers import allocation
+from scaling.laws.answers.advice import carried
+from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.fitting import run_noise
 from scaling.laws.fitting.estimate import Fit, Variance, fit
 from scaling.laws.forms import catalogue
@@ -149,8 +151,8 @@ def growth(observations: Observations, form: Form, **options: Any) -> list[dict[
 
 
 def conventions(
-    table: "pd.DataFrame", law: str = "chinchilla", *, bootstrap: int = 200, seed: int = 0, noise: str = "constant",
-    **options: Any,
+    table: "pd.DataFrame", law: "str | Form" = "chinchilla", *, bootstrap: int = 200, seed: int = 0,
+    noise: str = "constant", **options: Any,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Refits a law under every parameter count and FLOP rule the table carries: what each choice moves.
 
@@ -158,18 +160,21 @@ def conventions(
       options: of ``from_table`` (holdout_flops, source) and ``fit`` (loss, delta).
 
     Returns:
-      [{num_params, flops, params, a, a_local, a_local_interval, tokens_per_param at the largest fitted C}]
+      [{num_params, flops, params, a, a_local, a_local_interval, tokens_per_param at the largest fitted C}], and of a
+      law of two powers ``ask``, as ``advice.carried`` has law and cost.
     """
     counts = [c.removeprefix("num_params_") for c in table.columns if c in _COUNTS] or ["as given"]
     rules = [c.removeprefix("flops_") for c in table.columns if _is_rule(c)] or ["as given"]
     reading = {k: options.pop(k) for k in ("holdout_flops", "source") if k in options}
     rows = []
     for count in counts:
+        fitted = None
         for rule in rules:
             observations = from_table(table, num_params=count, flops=rule, **reading)
             measured, _ = run_noise.asked(noise, observations, [catalogue.get(law)], options)
-            variance = None if measured is None else measured.variance
-            fitted = fit(observations, law, **options, variance=variance)
+            if fitted is None or measured is not None:  # a law of N and D knows no rule of C
+                variance = None if measured is None else measured.variance
+                fitted = fit(observations, law, **options, variance=variance)
             rows.append({"num_params": count, "flops": rule} | _moved(observations, fitted, bootstrap, seed))
     return rows
 
@@ -209,6 +214,10 @@ def _moved(observations: Observations, fitted: Fit, bootstrap: int, seed: int) -
             "a_local": float(slope(fitted.params)),
             "tokens_per_param": float(ends[1] / cost.flops_per_token(n) / n),
         }
+    if cost.problem is None and allocation.has_two_powers(fitted.form):
+        law = LawAtBest(fitted.form, {k: np.atleast_1d(v) for k, v in fitted.params.items()}, cost)
+        best = carried.five_of(law)[:, 0].tolist()
+        out["ask"] = {"law": fitted.form.name, "best": best, "cost": carried.cost_of(cost)}
     exponents = allocation.exponents(fitted.form, fitted.params)
     out["a"] = None if exponents is None else float(exponents[0])
     if bootstrap and known:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from scaling.laws.answers.advice.basis import MAX_DECADES, Basis
+from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.answers.forecast import forecast
 from scaling.laws.answers.optimum import Surfaced
@@ -34,17 +35,16 @@ def of(found: Surfaced) -> dict[str, Any]:
     laws = {"best": basis.best, **basis.others()}
     if drawn is not None:
         laws["draws"] = basis.law(drawn.params)
-    held = {name: _five(law) for name, law in laws.items()}
+    held = {name: five_of(law) for name, law in laws.items()}
     if not all(np.isfinite(five).all() and (five[[2, 4]] > 0).all() for five in held.values()):
         return {}  # a loss that does not fall with N or D has no optimum to ask for
-    cost = found.cost
     flops = found.observations.columns["flops"]
     draws, best = held.pop("draws", None), held.pop("best")
     return {
         "law": found.surface,
         "level": found.level,
         "top": basis.top,
-        "cost": {"sign": cost.sign, "scale": cost.scale, "gamma": cost.gamma, "factor": cost.factor},
+        "cost": cost_of(found.cost),
         "best": best[:, 0].tolist(),
         "others": {name: five[:, 0].tolist() for name, five in held.items()},
         "draws": None if draws is None else [_text(column) for column in draws],
@@ -67,7 +67,11 @@ def budgets(low: float, top: float) -> np.ndarray:
     return every[(every >= ends[0]) & (every <= ends[1])]
 
 
-def _five(law: LawAtBest) -> np.ndarray:
+def cost_of(cost: Cost) -> dict[str, float]:
+    return {"sign": cost.sign, "scale": cost.scale, "gamma": cost.gamma, "factor": cost.factor}
+
+
+def five_of(law: LawAtBest) -> np.ndarray:
     """(5, B): E, log A, α, log B, β of laws of two powers."""
     by_column = {next(iter(exponents)): (log_a, exponents) for log_a, exponents in law.terms()}
     rows = [law.floor]
