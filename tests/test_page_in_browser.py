@@ -197,13 +197,15 @@ def test_text_stands_out_from_its_ground(open_page):
     press(page, "#closer .keys button >> nth=0", "Enter")
     low = page.evaluate("""() => {
       const parse = c => (c.match(/[\\d.]+/g) ?? []).map(Number);
-      const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+      const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+      const light = c => c.slice(0, 3).map(v => linear(v / 255))
+        (sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
       const ground = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
         if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
       const out = [];
       for (const e of document.querySelectorAll('body *')) {
-        if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || !e.getClientRects().length) continue;
+        const says = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+        if (!says || !e.getClientRects().length) continue;
         const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
         if ((a + 0.05) / (b + 0.05) < 4.5) out.push(e.tagName + ' ' + e.className + ' ' + e.textContent.slice(0, 30));
       }

@@ -196,8 +196,9 @@ def test_text_from_records_is_text_on_the_page(tmp_path):
         tmp_path, dataclasses.replace(without_curve(run), sweep={**run.sweep, "name": "<b>", "labels": labels})
     )
     html = build(tmp_path).read_text(encoding="utf-8")
-    assert "script" not in Page(html).tags
+    assert "<script>alert" not in html
     assert "&lt;script&gt;" in html
+    assert Page(html).text.count("alert(1)") == 1, "in the table of runs, as text"
 
 
 def test_learning_rate_cells_find_the_truth(tmp_path):
