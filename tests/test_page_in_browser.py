@@ -198,7 +198,7 @@ def test_text_stands_out_from_its_ground(open_page):
     low = page.evaluate("""() => {
       const parse = c => (c.match(/[\\d.]+/g) ?? []).map(Number);
       const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-      const light = c => c.slice(0, 3).map(v => linear(v / 255))
+      const light = c => c.slice(0, 3).map(v => linear(v / 255)).reduce(
         (sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
       const ground = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
         if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };

@@ -14,6 +14,7 @@ from scaling import records
 from scaling.fit import analyse, forecast
 from scaling.laws.answers import learning_rates, of_runs
 from scaling.report import __main__ as report
+from scaling.report import figures
 from scaling.report.page import Results, build, forecast_seal, headlines, warnings, with_sealed_forecast
 from scaling.report.words import amount
 from tests import synthetic
@@ -310,3 +311,25 @@ def test_the_share_of_time_spent_waiting_for_data_is_said(tmp_path):
     assert "2 % was spent waiting for data" in Page(build(tmp_path / "known").read_text(encoding="utf-8")).text
     synthetic.write(tmp_path / "unknown", runs)
     assert "waiting for data" not in build(tmp_path / "unknown").read_text(encoding="utf-8")
+
+
+def test_groups_stand_side_by_side_and_a_pair_told_the_other_way_is_turned_round():
+    point = {"flops": 1e12, "extrapolated": False, "value": 2.0, "interval": [1.6, 2.5], "apart_value": 4.0}
+    beyond = {**point, "extrapolated": True, "value": 9.0}
+    pairs = [
+        {"group": "gru", "over": "lstm", "points": [point, beyond]},
+        {"group": "lstm", "over": "rnn", "points": [point | {"interval": [1.6, None]}]},
+    ]
+    law = {
+        "allocation": {"law": "chinchilla", "a_local": 0.6, "a_local_interval": [0.5, 0.7], "fitted_flops": [1, 2e12],
+                       "tokens_per_param": {"1e12": {"value": 20.0, "interval": [10, 30]}, "9e13": {"value": 5.0}}},
+        "laws": {"chinchilla": {"params": {"E": 1.1}, "intervals": {"E": [1.0, 1.2]}}},
+    }  # fmt: skip
+    rows = figures.group_rows({"cell=lstm": law, "cell=gru": {}, "cell=rnn": law}, {"axis": "flops", "pairs": pairs})
+    lstm, gru, rnn = rows
+    assert (lstm["a"], lstm["ratio"], lstm["E_interval"], lstm["times"]) == (0.6, 20.0, [1.0, 1.2], None)
+    assert (gru["a"], gru["times"], gru["times_interval"]) == (None, 2.0, [1.6, 2.5])
+    assert rnn["times"] == 0.5
+    assert rnn["times_interval"] == [None, 1 / 1.6]
+    rejected = {"axis": "flops", "pairs": pairs, "sharing": {"rejected": True}}
+    assert figures.group_rows({"cell=lstm": law, "cell=gru": {}}, rejected)[1]["times"] == 4.0

@@ -55,14 +55,18 @@ class Seen:
       done: the table of runs that have a loss, counted as the fit counts, with a ``label`` each.
       fit: fit.json; may be empty.
       runs: the records that the table is of; none of a CSV's.
+      groups: rows of groups with laws of their own (``group_rows``).
     """
 
     done: Any
     fit: Mapping
     runs: Sequence[records.RunRecord] = ()
+    groups: Sequence[Mapping] = ()
 
 
-def write(folder: Path, table, fit: Mapping, runs: Sequence[records.RunRecord] = ()) -> list[Saved]:
+def write(
+    folder: Path, table, fit: Mapping, runs: Sequence[records.RunRecord] = (), groups: Sequence[Mapping] = ()
+) -> list[Saved]:
     """Draws every figure that the data allow and writes each to ``folder`` as SVG and PNG.
 
     The same data give the same bytes: no date is written.
@@ -71,11 +75,12 @@ def write(folder: Path, table, fit: Mapping, runs: Sequence[records.RunRecord] =
       table: of ``records``, or a CSV's.
       fit: fit.json; may be empty.
       runs: the records that the table is of; none of a CSV's.
+      groups: rows of groups with laws of their own (``group_rows``), of which the figures are then.
     """
     folder = storage.folder(folder)
     saved = []
     with plots.style():
-        for d in draw(table, fit, runs):
+        for d in draw(table, fit, runs, groups):
             _name_convention(d.figure, fit)
             svg, png = folder / f"{d.name}.svg", folder / f"{d.name}.png"
             # Laid out once and drawn once for each: savefig would draw twice, and lay out each time.
@@ -119,7 +124,7 @@ def _convention(fit: Mapping) -> Mapping[str, str]:
     return fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"}
 
 
-def draw(table, fit: Mapping, runs: Sequence[records.RunRecord] = ()) -> list[Drawing]:
+def draw(table, fit: Mapping, runs: Sequence[records.RunRecord] = (), groups: Sequence[Mapping] = ()) -> list[Drawing]:
     """The figures of ``write``, in the order in which a reader wants them. Call inside ``plots.style()``."""
     table = as_counted(table, _convention(fit))
     done = table.assign(label=labels(table))[table["loss"].notna()]
@@ -129,8 +134,9 @@ def draw(table, fit: Mapping, runs: Sequence[records.RunRecord] = ()) -> list[Dr
     held = {row.get("run") for row in fit.get("excluded") or [] if row.get("reason") in (HELD_OUT, LEFT_OUT)}
     if held:
         done = done.assign(holdout=done["label"].isin(held))
-    seen = Seen(done, fit, runs)
-    drawn = [drawing for figure in (COMPARED if fit.get("multiplier") else FIGURES) if (drawing := figure(seen))]
+    seen = Seen(done, fit, runs, groups)
+    wanted = COMPARED if fit.get("multiplier") or groups else FIGURES
+    drawn = [drawing for figure in wanted if (drawing := figure(seen))]
     if is_about_rates(_rates(fit), done):
         drawn.sort(key=lambda d: d.name != "learning_rate")
     return drawn
@@ -286,6 +292,73 @@ def _forecast(seen: Seen) -> Drawing | None:
     right.get_legend().remove()
     caption = "Held-out cells: the loss forecast from the fitted runs and the loss that training gave."
     return Drawing("forecast", "Forecast and outcome", caption, figure)
+
+
+def group_rows(groups: Mapping[str, Mapping], compared: Mapping) -> list[dict]:
+    """A row for each group that has laws of its own: its exponent, E and best ratio, each with its interval, and how
+    many times the compute of the first group it saves.
+
+    Args:
+      groups: fit.json by the group's name.
+      compared: fit.json's multiplier of all of them; may be empty.
+    """
+    names, apart = list(groups), (compared.get("sharing") or {}).get("rejected", False)
+    return [
+        {"name": name, **_answers_of(fit), **_times(compared, *(n.rpartition("=")[2] for n in (name, names[0])), apart)}
+        for name, fit in groups.items()
+    ]
+
+
+def _answers_of(fit: Mapping) -> dict:
+    """Of one group's fit.json what stands beside the others'; null where there is none."""
+    law, isoflop = _part(fit, "allocation"), _part(fit, "isoflop")
+    surface = _part(_part(fit, "laws"), law.get("law"))
+    top = (law.get("fitted_flops") or [0, 0])[1] * 1.02
+    ratios = {float(c): entry for c, entry in _part(law, "tokens_per_param").items() if float(c) <= top}
+    ratio = ratios[max(ratios)] if ratios else {}
+    bracketed = isoflop if isoflop.get("num_bracketed", 0) >= 3 else {}
+    a = "a_local" if law.get("a_local") is not None else "a"
+    return {
+        "num_observations": fit.get("num_observations"),
+        "a": law.get(a), "a_interval": law.get(f"{a}_interval"),
+        "a_isoflop": bracketed.get("a"), "a_isoflop_interval": bracketed.get("a_interval"),
+        "E": _part(surface, "params").get("E"), "E_interval": _part(surface, "intervals").get("E"),
+        "ratio": ratio.get("value"), "ratio_interval": ratio.get("interval"),
+    }  # fmt: skip
+
+
+def _times(compared: Mapping, name: str, first: str, apart: bool) -> dict:
+    """How many times as much ``first`` takes as this group, at the most compute inside both groups' fits."""
+    key = "apart_" if apart else ""
+    for pair in compared.get("pairs") or ():
+        inside = [p for p in pair["points"] if not p["extrapolated"]]
+        if {pair["group"], pair["over"]} != {name, first} or name == first or not inside:
+            continue
+        value, ends = inside[-1].get(f"{key}value"), inside[-1].get(f"{key}interval")
+        if pair["group"] == first and value:  # told the other way
+            value, ends = 1 / value, ends and [None if end is None else 1 / end for end in reversed(ends)]
+        return {"times": value, "times_interval": ends}
+    return {"times": None, "times_interval": None}
+
+
+def _groups(seen: Seen) -> Drawing | None:
+    """Exponents of all groups, and what each saves over the first, one below the other."""
+    rows = [row for row in seen.groups if row["a"] is not None]
+    if len(rows) < 2:
+        return None
+    told = [row for row in seen.groups if row["times"] is not None]
+    figure = Figure(figsize=(FULL, 1.3 + 0.3 * max(len(rows), len(told))))
+    axes = figure.subplots(1, 2 if told else 1, squeeze=False)[0]
+    names = [(row["name"].rpartition("=")[2], row["a"], row["a_interval"]) for row in rows]
+    plots.exponents(axes[0], names, PUBLISHED_EXPONENTS)
+    caption = "Exponent of N* against C of each group's own law, over its fitted range, with its interval."
+    if told:
+        first = seen.groups[0]["name"].rpartition("=")[2]
+        what = "compute" if seen.fit["multiplier"]["axis"] == "flops" else "of it"
+        times = [(row["name"].rpartition("=")[2], row["times"], row["times_interval"]) for row in told]
+        plots.times_as_much(axes[1], times, f"times the {what} that {first} takes for the same loss")
+        caption += f" Right: how many times as much {first} takes, at the most that both were fitted to."
+    return Drawing("groups", "Groups side by side", caption, figure)
 
 
 def _multiplier(seen: Seen) -> Drawing | None:
@@ -553,4 +626,4 @@ FIGURES = (
     _residuals, _profiles, _clouds, _power_laws, _curves, _positions, _learning_rate,
 )  # fmt: skip
 # Those of groups that are compared; each has the others on a page of its own.
-COMPARED = (_multiplier, _positions_compared)
+COMPARED = (_groups, _multiplier, _positions_compared)

@@ -91,9 +91,8 @@ def build(results_dir: Path, out: Path | None = None) -> Path:
 def _build(results: Results, out: Path) -> Path:
     for group in results.groups:
         _build(group, out.parent / group.folder.name / out.name)
-    cells, saved = results.fit["learning_rates"], []
-    if not results.groups or results.fit.get("multiplier"):
-        saved = figures.write(out.parent / "figures", results.table, results.fit, results.runs)
+    cells = results.fit["learning_rates"]
+    saved = figures.write(out.parent / "figures", results.table, results.fit, results.runs, _group_rows(results))
     storage.write(out, _render(results, cells, saved, out), synced=False)
     return out
 
@@ -377,6 +376,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         warnings=warnings(results, cells),
         compared=_compared(fit.get("multiplier") or {}),
         groups=[_group(group, f"{group.folder.name}/{out.name}") for group in results.groups],
+        side_by_side=_group_rows(results),
         seal=forecast_seal(results.forecast),
         figures=saved,
         cells=rows,
@@ -392,6 +392,11 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         environment=_environments(results),
         page=live.of(fit, results.runs, results.folder, out, figures.loss_unit(fit)),
     )
+
+
+def _group_rows(results: Results) -> list[dict]:
+    compared = results.fit.get("multiplier") or {}
+    return figures.group_rows({group.folder.name: group.fit for group in results.groups}, compared)
 
 
 def _group(results: Results, page: str) -> dict:

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from scaling.numbers import compact
 from scaling.report.axes import (
@@ -24,6 +24,7 @@ from scaling.report.axes import (
     MARKERS,
     MUTED,
     STAR,
+    LogTicks,
     colour_bar,
     colours,
     log_axis,
@@ -403,11 +404,7 @@ def exponents(
     ax: Axes, rows: Sequence[tuple[str, float, Sequence[float] | None]], references: Mapping | None = None
 ) -> Axes:
     """Estimates of one exponent side by side: (name, value, interval), top to bottom, and published values as lines."""
-    for position, (_, value, interval) in enumerate(rows):
-        if interval:  # an end that is null is one the data do not set: an exponent of a split lies in 0 to 1
-            ends = [limit if end is None else end for end, limit in zip(interval, (0.0, 1.0))]
-            ax.plot(ends, [position] * 2, color="black", linewidth=1.4, solid_capstyle="butt")
-        ax.plot(value, position, "o", color="black", markersize=6)
+    _rows_with_intervals(ax, rows, (0.0, 1.0))  # an exponent of a split lies in 0 to 1
     known = sorted((references or {}).items(), key=lambda pair: pair[1])
     for i, (name, value) in enumerate(known):
         ax.axvline(value, color=MUTED, linewidth=0.9, linestyle="--", zorder=0)
@@ -415,13 +412,36 @@ def exponents(
         side = "right" if i == 0 else "left" if i == len(known) - 1 else "center"
         ax.annotate(f"{name}: {value:.2f}", (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
                     textcoords="offset points", ha=side, fontsize=9, color="0.3")  # fmt: skip
+    ax.set_xlabel(r"exponent $a$ in $N^{*} \propto C^{\,a}$")
+    return ax
+
+
+def times_as_much(ax: Axes, rows: Sequence[tuple[str, float, Sequence[float] | None]], what: str) -> Axes:
+    """Multipliers of groups side by side: (name, value, interval), top to bottom; 1 is the group they are held to."""
+    known = [v for _, value, ends in rows for v in (value, *(ends or ())) if v]
+    _rows_with_intervals(ax, rows, (min(known) / 2, max(known) * 2))
+    ax.axvline(1.0, color=MUTED, linewidth=0.9, linestyle="--", zorder=0)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogTicks())
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel(what)
+    return ax
+
+
+def _rows_with_intervals(ax: Axes, rows: Sequence[tuple], limits: tuple[float, float]) -> None:
+    """A dot and its interval a row; an end that is null is one the data do not set, and reaches the limit."""
+    for position, (_, value, interval) in enumerate(rows):
+        if interval:
+            ends = [limit if end is None else end for end, limit in zip(interval, limits)]
+            ax.plot(ends, [position] * 2, color="black", linewidth=1.4, solid_capstyle="butt")
+        if value is not None:
+            ax.plot(value, position, "o", color="black", markersize=6)
     ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel(r"exponent $a$ in $N^{*} \propto C^{\,a}$")
-    return ax
 
 
 def learning_rate(ax: Axes, cells: Sequence[Mapping]) -> Axes:
