@@ -1,7 +1,10 @@
 """From the records of a sweep to what it says: the forecast of its held-out cells, its laws, its report."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,17 +15,57 @@ from scaling.engine.folder.cells import Cells
 from scaling.engine.folder.forecast import Forecast, digest
 from scaling.engine.folder.manifest import Manifest
 from scaling.engine.plan.table import Row
+from scaling.engine.run.events import Sink
 from scaling.grid import FitConfig
 from scaling.records import read_or_empty
 from scaling.terminal import text
 
 FORECAST_LEVEL = 0.90
+# Of the time that cells train, at most this share of one core goes into the page of what is in by then.
+WATCH_SHARE, WATCH_AFTER_SECONDS = 0.01, 30.0
 
 
 def get_ready() -> None:
     """Imports what laws and report are made with: a second that all cores would wait for after the training."""
     from scaling import fit  # noqa: F401
     from scaling.report import page  # noqa: F401
+
+
+class Watch:
+    """Has the page of a sweep written again while it trains, as its cells end: a listener to events.
+
+    In a thread, at most ``WATCH_SHARE`` of the time, and not in the first half minute: a short sweep has its page soon
+    anyway. A page that cannot be written is said once and stops no training.
+    """
+
+    def __init__(self, results: Path, console: Console):
+        self._results, self._console = results, console
+        self._next = time.monotonic() + WATCH_AFTER_SECONDS
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, event: dict) -> None:
+        if event["event"] != "cell" or time.monotonic() < self._next or storage.is_remote(self._results):
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._write, daemon=True)
+            self._thread.start()
+
+    def _write(self) -> None:
+        begun = time.monotonic()
+        try:
+            from scaling.report import provisional
+
+            provisional.build(self._results)
+        except Exception as e:  # whatever it is, the training matters more
+            self._console.print(f"no provisional report: {storage.first_line(e)}", soft_wrap=True)
+            self._next = float("inf")
+            return
+        self._next = time.monotonic() + (time.monotonic() - begun) / WATCH_SHARE
+
+    def end(self) -> None:
+        """Waits for a page that is being written, so that it does not replace the one of the whole sweep."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 class Conclusion:
@@ -33,6 +76,14 @@ class Conclusion:
         self._laws = [Laws(cells, path, fit_config, console) for path in cells.apart()]
         compared = [Comparison(cells, fit_config)] if fit_config.compare is not None else []
         self._answers: list[Laws | Comparison] = [*self._laws, *compared]
+
+    @contextlib.contextmanager
+    def watched(self, events: Sink) -> Iterator[None]:
+        """While it lasts the page is written again as cells end."""
+        watch = Watch(self._cells.results, self._console)
+        with events.heard_by(watch):
+            yield
+        watch.end()
 
     def forecast(self, held_out: Sequence[Row]) -> bool:
         """Forecasts loss and interval of the held-out cells that are about to train, once and for all; whether they
@@ -62,11 +113,12 @@ class Conclusion:
         Every cell has a record. Raises ValueError if one of the folder's files cannot be read.
         """
         from scaling.laws.answers import precision
-        from scaling.report import printed
+        from scaling.report import printed, words
 
         page = self._cells.results / "report.html"
         is_new = [answer.fit() for answer in self._answers]
-        if any(is_new) or not all(_is_newer(page, answer.path) for answer in self._answers):
+        is_stale = not all(_is_newer(page, answer.path) for answer in self._answers)
+        if any(is_new) or is_stale or (not storage.is_remote(page) and words.is_provisional(page)):
             from scaling.report.page import build
 
             page = build(self._cells.results)

@@ -269,9 +269,10 @@ class Sweep:
                 return
             session.write_manifest()
             held_out = plan.todo_of(holdout=True)
-            session.train(plan.todo_of(holdout=False), later=held_out, when_idle=get_ready)
-            if held_out and self._may_train(held_out):
-                session.train(held_out, when_idle=get_ready)
+            with self.conclusion.watched(self.call.events):
+                session.train(plan.todo_of(holdout=False), later=held_out, when_idle=get_ready)
+                if held_out and self._may_train(held_out):
+                    session.train(held_out, when_idle=get_ready)
 
     def _may_train(self, held_out: Sequence[Row]) -> bool:
         """Forecasts the held-out cells; whether that was possible yet."""

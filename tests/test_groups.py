@@ -80,7 +80,8 @@ def test_the_report_of_groups_sets_their_answers_side_by_side(tmp_path, one_figu
         for headline in headlines(read(tmp_path / name), []):
             assert headline["value"] in page
         assert (tmp_path / name / "figures" / "isoflop.svg").exists()
-    assert not (tmp_path / "figures").exists()
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"groups.svg", "groups.png"}
+    assert "Groups side by side" in page
 
 
 def test_a_sweep_forecasts_and_fits_each_group_from_its_own_runs(here, capsys):  # noqa: F811

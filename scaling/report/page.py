@@ -35,6 +35,7 @@ class Results:
     forecast: dict
     num_strangers: int = 0  # records of runs that are not in the manifest's grid: kept out
     groups: tuple["Results", ...] = ()  # those of laws of their own (``fit.by`` of the grid)
+    is_provisional: bool = False  # of a sweep that still runs (``provisional``)
 
     @property
     def name(self) -> str:
@@ -91,9 +92,13 @@ def build(results_dir: Path, out: Path | None = None) -> Path:
 def _build(results: Results, out: Path) -> Path:
     for group in results.groups:
         _build(group, out.parent / group.folder.name / out.name)
-    cells = results.fit["learning_rates"]
     saved = figures.write(out.parent / "figures", results.table, results.fit, results.runs, _group_rows(results))
-    storage.write(out, _render(results, cells, saved, out), synced=False)
+    return write(results, out, saved)
+
+
+def write(results: Results, out: Path, saved: Sequence[figures.Saved]) -> Path:
+    """Writes the page alone, with figures ``saved`` before; returns its path."""
+    storage.write(out, _render(results, results.fit["learning_rates"], saved, out), synced=False)
     return out
 
 
@@ -246,11 +251,16 @@ def _headline(value: str, interval, text: str, write=num) -> dict:
 def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
     """What a reader must know before believing the rest."""
     fit, out = results.fit, []
+    if results.is_provisional:
+        out.append(
+            "Provisional: written while the sweep runs. What laws say here is of the runs that are in by now, without "
+            "intervals; figures and forecast come with the last cell."
+        )
     if fit.get("laws") and figures.is_about_rates(cells, results.table):
         out.append(
             "Most runs are here to find a learning rate, most of them at a worse one: no law through them is meant."
         )
-    if not ("laws" in fit or "error" in fit or results.groups):
+    if not ("laws" in fit or "error" in fit or results.groups or results.is_provisional):
         out.append("No laws: there is no fit.json in this folder.")
     elif fit.get("error"):
         out.append(f"No {'comparison' if results.groups else 'laws'}: {fit['error']}")
@@ -376,6 +386,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         warnings=warnings(results, cells),
         compared=_compared(fit.get("multiplier") or {}),
         groups=[_group(group, f"{group.folder.name}/{out.name}") for group in results.groups],
+        root=Markup(f" {words.PROVISIONAL}") if results.is_provisional else "",
         side_by_side=_group_rows(results),
         seal=forecast_seal(results.forecast),
         figures=saved,

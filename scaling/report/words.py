@@ -2,12 +2,19 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from markupsafe import Markup, escape
 
 from scaling.numbers import compact
 
+PROVISIONAL = 'class="provisional"'  # of the page's first tag, where its sweep still runs
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ"}
+
+
+def is_provisional(page: Path) -> bool:
+    """Whether a page was written while its sweep ran."""
+    return page.exists() and PROVISIONAL in page.read_text(encoding="utf-8")[:200]
 
 
 def num(value: float | None, digits: int = 4) -> str:

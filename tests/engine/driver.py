@@ -15,7 +15,7 @@ def analyse(table, curves=None, **options):
     if len(done) < 3:
         raise ValueError(f"{len(done)} completed runs: write a grid with at least 3")
     payload = {"schema": 1, "source": options["source"], "num_observations": len(done), "laws": {}, "warnings": []}
-    return types.SimpleNamespace(to_json=lambda: payload, mean=float(done.loss.mean()))
+    return types.SimpleNamespace(to_json=lambda: payload, mean=float(done.loss.mean()), fits={}, surface=None)
 
 
 def forecast(analysis, cells, level):
