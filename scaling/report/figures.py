@@ -23,6 +23,7 @@ from scaling.report.plots import excess, line
 
 FULL, HALF = 11.0, 5.6  # widths of a figure in inches: the page, and half of it
 USUAL_UNIT = "nats per token"  # of a loss, where nothing says otherwise
+FEW_CELLS = 4  # held out: so many are rows of a low figure
 # Exponents of N* ∝ C^a to hold one's own against.
 PUBLISHED_EXPONENTS = {"Hoffmann et al. 2022": 0.50, "Kaplan et al. 2020": 0.73}
 
@@ -125,7 +126,7 @@ def _convention(fit: Mapping) -> Mapping[str, str]:
 
 
 def draw(table, fit: Mapping, runs: Sequence[records.RunRecord] = (), groups: Sequence[Mapping] = ()) -> list[Drawing]:
-    """The figures of ``write``, in the order in which a reader wants them. Call inside ``plots.style()``."""
+    """The figures of ``write``, in the order in which a reader asks (``FIGURES``). Call inside ``plots.style()``."""
     table = as_counted(table, _convention(fit))
     done = table.assign(label=labels(table))[table["loss"].notna()]
     if "status" in done:
@@ -285,11 +286,15 @@ def _forecast(seen: Seen) -> Drawing | None:
         return None
     sizes = dict(zip(done["label"], done["num_params"]))
     rows = [{"num_params": sizes.get(r["run_id"]), **r} for r in rows]
-    figure = Figure(figsize=(FULL, 3.7))
+    few = len(rows) <= FEW_CELLS
+    figure = Figure(figsize=(FULL, 1.2 + 0.3 * len(rows) if few else 3.7))
     left, right = figure.subplots(1, 2)
-    plots.forecast(left, rows)
-    plots.forecast(right, rows, relative=True)
+    draw = plots.forecast_rows if few else plots.forecast
+    draw(left, rows)
+    draw(right, rows, relative=True)
     right.get_legend().remove()
+    if few:
+        right.set_yticks([])
     caption = "Held-out cells: the loss forecast from the fitted runs and the loss that training gave."
     return Drawing("forecast", "Forecast and outcome", caption, figure)
 
@@ -621,9 +626,14 @@ def _learning_rate(seen: Seen) -> Drawing | None:
     return Drawing("learning_rate", "Learning rate", caption, figure)
 
 
+# In the order in which a reader asks: what is the law, how sure, does it forecast, what follows, what is doubtful. Of
+# figures half as wide as the page two in a row stand side by side.
 FIGURES = (
-    _repetition, _exponents, _excess, _isoflop, _surface, _allocation, _forecast, _forecast_growth,
-    _residuals, _profiles, _clouds, _power_laws, _curves, _positions, _learning_rate,
+    _isoflop, _surface, _power_laws, _repetition,
+    _exponents, _profiles, _clouds,
+    _forecast, _forecast_growth,
+    _allocation,
+    _residuals, _curves, _excess, _positions, _learning_rate,
 )  # fmt: skip
 # Those of groups that are compared; each has the others on a page of its own.
 COMPARED = (_groups, _multiplier, _positions_compared)

@@ -245,7 +245,8 @@ def surface(ax: Axes, table, predict: Callable, frontier: Sequence[Mapping] = ()
         colour_bar(ax, list(shade), "flops")
     title = None if many else "compute $C$ (FLOPs)"
     if ax.get_legend_handles_labels()[0]:  # many budgets and no frontier: nothing has a name
-        ax.legend(title=title, frameon=True, framealpha=0.9, edgecolor="none", loc="lower left")
+        # Above the axes: inside, it would lie on contours wherever it lay.
+        ax.legend(title=title, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, columnspacing=1.2)
     return ax
 
 
@@ -396,6 +397,31 @@ def forecast(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Ax
     ax.set_ylabel("forecast against actual (%)" if relative else LABELS["loss"])
     ax.yaxis.set_major_locator(MaxNLocator(7))
     ax.margins(0.08, 0.12)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return ax
+
+
+def forecast_rows(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Axes:
+    """The same of a few cells, each a row, top to bottom: as much is seen in a third of the height."""
+    rows = [r for r in rows if not relative or r.get("actual") is not None]
+    rows = sorted(rows, key=lambda r: (r["flops"], r.get("num_params") or 0))
+    for place, row in enumerate(rows):
+        whole = (lambda v, a=row["actual"]: 100 * (v / a - 1)) if relative else float
+        level = f"forecast, {100 * row.get('level', 0.9):g} % interval"
+        first = place == 0
+        ax.hlines(place, *map(whole, row["interval"]), color=tone(0.4), linewidth=6, alpha=0.45,
+                  label=level if first else None)  # fmt: skip
+        ax.plot(whole(row["predicted"]), place, "|", color=tone(0.15), markersize=11, markeredgewidth=1.6)
+        if row.get("actual") is not None:
+            ax.plot(whole(row["actual"]), place, "x", color="black", markersize=6, markeredgewidth=1.5, zorder=4,
+                    label="actual" if first else None)  # fmt: skip
+    sizes = [compact(r["num_params"]) if r.get("num_params") else "" for r in rows]
+    named = [", ".join(filter(None, (size, scientific(r["flops"])))) for size, r in zip(sizes, rows)]
+    ax.set_yticks(range(len(rows)), named)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.margins(x=0.08)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("forecast against actual (%)" if relative else LABELS["loss"])
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return ax
 
