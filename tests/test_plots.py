@@ -204,6 +204,16 @@ def test_relative_forecast_is_of_the_loss_that_training_gave(ax):
     assert actual.get_ydata() == pytest.approx([0.0])
 
 
+def test_few_cells_are_forecast_a_row_each_with_the_same_numbers(ax):
+    row = {"run_id": "a", "flops": 1e12, "num_params": 1e4, "predicted": 2.1, "interval": [1.9, 2.2], "actual": 2.0}
+    plots.forecast_rows(ax, [{**row, "flops": 2e12, "actual": None}, row], relative=True)
+    [bar] = ax.collections
+    assert np.allclose([s[:, 0] for s in bar.get_segments()], [[-5, 10]])
+    predicted, actual = ax.lines
+    assert (predicted.get_xdata(), actual.get_xdata()) == (pytest.approx([5.0]), pytest.approx([0.0]))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["10K, $10^{12}$"]
+
+
 def test_a_diverged_rate_is_a_cross_and_an_edge_an_open_star(ax):
     cell = {"name": "1M", "num_tokens": 1e6, "rates": [0.1, 0.2, 0.4], "losses": [2.0, 2.5, None], "best": 0.1}
     plots.learning_rate(ax, [{**cell, "interior": False}])
@@ -238,8 +248,8 @@ def test_no_label_is_clipped_or_overlaps_another(runs, fit):
                     assert page.x0 <= box.x0 <= box.x1 <= page.x1, drawing.name
                     assert page.y0 <= box.y0 <= box.y1 <= page.y1, drawing.name
     assert names == [
-        "exponents", "isoflop", "surface", "allocation", "forecast", "forecast_growth", "residuals", "profiles",
-        "clouds", "power_laws", "curves",
+        "isoflop", "surface", "power_laws", "exponents", "profiles", "clouds", "forecast", "forecast_growth",
+        "allocation", "residuals", "curves",
     ]  # fmt: skip
 
 
