@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
 from scaling import records, storage
@@ -22,6 +23,9 @@ from scaling.laws.answers import multiplier, of_runs, precision
 from scaling.laws.intervals import influence
 from scaling.report import figures, live, words
 from scaling.report.words import fixed, num, scientific, span
+
+MOST_ROWS = 500  # of the table of runs: ten thousand would be most of the page
+MOST_SVG_BYTES = 600_000
 
 
 @dataclass(frozen=True)
@@ -367,7 +371,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         loader=jinja2.PackageLoader("scaling.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(words.FILTERS, inline_image=_inline_image, script=_script)
+    environment.filters.update(words.FILTERS, inline_image=_inline_image, script=_script, as_json=_as_json)
     fit, rows = results.fit, _cell_rows(results)
     conventions = [one.fit.get("convention") for one in (results, *results.groups)]  # all of one sweep's are the same
     return environment.get_template("report.html").render(
@@ -390,7 +394,8 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         side_by_side=_group_rows(results),
         seal=forecast_seal(results.forecast),
         figures=saved,
-        cells=rows,
+        cells=_spread(rows, MOST_ROWS),
+        num_cells=len(rows),
         troubles=[r for r in rows if r["trouble"]],
         learning_rates=cells,
         fit=fit,
@@ -428,5 +433,12 @@ def _script(name: str) -> Markup:
     return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))  # the project's own
 
 
-def _inline_image(path: Path) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
+def _as_json(value: object) -> Markup:
+    return htmlsafe_json_dumps(value, separators=(",", ":"))
+
+
+def _inline_image(saved: figures.Saved) -> str:
+    """The picture as a data URL: the drawing, or where its points make that too long what was painted of it."""
+    drawing = saved.svg.read_bytes()
+    kind, data = ("svg+xml", drawing) if len(drawing) <= MOST_SVG_BYTES else ("png", saved.png.read_bytes())
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
