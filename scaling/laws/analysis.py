@@ -154,6 +154,8 @@ def analyse(
                 how = "allow for it" if told.kind == "uneven" else f"are a wild bootstrap's, {told.unit}"
                 warnings.append(f"{form.name}: {told.reason}: intervals {how}")
         warnings += _doubts(fits[form.name], draws.get(form.name))
+    if not fits and refused:
+        raise NotIdentified(observations.source, next(iter(refused.values())))
     if not fits:
         raise ValueError(problems[0] if problems else f"{source}: no law was asked for: write --law chinchilla")
     warnings += observations.left_out()
