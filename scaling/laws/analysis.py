@@ -50,6 +50,7 @@ class Analysis:
     run_noise: RunNoise | None = None  # measured between repeats, where fits are weighted by it
     residuals: dict[str, influence.Residuals] = field(default_factory=dict)
     leverage: influence.Leverage | None = None  # of the law that forecasts
+    asked: dict[str, Any] = field(default_factory=dict)  # the options of ``analyse`` that a refit of these runs takes
     refused: dict[str, Unidentified] = field(default_factory=dict)  # by law; "allocation": a, N*, D* of any law
 
     @property
@@ -122,6 +123,8 @@ def analyse(
     columns = observations.columns
     clusters, said = diagnosis.run_clusters(observations)
     objective: dict[str, Any] = {"loss": loss, "delta": delta, "tau": tau}
+    names = [law if isinstance(law, str) else catalogue.get(law).name for law in laws]
+    asked: dict[str, Any] = {"laws": names, "noise": noise, **objective}
     measured, told_of_noise = run_noise.asked(noise, observations, map(catalogue.get, laws), objective)
     if measured is not None:
         objective["variance"] = measured.variance
@@ -172,6 +175,7 @@ def analyse(
         resampled="run" if clusters is not None else "observation",
         noise=diagnoses,
         run_noise=measured,
+        asked=asked,
         refused=refused,
     )
     found = dataclasses.replace(found, refused=_refused(found))

@@ -53,6 +53,9 @@ class Found(Surfaced, Protocol):
     def leverage(self) -> influence.Leverage | None: ...
 
     @property
+    def asked(self) -> dict[str, Any]: ...
+
+    @property
     def refused(self) -> dict[str, Unidentified]: ...
 
 
@@ -63,6 +66,7 @@ def of(found: Found) -> dict[str, Any]:
         "source": found.observations.source,
         "num_observations": len(found.observations),
         "convention": found.observations.convention,
+        "asked": found.asked,
         "laws": {name: _law(found, name) for name in found.fits},
         "allocation": allocation_entry(found),
         "isoflop": found.isoflop,
