@@ -32,8 +32,10 @@ PRIOR_SD = {"exponent": 1.0, "amplitude": 3.0}
 REACH, MOST_FLOPS, CANDIDATES = 16.0, 4.0, 13
 # Of the runs that tell a nearly as well as the best one (within this factor), the cheapest is named.
 NEARLY = 1.25
-# A size beyond a minimum lies at least this many times past the last one tried, at most so many.
+# A size beyond a minimum lies at least this many times past the best one tried; a minimum that asks for one further
+# than ``MOST_STEP`` times past it is where a law says nothing, and no run is named.
 LEAST_STEP, MOST_STEP = 4.0, 100.0
+PAST = 2.5  # times the distance (in log N) of the minimum: half as far again beyond it as it is, or no higher a loss
 
 
 @dataclass(frozen=True)
@@ -287,10 +289,12 @@ def one_sided(
     distance = np.abs(np.log(best_of_budgets) - [np.log(p.num_params[side if side < 0 else -1]) for p in budgets])
     distance = np.where(np.isfinite(distance), distance, np.inf)
     nearest = int(distance.argmin())
+    known = PAST * distance[nearest] <= np.log(MOST_STEP)
     return Unidentified(
         f"{law} tells no a, N* or D*",
         f"at every budget the {words[0]} size is best: all runs lie on one side of every minimum",
-        f"add {words[1]} sizes", _past_the_end(budgets[nearest], float(distance[nearest])),
+        f"add {words[1]} sizes" + ("" if known else ", how many times, these runs do not tell"),
+        _past_the_end(budgets[nearest], float(distance[nearest])) if known else None,
     )  # fmt: skip
 
 
@@ -306,14 +310,13 @@ def best_end(sizes: Sizes) -> int:
 def _past_the_end(sizes: Sizes, distance: float = 0.0) -> Run:
     """A run of the budget beyond the minimum, which lies ``distance`` (in log N) past the best size, an end.
 
-    As far again beyond the minimum and half as much more, so that its loss is above the best one's; further where the
-    parabola through the sizes has its vertex further out.
+    ``PAST`` times that distance, or that of the vertex of the parabola through the sizes where it is further out.
     """
     side = best_end(sizes)
     x = np.log(sizes.num_params)
     bend, tilt, _ = np.polyfit(x - x[0], sizes.loss, 2)
     vertex = side * (x[0] - tilt / (2 * bend) - x[sizes.loss.argmin()]) if bend > 0 else 0.0
-    step = np.clip(2.5 * max(distance, vertex), np.log(LEAST_STEP), np.log(MOST_STEP))
+    step = np.clip(PAST * max(distance, vertex), np.log(LEAST_STEP), np.log(MOST_STEP))
     n = float(np.exp(x[sizes.loss.argmin()] + side * step))
     per_token = _flops_per_token(sizes.num_params, sizes.flops / sizes.num_tokens, np.array([n]))[0]
     return _rounded(n, sizes.flops / per_token, per_token, digits=3)  # within the budget

@@ -194,7 +194,7 @@ def _not_identified(fit: Fit, theta: np.ndarray, kept: np.ndarray) -> str:
     rest = fit.observations.take(kept)
     params = {k: float(v) for k, v in fit.coordinates.decode(theta).items()}
     told = identify.unidentified(rest, fit.form) or identify.unidentified(rest, fit.form, params)
-    return "" if told is None else f"not identified: {told}"
+    return "" if told is None else f"not identified: {replace(told, run=None)}"
 
 
 @dataclass(frozen=True)
