@@ -32,8 +32,8 @@ PRIOR_SD = {"exponent": 1.0, "amplitude": 3.0}
 REACH, MOST_FLOPS, CANDIDATES = 16.0, 4.0, 13
 # Of the runs that tell a nearly as well as the best one (within this factor), the cheapest is named.
 NEARLY = 1.25
-# A size beyond a minimum lies at least this many times past the best one tried; a minimum that asks for one further
-# than ``MOST_STEP`` times past it is where a law says nothing, and no run is named.
+# A size beyond a minimum lies at least this many times past the best one tried, at most so many; where a law has its
+# minimum further out than that, it says nothing of where, and no run is named.
 LEAST_STEP, MOST_STEP = 4.0, 100.0
 PAST = 2.5  # times the distance (in log N) of the minimum: half as far again beyond it as it is, or no higher a loss
 
@@ -289,7 +289,7 @@ def one_sided(
     distance = np.abs(np.log(best_of_budgets) - [np.log(p.num_params[side if side < 0 else -1]) for p in budgets])
     distance = np.where(np.isfinite(distance), distance, np.inf)
     nearest = int(distance.argmin())
-    known = PAST * distance[nearest] <= np.log(MOST_STEP)
+    known = bool(distance[nearest] <= np.log(MOST_STEP))
     return Unidentified(
         f"{law} tells no a, N* or D*",
         f"at every budget the {words[0]} size is best: all runs lie on one side of every minimum",
