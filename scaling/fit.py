@@ -218,7 +218,7 @@ def asked(folder: Path) -> dict[str, Any]:
 def compared_as(asked: Mapping[str, Any]) -> dict[str, Any]:
     """What of ``asked`` a comparison of groups takes (``multiplier.compare``): one law, where one was asked for."""
     options = {k: v for k, v in asked.items() if k != "laws"}
-    laws = asked.get("laws") or ()
+    laws: Sequence[str] = asked.get("laws") or ()
     return options | ({"law": laws[0]} if len(laws) == 1 else {})
 
 
