@@ -325,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compare", nargs=2, metavar="GROUP", help="which of two groups from which C on")
     parser.add_argument("--by", metavar="COLUMN", help="whose values the groups are (default: as the folder's fit)")
     parser.add_argument("--unit", default="nats", choices=UNITS, help="of losses (default: nats)")
-    parser.add_argument("--law", nargs="+", default=list(DEFAULT_LAWS), help="as of python -m scaling.fit")
+    parser.add_argument("--law", nargs="+", help="as of python -m scaling.fit (default: as the folder's fit)")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
     parser.add_argument("--json", metavar="FILE", help="also write the answer there")
     return parser
@@ -343,17 +343,21 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.bootstrap < 0:
         raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
     runs = source.is_dir() or storage.is_remote(source)
-    counted = fitting.convention(source) if runs else {}  # --num-params is a question here
-    options: dict[str, Any] = {**counted, "bootstrap": arguments.bootstrap, "source": str(source)}
+    known = fitting.asked(source) if runs else {}  # --num-params is a question here
+    if arguments.law is not None:
+        known["laws"] = arguments.law
+    options: dict[str, Any] = {"bootstrap": arguments.bootstrap, "source": str(source)}
     if arguments.compare is not None:
         first, second = (name.rpartition("=")[2] for name in arguments.compare)
         column = arguments.by or column_of(source, arguments.compare)
+        options |= fitting.compared_as(known)
         answer = advise_between(compare_groups(fitting.read(source, column)[0], column, **options), first, second)
     else:
         table, curves, _ = fitting.read(source)
         asked = {k: v for k, v in vars(arguments).items() if k not in _NOT_ASKED and v is not None}
         asked["num_tokens"] = asked.pop("tokens", None)
-        answer = advise(Loaded(table, curves, laws=tuple(arguments.law), **options), **asked)
+        laws = tuple(known.pop("laws", None) or DEFAULT_LAWS)
+        answer = advise(Loaded(table, curves, laws=laws, **known, **options), **asked)
     printed.show_answer(terminal.console(sys.stdout, width=160, fold=False), answer)
     if arguments.json:
         records.write_json(storage.folder(arguments.json), finite(answer.to_json()))

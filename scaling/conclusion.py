@@ -276,6 +276,7 @@ class Comparison:
 
     def fit(self) -> bool:
         """Writes fit.json, unless it is there and from the same inputs; whether it did."""
+        from scaling.fit import ASKED
         from scaling.laws.payload import of_comparison
 
         rows = [row for group in self._cells.apart().values() for row in group]
@@ -284,6 +285,7 @@ class Comparison:
             return False
         try:
             payload = of_comparison(self._compared([row for row in rows if row.run_id in self._cells.found]))
+            payload["asked"] = {k: v for k, v in dataclasses.asdict(self._fit_config).items() if k in ASKED}
         except ValueError as e:
             payload = {"schema": 1, "error": str(e), "multiplier": {"column": self._fit_config.compare}}
         records.write_json(self.path, payload | {"inputs_sha256": inputs})

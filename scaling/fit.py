@@ -31,6 +31,8 @@ from scaling.laws.tables.observations import from_table, read_csv
 from scaling.laws.tables.reading import NOTES
 from scaling.report.printed import show
 
+ASKED = ("laws", "loss", "delta", "tau", "noise")
+
 __all__ = ["Analysis", "analyse", "compare", "fit_law", "forecast", "main", "read"]
 
 
@@ -194,13 +196,30 @@ def read(source: Path, compare: str | None = None):
     return read_csv(source), None, []
 
 
-def convention(folder: Path) -> dict[str, str]:
-    """How the fit.json of a results folder counts N and C, as ``analyse`` takes it; empty without one.
+def asked(folder: Path) -> dict[str, Any]:
+    """What the fit of a results folder was asked for, by its grid or its command, as ``analyse`` takes it: laws, loss,
+    delta, tau, noise, and how N and C are counted; empty without a fit.json.
+
+    One written before it held the question says the laws that it has, their objective (whose δ may have been given or
+    found, and is found again) and whether noise was measured.
 
     Raises ValueError where it cannot be read.
     """
-    known = records.read_json(folder / "fit.json").get("convention") or {}
-    return {name: known[name] for name in ("num_params", "flops") if name in known}
+    known = records.read_json(folder / "fit.json")
+    counted = {k: v for k, v in (known.get("convention") or {}).items() if k in ("num_params", "flops")}
+    if "asked" in known:
+        return counted | {k: v for k, v in known["asked"].items() if k in ASKED}
+    if not (laws := known.get("laws")):
+        return counted
+    loss = next(iter(laws.values()))["loss"]["name"]
+    return counted | {"laws": list(laws), "loss": loss} | ({"noise": "measured"} if known.get("run_noise") else {})
+
+
+def compared_as(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``asked`` a comparison of groups takes (``multiplier.compare``): one law, where one was asked for."""
+    options = {k: v for k, v in asked.items() if k != "laws"}
+    laws: Sequence[str] = asked.get("laws") or ()
+    return options | ({"law": laws[0]} if len(laws) == 1 else {})
 
 
 def as_in_grid(runs: list[records.RunRecord], manifest: Mapping[str, Any]) -> list[records.RunRecord]:
@@ -258,7 +277,9 @@ def _run(arguments: argparse.Namespace) -> None:
         analysis = analyse(table, curves, laws=tuple(laws), combined=not arguments.one_law, **options)
         payload = analysis.to_json()
     else:
-        payload = of_comparison(compare(table, arguments.compare, law=_one_law(arguments), **options))
+        law = _one_law(arguments)
+        payload = of_comparison(compare(table, arguments.compare, law=law, **options))
+        payload["asked"] = {"laws": [law] if law else None, **objective, **noise}
     if runs:
         payload = of_runs.complete(payload, runs)
     if "all" in asked:

@@ -91,11 +91,11 @@ class Study:
         return self.table.to_html(max_rows=12)
 
     @property
-    def convention(self) -> dict[str, str]:
-        """How the folder's own fit.json counts N and C; empty without one, and of tables."""
+    def asked(self) -> dict[str, Any]:
+        """What the folder's own fit was asked for (``fit.asked``); empty without one, and of tables."""
         from scaling import fit
 
-        return fit.convention(storage.folder(self.source)) if self.runs else {}
+        return fit.asked(storage.folder(self.source)) if self.runs else {}
 
     @property
     def seal(self) -> str | None:
@@ -126,23 +126,29 @@ class Study:
         return {name: open(folder / name) for name in manifest.get("groups") or {}}
 
     def fit(
-        self, laws: Sequence[str] | str | None = None, loss: str = "huber",
+        self, laws: Sequence[str] | str | None = None, loss: str | None = None,
         convention: Mapping[str, str] | None = None, **options: Any,
     ) -> Fit:  # fmt: skip
         """Fits laws to the runs, as ``python -m scaling.fit`` does.
 
         Args:
-          laws: names of forms, or one; by default ``analysis.DEFAULT_LAWS``.
-          loss: huber, lad, squared or tukey.
+          laws: names of forms, or one; by default those of the folder's own fit, else ``analysis.DEFAULT_LAWS``.
+          loss: huber, lad, squared or tukey; by default the folder's own with its δ, else huber.
           convention: how N and C are counted, {"num_params": "total", "flops": "6ND"}; by default as the folder's own
             fit.json counts.
-          options: of ``analysis.analyse``: delta, noise, bootstrap, seed, holdout_flops, combined.
+          options: of ``analysis.analyse``: delta, noise (by default as the folder's own fit), bootstrap, seed,
+            holdout_flops, combined.
         """
         from scaling.laws.analysis import DEFAULT_LAWS, analyse
 
-        counted = self.convention if convention is None else dict(convention)
-        asked = {**counted, "loss": loss, "source": self.source, **options}
-        names = (laws,) if isinstance(laws, str) else tuple(DEFAULT_LAWS if laws is None else laws)
+        known = self.asked
+        of_folder = known.pop("laws", None) or DEFAULT_LAWS
+        if loss is not None:  # another objective than the folder's has another δ
+            known = {k: v for k, v in known.items() if k not in ("delta", "tau")} | {"loss": loss}
+        if convention is not None:
+            known = {k: v for k, v in known.items() if k not in ("num_params", "flops")} | dict(convention)
+        names = (laws,) if isinstance(laws, str) else tuple(of_folder if laws is None else laws)
+        asked = {**known, "source": self.source, **options}
         return Fit(self, analyse(self.table, self.curves, laws=names, **asked))
 
     def compare(self, column: str, **options: Any) -> Compared:
@@ -152,10 +158,12 @@ class Study:
           column: whose values the groups are: of the table, or a path into the runs such as model.family.
           options: of ``multiplier.compare``: law, level, bootstrap, loss …
         """
+        from scaling import fit
         from scaling.laws.answers.multiplier import compare
 
         table = records.with_coordinate(self.table, self.runs, column) if self.runs else self.table
-        return Compared(self, compare(table, column, **{**self.convention, "source": self.source, **options}))
+        asked = fit.compared_as(self.asked)
+        return Compared(self, compare(table, column, **{**asked, "source": self.source, **options}))
 
     def positions(self, column: str) -> pd.DataFrame:
         """Loss by place in the window of every group's best run, as ``plots.positions_of_groups`` draws it."""

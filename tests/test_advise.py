@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -205,3 +206,49 @@ def test_every_name_of_the_front_door_is_there():
     assert callable(scaling.advise)
     assert scaling.open is study.open
     assert {"open", "advise", "fit_law", "compare"} <= set(dir(scaling))
+
+
+def test_a_folder_is_refitted_as_its_own_fit_was_asked(folder, tmp_path, capsys, monkeypatch):
+    """Laws, objective and δ: of the folder's fit.json, not the command's defaults; what is asked here goes first."""
+    from scaling import fit
+
+    path = tmp_path / "results"
+    shutil.copytree(folder, path)
+    options = [
+        "--law",
+        "chinchilla_tied",
+        "kaplan_d",
+        "--delta",
+        "1e-3",
+        "--bootstrap",
+        "0",
+        "--no-figures",
+        "--one-law",
+    ]
+    assert fit.main([str(path), *options]) == 0
+    written = json.loads((path / "fit.json").read_text())
+    known = fit.asked(path)
+    assert known["laws"] == ["chinchilla_tied", "kaplan_d"]
+    assert known["delta"] == 1e-3
+    again = scaling.open(path).fit(bootstrap=0, combined=False)
+    assert {name: f.params for name, f in again.analysis.fits.items()} == {
+        name: law["params"] for name, law in written["laws"].items()
+    }
+    analyse = advising.analyse
+    monkeypatch.setattr(advising, "analyse", lambda *table, **asked: analyse(*table, **asked, combined=False))  # faster
+    for more, law in (([], "chinchilla_tied"), (["--law", "chinchilla"], "chinchilla")):
+        out = tmp_path / "answer.json"
+        asked = [str(path), "--flops", "1e12", "--bootstrap", "0", "--json", str(out), *more]
+        assert advising.main(asked) == 0
+        assert json.loads(out.read_text())["law"] == law
+    capsys.readouterr()
+
+
+def test_a_fit_json_from_before_it_held_the_question_says_its_laws_and_objective(tmp_path):
+    from scaling import fit
+
+    laws = {"chinchilla_tied": {"loss": {"name": "squared", "delta": None}}}
+    records.write_json(tmp_path / "fit.json", {"laws": laws, "convention": {"num_params": "total", "unit": "x"}})
+    assert fit.asked(tmp_path) == {"num_params": "total", "laws": ["chinchilla_tied"], "loss": "squared"}
+    records.write_json(tmp_path / "fit.json", {"error": "none"})
+    assert fit.asked(tmp_path) == {}

@@ -1,6 +1,6 @@
 """Coverage of the intervals that are printed, over seven kinds of noise and five designs whose law is known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -48,7 +48,9 @@ def _ladder(sizes: int, ratios: int) -> Observations:
     return _runs(n.ravel(), (n * ratio).ravel())
 
 
-def study(num_draws: int = 400, report: Callable[[dict], None] | None = None) -> list[dict]:
+def study(
+    num_draws: int = 400, report: Callable[[dict], None] | None = None, noises: Sequence[str] = coverage.NOISES
+) -> list[dict]:
     """How often nominal 90 % intervals hold the truth, as the residuals' tests choose them; a row a noise and design.
 
     Rows hold ``noise``, ``design``, ``num_runs`` and, for a and for N* and the loss at ten times the largest compute,
@@ -57,7 +59,7 @@ def study(num_draws: int = 400, report: Callable[[dict], None] | None = None) ->
     when done.
     """
     rows = []
-    for noise in coverage.NOISES:
+    for noise in noises:
         twice = noise in coverage.REPEATED
         for name, design in designs().items():
             found = coverage.coverage(

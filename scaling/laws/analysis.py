@@ -11,9 +11,9 @@ from scaling.laws import payload
 from scaling.laws.answers import allocation, approaches, budgets, isoflop_bias
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.combination import MEMBERS, Combination, combine
-from scaling.laws.fitting import run_noise
+from scaling.laws.fitting import identify, run_noise
 from scaling.laws.fitting.estimate import Draws, Fit, fit
-from scaling.laws.fitting.identify import on_a_ray
+from scaling.laws.fitting.identify import NotIdentified, Unidentified
 from scaling.laws.fitting.run_noise import RunNoise
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis, influence
@@ -50,6 +50,8 @@ class Analysis:
     run_noise: RunNoise | None = None  # measured between repeats, where fits are weighted by it
     residuals: dict[str, influence.Residuals] = field(default_factory=dict)
     leverage: influence.Leverage | None = None  # of the law that forecasts
+    asked: dict[str, Any] = field(default_factory=dict)  # the options of ``analyse`` that a refit of these runs takes
+    refused: dict[str, Unidentified] = field(default_factory=dict)  # by law; "allocation": a, N*, D* of any law
 
     @property
     def surface(self) -> str | None:
@@ -58,6 +60,12 @@ class Analysis:
             if set(fitted.form.columns) == {"num_params", "num_tokens"}:
                 return name
         return None
+
+    @property
+    def no_allocation(self) -> str | None:
+        """Why nothing can be said of N* and D*, in words; None where something can."""
+        told = self.refused.get("allocation")
+        return self.cost.problem or (None if told is None else str(told))
 
     @property
     def forecaster(self) -> str | None:
@@ -115,10 +123,13 @@ def analyse(
     columns = observations.columns
     clusters, said = diagnosis.run_clusters(observations)
     objective: dict[str, Any] = {"loss": loss, "delta": delta, "tau": tau}
+    names = [law if isinstance(law, str) else catalogue.get(law).name for law in laws]
+    asked: dict[str, Any] = {"laws": names, "noise": noise, **objective}
     measured, told_of_noise = run_noise.asked(noise, observations, map(catalogue.get, laws), objective)
     if measured is not None:
         objective["variance"] = measured.variance
     fits, draws, diagnoses, selections, problems = {}, {}, {}, {}, []
+    refused: dict[str, Unidentified] = {}
     warnings = [*observations.warnings, *([said] if said else []), *told_of_noise]
     for form in map(catalogue.get, laws):
         if form.target != "loss":
@@ -126,12 +137,15 @@ def analyse(
                 f"{source}: {form.name} is a law of {form.target}, not of the loss: fit it from Python, "
                 f'scaling.fit_law(table, "{form.name}"), on a table with a column {form.target}'
             )
-        rows, selections[form.name] = approaches.select(observations, form)
-        chosen = observations.take(rows)
         try:
-            fits[form.name] = fit(chosen, form, **objective)
+            rows, selections[form.name] = approaches.select(observations, form)
+            fits[form.name] = fit(observations.take(rows), form, **objective)
         except ValueError as e:
             problems.append(str(e))
+            if isinstance(e, NotIdentified):
+                refused[form.name] = e.told
+                if set(form.columns) == {"num_params", "num_tokens"}:
+                    refused.setdefault("allocation", e.told)
             continue
         if bootstrap:
             told = diagnosis.diagnose(fits[form.name], None if clusters is None else clusters[rows])
@@ -143,6 +157,8 @@ def analyse(
                 how = "allow for it" if told.kind == "uneven" else f"are a wild bootstrap's, {told.unit}"
                 warnings.append(f"{form.name}: {told.reason}: intervals {how}")
         warnings += _doubts(fits[form.name], draws.get(form.name))
+    if not fits and refused:
+        raise NotIdentified(observations.source, next(iter(refused.values())))
     if not fits:
         raise ValueError(problems[0] if problems else f"{source}: no law was asked for: write --law chinchilla")
     warnings += observations.left_out()
@@ -152,14 +168,17 @@ def analyse(
         draws=draws,
         cost=allocation.cost_of(columns["num_params"], columns["num_tokens"], columns["flops"]),
         isoflop=approaches.isoflop(run_noise.weighed(observations, measured), num_bootstrap=bootstrap, seed=seed) or {},
-        envelope=_envelope(observations, curves, flops),
+        envelope=approaches.envelope(observations, curves, flops=flops) or {},
         warnings=tuple(dict.fromkeys(problems + warnings)),
         seed=seed,
         selections=selections,
         resampled="run" if clusters is not None else "observation",
         noise=diagnoses,
         run_noise=measured,
+        asked=asked,
+        refused=refused,
     )
+    found = dataclasses.replace(found, refused=_refused(found))
     if combined and found.forecaster is not None:
         rows, _ = approaches.select(observations, found.fits[found.forecaster].form)
         forecasting = combine(observations.take(rows), _members(found), fits, **objective)
@@ -167,13 +186,21 @@ def analyse(
     return _with_evidence(found)
 
 
-def _envelope(observations: Observations, curves: "pd.DataFrame | None", flops: str) -> dict[str, Any]:
-    """Approach 1; without an exponent where final points lie on a ray, which would be the design's own."""
-    found = approaches.envelope(observations, curves, flops=flops) or {}
-    if found.get("source") == "final points" and on_a_ray(observations):
-        note = "every run's tokens follow from its size: N against C along them is the design's, not the best"
-        found |= {"a": None, "b": None, "note": note}
-    return found
+def _refused(found: Analysis) -> dict[str, Unidentified]:
+    """``Analysis.refused`` with ``allocation`` as it is once all laws are in: the refusal of a law of N and D where
+    none was fitted, or, of the one that was, that all rows lie on one side of every minimum."""
+    budgets = [p.averaged() for p in approaches.profiles(found.observations)]
+    if found.surface is None:
+        return found.refused
+    by_law = {name: told for name, told in found.refused.items() if name != "allocation"}
+    if found.cost.problem or not budgets:
+        return by_law
+    form, params, columns = found.fits[found.surface].form, found.fits[found.surface].params, found.observations.columns
+    C = np.append(columns["flops"], [p.flops for p in budgets])
+    best = allocation.optimal_num_params(form, params, C, found.cost)
+    n = len(found.observations)
+    told = identify.one_sided(found.surface, budgets, columns["num_params"], best[:n], best[n:])
+    return by_law if told is None else by_law | {"allocation": told}
 
 
 def _members(found: Analysis) -> tuple[str, ...]:
@@ -205,11 +232,11 @@ def _with_evidence(found: Analysis) -> Analysis:
         groups = approaches.profiles(found.observations)
         isoflop["bias"] = isoflop_bias.profile_bias(surface.form, surface.params, groups, found.cost)
     found = dataclasses.replace(found, isoflop=isoflop, profiles=profiles, derived=derived, residuals=residuals)
-    if found.forecaster is not None:
+    if found.forecaster is not None and (found.surface is None or "allocation" not in found.refused):
         found = dataclasses.replace(found, leverage=influence.leverage(found.fits[found.forecaster], _foretold(found)))
     if found.surface is not None:
         warnings += payload.no_allocation(found)
-        if found.cost.max_error > allocation.SAID_ERROR and not found.cost.problem:
+        if found.cost.max_error > allocation.SAID_ERROR and not found.no_allocation:
             warnings.append(
                 f"{found.cost.describe()} misses the C of a row by {found.cost.max_error:.0%}: the allocation is that "
                 "of this cost, not of every row's"
@@ -227,7 +254,7 @@ def _foretold(found: Analysis) -> dict[str, Quantity]:
         columns = {c: np.array([float(largest[c])]) for c in form.columns}
         return {"held_out_loss": lambda p: form.predict({k: np.atleast_1d(v) for k, v in p.items()}, **columns)}
     C = found.observations.columns["flops"].max()
-    if found.surface is None or found.cost.problem or allocation.exponents(form, found.fits[form.name].params) is None:
+    if found.surface is None or found.no_allocation or allocation.exponents(form, found.fits[form.name].params) is None:
         return {}
     return {"best_loss": allocation.quantities(form, (C, C), found.cost)["loss"]}
 
@@ -237,6 +264,8 @@ def _derived(found: Analysis) -> dict[str, Profile]:
     fitted, C = found.fits[found.surface], found.observations.columns["flops"]  # type: ignore[index]  # there is one
     if allocation.exponents(fitted.form, fitted.params) is None:
         return {}  # an optimum found by search, thousands of times over
+    if "allocation" in found.refused:
+        return {}
     asked = allocation.quantities(fitted.form, (C.min(), C.max()), found.cost)
     a = profile(fitted, asked["a"], found.level)
     out = {"a": a, "b": a.of(lambda a: 1.0 - a)}

@@ -11,6 +11,7 @@ from scaling.laws.answers.advice import carried
 from scaling.laws.answers.forecast import forecast
 from scaling.laws.answers.multiplier import BEYOND, SIGNIFICANCE, Comparison, Curve, Group, Pair
 from scaling.laws.answers.optimum import Surfaced
+from scaling.laws.fitting.identify import Unidentified
 from scaling.laws.fitting.run_noise import RunNoise
 from scaling.laws.intervals import influence, resampling
 from scaling.laws.intervals.profile import Profile, Quantity, cut, without_end
@@ -52,6 +53,12 @@ class Found(Surfaced, Protocol):
     @property
     def leverage(self) -> influence.Leverage | None: ...
 
+    @property
+    def asked(self) -> dict[str, Any]: ...
+
+    @property
+    def refused(self) -> dict[str, Unidentified]: ...
+
 
 def of(found: Found) -> dict[str, Any]:
     """Returns fit.json's content as plain numbers; what could not be known is null, never NaN."""
@@ -60,10 +67,12 @@ def of(found: Found) -> dict[str, Any]:
         "source": found.observations.source,
         "num_observations": len(found.observations),
         "convention": found.observations.convention,
+        "asked": found.asked,
         "laws": {name: _law(found, name) for name in found.fits},
         "allocation": allocation_entry(found),
         "isoflop": found.isoflop,
         "envelope": found.envelope,
+        "refused": {name: told.to_json() for name, told in found.refused.items()},
         "leverage": _leverage(found),
         "frontier": _frontier(found),
         "combination": _combination(found),
@@ -240,7 +249,7 @@ def _sample(found: Found, name: str) -> dict[str, Any]:
 
 def _frontier(found: Found) -> list[dict[str, Any]]:
     """The optimum from the least compute fitted to beyond the largest known, where the law has one."""
-    if found.surface is None or found.cost.problem:
+    if found.surface is None or found.no_allocation:
         return []
     fitted = found.observations.columns["flops"]
     known = _flops_held_out(found)
@@ -254,32 +263,38 @@ def allocation_entry(found: Found) -> dict[str, Any]:
 
     ``a``, ``b`` are asymptotic: those of a cost proportional to N D. ``a_local`` is the mean slope of
     log N*(C) over the fitted range under the records' own cost, which is what an IsoFLOP fit estimates.
-    ``reasons`` says what is not there and why: a cost that cannot be used, a law without an optimum.
+    ``reasons`` says what is not there and why: a cost that cannot be used, a law without an optimum, rows that identify
+    none of it (``identify``), whose exponents are None.
     """
+    refused = found.refused.get("allocation")
+    nothing = (
+        {} if refused is None else dict.fromkeys(("a", "a_interval", "b", "b_interval", "a_local", "a_local_interval"))
+    )
     if found.surface is None:
-        return {}
+        return nothing and nothing | {"reasons": [str(refused)]}
     fitted = found.fits[found.surface]
     flops = found.observations.columns["flops"]
     ends = np.array([flops.min(), flops.max()])
     out: dict[str, Any] = {"law": found.surface, "cost": found.cost.describe(), "cost_max_error": found.cost.max_error}
     out |= {"fitted_flops": ends.tolist(), "by_construction": [], "reasons": list(no_allocation(found))}
     quantities = allocation.quantities(fitted.form, (ends[0], ends[1]), found.cost)
-    for name in ("a", "b", "a_local"):
+    out |= nothing
+    for name in ("a", "b", "a_local") if not nothing else ():
         if name in quantities and not (name == "a_local" and found.cost.problem):
             out |= _exponent(found, name, quantities[name], out["by_construction"])
     out["profiles"] = {
         name: {"value": p.value, "interval": p.interval, "grid": p.grid, "deviance": p.deviance}
         for name, p in found.derived.items()
     }
-    out["tokens_per_param"] = {} if found.cost.problem else _ratios(found, ends)
+    out["tokens_per_param"] = {} if found.no_allocation else _ratios(found, ends)
     return out
 
 
 def no_allocation(found: Found) -> list[str]:
     """What of the allocation cannot be had, or not everywhere, in words."""
     form, C = found.fits[found.surface].form, found.observations.columns["flops"]  # type: ignore[index]  # fitted
-    if found.cost.problem:
-        return [f"no allocation: {found.cost.problem}"]
+    if found.no_allocation:
+        return [f"no allocation: {found.no_allocation}"]
     at = np.array([C.min(), C.max()])
     sizes = allocation.optimal_num_params(form, found.fits[found.surface].params, at, found.cost)  # type: ignore[index]  # fitted
     reason = allocation.no_optimum(form, sizes, at) or allocation.far_from_rows(form, sizes, at, found.cost)

@@ -7,6 +7,7 @@ import numpy as np
 
 from scaling.laws.answers.budgets import Profile, profiles
 from scaling.laws.answers.isoflop import interpolated_minimum, isoflop, parabola_minimum
+from scaling.laws.fitting import identify
 from scaling.laws.forms.law import Form
 from scaling.laws.tables.observations import Observations
 
@@ -44,12 +45,15 @@ def envelope(
 
     Returns:
       {"points": [{flops, num_params, num_tokens, loss, run}], "num_runs", "a", "b", "source", "note"}, or None when
-      there are fewer than two points.
+      there are fewer than two points. ``a`` and ``b`` are None where final points are the design's own line, which
+      ``note`` then says.
     """
     lines = _lines(observations, curves, flops)
+    told = None
     if curves is None or all(len(x) == 1 for *_, x, _ in lines):
         points, source = _lower_corner(observations), "final points"
-        note = "final points only: no loss curves were given"
+        told = identify.unidentified_points(observations)
+        note = "final points only: no loss curves were given" if told is None else str(told)
     else:
         points, source = _lowest(lines, num_points), "curves"
         note = "mid-run points are not annealed: they lie above the final loss of a run that long"
@@ -57,7 +61,7 @@ def envelope(
         return None
     C, N, D = (np.array([p[k] for p in points]) for k in ("flops", "num_params", "num_tokens"))
     distinct = len({p["run"] for p in points})
-    varied = len(np.unique(C)) > 1
+    varied = told is None and len(np.unique(C)) > 1
     return {
         "points": points,
         "num_runs": distinct,
@@ -136,8 +140,11 @@ def select(observations: Observations, form: Form) -> tuple[np.ndarray, str]:
 
     A law of one quantity alone holds where nothing else limits the loss: on the frontier, the runs that no run with as
     little of that quantity beats. Forms of several columns take every row.
+
+    Raises identify.NotIdentified, a ValueError, for a law of one quantity where all runs are of one budget.
     """
     if len(form.columns) == 1 and form.columns[0] in ("num_params", "num_tokens", "flops"):
+        identify.check_compute(observations, form)
         tolerance = 0.05 if form.columns[0] == "flops" else 0.02
         rows = frontier(observations, form.columns[0], tolerance)
         return rows, f"frontier: runs that no run with as little {form.columns[0]} beats"

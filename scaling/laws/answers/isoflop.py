@@ -16,6 +16,7 @@ from scipy import optimize, special
 from scipy.interpolate import Akima1DInterpolator
 
 from scaling.laws.answers.budgets import Profile, grouped
+from scaling.laws.fitting import identify
 from scaling.laws.intervals.resampling import interval
 from scaling.laws.tables.observations import Observations
 
@@ -211,7 +212,9 @@ def isoflop(
     out |= _exponents(quadratic, level)
     out["interpolated"] = _exponents(interpolated, level)
     out["num_bracketed"] = sum(m.bracketed for m in quadratic)
-    out["notes"] = notes + _downward(quadratic, level)
+    told = identify.unidentified_minima([p.averaged() for p in found], [m.bracketed for m in quadratic])
+    out["unidentified"] = None if told is None else told.to_json()
+    out["notes"] = notes + ([] if told is None else [str(told)]) + _downward(quadratic, level)
     return out
 
 

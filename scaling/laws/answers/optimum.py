@@ -28,6 +28,9 @@ class Surfaced(Fitted, Protocol):
     @property
     def surface(self) -> str | None: ...
 
+    @property
+    def no_allocation(self) -> str | None: ...
+
 
 def band(found: Surfaced, quantity: Quantity) -> tuple[np.ndarray, np.ndarray]:
     """A derived quantity (m,) of the surface law and its interval (m, 2), ±inf where the draws run off."""

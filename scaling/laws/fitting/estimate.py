@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from scaling.laws.fitting import identify
 from scaling.laws.fitting.coordinates import Coordinates, Model, Scaled
-from scaling.laws.fitting.identify import check_apart, check_identifiable
 from scaling.laws.fitting.redescending import trimmed_starts
 from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, Problem, Solution
 from scaling.laws.fitting.starts import (
@@ -145,7 +145,7 @@ def fit(
       ValueError: too few or too uniform observations for this form; says what would mend it.
     """
     form = get(form)
-    check_identifiable(observations, form)
+    identify.check(observations, form)
     observations = replace(observations, weight=observations.weight / observations.weight.mean())
     coordinates = Coordinates(form, {c: observations.columns[c] for c in form.columns}, observations.loss)
     model: Any = Model(coordinates, observations.columns, log)  # or ``Scaled``
@@ -179,7 +179,7 @@ def fit(
     problem = replace(problem, objective=Objective(loss, chosen, tau))
     solution = multi_start(problem, begin, observations.weight)
     found = _result(problem, solution if member is None else spread_out(solution, member), observations, spread)
-    check_apart(observations, form, found.params)
+    identify.check(observations, form, found.params)
     return found
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from scipy import stats
 
 from scaling.laws.answers import allocation, budgets
+from scaling.laws.fitting import identify
 from scaling.laws.fitting.estimate import Fit, conditioning
-from scaling.laws.fitting.identify import check_apart, check_identifiable
 from scaling.laws.fitting.redescending import MAD_TO_SIGMA, trimmed_starts
 from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, Solution, solve
 from scaling.laws.fitting.starts import distinct
@@ -192,12 +192,9 @@ def _no_optimum(fit: Fit, solution: Solution, i: int) -> str:
 def _not_identified(fit: Fit, theta: np.ndarray, kept: np.ndarray) -> str:
     """Why the rows ``kept`` cannot determine the law, refitted to them as θ; "" where they do."""
     rest = fit.observations.take(kept)
-    try:
-        check_identifiable(rest, fit.form)
-        check_apart(rest, fit.form, {k: float(v) for k, v in fit.coordinates.decode(theta).items()})
-    except ValueError as e:
-        return f"not identified: {str(e).removeprefix(f'{rest.source}: ')}"
-    return ""
+    params = {k: float(v) for k, v in fit.coordinates.decode(theta).items()}
+    told = identify.unidentified(rest, fit.form) or identify.unidentified(rest, fit.form, params)
+    return "" if told is None else f"not identified: {replace(told, run=None)}"
 
 
 @dataclass(frozen=True)

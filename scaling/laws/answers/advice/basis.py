@@ -102,10 +102,10 @@ class Basis:
 
     def __init__(self, found: Surfaced) -> None:
         source = found.observations.source
+        if found.no_allocation:
+            raise ValueError(f"{source}: no allocation: {found.no_allocation}")
         if found.surface is None:
             raise ValueError(f"{source}: no law of N and D was fitted: write --law chinchilla")
-        if found.cost.problem:
-            raise ValueError(f"{source}: no allocation: {found.cost.problem}")
         self.found, self.fitted = found, found.fits[found.surface]
         if not allocation.has_two_powers(self.fitted.form):
             raise ValueError(
