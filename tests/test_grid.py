@@ -307,7 +307,7 @@ BAD = {
     "base: {horizon: {tokens: 1e400}}": "base.horizon.tokens: inf is out of range",
     "base: {model: {qk_norm: 1}}": "base.model.qk_norm: 1 is not true or false; write one of the two",
     "base: {data: {source: 3}}": "base.data.source: 3 is not text; write it in quotes",
-    "base: {model: {activation: gelo}}": "base.model.activation: 'gelo' is not one of gelu, swiglu, relu2, relu; did",
+    "base: {model: {activation: gelo}}": "base.model.activation: 'gelo' is not one of gelu, swiglu, relu2, relu, geglu",
     "base: {horizon: {tokens: 1e6, flops: 1e12}, model: {width: 16}}": (
         "base.horizon.flops: 1e+12: flops is a second horizon beside tokens, 1e+06 at base.horizon.tokens; write one"
     ),
