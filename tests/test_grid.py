@@ -349,6 +349,12 @@ BAD = {
         "isoflop.budgets[0].sizes[1].wdth: unknown key; did you mean 'width'?"
     ),
     "isoflop: {budgets: [1e12], sizes: [16], rule: exakt}": "isoflop.rule: 'exakt' is not one of 6ND, 6ND_total",
+    f"base: {{{RUN}}}\naxes: {{model.mlp: [null, {{experts: 4, active: 1}}]}}": (
+        "axes.model.mlp: model.mlp is a group of fields, no value; write one of them (model.mlp.experts), or under a"
+    ),
+    f"base: {{{RUN}}}\naxes: {{kind: [{{label: dense, model: {{mlp: null}}}}]}}": (
+        "axes.kind[0].model.mlp: null: a group of fields is not set to nothing; leave mlp out here, and, where other"
+    ),
     "base: {horizon: {tokens: 1e6}}\naxes: {widht: [16]}": "axes.widht: not a path into a run; write one, as plain",
     "base: {horizon: {tokens: 1e6}}\naxes: {model.width: []}": "axes.model.width: [] is not a list with at least one",
     f"base: {{{RUN}}}\naxes: {{status: [{{seed: 1}}]}}": "axes.status: no axis can be called that; write another name",
