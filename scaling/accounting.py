@@ -28,8 +28,12 @@ def flops_per_token(model: ModelConfig, seq_len: int, *, causal: bool = True) ->
     """Training FLOPs per token under every rule (``counting`` has them).
 
     ``causal=False`` counts the masked half of attention too in ``exact``: what a kernel that computes the full square
-    really executes, or a model that sees both ways.
+    really executes, or a model that sees both ways. Raises ValueError for a family that reads apart from what it
+    writes: how much it reads is its objective's (``flops_of``).
     """
+    seen = families.of(model).sees
+    if "causal" not in seen:
+        raise ValueError(f"model.family is {model.family!r}, which reads apart: count a run of it, by flops_of")
     counts = families.of(model).counts(model, "causal" if causal else "full")
     return _by_rule(counts, Lengths(read=0, written=seq_len, predicted=seq_len))
 

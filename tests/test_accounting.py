@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scaling import accounting, families, grid
 from scaling.config import Horizon, OptimConfig, RunConfig, ScheduleConfig
 from scaling.families.counting import RULES
+from scaling.families.encoder_decoder import EncoderDecoderConfig
 from scaling.families.transformer import TransformerConfig
 
 
@@ -254,3 +255,11 @@ def test_a_plan_carries_the_id_of_its_run():
     config = run(Horizon(steps=1))
     assert accounting.plan(config).run_id == config.run_id
     assert math.isfinite(sum(accounting.plan(config).flops.values()))
+
+
+def test_flops_of_what_reads_apart_are_asked_of_a_run():
+    config = EncoderDecoderConfig(
+        d_model=16, num_layers=1, num_encoder_layers=1, num_heads=2, head_dim=8, num_kv_heads=2, d_ff=64
+    )
+    with pytest.raises(ValueError, match=r"^model.family is 'encoder_decoder', which reads apart: count a run of it"):
+        accounting.flops_per_token(config, 128)

@@ -95,14 +95,32 @@ def test_the_gain_of_a_pack_is_over_lone_runs_in_one_process(two_workers, tmp_pa
     rows = json.loads((tmp_path / "packs.json").read_text())["rows"]
     gains = {(row["workers"], row["num_members"]): row["gain"] for row in rows if row["num_layers"] == 5}
     assert gains == {(1, 1): 1, (1, 4): 4, (2, 1): 3, (2, 4): 12}
-    assert "12.00×" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "12.00×" in printed
+    told = [line for line in printed.splitlines() if "runs a pack: 4, processes: 2" in line]
+    assert len(told) == 3
+    assert told[0].startswith("32×4,")  # as it goes, shape by shape
+    assert printed.index(told[0]) < printed.index("64×6, runs a pack: 1")
 
     cache = timings.TimingCache(tmp_path, 2, ExecutionConfig())  # what a plan expects of a pack
-    assert cache.pack_gain(1_000, 3, 2) == 4
-    assert cache.pack_gain(1_000, 3, 5) is None
+    assert cache.pack_gain("transformer", 1_000, 3, 2) == 4
+    assert cache.pack_gain("transformer", 1_000, 3, 5) is None
+    assert cache.pack_gain("recurrent", 1_000, 3, 2) is None
     rows = [(1e4, 1, 10.0), (1e4, 2, 11.0), (1e4, 8, 15.0), (1e6, 1, 2.0), (1e6, 2, 5.0)]
-    cache.save_packs([dict(zip(("num_params", "num_members", "tokens_per_s"), row)) | {"workers": 1} for row in rows])
-    assert [cache.pack_gain(*asked, 1) for asked in ((2e4, 2), (2e4, 6), (3e5, 8))] == [1.1, 1.5, 2.5]
+    same = {"workers": 1, "family": "recurrent"}
+    cache.save_packs([dict(zip(("num_params", "num_members", "tokens_per_s"), row)) | same for row in rows])
+    asked = ((2e4, 2), (2e4, 6), (3e5, 8))
+    assert [cache.pack_gain("recurrent", *one, 1) for one in asked] == [1.1, 1.5, 2.5]
+    assert cache.pack_gain("transformer", 1_000, 3, 2) == 4  # what was timed before stays
+
+
+def test_widths_choose_among_the_shapes(two_workers, tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    assert bench.main(["--widths", "64", "--packs", "2", "--workers", "1", "--out", str(out)]) == 0
+    assert {row["d_model"] for row in json.loads(out.read_text())["rows"]} == {64}
+    capsys.readouterr()
+    assert bench.main(["--widths", "64", "65"]) == 2
+    assert capsys.readouterr().err == "error: --widths is 65: write some of 32, 64, 128\n"
 
 
 def test_startup_is_that_of_the_slowest_of_fresh_processes(two_workers, capsys, monkeypatch):
@@ -127,7 +145,7 @@ def test_every_family_has_its_sizes_and_its_layers_beside_anothers(two_workers, 
     assert experts == pytest.approx(dense, rel=0.02)  # but for the router
     assert {run.model.family for run in FAMILIES["recurrent"].runs} == {"recurrent"}
     row = {"model": "lstm", "d_model": 64, "ours_seconds": 0.02, "other_seconds": 0.03, "ratio": 1.5}
-    monkeypatch.setattr(bench, "compare", lambda family, seconds: [row])
+    monkeypatch.setattr(bench, "compare", lambda family, seconds, compared: [row])
     out = tmp_path / "bench.json"
     assert bench.main(["--family", "recurrent", "--workers", "2", "--out", str(out)]) == 0
     found = json.loads(out.read_text())

@@ -307,7 +307,7 @@ BAD = {
     "base: {horizon: {tokens: 1e400}}": "base.horizon.tokens: inf is out of range",
     "base: {model: {qk_norm: 1}}": "base.model.qk_norm: 1 is not true or false; write one of the two",
     "base: {data: {source: 3}}": "base.data.source: 3 is not text; write it in quotes",
-    "base: {model: {activation: gelo}}": "base.model.activation: 'gelo' is not one of gelu, swiglu, relu2, relu; did",
+    "base: {model: {activation: gelo}}": "base.model.activation: 'gelo' is not one of gelu, swiglu, relu2, relu, geglu",
     "base: {horizon: {tokens: 1e6, flops: 1e12}, model: {width: 16}}": (
         "base.horizon.flops: 1e+12: flops is a second horizon beside tokens, 1e+06 at base.horizon.tokens; write one"
     ),
@@ -349,6 +349,12 @@ BAD = {
         "isoflop.budgets[0].sizes[1].wdth: unknown key; did you mean 'width'?"
     ),
     "isoflop: {budgets: [1e12], sizes: [16], rule: exakt}": "isoflop.rule: 'exakt' is not one of 6ND, 6ND_total",
+    f"base: {{{RUN}}}\naxes: {{model.mlp: [null, {{experts: 4, active: 1}}]}}": (
+        "axes.model.mlp: model.mlp is a group of fields, no value; write one of them (model.mlp.experts), or under a"
+    ),
+    f"base: {{{RUN}}}\naxes: {{kind: [{{label: dense, model: {{mlp: null}}}}]}}": (
+        "axes.kind[0].model.mlp: null: a group of fields is not set to nothing; leave mlp out here, and, where other"
+    ),
     "base: {horizon: {tokens: 1e6}}\naxes: {widht: [16]}": "axes.widht: not a path into a run; write one, as plain",
     "base: {horizon: {tokens: 1e6}}\naxes: {model.width: []}": "axes.model.width: [] is not a list with at least one",
     f"base: {{{RUN}}}\naxes: {{status: [{{seed: 1}}]}}": "axes.status: no axis can be called that; write another name",

@@ -334,7 +334,8 @@ def test_a_plan_says_what_is_packed_and_what_that_should_gain(here, capsys):
     assert "packs: 14 of 15 cells in 7 of up to 2, one program each" in out
     assert "not timed here (python -m scaling.bench --grid g.yaml --packs 2 --workers 1)" in out
     timings = TimingCache(storage.cache_dir(), 1, grid.load("g.yaml").execution)
-    rows = [{"num_params": 1e4, "num_members": k, "workers": 1, "tokens_per_s": v} for k, v in ((1, 100.0), (2, 150.0))]
+    kind = {"family": "transformer", "num_params": 1e4, "workers": 1}
+    rows = [{**kind, "num_members": k, "tokens_per_s": v} for k, v in ((1, 100.0), (2, 150.0))]
     timings.save_packs(rows)
     assert run(*plan_of_packs) == 0
     assert "expected gain 1.50× the tokens/s of lone runs" in capsys.readouterr().out

@@ -4,6 +4,7 @@
     python -m scaling.bench --family recurrent            of another family, and its layers beside another library's
     python -m scaling.bench --grid sweeps/chinchilla.yaml the shapes of a grid
     python -m scaling.bench --packs 2 4 8                 what packs of so many runs gain
+    python -m scaling.bench --family recurrent --widths 64 --packs 2 4 8
     python -m scaling.bench --startup                     how long until a process trains
 
     python -m scaling.bench --data                        tokenising, batches and synthetic sources, one core
@@ -21,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -53,15 +54,16 @@ def measure(
     cache_dir: Path,
     seconds: float,
     num_members: int = 1,
+    tell: Callable[[dict], None] = lambda row: None,
 ) -> list[dict]:
     """Times each run's step and evaluation, in packs of ``num_members``, on ``workers`` processes at once; a row a run.
 
-    Rows hold ``workers``, ``num_members``, ``num_params`` (non-embedding), ``d_model``, ``num_layers``, ``seq_len``,
-    ``batch_size``, and summed over workers and members ``tokens_per_s``, ``flops_per_s`` (training, rule exact) and
-    ``eval_tokens_per_s``; ``compile_seconds`` is the slowest worker's, ``seconds`` the workers' mean of what
+    Rows hold ``workers``, ``num_members``, ``family``, ``num_params`` (non-embedding), ``d_model``, ``num_layers``,
+    ``seq_len``, ``batch_size``, and summed over workers and members ``tokens_per_s``, ``flops_per_s`` (training, rule
+    exact) and ``eval_tokens_per_s``; ``compile_seconds`` is the slowest worker's, ``seconds`` the workers' mean of what
     ``loop.calibrate`` gives, ``memory_bytes`` a device's need in a train step.
 
-    Raises ValueError with the worker's reason if a run cannot be timed.
+    ``tell``: hears of each row when it is there. Raises ValueError with the worker's reason if a run cannot be timed.
     """
     from scaling import data
 
@@ -72,6 +74,7 @@ def measure(
         for run in runs:
             timed = _timed(executor, workers, run, execution, cache_dir, seconds=seconds, num_members=num_members)
             rows.append(_row(run, num_members, timed, data.open(run.data, cache_dir)))
+            tell(rows[-1])
     return rows
 
 
@@ -95,6 +98,7 @@ def _row(run: RunConfig, num_members: int, timed: list[dict], corpus) -> dict:
     return {
         "workers": len(timed),
         "num_members": num_members,
+        "family": run.model.family,
         "num_params": accounting.param_counts(run.model)["non_embedding"],
         "d_model": run.model.d_model,
         "num_layers": run.model.num_layers,
@@ -268,16 +272,34 @@ def show_startup(console: Console, rows: Sequence[dict], workers: int) -> None:
 def measure_packs(
     runs: Sequence[RunConfig], execution: ExecutionConfig, sizes: Sequence[int], *, workers: int, **options
 ) -> list[dict]:
-    """Rows of ``measure`` for every pack size: in one process with all cores, and in ``workers`` processes at once.
+    """Rows of ``measure`` for every pack size, shape by shape: in one process with all cores, and in ``workers``
+    processes at once.
 
     Each has ``gain``: its tokens/s over those of lone runs, one after the other, in one process.
     """
     rows = []
-    for count in sorted({1, workers}):
-        for size in sizes:
-            rows += measure(runs, execution, workers=count, num_members=size, **options)
+    for run in runs:
+        for count in sorted({1, workers}):
+            for size in sizes:
+                rows += measure([run], execution, workers=count, num_members=size, **options)
     alone = {row["num_params"]: row["tokens_per_s"] for row in reversed(rows)}  # the first there is of each
     return [{**row, "gain": row["tokens_per_s"] / alone[row["num_params"]]} for row in rows]
+
+
+def pack_line(row: dict) -> str:
+    """What was timed of a pack, in a line."""
+    return (
+        f"{row['d_model']}×{row['num_layers']}, runs a pack: {row['num_members']}, processes: {row['workers']}: "
+        f"{row['tokens_per_s']:,.0f} tokens/s, compiled in {row['compile_seconds']:.1f} s"
+    )
+
+
+def of_widths(runs: Sequence[RunConfig], widths: Sequence[int]) -> list[RunConfig]:
+    """Those of ``runs`` that are so wide. Raises ValueError for a width that none has."""
+    there = list(dict.fromkeys(run.model.d_model for run in runs))
+    if wrong := [width for width in widths if width not in there]:
+        raise ValueError(f"--widths is {wrong[0]}: write some of {', '.join(map(str, there))}")
+    return [run for run in runs if run.model.d_model in widths]
 
 
 def show_packs(console: Console, rows: Sequence[dict]) -> None:
@@ -320,6 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="K",
         help="time packs of these sizes, 1 first, in one process and in all",
     )
+    parser.add_argument("--widths", type=int, nargs="+", metavar="W", help="time only the shapes that are so wide")
     parser.add_argument(
         "--startup", action="store_true", help="time the way from a process's start to its first step, instead"
     )
@@ -346,16 +369,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("--grid and --family both say what is timed: write one of them")
         family = args.family or "transformer"
         runs, execution = grid_runs(args.grid) if args.grid else (FAMILIES[family].runs, ExecutionConfig())
+        runs = of_widths(runs, args.widths) if args.widths else runs
         compared: list[dict] = []
         options = {"workers": workers, "cache_dir": cache_dir, "seconds": args.seconds}
         if args.packs:
-            rows = measure_packs(runs, execution, sorted({1, *args.packs}), **options)
+            sizes = sorted({1, *args.packs})
+            rows = measure_packs(runs, execution, sizes, tell=lambda row: console.print(pack_line(row)), **options)
         elif args.startup:
             rows = measure_startup(runs, execution, workers=workers)
         else:
             rows = measure(runs, execution, **options)
             if args.family and FAMILIES[family].other:
-                compared = compare(family, seconds=args.seconds)
+                chosen = [c for c in FAMILIES[family].compared if args.widths is None or c.d_model in args.widths]
+                compared = compare(family, seconds=args.seconds, compared=chosen)
     except (ValueError, ExecutorError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -41,7 +41,7 @@ def show_packs(console: Console, plan: Plan, timings: TimingCache, bench: str) -
         memory = max(sum(row.memory_bytes for row in pack) for pack in packs)  # type: ignore[misc]  # all are known
         line += f"; about {numbers.compact(memory)}B of memory for the largest"
     if plan.bill.hardware.is_here:
-        shapes = [(pack[0].plan.num_params["non_embedding"], len(pack)) for pack in packs]
+        shapes = [(p[0].cell.run.model.family, p[0].plan.num_params["non_embedding"], len(p)) for p in packs]
         gains: list[Any] = [timings.pack_gain(*shape, plan.bill.workers) for shape in shapes]
         if None in gains:
             line += f"; what it gains was not timed here ({bench.format(packs=most)})"

@@ -9,14 +9,17 @@ As a grid has them: the Transformer of Vaswani et al. 2017,
             norm_position: post, positions: sinusoidal, activation: relu, scaled_embeddings: true,
             tied_embeddings: true, dropout: 0.1}
 
-T5's but for its positions (Raffel et al. 2020), and T5 1.1's with ``activation: swiglu, tied_embeddings: false``,
+T5's base size (Raffel et al. 2020, arXiv 1910.10683), 222,903,552 parameters, and version 1.1's with
+``activation: geglu, d_ff: 2048, tied_embeddings: false, scaled_embeddings: false`` (Shazeer 2020, arXiv 2002.05202),
 
-    model: {family: encoder_decoder, width: 768, num_layers: 12, num_encoder_layers: 12, norm: rms, activation: relu,
+    model: {family: encoder_decoder, width: 768, head_dim: 64, vocab_size: 32128, num_layers: 12,
+            num_encoder_layers: 12, norm: rms, positions: relative, activation: relu, scaled_embeddings: true,
             tied_embeddings: true, dropout: 0.1}
 
-T5's biases of attention by distance are not there: rotary positions take their place, in self attention alone; nor is
-its gate by GELU (1.1), where there is SwiGLU's. The rule of sizes is the Transformer's, with an encoder as deep as the
-decoder.
+Biases by distance are of self attention alone, a table for the encoder (both ways) and one for the decoder. The same
+functions as T5's, drawn otherwise: logits of attention are divided by √head_dim here and the head's by nothing, where
+T5 has the first in the size of its queries and divides the head's by √d_model; and T5 drops weights of attention and
+values within the feed-forward too. The rule of sizes is the Transformer's, with an encoder as deep as the decoder.
 """
 
 from collections.abc import Mapping
@@ -88,7 +91,7 @@ def counts(config: EncoderDecoderConfig, sees: Sees = "prefix") -> Counts:
     per_norm = 2 if norm_has_bias(c) else 1
     final = per_norm * D if c.norm_position == "pre" else 0
     groups = {name: one.groups[name] // L * (L + E) for name in ("attention", "mlp")}
-    tables = c.vocab_size * (1 if c.shared_embeddings else 2) + 2 * (c.num_positions or 0)
+    tables = c.vocab_size * (1 if c.shared_embeddings else 2)
     cross_norm = per_norm * (D + (2 * c.head_dim if c.qk_norm else 0))
     inner = [p for p in one.products if p.group != "unembedding"]
     products = (
@@ -105,7 +108,7 @@ def counts(config: EncoderDecoderConfig, sees: Sees = "prefix") -> Counts:
     )
     return Counts(
         {
-            "embedding": tables * D,
+            "embedding": tables * D + 2 * transformer.position_parameters(c),
             **groups,
             "cross_attention": L * attention_parameters(c),
             "norm": (one.groups["norm"] - final) // L * (L + E) + 2 * final + L * cross_norm,

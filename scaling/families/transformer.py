@@ -4,9 +4,10 @@ By default it is today's: pre-norm by RMS, rotary positions, no biases, no dropo
 and those between, GPT-2's among them, are settings of it.
 
 The rule of sizes, for a width d that is a multiple of 8: num_layers = max(2, round(.43 √d)); head_dim the largest power
-of two that divides d and is at most √(8 d) and 128; num_heads = d / head_dim; d_ff = 4 d (SwiGLU: 8 d / 3, to the
-nearest multiple of 8, which keeps the parameters). Width × layers: 16×2, 24×2, 32×2, 40×3, 48×3, 64×3, 80×4, 96×4,
-128×5, …, 768×12, 4096×28. Depth grows as √d: GPT-2's aspect at 768, and shallow shapes that two cores train fast below.
+of two that divides d and is at most √(8 d) and 128; num_heads = d / head_dim; d_ff = 4 d (with a gate, SwiGLU's or
+GEGLU's: 8 d / 3, to the nearest multiple of 8, which keeps the parameters). Width × layers: 16×2, 24×2, 32×2, 40×3,
+48×3, 64×3, 80×4, 96×4, 128×5, …, 768×12, 4096×28. Depth grows as √d: GPT-2's aspect at 768, and shallow shapes that two
+cores train fast below.
 """
 
 import math
@@ -22,6 +23,12 @@ from scaling.fields import require, require_fraction, require_positive, since
 network = "scaling.training.models.transformer"
 sees: tuple[Sees, ...] = ("causal", "full", "prefix")
 _ROPE_THETA = 10_000.0
+# Activations that multiply by another product of the same input (Shazeer 2020, arXiv 2002.05202).
+GATED = ("swiglu", "geglu")
+# Rows of the table of biases by distance, and the distance from which all are alike (Raffel et al. 2020, arXiv
+# 1910.10683, section 2.1).
+NUM_BUCKETS = 32
+MAX_DISTANCE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class TransformerConfig(ModelConfig):
     head_dim: int
     num_kv_heads: int
     d_ff: int
-    activation: Literal["gelu", "swiglu", "relu2", "relu"] = "gelu"
+    activation: Literal["gelu", "swiglu", "relu2", "relu", "geglu"] = "gelu"
     qk_norm: bool = False  # queries and keys of each head by ``norm``
     rope_theta: float = _ROPE_THETA
     base_head_dim: int | None = None
@@ -45,8 +52,9 @@ class TransformerConfig(ModelConfig):
     # pre: x + f(norm(x)), and a last norm before the head; post: norm(x + f(x)), after which there is none to add. μP
     # scales width under either (Yang et al. 2022 transfer rates over the width of post-norm Transformers too).
     norm_position: Literal["pre", "post"] = since(3, "pre")
-    # rotary: of queries and keys; learned, sinusoidal: added to the embedding; all counted within documents if masked.
-    positions: Literal["rotary", "learned", "sinusoidal", "none"] = since(3, "rotary")
+    # rotary: of queries and keys; learned, sinusoidal: added to the embedding; relative: a bias of each head's logits,
+    # by bucket of distance, the same in all layers (Raffel et al. 2020). All counted within documents if masked.
+    positions: Literal["rotary", "learned", "sinusoidal", "none", "relative"] = since(3, "rotary")
     num_positions: int | None = since(3, None)  # rows of the learned table: the most tokens that a window may have
     biases: bool = since(3, False)  # on every linear layer but the head
     # The table's rows times d_model^1/2 (Vaswani et al. 2017, section 3.4), and drawn as much smaller; under μP, where
@@ -88,6 +96,11 @@ class TransformerConfig(ModelConfig):
             )
         else:
             require(self.num_positions is None, "num_positions", self.num_positions, "null, or positions: learned")
+        if self.positions == "relative":
+            require(
+                self.parameterization == "standard", "parameterization", self.parameterization,
+                "standard: how rates of biases by distance transfer over width has not been checked here",
+            )  # fmt: skip
 
     def _require_experts(self, mlp: ExpertsConfig) -> None:
         """Raises ValueError for what experts of this model cannot be."""
@@ -130,7 +143,7 @@ def shape(width: int, given: Mapping[str, Any]) -> dict[str, Any]:
         "num_layers": max(2, round(0.43 * math.sqrt(width))),
         "num_heads": width // head_dim,
         "head_dim": head_dim,
-        "d_ff": max(8, 8 * round(width / 3)) if given.get("activation") == "swiglu" else 4 * width,
+        "d_ff": max(8, 8 * round(width / 3)) if given.get("activation") in GATED else 4 * width,
     }
     if ("num_heads" in given) != ("head_dim" in given):
         one, other = ("num_heads", "head_dim") if "num_heads" in given else ("head_dim", "num_heads")
@@ -146,8 +159,14 @@ def completed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mlp_matrices(config: TransformerConfig) -> int:
-    """Matrices of shape (d_model, d_ff) in one block: SwiGLU has a gate besides up and down."""
-    return 3 if config.activation == "swiglu" else 2
+    """Matrices of shape (d_model, d_ff) in one block: SwiGLU and GEGLU have a gate besides up and down."""
+    return 3 if config.activation in GATED else 2
+
+
+def position_parameters(config: TransformerConfig) -> int:
+    """Of one stack's table of positions: rows of the width, or of a number a head for each bucket of distances."""
+    by_distance = NUM_BUCKETS * config.num_heads if config.positions == "relative" else 0
+    return (config.num_positions or 0) * config.d_model + by_distance
 
 
 def norm_has_bias(config: TransformerConfig) -> bool:
@@ -175,7 +194,7 @@ def counts(config: TransformerConfig, sees: Sees = "causal") -> Counts:
     attention_biases = attn_width + 2 * kv_width + D if c.biases else 0
     normed = L * (2 * D + (2 * c.head_dim if c.qk_norm else 0)) + (D if c.norm_position == "pre" else 0)
     groups = {
-        "embedding": (c.vocab_size + (c.num_positions or 0)) * D,
+        "embedding": c.vocab_size * D + position_parameters(c),
         "attention": L * (2 * D * attn_width + 2 * D * kv_width + attention_biases),
         "mlp": L * (routed + (c.mlp.shared if c.mlp else 0)) * one_mlp,
         **({} if c.mlp is None else {"router": L * D * c.mlp.experts}),

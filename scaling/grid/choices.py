@@ -134,7 +134,12 @@ def _value_leaves(axis: str, value: Any, path: str, where: str) -> Leaves:
     key = tuple(axis.split("."))
     for name in key:
         hint = hint.get(name) if isinstance(hint, dict) else None
-    if hint is None or isinstance(hint, dict):
+    if isinstance(hint, dict):
+        raise GridError(
+            f"{path}: {axis} is a group of fields, no value; write one of them ({axis}.{next(iter(hint))}), or under a "
+            f"name mappings that set several: kind: [{{{': {'.join(key)}: {{…}}{'}' * len(key)}, …]"
+        )
+    if hint is None:
         paths = strict.paths_of(RUN_SCHEMA)
         by_name = {path if "." in axis else path.rpartition(".")[2]: path for path in reversed(paths)}
         guess = strict.did_you_mean(axis, by_name)

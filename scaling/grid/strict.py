@@ -215,6 +215,11 @@ def flatten(raw: Any, schema: Any, path: str, key: tuple[str, ...] = ()) -> Leav
     if not isinstance(schema, dict):
         return {key: (leaf(raw, schema, path), path)}
     leaves: Leaves = {}
+    if raw is None and key:
+        raise GridError(
+            f"{path}: null: a group of fields is not set to nothing; leave {key[-1]} out here, and, where other cells "
+            "have it, write it in their entries of an axis and not in base"
+        )
     for name, value in mapping(raw, path, schema).items():
         leaves |= flatten(value, schema[name], join(path, name), (*key, name))
     return leaves

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from scaling import grid
+from scaling import accounting, grid
 from scaling.config import DataConfig
 from scaling.engine.plan import lint, table
 from scaling.engine.plan.lint import Expected
@@ -31,6 +31,15 @@ def one(optim=None, horizon=None, **more):
         **more,
     }
     return {"base": base}
+
+
+WRITTEN = {"peak_lr": 0.01, "warmup_tokens": 0}
+
+
+def spans(recipe="default@2", axes=None, **more):
+    objective = {"name": "span_corruption"}
+    raw = one(model={"width": 16, "family": "encoder_decoder"}, objective=objective, **more)
+    return raw | {"recipe": recipe} | ({"axes": axes} if axes else {})
 
 
 def findings(rule, raw, expected=None):
@@ -69,6 +78,9 @@ GOOD_AND_BAD = [
     (lint.not_annealed, schedule(name="linear"), schedule(name="cosine", final_lr_fraction=0.2), "final_lr_fraction"),
     (lint.not_annealed, schedule(name="wsd"), schedule(name="wsd", cooldown_fraction=0.0), "cooldown"),
     (lint.large_head, one(model={"width": 16}), one(model={"width": 8}), "57%"),
+    (lint.foreign_recipe, one(), one(model={"width": 16, "family": "recurrent"}), "are of model.family recurrent:"),
+    (lint.foreign_recipe, spans(recipe="none", optim=WRITTEN), spans(), "of model.family encoder_decoder under obj"),
+    (lint.foreign_recipe, spans(axes={"recipe.lr_scale": [1, 2]}), one(objective={"name": "masked"}), "objective mask"),
     (lint.mixed_data, isoflop(), isoflop(axes={"data.source": ["python-stdlib", "text:a"]}), "fit.by data.source"),
     (lint.mixed_data, isoflop(seeds=[0, 1]), isoflop(axes={"data.tokenizer": ["bytes", "bpe:512"]}), "fit.by data.tok"),
 ]
@@ -86,6 +98,26 @@ def test_a_rule_says_nothing_of_a_good_grid_and_what_to_edit_of_a_bad_one(rule, 
         assert "\n" not in str(finding)
         assert "Edit: " in finding.text
     assert says in " ".join(map(str, found))
+
+
+def test_a_heads_share_is_of_the_tokens_that_meet_it():
+    """Of an encoder-decoder few tokens are written, so that the head works less than its weights say."""
+
+    def head_share(vocab_size):
+        model = {"width": 16, "family": "encoder_decoder", "vocab_size": vocab_size}
+        raw = one(model=model, objective={"name": "span_corruption"}, data={"seq_len": 128})
+        run = grid.expand(raw, name="g").cells[0].run
+        counts, lengths = accounting.trained(run.model, run.objective), run.lengths
+        tokens = {"read": lengths.read, "written": lengths.written}
+        products = [p.weights * tokens[p.over] for p in counts.products]
+        return raw, products[-1] / sum(products), counts.head_weights / (counts.head_weights + counts.inner_weights)
+
+    few, share, of_weights = head_share(1500)
+    assert share < 0.5 < of_weights
+    assert findings(lint.large_head, few) == []
+    many, share, _ = head_share(4000)
+    (found,) = findings(lint.large_head, many)
+    assert f"up to {share:.0%} of the multiplications" in found.effect
 
 
 def test_decades_are_counted_among_fitted_cells_only():

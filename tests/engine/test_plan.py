@@ -1,12 +1,15 @@
 """Predicted seconds against the formula by hand, schedules against brute force, packs against the program's key."""
 
 import dataclasses
+import io
 
 import pytest
+from rich.console import Console
 
+from scaling import grid
 from scaling.config import EvalConfig, Horizon, OptimConfig, RunConfig, program_key
 from scaling.engine.folder.cells import deal, select
-from scaling.engine.plan import packing, timings
+from scaling.engine.plan import packing, printed, timings
 from scaling.engine.plan.table import predicted_wall, rows, step_flops
 from scaling.engine.plan.timings import Timing
 from scaling.execution import ExecutionConfig
@@ -125,3 +128,21 @@ def test_packs_do_not_mix_phases():
     cell = Cell(run_of())
     table = rows([cell, dataclasses.replace(cell, run=run_of(seed=1), holdout=True)])
     assert len(packing.build(table, members=2)) == 2
+
+
+@pytest.mark.parametrize("more, says", [(0, None), (100, "100 tokens left out"), (-100, "100 tokens once more")])
+def test_the_plan_says_what_whole_steps_leave_of_an_epoch(more, says):
+    """195 batches of 512 tokens and a part of one, which is rounded to the nearest."""
+    raw = {
+        "base": {
+            "model": {"width": 16}, "data": {"seq_len": 32, "source": "text:notes"}, "batch_size": 16,
+            "horizon": {"epochs": 1},
+        }
+    }  # fmt: skip
+    cells = grid.expand(raw, name="g", epoch_tokens=lambda data: 195 * 512 + more).cells
+    (row,) = rows(cells)
+    assert row.plan.num_steps == 195
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(printed.plan_table([row], {}, "plan"))
+    text = console.export_text()
+    assert (says in text) if says else ("tokens" not in text.partition("FLOPs")[2])

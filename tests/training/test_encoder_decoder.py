@@ -23,7 +23,8 @@ from scaling.training import losses, models
 from scaling.training.evaluation import keys_of
 from scaling.training.models import attention
 from tests.training.lab import QUICK, cell, essence, initial, make_corpus, quick_jit, train, train_and_stop_at
-from tests.training.test_families import T5, T5_APART, T5_VASWANI, tokens
+from tests.training.test_families import T5, T5_1_1, T5_APART, T5_RAFFEL, T5_VASWANI, tokens
+from tests.training.test_model import row_of
 
 V = 300
 
@@ -175,14 +176,17 @@ class Textbook(nn.Module):
             layer = nn.RMSNorm if c.norm == "rms" else functools.partial(nn.LayerNorm, use_bias=c.biases)
             return layer(epsilon=c.norm_eps, name=name)(x)
 
-        def attend(name, h, other, mask=None):
+        def attend(name, h, other, mask=None, bias=None):
             return nn.MultiHeadDotProductAttention(
-                c.num_heads, qkv_features=c.num_heads * c.head_dim, use_bias=c.biases, name=name
-            )(h, other, mask=mask)
+                c.num_heads, qkv_features=c.num_heads * c.head_dim, use_bias=c.biases, name=name,
+                attention_fn=functools.partial(nn.dot_product_attention, bias=bias),
+            )(h, other, mask=mask)  # fmt: skip
 
         def mlp(name, h):
-            act = {"gelu": nn.gelu, "relu": nn.relu}[c.activation]
+            act = {"gelu": nn.gelu, "relu": nn.relu, "geglu": lambda x: x}[c.activation]
             up = act(nn.Dense(c.d_ff, use_bias=c.biases, name=f"{name}in")(h))
+            if c.activation == "geglu":
+                up = nn.gelu(nn.Dense(c.d_ff, use_bias=c.biases, name=f"{name}gate")(h)) * up
             return nn.Dense(c.d_model, use_bias=c.biases, name=f"{name}out")(up)
 
         def add(name, x, f):
@@ -198,8 +202,12 @@ class Textbook(nn.Module):
                 t, j = np.arange(T)[:, None], np.arange(c.d_model)[None, :]
                 angle = t / 10_000 ** (2 * (j // 2) / c.d_model)
                 x = x + np.where(j % 2 == 0, np.sin(angle), np.cos(angle))[None]
+            bias = None
+            if c.positions == "relative":
+                rows = [[row_of(s - t, both_ways=read is None) for s in range(T)] for t in range(T)]
+                bias = nn.Embed(32, c.num_heads, name=f"{prefix}distances")(np.array(rows)).transpose(2, 0, 1)[None]
             for i in range(num_layers):
-                x = add(f"{prefix}attn_norm{i}", x, lambda h, i=i: attend(f"{prefix}attn{i}", h, h, mask))
+                x = add(f"{prefix}attn_norm{i}", x, lambda h, i=i: attend(f"{prefix}attn{i}", h, h, mask, bias))
                 if read is not None:
                     x = add(f"cross_norm{i}", x, lambda h, i=i: attend(f"cross{i}", h, read))
                 x = add(f"{prefix}mlp_norm{i}", x, lambda h, i=i: mlp(f"{prefix}{i}", h))
@@ -220,6 +228,7 @@ def as_textbook(c, p):
     if "unembedding" in p:
         out["head"] = {"kernel": p["unembedding"]}
     out |= {name: p[name] for name in ("positions", "encoder_positions") if name in p}
+    out |= {name: {"embedding": p[name]} for name in ("distances", "encoder_distances") if name in p}
 
     def norm(name, of):
         return {"scale": of(name)} | ({"bias": of(f"{name}_bias")} if f"{name}_bias" in p else {})
@@ -242,7 +251,7 @@ def as_textbook(c, p):
             for name in ("cross_norm",) if prefix == "cross_" else (f"{prefix}attn_norm", f"{prefix}mlp_norm"):
                 out[f"{name}{i}"] = norm(name, lambda n, i=i: p[n][i])
             if prefix != "cross_":
-                for way in ("in", "out"):
+                for way in ("in", "out", "gate")[: 2 + ("w_gate" in p)]:
                     out[f"{prefix}{i}{way}"] = linear(f"{prefix}w_{way}", i)
         if f"{prefix}final_norm" in p:
             out[f"{prefix}final_norm"] = norm(f"{prefix}final_norm", p.get)
@@ -253,6 +262,8 @@ TEXTBOOKS = {
     "t5": dataclasses.replace(T5, positions="none", activation="relu", num_kv_heads=4, tied_embeddings=True),
     "apart": dataclasses.replace(T5_APART, num_kv_heads=4, qk_norm=False),
     "vaswani": T5_VASWANI,
+    "t5, relative": dataclasses.replace(T5_RAFFEL, num_kv_heads=4),
+    "t5 1.1": dataclasses.replace(T5_1_1, num_kv_heads=4),
 }
 
 

@@ -42,6 +42,7 @@ EXPERTS = dataclasses.replace(TRANSFORMER, mlp=ExpertsConfig(experts=8, active=2
 FULL = dataclasses.replace(  # an expert has room for an even share
     EXPERTS, mlp=ExpertsConfig(experts=8, active=2, routing="capacity", capacity_factor=1.0)
 )
+DISTANCES = dataclasses.replace(TRANSFORMER, positions="relative", activation="geglu")
 T5 = EncoderDecoderConfig(
     d_model=16, num_layers=2, num_encoder_layers=3, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32
 )
@@ -52,6 +53,10 @@ T5_VASWANI = dataclasses.replace(
     T5, num_kv_heads=4, norm="layer", norm_position="post", positions="sinusoidal", biases=True, activation="relu",
     scaled_embeddings=True, tied_embeddings=True,
 )  # fmt: skip
+T5_RAFFEL = dataclasses.replace(
+    T5, positions="relative", activation="relu", scaled_embeddings=True, tied_embeddings=True
+)
+T5_1_1 = dataclasses.replace(T5, positions="relative", activation="geglu")
 GRU = RecurrentConfig(d_model=16, num_layers=2, vocab_size=32)
 LSTM, RNN = (dataclasses.replace(GRU, cell=cell) for cell in ("lstm", "rnn"))
 CONFIGS = {
@@ -65,12 +70,15 @@ CONFIGS = {
     "transformer, vaswani": VASWANI,
     "transformer, vaswani, swiglu": dataclasses.replace(VASWANI, activation="swiglu", qk_norm=True),
     "transformer, no positions": dataclasses.replace(TRANSFORMER, positions="none", norm="layer"),
+    "transformer, relative, geglu": DISTANCES,
     "transformer, experts": EXPERTS,
     "transformer, experts, swiglu, biases": dataclasses.replace(EXPERTS, activation="swiglu", biases=True, dropout=0.1),
     "transformer, experts, capacity": FULL,
     "encoder_decoder": T5,
     "encoder_decoder, apart": T5_APART,
     "encoder_decoder, vaswani": T5_VASWANI,
+    "encoder_decoder, t5": T5_RAFFEL,
+    "encoder_decoder, t5 1.1": T5_1_1,
     "encoder_decoder, swiglu": dataclasses.replace(T5, activation="swiglu", num_encoder_layers=1),
     "recurrent": GRU,
     "recurrent, lstm": LSTM,
@@ -83,13 +91,16 @@ KINDS = {
     name: CONFIGS[name]
     for name in (
         *(family for family in families.FAMILIES if "causal" in families.FAMILIES[family].sees),
-        "transformer, gpt2", "transformer, vaswani", "transformer, experts", "transformer, experts, capacity",
+        "transformer, gpt2", "transformer, vaswani", "transformer, relative, geglu", "transformer, experts",
+        "transformer, experts, capacity",
         "recurrent, lstm", "recurrent, rnn",
     )
 }  # fmt: skip
 # Kinds that stand for others where a test has many cases, and those that the fast set leaves to the slow one.
-IN_FULL = ("transformer, gpt2", "transformer, experts", "recurrent, lstm", "encoder_decoder, dropout")
-SLOW = ("transformer, vaswani", "transformer, experts", "transformer, experts, capacity", "recurrent, rnn")
+IN_FULL = ("transformer, gpt2", "transformer, experts", "recurrent, lstm", "encoder_decoder, dropout",
+           "encoder_decoder, t5 1.1")  # fmt: skip
+SLOW = ("transformer, vaswani", "transformer, relative, geglu", "transformer, experts",
+        "transformer, experts, capacity", "recurrent, rnn")  # fmt: skip
 EACH_KIND = [
     pytest.param(config, id=kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind, config in KINDS.items()
 ]
@@ -116,6 +127,21 @@ def test_param_counts_are_those_of_the_model(config):
     assert by_group == {group: counts[group] for group in by_group}
     assert counts["total"] == sum(leaf.size for leaf in shapes.values())
     assert counts["non_embedding"] == counts["total"] - counts["embedding"] - counts["unembedding"]
+
+
+@pytest.mark.parametrize(
+    "changed, total",
+    [({}, 222_903_552), ({"activation": "geglu", "d_ff": 2048, "tied_embeddings": False}, 247_577_856)],
+    ids=["T5", "T5 1.1"],
+)
+def test_t5_has_the_parameters_of_t5(changed, total):
+    """Its base size: 12 + 12 layers, a table of 32 rows for 12 heads in each stack."""
+    sizes = {"d_model": 768, "num_layers": 12, "num_encoder_layers": 12, "num_heads": 12, "num_kv_heads": 12,
+             "head_dim": 64, "d_ff": 3072, "vocab_size": 32_128}  # fmt: skip
+    config = dataclasses.replace(T5_RAFFEL, **sizes | changed)
+    shapes = jax.eval_shape(lambda: models.init(config, jax.random.key(0)))
+    assert sum(leaf.size for leaf in shapes.values()) == accounting.param_counts(config)["total"] == total
+    assert shapes["distances"].shape == shapes["encoder_distances"].shape == (32, 12)
 
 
 def test_gpt2_has_the_parameters_of_gpt2():
@@ -235,7 +261,11 @@ RUNS |= {
     "encoder_decoder, dropout": dataclasses.replace(
         RUNS["recurrent"], model=dataclasses.replace(T5_APART, **SMALL["transformer"], dropout=0.1), **SPANS
     ),
+    "encoder_decoder, t5 1.1": dataclasses.replace(
+        RUNS["recurrent"], model=dataclasses.replace(T5_1_1, **SMALL["transformer"]), **SPANS
+    ),
     "prefix": dataclasses.replace(RUNS["transformer"], **SPANS),
+    "prefix, relative": dataclasses.replace(RUNS["transformer, relative, geglu"], **SPANS),
 }
 MESHES = [
     MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=1, tensor=8), MeshConfig(data=2, fsdp=4),
@@ -243,7 +273,7 @@ MESHES = [
 ]  # fmt: skip
 EVERY_AXIS = MeshConfig(data=2, fsdp=2, tensor=2)
 # One of each family on every mesh (the Transformer's table is in test_meshes), the others on one that has all axes.
-IN_TABLE = ("transformer, experts", "recurrent, lstm", "encoder_decoder, dropout")
+IN_TABLE = ("transformer, experts", "recurrent, lstm", "encoder_decoder, dropout", "encoder_decoder, t5 1.1")
 ON_MESHES = [(kind, mesh) for kind in IN_TABLE for mesh in MESHES]
 ON_MESHES += [(kind, EVERY_AXIS) for kind in RUNS if kind not in ("transformer", *IN_TABLE)]
 WAYS = {

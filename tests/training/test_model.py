@@ -36,6 +36,9 @@ KINDS = {
     "pre, rms, none": {"positions": "none", "activation": "relu2"},
     "pre, layer, rotary": {"norm": "layer", "activation": "swiglu", "qk_norm": True},
     "pre, layer, sinusoidal": {"norm": "layer", "biases": True, "qk_norm": True, "positions": "sinusoidal"},
+    "pre, rms, relative": {"positions": "relative", "activation": "geglu"},
+    "post, layer, relative": {"norm": "layer", "norm_position": "post", "biases": True, "positions": "relative",
+                              "activation": "geglu", "qk_norm": True},
     "post, rms, learned": {"norm_position": "post", "positions": "learned", "num_positions": 17,
                            "scaled_embeddings": True, "logit_softcap": 3.0},
 }  # fmt: skip
@@ -138,6 +141,43 @@ def test_blocks_of_a_triangle_are_refused_where_the_square_is_wanted():
 # ---- the textbook and its descendants -------------------------------------------------------------------------------
 
 
+def row_of(distance, both_ways, rows=32, farthest=128):
+    """The row for a key ``distance`` tokens after its query, told in words by Raffel et al. 2020, section 2.1, in whole
+    numbers: beyond the first half, the largest k such that n / half ≥ (farthest / half)^(k / half)."""
+    if both_ways:
+        return row_of(-abs(distance), False, rows // 2, farthest) + (rows // 2 if distance > 0 else 0)
+    n, half = max(-distance, 0), rows // 2
+    if n < half:
+        return n
+    return half + max(k for k in range(half) if n**half * half**k >= half**half * farthest**k)
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_rows_of_distances_are_t5s(both_ways):
+    distances = np.arange(-300, 301)
+    rows = transformer.bucket(distances, both_ways)
+    assert rows.tolist() == [row_of(int(d), both_ways) for d in distances]
+    assert set(rows) == set(range(32)) - ({16} if both_ways else set())  # no key is both after and 0 away
+    far = rows[distances == -128] if both_ways else rows[distances <= -128]
+    assert set(far) == {15 if both_ways else 31}
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_biases_and_their_gradient_are_the_tables_rows(both_ways):
+    """Against a loop over pairs; T beyond the farthest distance that has a row of its own."""
+    T, H, rng = 140, 3, np.random.default_rng(0)
+    table, weights = rng.normal(size=(32, H)).astype(np.float32), rng.normal(size=(H, T, T)).astype(np.float32)
+    bias, pull = jax.vjp(lambda t: transformer.bias_by_distance(t, T, both_ways), table)
+    bias, rows = np.asarray(bias), [row_of(d, both_ways) for d in range(1 - T, T)]
+    summed = np.zeros((32, H))
+    for t in range(T):
+        for s in range(T):
+            row = rows[s - t + T - 1]
+            assert (bias[:, t, s] == table[row]).all()
+            summed[row] += weights[:, t, s]
+    assert_allclose(pull(weights)[0], summed, rtol=1e-4, atol=1e-3)
+
+
 class Textbook(nn.Module):
     """The same models of Flax's own layers, with complex numbers for rotations and dropout as given ``masks``."""
 
@@ -170,15 +210,20 @@ class Textbook(nn.Module):
             if c.positions == "rotary":
                 q, k = rotated(q), rotated(k)
             k, v = (jnp.repeat(x, c.num_heads // c.num_kv_heads, axis=2) for x in (k, v))
-            o = nn.dot_product_attention(q, k, v, mask=nn.make_causal_mask(tokens_BT))
+            bias = None
+            if c.positions == "relative":
+                rows = [[row_of(s - t, both_ways=False) for s in range(T)] for t in range(T)]
+                bias = nn.Embed(32, c.num_heads, name=f"distances{i}")(np.array(rows)).transpose(2, 0, 1)[None]
+            o = nn.dot_product_attention(q, k, v, bias, mask=nn.make_causal_mask(tokens_BT))
             return nn.DenseGeneral(c.d_model, axis=(-2, -1), use_bias=c.biases, name=f"o{i}")(o)
 
         def mlp(i, h):
             up = linear(f"in{i}", c.d_ff)(h)
-            act = {"gelu": nn.gelu, "relu": nn.relu, "relu2": lambda x: nn.relu(x) ** 2, "swiglu": lambda x: x}
+            act = {"gelu": nn.gelu, "relu": nn.relu, "relu2": lambda x: nn.relu(x) ** 2, "swiglu": lambda x: x,
+                   "geglu": lambda x: x}  # fmt: skip
             up = act[c.activation](up)
-            if c.activation == "swiglu":
-                up = up * nn.swish(linear(f"gate{i}", c.d_ff)(h))
+            if gate := {"swiglu": nn.swish, "geglu": nn.gelu}.get(c.activation):
+                up = up * gate(linear(f"gate{i}", c.d_ff)(h))
             return linear(f"out{i}", c.d_model)(up)
 
         x = embed(tokens_BT) * (np.sqrt(c.d_model) if c.scaled_embeddings else 1)
@@ -216,6 +261,8 @@ def as_textbook(config, p):
         out["final_norm"] = norm("final_norm", p.get)
     heads = {"q": (c.num_heads, c.head_dim), "k": (c.num_kv_heads, c.head_dim), "v": (c.num_kv_heads, c.head_dim)}
     for i in range(c.num_layers):
+        if "distances" in p:  # the same table in every layer
+            out[f"distances{i}"] = {"embedding": p["distances"]}
         for name in ("q", "k", "v", "o", "in", "out", "gate"):
             if f"w_{name}" in p:
                 w = p[f"w_{name}"][i]
@@ -487,3 +534,39 @@ def test_a_kernel_without_document_masks_says_so_and_auto_takes_another():
     both_ways = attention.choose("auto", "gpu", 128, mask_documents=True, causal=False)
     assert (both_ways.func, both_ways.keywords) == (attention.einsum, {"causal": False})
     assert attention.choose("auto", "gpu", 128) is attention.cudnn
+
+
+def test_kernels_without_biases_say_so_and_auto_takes_another():
+    config = dataclasses.replace(SMALL, positions="relative")
+    for name in ("cudnn", "splash"):
+        refusal = f"^execution.attention is '{name}', which takes no biases .*: write auto or einsum"
+        with pytest.raises(ValueError, match=refusal):
+            models.apply(config, ExecutionConfig(attention=name), initial(config, 0), tokens(1, 128))
+    for platform in ("cpu", "gpu", "tpu"):
+        assert attention.choose("auto", platform, 128, biased=True) is attention.block_causal
+        assert attention.choose("auto", platform, 128, biased=True, causal=False).func is attention.einsum
+        assert attention.choose("auto", platform, 128, biased=True, prefix=8).func is attention.block_causal
+
+
+@pytest.mark.parametrize("prefix", [0, 70])
+def test_blocks_with_biases_are_the_square(prefix):
+    """Documents too; and the gradient by the biases."""
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(2, 150, 4, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, 150, 2, 8)).astype(np.float32)
+    bias = rng.normal(size=(4, 150, 150)).astype(np.float32)
+    document = np.cumsum(rng.random((2, 150)) < 0.05, axis=1)
+
+    def both(function):
+        def total(q, bias):
+            return jnp.sum(jnp.sin(function(q, k, v, 0.3, document, prefix=prefix, bias_HTS=bias)))
+
+        return quick_jit(jax.value_and_grad(total, argnums=(0, 1)))(q, bias)
+
+    ours, square = both(attention.block_causal), both(attention.einsum)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=2e-4, atol=2e-5), ours, square)
+
+
+def test_biases_by_distance_are_refused_under_mup():
+    with pytest.raises(ValueError, match="parameterization is 'mup': write standard: how rates of biases by distance"):
+        dataclasses.replace(SMALL, positions="relative", parameterization="mup", base_d_model=8, base_head_dim=4)

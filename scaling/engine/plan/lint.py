@@ -355,8 +355,9 @@ def mixed_starts(rows: Sequence[Row], expected: Expected) -> list[Finding]:
 
 def large_head(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     def head_share(row: Row) -> float:
-        counts = accounting.trained(row.cell.run.model, row.cell.run.objective)
-        return counts.head_weights / (counts.head_weights + counts.inner_weights)
+        run = row.cell.run
+        inner, head = accounting.trained(run.model, run.objective).worked(run.lengths)
+        return head / (head + inner)
 
     bad = [row for row in rows if head_share(row) > MAX_HEAD]
     if not bad:
@@ -369,6 +370,30 @@ def large_head(rows: Sequence[Row], expected: Expected) -> list[Finding]:
     )
     edit = "leave the smallest sizes out or take a smaller vocabulary" + ("; budgets by rule exact" if without else "")
     return [Finding("large head", _ids(bad), effect, edit)]
+
+
+def foreign_recipe(rows: Sequence[Row], expected: Expected) -> list[Finding]:
+    """Recipes are of decoder-only Transformers that predict the next token (``grid.recipes``)."""
+    bad: dict[str, list[Row]] = {}
+    for row in rows:
+        run = row.cell.run
+        if row.cell.recipe is None or "lr_scale" in row.cell.labels:
+            continue
+        family = "" if run.model.family == "transformer" else f"model.family {run.model.family}"
+        objective = "" if run.objective.name == "next_token" else f"objective {run.objective.name}"
+        if what := " under ".join(filter(None, (family, objective))):
+            bad.setdefault(what, []).append(row)
+    if not bad:
+        return []
+    cells = [row for of_kind in bad.values() for row in of_kind]
+    names = ", ".join(sorted({row.cell.recipe for row in cells if row.cell.recipe}))
+    effect = (
+        f"{names} gives what was best for decoder-only Transformers and the next token, and the cells are of "
+        f"{' and of '.join(bad)}: their best rate and batch may be others, and what a law says of them then is of the "
+        "recipe too"
+    )
+    edit = "axes: {recipe.lr_scale: [0.5, 1, 2]}, or recipe: none and the values written out"
+    return [Finding("recipe of others", _ids(cells), effect, edit)]
 
 
 def small_validation(rows: Sequence[Row], expected: Expected) -> list[Finding]:
@@ -459,6 +484,7 @@ RULES: tuple[Callable[[Sequence[Row], Expected], list[Finding]], ...] = (
     mixed_objectives,
     mixed_starts,
     large_head,
+    foreign_recipe,
     mup_decay,
     small_validation,
 )

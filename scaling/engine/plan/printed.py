@@ -69,8 +69,15 @@ def _columns_of_cost(rows: Sequence[Row], bills: Sequence[Any]) -> list[tuple[st
     return columns
 
 
+def _left_out(row: Row) -> int:
+    """Tokens of a horizon of epochs that its whole steps do not reach; below 0, tokens that they go beyond it."""
+    return round(row.plan.requested_tokens) - row.plan.num_tokens if "epochs" in row.cell.labels else 0
+
+
 def _note(row: Row, found: Mapping[str, str]) -> str:
     notes = ["held out"] if row.cell.holdout else []
+    if left := _left_out(row):  # of epochs that end within a batch
+        notes.append(f"{left:,} tokens left out" if left > 0 else f"{-left:,} tokens once more")
     if row.first_step:
         notes.append(f"from step {row.first_step:,}")
     if row.cell.run.start is not None:

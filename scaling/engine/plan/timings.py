@@ -126,19 +126,29 @@ class TimingCache:
         return self.path.with_name(self.path.name.replace("calibration", "packs"))
 
     def save_packs(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keeps what packs gained here: rows with num_params, num_members, workers and tokens_per_s."""
-        kept = ("num_params", "num_members", "workers", "tokens_per_s")
-        records.write_json(self._packs_path, [{name: row[name] for name in kept} for row in rows])
+        """Keeps what packs gained here, beside that of other families: rows with family, num_params, num_members,
+        workers and tokens_per_s."""
+        kept = ("family", "num_params", "num_members", "workers", "tokens_per_s")
+        families = {row["family"] for row in rows}
+        others = [row for row in self._packs() if row["family"] not in families]
+        records.write_json(self._packs_path, [*others, *({name: row[name] for name in kept} for row in rows)])
 
-    def pack_gain(self, num_params: int, num_members: int, workers: int) -> float | None:
-        """Tokens/s of so many members over those of lone runs on as many processes: of the nearest size that was timed
-        and, there, the nearest number. None if none was."""
+    def _packs(self) -> list[dict[str, Any]]:
         try:
-            rows = [r for r in json.loads(self._packs_path.read_text(encoding="utf-8")) if r["workers"] == workers]
+            rows = json.loads(self._packs_path.read_text(encoding="utf-8"))
+            return [row for row in rows if "family" in row]
+        except (OSError, ValueError, TypeError):  # absent or damaged
+            return []
+
+    def pack_gain(self, family: str, num_params: int, num_members: int, workers: int) -> float | None:
+        """Tokens/s of so many members over those of lone runs on as many processes: of the nearest size of the family
+        that was timed and, there, the nearest number. None if none was."""
+        try:
+            rows = [r for r in self._packs() if (r["family"], r["workers"]) == (family, workers)]
             size = min({r["num_params"] for r in rows}, key=lambda n: abs(math.log(n / num_params)))
             speed = {r["num_members"]: r["tokens_per_s"] for r in rows if r["num_params"] == size}
             return speed[min(speed.keys() - {1}, key=lambda k: abs(math.log(k / num_members)))] / speed[1]
-        except (OSError, ValueError, TypeError, KeyError):  # absent, damaged, or without lone runs
+        except (ValueError, TypeError, KeyError):  # absent, damaged, or without lone runs
             return None
 
 

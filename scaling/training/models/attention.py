@@ -8,7 +8,8 @@ number of its own. Rotary logits
 depend on distances alone, so that is at once what positions counted from each document's start would give; positions
 that are added to the embedding are counted so where they are (``transformer``). No weight is dropped at random: the
 fused kernels cannot, and all are to be equal. Without ``causal`` a token sees those after it too, and there may be
-other keys than queries; the first ``prefix`` tokens are seen by all.
+other keys than queries; the first ``prefix`` tokens are seen by all. ``bias_HTS``, where given, is added to the logits
+of every row of the batch; the fused kernels do not take it.
 """
 
 import functools
@@ -23,12 +24,16 @@ from scaling.training import sharding
 _BLOCK_ROWS = 64
 
 
-def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True, prefix: int = 0):
+def einsum(
+    q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True, prefix: int = 0, bias_HTS=None
+):  # fmt: skip
     """The textbook square: the reference the others are tested against."""
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
     logits_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK * scale, k_BTGK, preferred_element_type=jnp.float32)
+    if bias_HTS is not None:
+        logits_BGRTS += bias_HTS.reshape(1, G, H // G, T, -1)
     square = jnp.ones((T, k_BTGK.shape[1]), bool)
     visible = (jnp.tril(square) if causal else square)[None, None, None]
     if prefix:
@@ -39,7 +44,7 @@ def einsum(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool 
     return jnp.einsum("BGRTS,BSGK->BTGRK", probs_BGRTS, v_BTGK).reshape(B, T, H, K)
 
 
-def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, prefix: int = 0):
+def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, prefix: int = 0, bias_HTS=None):
     """Rows in blocks, each against the keys up to its end, or the prefix's: up to half the square is never computed.
 
     The division by the softmax's sum is done after the product with v, on K columns instead of T.
@@ -59,6 +64,9 @@ def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, prefix:
         q_NMK = q_NRTK[:, :, start:end].reshape(B * G, R * rows, K)
         keys_NKS = k_NTK[:, :seen].swapaxes(1, 2)
         logits_NMS = jnp.matmul(q_NMK, keys_NKS, preferred_element_type=jnp.float32)
+        if bias_HTS is not None:
+            bias_1GMS = bias_HTS[:, start:end, :seen].reshape(1, G, R * rows, seen)
+            logits_NMS = (logits_NMS.reshape(B, G, R * rows, seen) + bias_1GMS).reshape(logits_NMS.shape)
         visible_rowsS = jnp.arange(start, end)[:, None] >= jnp.arange(seen)[None, :]
         if prefix:
             visible_rowsS |= jnp.arange(seen)[None, :] < prefix
@@ -143,13 +151,22 @@ def choose(
     causal: bool = True,
     prefix: int = 0,
     cross: bool = False,
+    biased: bool = False,
 ):
     """The implementation called ``name``; ``auto`` takes the platform's own where that can serve it.
 
     ``mask_documents``: it is given ``document_BT``; ``prefix``: tokens that all see; ``cross``: the keys are those of
-    other tokens. Raises ValueError for blocks of a
-    triangle where the whole square is wanted, and for a fused kernel that has no mask for a prefix.
+    other tokens; ``biased``: it is given ``bias_HTS``. Raises ValueError for blocks of a triangle where the whole
+    square is wanted, and for a fused kernel that has no mask for a prefix, or takes no biases.
     """
+    if biased:
+        if name in ("cudnn", "splash"):
+            raise ValueError(
+                f"execution.attention is {name!r}, which takes no biases by distance here (positions: relative): "
+                "write auto or einsum"
+            )
+        if name == "auto":
+            name = "block_causal" if causal or prefix else "einsum"
     if prefix:
         if name in ("cudnn", "splash"):
             raise ValueError(

@@ -5,6 +5,7 @@ parameters are called as the Transformer's; what is across in its layers is ``cr
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -64,21 +65,24 @@ def hidden(
     false (``RunConfig`` has seen to it); ``keys_B``: a key a row, by which dropout is drawn in training.
     """
     c, specs = config, param_specs(config)
-    R, platform = read_BR.shape[1], sharding.platform()
+    R, T = read_BR.shape[1], tokens_BT.shape[1]
+    choose = functools.partial(attention.choose, execution.attention, sharding.platform())
+    biased = c.positions == "relative"
     own = [n for n in specs if n.startswith("encoder_")]
     of_encoder = {n.removeprefix("encoder_"): n for n in own} | ({_TABLE: _TABLE} if c.shared_embeddings else {})
     keys = [None, None]
     if keys_B is not None:
         keys = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B) for i in (0, 1)]
+    its = {n: params[name] for n, name in of_encoder.items()}
     read = transformer.through_stack(
-        _encoder(c), execution, {n: specs[name] for n, name in of_encoder.items()},
-        {n: params[name] for n, name in of_encoder.items()}, read_BR,
-        attention.choose(execution.attention, platform, R, causal=False), keys_B=keys[0],
+        _encoder(c), execution, {n: specs[name] for n, name in of_encoder.items()}, its, read_BR,
+        transformer.with_distances(c, choose(R, causal=False, biased=biased), its, R, both_ways=True), keys_B=keys[0],
     )  # fmt: skip
     of_decoder = {n: spec for n, spec in specs.items() if n not in own}
-    across = (attention.choose(execution.attention, platform, R, causal=False, cross=True), read.h_BTD)
+    across = (choose(R, causal=False, cross=True), read.h_BTD)
     written = transformer.through_stack(
         c, execution, of_decoder, params, tokens_BT,
-        attention.choose(execution.attention, platform, tokens_BT.shape[1]), across=across, keys_B=keys[1],
+        transformer.with_distances(c, choose(T, biased=biased), params, T, both_ways=False), across=across,
+        keys_B=keys[1],
     )  # fmt: skip
     return Hidden(nn.with_logical_constraint(written.h_BTD, ("batch", "seq", "act_embed")))

@@ -18,7 +18,7 @@ import numpy as np
 
 from scaling.execution import ExecutionConfig
 from scaling.families.experts import ExpertsConfig
-from scaling.families.transformer import TransformerConfig, norm_has_bias
+from scaling.families.transformer import GATED, MAX_DISTANCE, NUM_BUCKETS, TransformerConfig, norm_has_bias
 from scaling.training import sharding
 from scaling.training.models import attention, experts
 from scaling.training.models.parameters import Hidden, ParamSpec, dense, layer_norm, rms_norm
@@ -30,9 +30,9 @@ def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
 
     Standard: matrices at fan_in^-1/2, those that write to the residual stream divided by (2 L)^1/2 (GPT-2) unless each
     sum is normalised anyway (post-norm), the embedding at 1, where it is not tied or scaled, and the head at D^-1/2.
-    Positions at half of what the embedding is read at (.01 to .02 in GPT-2's code), biases at 0. μP (Yang et al. 2022,
-    table 8, Adam): the same, with the head fixed at what the base width would have and its logits divided by m in
-    ``apply``.
+    Positions at half of what the embedding is read at (.01 to .02 in GPT-2's code), biases by distance at D^-1/2
+    (Hugging Face's T5), other biases at 0. μP (Yang et al. 2022, table 8, Adam): the same, with the head fixed at what
+    the base width would have and its logits divided by m in ``apply``.
     """
     c = config
     attn_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -61,7 +61,7 @@ def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
     }
     if c.norm_position == "pre":
         specs["final_norm"] = ParamSpec((c.d_model,), ("norm",), None, "norm")
-    if c.activation == "swiglu":  # declared after what other activations have too, whose draws stay what they were
+    if c.activation in GATED:  # declared after what other activations have too, whose draws stay what they were
         specs |= {name: spec for name, spec in _mlp_specs(c, residual, gates=True).items() if name not in specs}
     if c.qk_norm:
         specs |= {name: of_layers(c.head_dim, None, "norm") for name in ("q_norm", "k_norm")}
@@ -71,6 +71,9 @@ def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
     if c.positions == "learned":
         std = 0.5 * (1.0 if c.scaled_embeddings else embedding_std)
         specs["positions"] = ParamSpec((c.num_positions, c.d_model), (None, "embed"), std, "embedding", mup="input")
+    if c.positions == "relative":  # in float32, as the logits that it is added to
+        shape = (NUM_BUCKETS, c.num_heads)
+        specs["distances"] = ParamSpec(shape, (None, "heads"), c.d_model**-0.5, "embedding", in_float32=True)
     if norm_has_bias(c):
         norms = [(name, spec) for name, spec in specs.items() if spec.group == "norm"]
         specs |= {f"{name}_bias": dataclasses.replace(spec, init_std=0.0) for name, spec in norms}
@@ -87,8 +90,8 @@ def param_specs(config: TransformerConfig) -> dict[str, ParamSpec]:
 def _mlp_specs(config: TransformerConfig, residual: float, gates: bool = False) -> dict[str, ParamSpec]:
     """The matrices of the feed-forward, or of all experts, each drawn as a feed-forward of its width; and the router.
 
-    An expert lies whole on one device; ``gates``: with SwiGLU's. The router's sides do not both grow with width, so
-    that no optimiser of matrices works on it.
+    An expert lies whole on one device; ``gates``: with SwiGLU's or GEGLU's. The router's sides do not both grow with
+    width, so that no optimiser of matrices works on it.
     """
     m, L, D, F = config.mlp, config.num_layers, config.d_model, config.expert_width
     kinds = {"in": (D, F, 1.0), "out": (F, D, residual)} | ({"gate": (D, F, 1.0)} if gates else {})
@@ -165,9 +168,46 @@ def rotary(x_BTHK, theta: float):
     return (x_BHTK * cos + jnp.roll(x_BHTK, K // 2, axis=-1) * sin).swapaxes(1, 2)
 
 
+def bucket(distance: np.ndarray, both_ways: bool) -> np.ndarray:
+    """The row of the table of biases for a key that is ``distance`` tokens after its query, int64 of the same shape.
+
+    Of U = ``NUM_BUCKETS`` rows (``both_ways``: of each half, the second for keys that follow) the first U/2 are those
+    of n = 0, 1, … tokens; then min(U - 1, U/2 + ⌊U/2 · log(2n/U) / log(2M/U)⌋) with M = ``MAX_DISTANCE`` (Raffel et
+    al. 2020, arXiv 1910.10683, section 2.1, and their code). Without ``both_ways`` keys that follow are as n = 0.
+    """
+    n, rows = (np.abs(distance), NUM_BUCKETS // 2) if both_ways else (np.maximum(-distance, 0), NUM_BUCKETS)
+    exact = rows // 2
+    far = np.log(np.maximum(n, exact) / exact) / np.log(MAX_DISTANCE / exact) * (rows - exact)
+    row = np.where(n < exact, n, np.minimum(exact + far.astype(np.int64), rows - 1))
+    return row + rows * (distance > 0) if both_ways else row
+
+
+def bias_by_distance(table_UH, length: int, both_ways: bool):
+    """bias_HTT in float32, of query t and key s the row of the table for s - t.
+
+    Each head's numbers stand once in a list of 2 T, that of distance s - t at (s - t) mod 2 T. Written T times one
+    after another and cut into rows of 2 T - 1, the list begins one place later in each row. So the gradient is a sum
+    over rows, and adds up at the table's rows only 2 T numbers a head instead of T².
+    """
+    T, H = length, table_UH.shape[1]
+    distance = (np.arange(2 * T) + T) % (2 * T) - T
+    list_H1N = table_UH[bucket(distance, both_ways)].T[:, None]
+    all_HX = jnp.broadcast_to(list_H1N, (H, T, 2 * T)).reshape(H, -1)
+    bias_HTT = all_HX[:, : T * (2 * T - 1)].reshape(H, T, 2 * T - 1)[:, :, :T]
+    return nn.with_logical_constraint(bias_HTT, ("heads", None, None))
+
+
+def with_distances(config: TransformerConfig, attend, params: Mapping[str, jax.Array], length: int, both_ways: bool):
+    """``attend`` with the biases of a stack's table, where the config has them: of ``length`` tokens, which see those
+    after them too if ``both_ways``."""
+    if config.positions != "relative":
+        return attend
+    return functools.partial(attend, bias_HTS=bias_by_distance(params["distances"], length, both_ways))
+
+
 def _activate(name: str, hidden, gate):
-    if name == "swiglu":
-        return jax.nn.silu(gate) * hidden
+    if name in GATED:
+        return {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}[name](gate) * hidden
     relu = jax.nn.relu(hidden)
     return {"gelu": lambda: jax.nn.gelu(hidden), "relu": lambda: relu, "relu2": lambda: jnp.square(relu)}[name]()
 
@@ -198,7 +238,7 @@ def _attention(config: TransformerConfig, attend, p: dict[str, Any], h_BTD, read
 
 
 def _mlp(config: TransformerConfig, p: Mapping[str, Any], h_BTD, product=dense):
-    gate_BTF = product(h_BTD, p["w_gate"], p.get("b_gate")) if config.activation == "swiglu" else None
+    gate_BTF = product(h_BTD, p["w_gate"], p.get("b_gate")) if config.activation in GATED else None
     hidden_BTF = _activate(config.activation, product(h_BTD, p["w_in"], p.get("b_in")), gate_BTF)
     return product(hidden_BTF, p["w_out"], p.get("b_out"))
 
@@ -267,8 +307,9 @@ def hidden(
         tokens_BT = jnp.concatenate([read_BR, tokens_BT], axis=1)
     attend = attention.choose(
         execution.attention, sharding.platform(), tokens_BT.shape[1], mask_documents or present_BT is not None, causal,
-        prefix,
+        prefix, biased=config.positions == "relative",
     )  # fmt: skip
+    attend = with_distances(config, attend, params, tokens_BT.shape[1], both_ways=prefix > 0 or not causal)
     if present_BT is not None:
         attend = functools.partial(attend, document_BT=present_BT.astype(jnp.int32))
     specs = param_specs(config)
