@@ -12,7 +12,7 @@ from scaling.bench import gpu_day
 from scaling.training import calibration
 
 SMALL = gpu_day.Day(
-    alone={"t": (32, 2, 512)}, packed={"t": (16, 2, 256)}, compared=(32, 2, 512), seq_lens=(64,), packed_seq_len=64,
+    alone={"t": (32, 2, 512)}, packed={"t": (16, 2, 512)}, compared=(32, 2, 512), seq_lens=(64,), packed_seq_len=64,
     pack_sizes=(1, 2), num_steps=3, seconds=0.1, vocab_size=256, grid="sweeps/smoke.yaml",
 )  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path):
 
 
 def test_shares_of_the_peak_by_hand(monkeypatch):
-    """Four runs of one step in .5 s on a made-up device of 1e12 FLOP/s."""
+    """Four runs of one step in .5 s on eight made-up devices of 1e12 FLOP/s each."""
     timed = {"step_seconds": 0.5, "compile_seconds": 1.0, "memory_bytes": 7}
     monkeypatch.setattr(calibration, "calibrate", lambda *a: timed)
     monkeypatch.setattr("scaling.data.prepare", lambda *a: None)
@@ -60,11 +60,11 @@ def test_shares_of_the_peak_by_hand(monkeypatch):
                                                                          peak_flops={"bfloat16": 1e12}))  # fmt: skip
     run = gpu_day.run_of(SMALL, SMALL.packed["t"], 64)
     row = gpu_day._timed(run, 1.0, 4)
-    assert row["tokens_per_s"] == 4 * 256 / 0.5
+    assert row["tokens_per_s"] == 4 * 512 / 0.5
     # 6 N D with every parameter: 12 · 2 layers · 16², two tables of 256 · 16, five norms of 16.
     num_params = 12 * 2 * 16**2 + 2 * 256 * 16 + 5 * 16
-    assert row["mfu"]["6ND_total"] == pytest.approx(4 * 256 / 0.5 * 6 * num_params / 1e12)
-    assert row["flops_per_s"]["exact"] == pytest.approx(row["mfu"]["exact"] * 1e12)
+    assert row["mfu"]["6ND_total"] == pytest.approx(4 * 512 / 0.5 * 6 * num_params / 8e12)
+    assert row["flops_per_s"]["exact"] == pytest.approx(row["mfu"]["exact"] * 8e12)
     console = Console(file=io.StringIO(), width=200)
     console.print(gpu_day._table("packs", {"t × 1": {**row, "tokens_per_s": 512.0}, "t × 4": row}, {"t": row}))
     assert "MFU by exact" in console.file.getvalue()

@@ -218,6 +218,8 @@ def _losses(run: RunConfig, execution: ExecutionConfig, on: list, num_steps: int
 
 def _timed(run: RunConfig, seconds: float, num_members: int = 1) -> dict:
     """A row of a step's time: tokens/s, FLOP/s and share of the peak by each rule."""
+    import jax
+
     from scaling import data
     from scaling.training import calibration
 
@@ -225,13 +227,14 @@ def _timed(run: RunConfig, seconds: float, num_members: int = 1) -> dict:
     data.prepare(run.data, cache_dir)
     timed = calibration.calibrate(run, ExecutionConfig(), cache_dir, seconds, num_members)
     tokens_per_s = num_members * run.batch_tokens / timed["step_seconds"]
-    profile, counted = _profile(), accounting.flops_of(run)
-    peak = profile.peak_flops.get(run.model.dtype) if profile else None
+    profile, counted, num_devices = _profile(), accounting.flops_of(run), jax.device_count()
+    known = profile.peak_flops.get(run.model.dtype) if profile else None
+    peak = num_devices * known if known else None  # a run is over all of them
     return {
         "num_params": accounting.param_counts(run.model)["non_embedding"], "num_members": num_members,
         "seq_len": run.data.seq_len, "batch_size": run.batch_size, "dtype": run.model.dtype,
         "tokens_per_s": tokens_per_s, "flops_per_s": {rule: tokens_per_s * counted[rule] for rule in RULES},
-        "peak_flops": peak,
+        "num_devices": num_devices, "peak_flops": peak,
         "mfu": {rule: tokens_per_s * counted[rule] / peak for rule in RULES} if peak else None,
         **{k: timed[k] for k in ("compile_seconds", "step_seconds", "memory_bytes")},
     }  # fmt: skip

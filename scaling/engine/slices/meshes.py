@@ -25,11 +25,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, families
+from scaling import accounting, families, records
 from scaling.config import RunConfig
 from scaling.devices import PROFILES
 from scaling.engine.plan import packing
@@ -153,8 +155,17 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
     return list(first.values())
 
 
-def show(console: Console, rows: Sequence[Row], execution: ExecutionConfig, topology: str, *, suggest: bool) -> bool:
-    """Compiles each distinct cell, and with ``suggest`` further meshes, and prints what came of it; whether all fit.
+def show(
+    console: Console,
+    rows: Sequence[Row],
+    execution: ExecutionConfig,
+    topology: str,
+    *,
+    suggest: bool,
+    out: Path | None = None,
+) -> bool:
+    """Compiles each distinct cell, and with ``suggest`` further meshes, and prints what came of it, into ``out`` too,
+    after each; whether all fit.
 
     Raises ValueError without what compiles, or to suggest for a chip whose figures are not known.
     """
@@ -162,7 +173,7 @@ def show(console: Console, rows: Sequence[Row], execution: ExecutionConfig, topo
     columns = ("cell", "tokens a step", "mesh r,d,f,t", "remat", "fits", "arguments", "temporaries", "peak", "sent")
     for column in (*columns, "model s/step", "compile s"):
         table.add_column(column, justify="left" if column in ("cell", "remat", "fits") else "right")
-    reasons, all_fit = [], True
+    reasons, all_fit, told = [], True, []
     with aot.Compiler(topology) as compiler:
         for row in distinct(rows):
             run = row.cell.run
@@ -174,6 +185,9 @@ def show(console: Console, rows: Sequence[Row], execution: ExecutionConfig, topo
                 asked, verdict = _best(console, compiler, run, execution, verdict, chip, topology)
             _add(table, row, asked, verdict, chip, marked=suggest)
             all_fit = all_fit and verdict.fits
+            told.append(_told(row, asked, verdict, chip))
+            if out is not None:
+                records.write_json(out, {"topology": topology, "programs": told, "environment": records.software()})
             if not verdict.fits:
                 reasons.append(f"{row.run_id} does not fit {topology}: {verdict.reason}")
             elif verdict.limit_bytes is not None:
@@ -188,6 +202,24 @@ def show(console: Console, rows: Sequence[Row], execution: ExecutionConfig, topo
     for reason in reasons:
         console.print(reason, soft_wrap=True)
     return all_fit
+
+
+def _told(row: Row, execution: ExecutionConfig, verdict: aot.Verdict, chip: Chip | None) -> dict[str, Any]:
+    """What is known of a program, as JSON: FLOPs of a step by the rule exact, since a GPU's compiler counts none."""
+    run, mesh = row.cell.run, MeshConfig(**verdict.mesh) if verdict.mesh else execution.mesh
+    known = chip is not None and verdict.mesh
+    return {
+        "run_id": row.run_id,
+        "num_params": accounting.param_counts(run.model)["total"],
+        "batch_size": run.batch_size,
+        "window": run.lengths.window,
+        "remat": execution.remat,
+        "step_flops": {"exact": accounting.flops_of(run)["exact"] * run.batch_tokens},
+        "model_seconds": step_seconds(run, mesh, execution.remat, chip, execution.asked_parts) if known else None,  # type: ignore[arg-type]  # known
+        "fits": verdict.fits,
+        "sent_bytes": verdict.moved_bytes,
+        **dataclasses.asdict(verdict),
+    }
 
 
 def _best(console, compiler, run, execution, first: aot.Verdict, chip: Chip | None, topology: str):
