@@ -40,8 +40,8 @@ GRID = Path(__file__).resolve().parents[2] / "sweeps" / "gpu_isoflop.yaml"
 STOPPING_SECONDS = 45
 
 
-# (width, layers, tokens a step): non-embedding parameters 12 · layers · width².
-ALONE = {"10M": (384, 6, 65_536), "75M": (768, 11, 65_536), "300M": (1024, 24, 32_768), "1B": (2048, 20, 16_384)}
+# (width, layers, tokens a step): non-embedding parameters 12 · layers · width². Each fits an H100, nothing recomputed.
+ALONE = {"10M": (384, 6, 65_536), "75M": (768, 11, 65_536), "300M": (1024, 24, 16_384), "1B": (2048, 20, 8_192)}
 PACKED = {"1M": (128, 5, 8_192), "5M": (256, 6, 8_192), "20M": (512, 6, 8_192)}
 
 
