@@ -24,6 +24,24 @@ _NVIDIA_B200 = "NVIDIA, DGX B200 datasheet (HGX at 1,000 W; dense, half of the f
 _NVIDIA_A100 = "NVIDIA, A100 Tensor Core GPU datasheet (SXM 80 GB; dense)"
 
 
+# GPUs of the hosts that their networks are counted for: HGX and DGX boards.
+DEVICES_PER_HOST = 8
+# An adapter of 400 Gbit/s for each GPU of a host.
+_NETWORK = 50e9
+_BASEPOD = (
+    "NVIDIA, DGX BasePOD reference architecture, Core Components (eight single-port ConnectX-7, up to 400 Gb/s, for "
+    "the eight GPUs of a DGX H100, H200 or B200)"
+)
+_NVLINK_4 = (
+    "18 links of NVLink 4, 900 GB/s both ways (MLCommons, inference results v4.1, NVIDIA's H200-SXM-141GBx8 system; "
+    "450 GB/s one way on H100: NVIDIA/nccl issue 1264)"
+)
+_NVLINK_5 = "NVIDIA, DGX B200 User Guide (NVSwitch: 14.4 TB/s for eight GPUs, both ways)"
+# One way, and where it is from.
+_NVLINK = {"h100": (450e9, _NVLINK_4), "h200": (450e9, _NVLINK_4), "b200": (900e9, _NVLINK_5)}
+# 1600, 4800 and 3200 Gbps.
+_INTERCONNECT = {"tpu-v5e": 200e9, "tpu-v5p": 600e9, "tpu-v6e": 400e9}
+_ICI = "; all links of a chip together"
 _GOOGLE = "Google Cloud, TPU documentation, page {}"
 
 
@@ -82,6 +100,8 @@ class Profile:
     memory_bytes: float | None = None
     memory_bandwidth: float | None = None  # bytes/s
     power_watts: float | None = None
+    interconnect: float | None = None  # bytes/s that a device sends to others of its host, or slice, all links together
+    network: float | None = None  # bytes/s that it sends beyond its host; None: slices have no such border
     price_per_device_hour: float | None = None
     mfu: tuple[MfuPoint, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
@@ -100,9 +120,13 @@ def _gpu(
 ) -> Profile:  # fmt: skip
     sources = {"peak_flops": sheet + _TF32, "price_per_device_hour": price_source}
     sources |= dict.fromkeys(("memory_bytes", "memory_bandwidth", "power_watts"), sheet)
+    nvlink, nvlink_source = _NVLINK.get(name, (None, ""))
+    if nvlink:
+        sources |= {"interconnect": nvlink_source, "network": _BASEPOD}
     return Profile(
-        name, title, {"bfloat16": bf16, "float32": tf32}, memory, bandwidth, watts, price, MFU.get(mfu, ()), sources
-    )
+        name, title, {"bfloat16": bf16, "float32": tf32}, memory, bandwidth, watts, nvlink, nvlink and _NETWORK, price,
+        MFU.get(mfu, ()), sources,
+    )  # fmt: skip
 
 
 def _tpu(
@@ -112,9 +136,11 @@ def _tpu(
     sheet = _GOOGLE.format(page)
     sources = {"peak_flops": sheet + _ONE_PASS, "price_per_device_hour": price_source}
     sources |= {"memory_bytes": sheet, "memory_bandwidth": sheet, "power_watts": "not published"}
+    sources["interconnect"] = sheet + _ICI
     return Profile(
-        name, title, {"bfloat16": bf16, "float32": bf16}, memory, bandwidth, None, price, MFU["tpu"], sources
-    )
+        name, title, {"bfloat16": bf16, "float32": bf16}, memory, bandwidth, None, _INTERCONNECT[name], None, price,
+        MFU["tpu"], sources,
+    )  # fmt: skip
 
 
 _LAMBDA = "Lambda, on-demand price of 8 together (lambda.ai/instances, read 2026-09-20)"

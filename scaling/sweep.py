@@ -214,7 +214,8 @@ class Sweep:
         with bad_input():
             rows = select(self.cells.rows, self.options.only)
             execution, topology = self.grid.execution, self.options.topology
-            fits = meshes.show(self.console, rows, execution, topology, suggest=self.options.suggest)  # type: ignore[arg-type]  # there is one: see run
+            suggest, out = self.options.suggest, self.options.json
+            fits = meshes.show(self.console, rows, execution, topology, suggest=suggest, out=out)  # type: ignore[arg-type]  # there is one: see run
         return DONE if fits else INCOMPLETE
 
     def _look(self) -> list[str]:

@@ -7,6 +7,7 @@
     python -m scaling.bench --family recurrent --widths 64 --packs 2 4 8
     python -m scaling.bench --startup                     how long until a process trains
 
+    python -m scaling.bench --gpu-day --minutes 8 --out D  an accelerator in one sitting, resumed by the same command
     python -m scaling.bench --data                        tokenising, batches and synthetic sources, one core
     python -m scaling.bench --laws                        the fits
     python -m scaling.bench --coverage 400                what intervals hold, by kind of noise and design
@@ -317,6 +318,20 @@ def show_packs(console: Console, rows: Sequence[dict]) -> None:
         console.print(table)
 
 
+def _gpu_day(console: Console, minutes: float, out: Path | None) -> int:
+    from scaling.bench import gpu_day
+
+    try:
+        if out is None or (out.exists() and not out.is_dir()):
+            raise ValueError("--gpu-day: say into which folder: write --out DIR")
+        if not minutes > 0:
+            raise ValueError(f"--minutes is {minutes}: write a number above 0, as 8")
+        return gpu_day.sit(console, out, minutes, gpu_day.Day())
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
 @terminal.outliving_its_reader()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.partition("\n")[0])
@@ -346,9 +361,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--startup", action="store_true", help="time the way from a process's start to its first step, instead"
     )
+    parser.add_argument(
+        "--gpu-day", action="store_true",
+        help="measure an accelerator, in order of worth, into the folder --out; the same command goes on",
+    )  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="of --gpu-day (8)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes at once (default: one a core on CPU)")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="about how long to time each (2)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows and the environment as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+        help="also write the rows and the environment as JSON; of --gpu-day, the folder")  # fmt: skip
     args = parser.parse_args(argv)
     cache_dir = storage.cache_dir()
     workers = args.workers or auto_workers(len(machine.cores()))
@@ -359,6 +380,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         show_coverage(console, args.coverage, args.out)
         return 0
+    if args.gpu_day:
+        return _gpu_day(console, args.minutes, args.out)
     if args.laws:
         show_laws(console)
         return 0

@@ -469,6 +469,27 @@ def test_mup_coordinate_check(kind):
     assert standard[2] > 2 * standard[0]
 
 
+@pytest.mark.parametrize("length, num_blocks, prefix", [(150, 2, 0), (40, 1, 0), (131, 2, 90)])
+def test_the_few_blocks_of_a_gpu_are_the_whole_square(monkeypatch, length, num_blocks, prefix):
+    """In values and gradients, whose logits are computed again; a block's rows may be of another number than 64."""
+    monkeypatch.setattr(attention.sharding, "platform", lambda: "gpu")
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, length, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
+    document = np.stack([np.searchsorted(at, np.arange(length), "right") for at in ([30, 31, 80], [7, 75])])
+
+    def of(function):
+        def value(q, k, v):
+            return jnp.sum(jnp.sin(function(q, k, v, 0.3, document_BT=document, prefix=prefix)))
+
+        return value
+
+    for found, want in zip(*(quick_jit(jax.grad(of(f), argnums=(0, 1, 2)))(q, k, v)
+                             for f in (attention.block_causal, attention.einsum))):  # fmt: skip
+        assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    traced = str(jax.make_jaxpr(of(attention.block_causal))(q, k, v))
+    assert traced.count("remat2[") == num_blocks
+
+
 @pytest.mark.parametrize("name", ["einsum", "block_causal", pytest.param("splash", marks=pytest.mark.slow)])
 def test_a_document_is_attended_to_alone(name):
     """By every kernel, in values and gradients, what softmax over the document's own past gives."""

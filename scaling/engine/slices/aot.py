@@ -3,10 +3,11 @@
     with Compiler("v5e:8x8") as compiler:
         verdict = compiler.ask(run, execution)
 
-The compiler is libtpu's own (extra ``tpu``), so what it refuses for memory the slice would refuse. ``here`` compiles
-for the devices of this machine. It works in a process of its own, ``python -m scaling.engine.slices.aot``: its
-environment must be set before JAX is imported, and a compiler may end its process or fill the memory. One question at
-a time.
+For a TPU slice the compiler is libtpu's own (extra ``tpu``), so what it refuses for memory the slice would refuse. For
+GPUs, as h100:8, it is XLA's (extra ``gpu-plan``), which refuses nothing: the peak is compared with what JAX will own.
+``here`` compiles for the devices of this machine. It works in a process of its own, ``python -m
+scaling.engine.slices.aot``: its environment must be set before JAX is imported, and a compiler may end its process or
+fill the memory. One question at a time.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 
 from scaling import config, fields, machine
 from scaling.config import RunConfig
+from scaling.engine.slices import gpus, kernels
 from scaling.execution import ExecutionConfig
 
 HERE = "here"
@@ -40,6 +42,10 @@ class Verdict:
     bytes: dict[str, int] = field(default_factory=dict)  # ``BYTES``, ``peak`` and ``host_temp``, as the compiler says
     collectives: dict[str, dict] = field(default_factory=dict)  # see ``collectives``
     compile_seconds: float = 0.0
+    limit_bytes: int | None = None  # what JAX will own of a GPU; None where the compiler itself refuses
+    limit_setting: str = ""  # by which that is so
+    kernels: dict[str, int] = field(default_factory=dict)  # of a GPU; see ``kernels.of``
+    checked_with: str = ""  # for a GPU, the versions of JAX and cuDNN
 
     @property
     def fits(self) -> bool:
@@ -54,20 +60,15 @@ class Verdict:
 class Compiler:
     """The process that compiles for one topology; started at once, ended by ``with``.
 
-    Raises ValueError when libtpu is not installed.
+    Raises ValueError for a name of no topology, and when what compiles for it is not installed.
     """
 
     def __init__(self, topology: str):
         self.topology = topology
         env = machine.worker_environment()
         if topology != HERE:
-            if importlib.util.find_spec("libtpu") is None:
-                raise ValueError(
-                    f"--topology {topology}: libtpu compiles for it and is not installed: pip install '.[tpu]'"
-                )
-            # The slice is a description: libtpu is neither to look for its own chips nor to ask Google where it runs.
-            env |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "none"}
-            env |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+            # The devices are a description: nobody is to look for one here.
+            env |= {"JAX_PLATFORMS": "cpu"} | _environment_for(topology)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "scaling.engine.slices.aot", topology],
@@ -106,7 +107,28 @@ class Compiler:
         return lines[-1][:300] if lines else "without a word"
 
 
+def _environment_for(topology: str) -> dict[str, str]:
+    """What the process that compiles for a topology needs beside JAX on a CPU; refuses what it cannot compile for."""
+    if gpus.parse(topology):
+        gpus.require_wheels(topology)
+        gpus.memory_fraction()
+        return {}
+    if not re.match(r"v\d", topology):
+        raise ValueError(
+            f"--topology {topology}: write a TPU slice, as v5e:8x8, or GPUs of {', '.join(gpus.DESCRIPTIONS)}, as "
+            "h100:8, or hosts × devices, as h100:2x8; or here"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f"--topology {topology}: libtpu compiles for it and is not installed: pip install '.[tpu]'")
+    # libtpu is neither to look for its own chips nor to ask Google where it runs.
+    env = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "none"}
+    return env | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
 # ---- in the process that compiles -----------------------------------------------------------------------------------
+
+
+_SLICES = "write one as v5e:8x8, v5p:4x4x4, v6e:16x16"
 
 
 def main() -> None:
@@ -116,7 +138,9 @@ def main() -> None:
     try:
         devices = _devices(sys.argv[1])
     except Exception as e:  # libtpu raises several kinds for a name that it does not know
-        problem = f"topology {sys.argv[1]!r}: {_first_line(e)}: write one as v5e:8x8, v5p:4x4x4, v6e:16x16"
+        # Names of GPUs were read before: what fails here is the plugin, of which the wheels' versions must be jaxlib's.
+        instead = "install the versions of jax: pip install '.[gpu-plan]'" if gpus.parse(sys.argv[1]) else _SLICES
+        problem = f"topology {sys.argv[1]!r}: {_first_line(e)}: {instead}"
     for line in sys.stdin:
         raw = json.loads(line)
         run = fields.from_dict(RunConfig, raw["run"])
@@ -132,6 +156,8 @@ def _devices(topology: str) -> list:
 
     if topology == HERE:
         return jax.devices()
+    if topology_of_gpus := gpus.parse(topology):
+        return gpus.devices(topology_of_gpus)
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
@@ -154,13 +180,30 @@ def compile_step(run: RunConfig, execution: ExecutionConfig, devices: list) -> V
     memory = compiled.memory_analysis()
     bytes_ = {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in BYTES}
     bytes_ |= {"peak": int(memory.peak_memory_in_bytes), "host_temp": int(memory.host_temp_size_in_bytes)}
+    limit, setting = gpus.limit_of(devices[0]) or (None, "")
+    hlo: str = compiled.as_text()  # type: ignore[assignment]  # it has a text
     return Verdict(
+        reason=_too_large(bytes_["peak"], limit, setting),
         num_devices=len(devices),
         mesh=dict(mesh.shape),
         device_kind=devices[0].device_kind,
         bytes=bytes_,
-        collectives=collectives(compiled.as_text(), len(devices)),  # type: ignore[arg-type]  # it has a text
+        collectives=collectives(hlo, len(devices)),
         compile_seconds=time.perf_counter() - started,
+        limit_bytes=limit,
+        limit_setting=setting,
+        kernels=kernels.of(hlo) if limit else {},
+        checked_with=gpus.checked_with() if limit else "",
+    )
+
+
+def _too_large(peak_bytes: int, limit_bytes: int | None, setting: str) -> str | None:
+    """Says what XLA for GPUs does not: that a program needs more than there will be. None where it fits."""
+    if limit_bytes is None or peak_bytes <= limit_bytes:
+        return None
+    return (
+        f"out of memory: {peak_bytes / 2**30:.2f}G wanted of {limit_bytes / 2**30:.2f}G that JAX owns of a device "
+        f"({setting})"
     )
 
 

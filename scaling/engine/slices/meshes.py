@@ -7,10 +7,14 @@ A step of a run on a mesh of n = run · data · fsdp · tensor devices takes, by
 - compute: exact FLOPs · (1 + share computed again) / (n · peak · ``PRODUCT_EFFICIENCY``); again is 0 for remat none,
   the attention products' third for dots, a third of everything but the head for full and offload;
 - weights: each device's part of (accumulation · 2 gathers + 1 reduction) of the weights over ``fsdp``, and an
-  all-reduce of the gradient over ``data``, at the interconnect's bandwidth; they run beside the products, so the longer
+  all-reduce of the gradient over ``data``, at the bandwidth of that axis; they run beside the products, so the longer
   one counts;
 - activations: over ``tensor``, two all-reduces of a layer's output forward, two backward, two more where the forward
   pass is run again; products wait for them, so they are added.
+
+An axis of a TPU slice has the chip's interconnect. Of GPUs, whose hosts are laid out tensor first, then fsdp, then
+data, an axis inside a host has NVLink; one that goes beyond it has, of a ring's k devices in each host, the k adapters
+of the network, NVLink at the most.
 
 It leaves out latency, the optimiser and whatever the compiler does better or worse: it ranks, it does not promise.
 """
@@ -21,24 +25,23 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, families
+from scaling import accounting, families, records
 from scaling.config import RunConfig
 from scaling.devices import PROFILES
 from scaling.engine.plan import packing
 from scaling.engine.plan.table import Row
-from scaling.engine.slices import aot
+from scaling.engine.slices import aot, gpus, kernels
 from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.terminal import text
 
 # Share of the peak that large products alone reach on a TPU; equal for all candidates, so it orders none of them.
 PRODUCT_EFFICIENCY = 0.7
-# What one chip sends, all links together, bytes/s (Google Cloud, TPU documentation, pages TPU v5e, v5p, v6e:
-# 1600, 4800 and 3200 Gbps).
-INTERCONNECT = {"tpu-v5e": 200e9, "tpu-v5p": 600e9, "tpu-v6e": 400e9}
 REMATS = ("none", "dots", "full")
 MAX_TENSOR = 16
 MAX_COMPILES = 6  # of candidates for one cell; each takes minutes
@@ -47,7 +50,8 @@ MAX_COMPILES = 6  # of candidates for one cell; each takes minutes
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machines that are not here")
     group.add_argument("--topology", metavar="NAME", help="with --plan: compile each distinct cell for this TPU slice, "
-        "as v5e:8x8 (extra tpu), or for this machine's devices, here; needs neither data nor device")  # fmt: skip
+        "as v5e:8x8 (extra tpu), for GPUs, as h100:8, or hosts × devices h200:2x8 (extra gpu-plan), or for this "
+        "machine's devices, here; needs neither data nor device")  # fmt: skip
     group.add_argument("--suggest", action="store_true",
         help="with --topology: the fastest mesh and remat that fit, by the cost model of slices/meshes.py")  # fmt: skip
 
@@ -62,15 +66,26 @@ class Chip:
     peak_flops: float  # in the run's dtype
     interconnect: float  # bytes/s
     memory_bytes: float
+    network: float | None = None  # bytes/s beyond its host; None: there is no such border
+    per_host: int = 1
 
     @classmethod
     def of(cls, topology: str, dtype: str) -> "Chip | None":
-        """The chip of a TPU topology; None for one whose figures are not known."""
+        """The chip of a TPU slice, or of hosts of GPUs; None for one whose figures are not known."""
+        if hosts := gpus.parse(topology):
+            profile, owned = PROFILES[hosts.name], gpus.owned_bytes(hosts.name)
+            return cls(profile.peak_flops[dtype], profile.interconnect, owned, profile.network, hosts.per_host)  # type: ignore[arg-type]  # known
         name = f"tpu-{topology.partition(':')[0]}"
-        if name not in INTERCONNECT or name not in PROFILES:
+        if name not in PROFILES:
             return None
         profile = PROFILES[name]
-        return cls(profile.peak_flops[dtype], INTERCONNECT[name], profile.memory_bytes)  # type: ignore[arg-type]  # TPUs' are known
+        return cls(profile.peak_flops[dtype], profile.interconnect, profile.memory_bytes)  # type: ignore[arg-type]  # TPUs' are known
+
+    def bandwidth(self, size: int, stride: int) -> float:
+        """Bytes/s of a device in rings of ``size``, whose neighbours are ``stride`` devices apart."""
+        if self.network is None or size * stride <= self.per_host:
+            return self.interconnect
+        return min(self.interconnect, max(1, self.per_host // stride) * self.network)
 
 
 def step_seconds(run: RunConfig, mesh: MeshConfig, remat: str, chip: Chip, accumulation_steps: int = 1) -> float:
@@ -86,12 +101,14 @@ def step_seconds(run: RunConfig, mesh: MeshConfig, remat: str, chip: Chip, accum
     compute = (exact + again) * tokens / (devices * chip.peak_flops * PRODUCT_EFFICIENCY)
     width = 2 if model.dtype == "bfloat16" else 4
     part = width * counts.held / mesh.tensor
-    weights = (2 * accumulation_steps + 1) * part * (mesh.fsdp - 1) / mesh.fsdp
-    weights += 2 * part / mesh.fsdp * (mesh.data - 1) / mesh.data
+    gathered = (2 * accumulation_steps + 1) * part * (mesh.fsdp - 1) / mesh.fsdp
+    reduced = 2 * part / mesh.fsdp * (mesh.data - 1) / mesh.data
+    weights = gathered / chip.bandwidth(mesh.fsdp, mesh.tensor)
+    weights += reduced / chip.bandwidth(mesh.data, mesh.tensor * mesh.fsdp)
     layer_output = width * tokens / (mesh.data * mesh.fsdp) * model.d_model
     reduces = 6 if remat in ("full", "offload") else 4
     activations = reduces * model.num_layers * 2 * (mesh.tensor - 1) / mesh.tensor * layer_output
-    return max(compute, weights / chip.interconnect) + activations / chip.interconnect
+    return max(compute, weights) + activations / chip.bandwidth(mesh.tensor, 1)
 
 
 def least_bytes(run: RunConfig, mesh: MeshConfig, remat: str, accumulation_steps: int = 1) -> float:
@@ -138,16 +155,25 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
     return list(first.values())
 
 
-def show(console: Console, rows: Sequence[Row], execution: ExecutionConfig, topology: str, *, suggest: bool) -> bool:
-    """Compiles each distinct cell, and with ``suggest`` further meshes, and prints what came of it; whether all fit.
+def show(
+    console: Console,
+    rows: Sequence[Row],
+    execution: ExecutionConfig,
+    topology: str,
+    *,
+    suggest: bool,
+    out: Path | None = None,
+) -> bool:
+    """Compiles each distinct cell, and with ``suggest`` further meshes, and prints what came of it, into ``out`` too,
+    after each; whether all fit.
 
-    Raises ValueError without libtpu, or to suggest for a chip whose figures are not known.
+    Raises ValueError without what compiles, or to suggest for a chip whose figures are not known.
     """
     table = Table(title=f"one device of {topology}, GiB; sent: to other devices in a step, as the program says")
     columns = ("cell", "tokens a step", "mesh r,d,f,t", "remat", "fits", "arguments", "temporaries", "peak", "sent")
     for column in (*columns, "model s/step", "compile s"):
         table.add_column(column, justify="left" if column in ("cell", "remat", "fits") else "right")
-    reasons, all_fit = [], True
+    reasons, all_fit, told = [], True, []
     with aot.Compiler(topology) as compiler:
         for row in distinct(rows):
             run = row.cell.run
@@ -159,8 +185,17 @@ def show(console: Console, rows: Sequence[Row], execution: ExecutionConfig, topo
                 asked, verdict = _best(console, compiler, run, execution, verdict, chip, topology)
             _add(table, row, asked, verdict, chip, marked=suggest)
             all_fit = all_fit and verdict.fits
+            told.append(_told(row, asked, verdict, chip))
+            if out is not None:
+                records.write_json(out, {"topology": topology, "programs": told, "environment": records.software()})
             if not verdict.fits:
                 reasons.append(f"{row.run_id} does not fit {topology}: {verdict.reason}")
+            elif verdict.limit_bytes is not None:
+                peak, owned = (f"{size / 2**30:.2f}" for size in (verdict.bytes["peak"], verdict.limit_bytes))
+                of_device = f"of {owned} GiB that JAX owns of a device ({verdict.limit_setting})"
+                reasons.append(f"{row.run_id} fits {topology}: {peak} {of_device}")
+            if said := kernels.said(verdict.kernels):
+                reasons.append(f"{row.run_id}: {said}; seen with {verdict.checked_with}")
             for op, entry in sorted(verdict.collectives.items()):
                 reasons.append(f"{row.run_id}: {entry['count']} {op}, {entry['sent_bytes'] / 2**30:.2f} GiB a step")
     console.print(table)
@@ -169,13 +204,33 @@ def show(console: Console, rows: Sequence[Row], execution: ExecutionConfig, topo
     return all_fit
 
 
+def _told(row: Row, execution: ExecutionConfig, verdict: aot.Verdict, chip: Chip | None) -> dict[str, Any]:
+    """What is known of a program, as JSON: FLOPs of a step by the rule exact, since a GPU's compiler counts none."""
+    run, mesh = row.cell.run, MeshConfig(**verdict.mesh) if verdict.mesh else execution.mesh
+    known = chip is not None and verdict.mesh
+    return {
+        "run_id": row.run_id,
+        "num_params": accounting.param_counts(run.model)["total"],
+        "batch_size": run.batch_size,
+        "window": run.lengths.window,
+        "remat": execution.remat,
+        "step_flops": {"exact": accounting.flops_of(run)["exact"] * run.batch_tokens},
+        "model_seconds": step_seconds(run, mesh, execution.remat, chip, execution.asked_parts) if known else None,  # type: ignore[arg-type]  # known
+        "fits": verdict.fits,
+        "sent_bytes": verdict.moved_bytes,
+        **dataclasses.asdict(verdict),
+    }
+
+
 def _best(console, compiler, run, execution, first: aot.Verdict, chip: Chip | None, topology: str):
     """The first candidate that compiles, and the verdict on it; the grid's own layout where none does.
 
     One that needs about what was refused for memory, with the same recomputation, is not tried: a slice has many
     meshes that differ in a few per cent of their memory, and each would cost a compilation."""
     if chip is None:
-        raise ValueError(f"--suggest: the figures of {topology}'s chip are not known: write v5e, v5p or v6e")
+        raise ValueError(
+            f"--suggest: the figures of {topology}'s chip are not known: write v5e, v5p, v6e, h100, h200 or b200"
+        )
     refused: dict[str, float] = {}  # by remat, the least that was refused
     num_tried = 0
     for candidate in candidates(run, execution, first.num_devices, chip) if first.num_devices else ():
