@@ -74,9 +74,12 @@ def by_loops(config, p, h_BTD):
 def oracle(mlp):
     config = dataclasses.replace(MOE, mlp=mlp)
     p, h_BTD = layer_of(config), jnp.asarray(np.random.default_rng(1).normal(size=(2, 9, 16)), jnp.float32)
-    with jax.disable_jit(False):
-        value, dropped = by_loops(config, p, h_BTD)
-        grads = jax.grad(lambda p, h: jnp.sum(jnp.sin(by_loops(config, p, h)[0])), argnums=(0, 1))(p, h_BTD)
+
+    def loss(p, h):
+        value, dropped = by_loops(config, p, h)
+        return jnp.sum(jnp.sin(value)), (value, dropped)
+
+    (_, (value, dropped)), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(p, h_BTD)
     return config, p, h_BTD, value, grads, dropped
 
 
@@ -135,7 +138,7 @@ def test_counting_gives_the_order_of_a_stable_sort(size):
     rng = np.random.default_rng(size)
     for E in (1, 3, 8):
         expert_P = rng.choice(E + 1, size=size, p=rng.dirichlet(np.full(E + 1, 0.3)))  # some have none; E: another's
-        order_P, place_P, count_E = experts._counted(jnp.asarray(expert_P), E)
+        order_P, place_P, count_E = quick_jit(functools.partial(experts._counted, E=E))(expert_P)
         expected = np.argsort(expert_P, kind="stable")
         np.testing.assert_array_equal(order_P, expected)
         np.testing.assert_array_equal(place_P, np.argsort(expected, kind="stable"))
@@ -157,27 +160,30 @@ def test_one_expert_is_the_dense_model():
     assert accounting.flops_per_token(one, 12)["6ND"] == accounting.flops_per_token(dense, 12)["6ND"] + 6 * 2 * 16
 
 
-def test_penalty_and_measures_by_their_equations():
+def test_penalty_and_measures_by_their_equations(monkeypatch):
     config = dataclasses.replace(MOE, num_layers=1, mlp=dataclasses.replace(CAPACITY, balance_loss=0.3))
     params, tokens = initial(config, 0), np.random.default_rng(0).integers(0, 32, (3, 12))
-    seen = []
     original = experts._routed
-    try:
-        experts._routed = lambda config, router, h: seen.append((router, h)) or original(config, router, h)
+
+    @quick_jit
+    def found_and_routed(params):
+        seen = []
+        monkeypatch.setattr(experts, "_routed", lambda *args: seen.append(args[1:]) or original(*args))
         found = models.network(config).hidden(config, ExecutionConfig(), params, tokens)
-    finally:
-        experts._routed = original
-    router, h = (np.asarray(x, np.float64) for x in seen[0])
+        return found.penalty, found.measures, seen[0]
+
+    penalty, measures, routed = found_and_routed(params)
+    router, h = (np.asarray(x, np.float64) for x in routed)
     logits = h @ router
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     chosen = np.argsort(-p, axis=-1)[..., :2]
     load = np.array([[(chosen[b] == e).sum() for e in range(6)] for b in range(3)])
     balance = np.mean([6 * (load[b] / 24 * p[b].mean(0)).sum() for b in range(3)])
     square = np.mean(np.log(np.exp(logits).sum(-1)) ** 2)
-    assert float(found.penalty) == pytest.approx(0.3 * balance + 0.001 * square, rel=1e-5)
-    sums, weights = found.measures["expert_load"]
+    assert float(penalty) == pytest.approx(0.3 * balance + 0.001 * square, rel=1e-5)
+    sums, weights = measures["expert_load"]
     assert_allclose(sums.sum(0) / weights.sum(), load.sum(0)[None] / 72)
-    dropped, weights = found.measures["dropped_tokens"]
+    dropped, weights = measures["dropped_tokens"]
     room = math.ceil(0.8 * 2 * 12 / 6)
     assert float(dropped.sum() / weights.sum()) == pytest.approx(np.maximum(load - room, 0).sum() / 72)
     assert dropped.sum() > 0

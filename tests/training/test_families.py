@@ -283,15 +283,23 @@ WAYS = {
 }
 
 
-def losses(run, execution, devices, seeds=(0,), steps=8):
+@functools.lru_cache(maxsize=8)
+def compiled(run, execution, num_devices, num_members):
+    """(mesh, initialisation, train step), once for tests that follow each other."""
+    mesh = sharding.make_mesh(execution.mesh, jax.devices()[:num_devices])
+    with jax.set_mesh(mesh):
+        lowered = programs.lower(program_key(run), execution, num_members, mesh)
+        return mesh, *(p.compile(compiler_options=QUICK) for p in (lowered.init, lowered.train))
+
+
+@functools.lru_cache(maxsize=64)
+def losses(run, execution, num_devices, seeds=(0,), steps=8):
     """Training losses (steps, K) of a pack of ``seeds`` on the same tokens."""
-    mesh = sharding.make_mesh(execution.mesh, devices)
+    mesh, init, train = compiled(run, execution, num_devices, len(seeds))
     rng = np.random.default_rng(0)
     objective = objectives.of(run.objective)
     windows = rng.integers(0, 3, (steps, 1, 16, 33)).cumsum(-1).astype(np.int32) % 60
     with jax.set_mesh(mesh):
-        lowered = programs.lower(program_key(run), execution, len(seeds), mesh)
-        init, train = (p.compile(compiler_options=QUICK) for p in (lowered.init, lowered.train))
         hparams = optimizers.hyperparams(run.optim, accounting.plan(run))
         state = init(np.array(seeds, np.int32), {k: np.stack([v] * len(seeds)) for k, v in hparams.items()})
         seen = []
@@ -310,9 +318,9 @@ def losses(run, execution, devices, seeds=(0,), steps=8):
 @pytest.mark.parametrize("kind, mesh", ON_MESHES, ids=str)
 def test_losses_do_not_depend_on_the_mesh(kind, mesh):
     run = RUNS[kind]
-    one = losses(run, ExecutionConfig(), jax.devices()[:1])
+    one = losses(run, ExecutionConfig(), 1)
     assert one[-1] < one[0] - 0.2  # it learns
-    assert np.abs(losses(run, ExecutionConfig(mesh=mesh), jax.devices()) - one).max() < 1e-5
+    assert np.abs(losses(run, ExecutionConfig(mesh=mesh), 8) - one).max() < 1e-5
 
 
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)\(")
@@ -340,17 +348,16 @@ def test_devices_do_not_wait_for_each_other_at_every_time_step(mesh, per_loop):
 @pytest.mark.parametrize("kind", IN_FULL)
 @pytest.mark.parametrize("way", WAYS)
 def test_execution_changes_rounding_only(kind, way):
-    one = losses(RUNS[kind], ExecutionConfig(), jax.devices()[:1])
-    assert np.abs(losses(RUNS[kind], WAYS[way], jax.devices()[:1]) - one).max() < 1e-5
+    one = losses(RUNS[kind], ExecutionConfig(), 1)
+    assert np.abs(losses(RUNS[kind], WAYS[way], 1) - one).max() < 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in RUNS if kind != "transformer"])
 def test_members_of_a_pack_are_their_lone_runs(kind):
-    one = jax.devices()[:1]
-    packed = losses(RUNS[kind], ExecutionConfig(), one, seeds=(0, 1, 2))
+    packed = losses(RUNS[kind], ExecutionConfig(), 1, seeds=(0, 1, 2))
     for k, seed in enumerate((0, 1, 2)):
-        assert_allclose(packed[:, k], losses(RUNS[kind], ExecutionConfig(), one, seeds=(seed,))[:, 0], rtol=1e-5)
+        assert_allclose(packed[:, k], losses(RUNS[kind], ExecutionConfig(), 1, seeds=(seed,))[:, 0], rtol=1e-5)
 
 
 # ---- recurrent ------------------------------------------------------------------------------------------------------
