@@ -34,6 +34,11 @@ class Conclusion:
         compared = [Comparison(cells, fit_config)] if fit_config.compare is not None else []
         self._answers: list[Laws | Comparison] = [*self._laws, *compared]
 
+    def analysis(self):
+        """The laws of what is in, of all cells of a grid whose runs are of one law. Raises ValueError without any."""
+        (laws,) = self._laws
+        return laws.analysis()
+
     def forecast(self, held_out: Sequence[Row]) -> bool:
         """Forecasts loss and interval of the held-out cells that are about to train, once and for all; whether they
         may train now, which they may not before all fitted cells are in: one that failed is not, one that diverged is.
@@ -164,7 +169,7 @@ class Laws:
 
     def fit(self) -> bool:
         """Writes fit.json, unless it is there and from the same inputs; whether it did."""
-        from scaling.laws.answers import of_runs
+        from scaling.laws.answers import of_runs, rounds
 
         inputs = self._inputs_sha256()
         if read_or_empty(self.path).get("inputs_sha256") == inputs:
@@ -177,8 +182,14 @@ class Laws:
         except ValueError as e:
             payload = {"schema": 1, "error": str(e)}
         answers = of_runs.complete(payload, runs)
+        if design := read_or_empty(self._cells.results / "sweep.json").get("design"):
+            answers["design"] = rounds.told(design)
         records.write_json(self.path, answers | {"forecast": forecast, "inputs_sha256": inputs})
         return True
+
+    def analysis(self):
+        """The laws of what is in. Raises ValueError when that is too little for any."""
+        return self._analysis(self._recorded())
 
     def _analysis(self, runs: Sequence[records.RunRecord]):
         """The laws of the fitted among ``runs``. Raises ValueError when they are too few for any."""

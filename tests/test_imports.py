@@ -1,7 +1,7 @@
 """Imports point one way (the house's first rule), and what is heavy is imported where it is first used.
 
     fields, storage, numbers ← families, objectives ← config, execution ← accounting, records ← grid ← data
-    data ← training ← engine ← conclusion ← sweep
+    data ← training ← engine ← conclusion, rounds ← sweep
     records ← laws ← report ← fit ← conclusion
     fit ← advise ← study
 
@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "engine": CORE | {"data", "training"},
     "bench": CORE | {"data", "training", "engine", "laws"},
     "conclusion": CORE | {"laws", "report", "fit", "engine"},
-    "sweep": CORE | {"data", "laws", "training", "engine", "conclusion"},
+    "rounds": CORE | {"laws", "training", "engine"},
+    "sweep": CORE | {"data", "laws", "training", "engine", "conclusion", "rounds"},
 }
 
 

@@ -4,7 +4,7 @@ it begins. Which cells a round buys is decided elsewhere (``scaling.rounds``): h
     design:
       target: a                 # what is to be known: a, E, allocation@C, loss@C, loss@N,D
       interval: .08             # stop when its 90 % interval is at most this wide; of an allocation, in log N*
-      budget_flops: 8e13        # or when so much is spent: exact training FLOPs of the fitted cells, what is shared once
+      budget_flops: 8e13        # or before more is spent: exact training FLOPs of bought cells, what is shared once
       batch: 4                  # cells of a round at most
       exponent: .4              # a cell's gain counts over its cost to this power
       seed_cells: [{width: 16}, {budget_flops: 1e10}]   # trained first; else the cheapest that identify the law
@@ -62,7 +62,8 @@ def read(sections: Mapping[str, Any], cells: Sequence[Cell], told_by: tuple[str,
         raise GridError(f"design: {shown(dict(raw))} never ends; write interval: .08, budget_flops: 1e13, or both")
     for cell in cells:
         if cell.run.start is not None:
-            raise GridError(f"design: {called(cell.labels)} starts from another, which may not be bought; write no start")
+            what = f"{called(cell.labels)} starts from another, which may not be bought"
+            raise GridError(f"design: {what}; write cells without a start")
     schema = {**strict.schema_of(DesignConfig), "seed_cells": None}
     leaves = strict.flatten({k: v for k, v in raw.items() if k != "seed_cells"}, schema, "design")
     values = {key: value for key, (value, _) in leaves.items()}

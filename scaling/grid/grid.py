@@ -63,7 +63,9 @@ from scaling.grid.strict import GridError, Leaves, shown
 from scaling.objectives import OBJECTIVES, ObjectiveConfig
 
 MAX_CELLS = 100_000
-SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit", "design")
+SECTIONS = (
+    "recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit", "design",
+)  # fmt: skip
 HORIZONS = ("tokens", "flops", "tokens_per_param", "steps", "epochs")
 # How many tokens an epoch of some data has, None where they are not prepared (``data.epochs_of``).
 EpochTokens = Callable[[DataConfig], int | None]
