@@ -15,16 +15,14 @@ from scaling.engine.call import Call
 from scaling.engine.candidates import Candidates
 from scaling.engine.errors import BadInputError, bad_input
 from scaling.engine.plan.plan import Means
-from scaling.engine.plan.table import Row, step_flops
+from scaling.engine.plan.table import Row, size_of, step_flops
 from scaling.grid import DesignConfig, FitConfig
+from scaling.numbers import compact
 from scaling.records import read_or_empty
 
 if TYPE_CHECKING:
     from scaling.laws.analysis import Analysis
-    from scaling.laws.answers.rounds import Chooser, Decision
-
-# (analysis, candidates' columns, what some of them cost together) → who chooses among them.
-ChooserOf = Callable[["Analysis", dict[str, np.ndarray], Callable[[Sequence[int]], float]], "Chooser"]
+    from scaling.laws.answers.rounds import Decision
 
 
 class Rounds:
@@ -105,23 +103,21 @@ class Rounds:
         self._rounds = [_round([row.run_id for row in rows], cost, 0.0, reasons)]
         self._tell_manifest()
 
-    def advance(self, choose_by: "ChooserOf | None" = None) -> bool:
-        """Decides what follows when all that was bought is in, and writes that down; whether there is more to train.
-
-        ``choose_by``: who chooses, by default what ``scaling.design`` proposes.
-        """
+    def advance(self) -> bool:
+        """Decides what follows when all that was bought is in, and writes that down; whether there is more to train."""
         call = self._call
         fitted = [row for row in call.cells.rows if not row.cell.holdout]
         if self.are_over or not all(map(call.cells.is_done, fitted)):
             return False
-        said = self._decision(choose_by or _by_proposal(self._config.target))  # type: ignore[union-attr]
+        said = self._decision()
         known = {"interval": _finite(*said.interval), "width": _finite(said.width)[0]}
         if said.stop is not None:
             self._stopped = {"reason": said.stop, "spent_flops": self._spent, **known, "reasons": list(said.reasons)}
         else:
-            chosen = [call.cells.candidates[i].run_id for i in said.chosen]
+            rows = [call.cells.candidates[i] for i in said.chosen]
+            chosen, why = [row.run_id for row in rows], [*_why(rows, said), *said.reasons]
             known["width_expected"] = _finite(said.width_expected)[0]
-            self._rounds.append(_round(chosen, said.cost, self._spent, said.reasons, **known))
+            self._rounds.append(_round(chosen, said.cost, self._spent, why, **known))
             call.cells.buy(chosen)
         self._tell_manifest()
         call.write_manifest(None)
@@ -130,19 +126,17 @@ class Rounds:
         call.events({"event": "round", **(self._stopped or self._rounds[-1])})
         return self._stopped is None
 
-    def _decision(self, choose_by: "ChooserOf") -> "Decision":
+    def _decision(self) -> "Decision":
         from scaling.laws.answers import rounds
+        from scaling.laws.answers.design import Target
 
         config, candidates = self._config, list(self._call.cells.candidates)
-        goal = rounds.Goal(config.interval, config.budget_flops, config.batch, config.exponent)  # type: ignore[union-attr]
-        columns = _columns(candidates, self._call.grid.fit)
-
-        def cost(some: Sequence[int]) -> float:
-            return self._candidates.cost([candidates[i] for i in some])
-
+        assert config is not None
+        goal = rounds.Goal(config.interval, config.budget_flops, config.batch, config.exponent)
+        columns, cost = _columns(candidates, self._call.grid.fit), self._candidates.prices(candidates)
         try:
-            chooser = choose_by(self._analyse(), columns, cost)
-            return rounds.decide(chooser, goal, self._spent, len(candidates))
+            choose = rounds.by_proposal(self._analyse(), columns, cost, Target.of(config.target))
+            return rounds.decide(choose, goal, self._spent, len(candidates))
         except ValueError as e:
             return rounds.cheapest(cost, goal, self._spent, len(candidates), why=str(e))
 
@@ -258,17 +252,6 @@ def _columns(rows: Sequence[Row], fit: FitConfig) -> dict[str, np.ndarray]:
     }
 
 
-def _by_proposal(target: str) -> "ChooserOf":
-    """Chooses by ``design.propose``."""
-    from scaling.laws.answers.design import Candidates, Target, propose
-
-    def of(found: "Analysis", columns: dict[str, np.ndarray], cost: Callable[[Sequence[int]], float]) -> "Chooser":
-        candidates = Candidates(columns, tuple(map(str, range(len(columns["flops"])))), cost, "FLOPs")
-        return lambda **asked: propose(found, candidates, Target.of(target), **asked)
-
-    return of
-
-
 # ---- one round ------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +259,14 @@ def _round(cells: Sequence[str], cost: float, spent: float, reasons: Sequence[st
     """A round as sweep.json has it; ``spent``: before it; ``known``: what its choice went by."""
     known = {"interval": [None, None], "width": None, "width_expected": None, **known}
     return {"cells": list(cells), **known, "cost_flops": cost, "spent_flops": spent, "reasons": list(reasons)}
+
+
+def _why(rows: Sequence[Row], said: "Decision") -> list[str]:
+    """What each cell of a round is to do, and what it costs."""
+    return [
+        f"{size_of(row)} on {compact(row.plan.num_tokens)} tokens: {gain:.0%} of the variance for {cost:.3g} FLOPs"
+        for row, gain, cost in zip(rows, said.gains, said.costs)
+    ]
 
 
 def _finite(*values: float | None) -> list[float | None]:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 from scaling import storage
 from scaling.engine.call import Call
-from scaling.engine.plan import disk, plan, trunks
+from scaling.engine.plan import disk, plan
 from scaling.engine.plan.plan import Means
+from scaling.engine.plan.prices import Prices
 from scaling.engine.plan.table import Row, step_flops
 from scaling.training import checkpoint
 
@@ -30,12 +31,15 @@ class Candidates:
         left = [row for row in rows if not self._call.cells.is_done(row)]
         return {row.run_id: checkpoint.newest_step(self._call.workdir, row.run_id) for row in left}
 
+    def prices(self, rows: Sequence[Row]) -> Prices:
+        """What some of these rows, by number, cost together: exact training FLOPs from the checkpoints that there are,
+        steps that they share once."""
+        return Prices(rows, self._means(), steps=self.steps(rows))
+
     def cost(self, rows: Sequence[Row]) -> float:
-        """Exact training FLOPs that these rows take together from the checkpoints that there are, shared steps once."""
-        steps = self.steps(rows)
-        shared = self._means().shared([row for row in rows if row.run_id in steps], steps)
-        own = [row if row.first_step else dataclasses.replace(row, first_step=steps[row.run_id]) for row in shared]
-        return trunks.flops(own)["spent"]
+        """What those of these rows that are not done cost together."""
+        left = [row for row in rows if not self._call.cells.is_done(row)]
+        return self.prices(left)(range(len(left)))
 
     def carried(self, rows: Sequence[Row], held_out: Sequence[Row], workers: int, batch: int) -> list[Row]:
         """Candidates that trunks among ``rows`` leave a checkpoint while they train, as rows held out, as many as the

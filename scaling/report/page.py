@@ -23,7 +23,6 @@ from scaling.laws.intervals import influence
 from scaling.report import figures, words
 from scaling.report.words import fixed, num, scientific, span
 
-
 # What is said of cells that have no record and need none, by their status in sweep.json.
 NOT_RUN = {"dropped": "left out", "candidate": "not bought"}
 

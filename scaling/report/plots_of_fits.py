@@ -229,6 +229,9 @@ def interval_by_cost(ax: Axes, rounds: Sequence[Mapping], asked: float | None = 
         ax.axhline(asked, color=MUTED, linestyle="--", linewidth=1.0, label="asked")
     log_axis(ax.xaxis, "flops")
     ax.set_xlabel("training compute bought (FLOPs)")
-    log_axis(ax.yaxis, None)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogTicks(fewest=3))
+    ax.yaxis.set_minor_locator(ticker.NullLocator())
+    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     ax.legend()
     return ax

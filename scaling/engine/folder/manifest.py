@@ -127,7 +127,9 @@ class Manifest:
         cells += [_cell_json(row, {row.run_id: CANDIDATE}, share) for row in self.candidates()]
         training = predicted_wall(table, workers) if workers else None
         same_cells = bought == {c["run_id"] for c in before.get("cells", []) if c["status"] != CANDIDATE}
-        if training is None or (same_cells and before.get("plan")):  # what was predicted first stands
+        if training is None:  # nothing to predict from; of a design's next round it is predicted anew
+            planned = before.get("plan") if same_cells or self.design is None else None
+        elif same_cells and before.get("plan"):  # what was predicted first stands
             planned = before.get("plan")
         else:  # of the whole command: what it took to get here is known
             so_far = self._call["wall_seconds"] - self._call["training_seconds"]  # some, where rounds came before

@@ -4,13 +4,17 @@ fit of all that was bought. Who trains, and keeps what was decided, is elsewhere
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from scaling.laws.answers.design import Candidates, Target, propose
 from scaling.laws.fitting import identify
 from scaling.laws.forms.law import Form
 from scaling.laws.tables.observations import Observations
+
+if TYPE_CHECKING:
+    from scaling.laws.analysis import Analysis
 
 LEVEL = 0.90  # of the intervals that rounds narrow, and stop by
 # Cells beyond one a parameter that a design begins with: with one degree of freedom the noise is hardly known, and the
@@ -20,13 +24,17 @@ LEAST = 1e-300  # a budget that no candidate is within
 
 
 class Step(Protocol):
-    """A candidate that is bought, by its number, and what it costs beside those before it."""
+    """A candidate that is bought, by its number, what it costs beside those before it, and the share of the target's
+    variance that it takes away."""
 
     @property
     def candidate(self) -> int: ...
 
     @property
     def cost(self) -> float: ...
+
+    @property
+    def gain(self) -> float: ...
 
 
 class Proposal(Protocol):
@@ -50,6 +58,32 @@ class Proposal(Protocol):
 
 # (batch, exponent, budget left, level) by name → a proposal; it knows the fit, the candidates and the target.
 Chooser = Callable[..., Proposal]
+Cost = Callable[[Sequence[int]], float]  # of some candidates, by number, together
+
+
+@dataclass(frozen=True)
+class Known:
+    """A proposal of nothing: the interval, and that there is no candidate."""
+
+    interval: tuple[float, float]
+    width: float
+    steps: tuple[Step, ...] = ()
+    width_after: float = math.inf
+    reasons: tuple[str, ...] = ()
+
+
+def by_proposal(found: "Analysis", columns: Mapping[str, np.ndarray], cost: Cost, target: Target) -> Chooser:
+    """Chooses by ``design.propose`` among candidates that lie where ``columns`` say and have a ``cost``."""
+    labels = tuple(map(str, range(len(columns["flops"]))))
+    candidates = Candidates(dict(columns), labels, cost, "FLOPs")
+
+    def choose(*, level: float, **asked: Any) -> Proposal:
+        if not labels:
+            interval = target.interval(found, level)
+            return Known(interval, target.width(interval))
+        return propose(found, candidates, target, level=level, **asked)
+
+    return choose
 
 
 @dataclass(frozen=True)
@@ -69,7 +103,8 @@ class Goal:
 class Decision:
     """What follows after a fit: candidates ``chosen`` by number, or why it is over (``stop``), and what is known.
 
-    ``width_expected``: of the interval when these are in; None where it is over.
+    ``width_expected``: of the interval when these are in; None where it is over. ``gains``, ``costs``: of each that is
+    chosen, beside those before it; no gains where they were chosen by cost.
     """
 
     chosen: tuple[int, ...]
@@ -79,6 +114,8 @@ class Decision:
     cost: float
     reasons: tuple[str, ...]
     stop: str | None = None
+    gains: tuple[float, ...] = ()
+    costs: tuple[float, ...] = ()
 
 
 def begin(columns: Mapping[str, np.ndarray], cost: np.ndarray, form: Form, source: str = "design") -> np.ndarray:
@@ -131,12 +168,13 @@ def decide(choose: Chooser, goal: Goal, spent: float, num_candidates: int) -> De
         return Decision((), **known, width_expected=None, cost=0.0, reasons=tuple(said.reasons), stop=stop)
     chosen = tuple(step.candidate for step in said.steps)
     cost = sum(step.cost for step in said.steps)
-    return Decision(chosen, **known, width_expected=said.width_after, cost=cost, reasons=tuple(said.reasons))
+    return Decision(
+        chosen, **known, width_expected=said.width_after, cost=cost, reasons=tuple(said.reasons),
+        gains=tuple(step.gain for step in said.steps), costs=tuple(step.cost for step in said.steps),
+    )  # fmt: skip
 
 
-def cheapest(
-    cost: Callable[[Sequence[int]], float], goal: Goal, spent: float, num_candidates: int, why: str
-) -> Decision:
+def cheapest(cost: Cost, goal: Goal, spent: float, num_candidates: int, why: str) -> Decision:
     """Buys the next cells in order of cost, where those that are in have no law, or none with such a target: ``why``.
 
     ``cost``: of some candidates together.

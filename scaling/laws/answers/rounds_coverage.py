@@ -14,7 +14,7 @@ from scaling.laws.analysis import Analysis
 from scaling.laws.answers import allocation, rounds
 from scaling.laws.answers.combination import MEMBERS, combine
 from scaling.laws.answers.coverage import synthetic
-from scaling.laws.answers.design import Candidates, Target, propose
+from scaling.laws.answers.design import Target
 from scaling.laws.fitting.estimate import Fit, fit
 from scaling.laws.forms import catalogue
 from scaling.laws.forms.law import Form
@@ -67,19 +67,17 @@ def simulate(
     while True:
         left = [i for i in range(len(drawn)) if i not in bought]
         found = _analysed(drawn.take(np.array(bought)), form, target, seed, combined)
-        said = rounds.decide(_chooser(found, grid, left, target), goal, float(price[bought].sum()), len(left))
+        columns = {name: x[left] for name, x in grid.columns.items()}
+        choose = rounds.by_proposal(found, columns, _sum_of(columns["flops"]), target)
+        said = rounds.decide(choose, goal, float(price[bought].sum()), len(left))
         widths.append(said.width)
         if said.stop is not None:
             return Study(said.interval, tuple(widths), len(bought), float(price[bought].sum()), said.stop)
         bought += [left[i] for i in said.chosen]
 
 
-def _chooser(found: Analysis, grid: Observations, left: Sequence[int], target: Target) -> rounds.Chooser:
-    columns = {name: x[list(left)] for name, x in grid.columns.items()}
-    candidates = Candidates(
-        columns, tuple(map(str, left)), lambda some: float(columns["flops"][list(some)].sum()), "FLOPs"
-    )
-    return lambda **asked: propose(found, candidates, target, **asked)
+def _sum_of(price: np.ndarray) -> rounds.Cost:
+    return lambda some: float(price[list(some)].sum())
 
 
 def _analysed(rows: Observations, form: Form, target: Target, seed: int, combined: bool) -> Analysis:
