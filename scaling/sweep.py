@@ -276,8 +276,8 @@ class Sweep:
             plan = session.plan(mine, rounds.steps())
             adopt(plan, self.call, session.findings)
             if only_plan:
-                if said := session.executor.test(num_packs):
-                    self.call.say(said)
+                if doubt := session.executor.test(num_packs):
+                    self.call.say(doubt)
                 return
             session.write_manifest()
             self._train(plan)

@@ -4,7 +4,7 @@ A study begins with the cheapest cells, fits, buys by ``design.propose``, and en
 sweep does it; only its losses are drawn.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,9 +103,9 @@ def _none(fitted: Fit, seed: int) -> Any:
     return resampling.bootstrap(fitted, 2, seed=seed)
 
 
-def grid_of(sizes: Sequence[float], budgets: Sequence[float]) -> Observations:
+def grid_of(sizes: np.ndarray, budgets: np.ndarray) -> Observations:
     """Candidates: every size at every budget of 6 N D."""
-    n, c = (x.ravel() for x in np.meshgrid(np.asarray(sizes), np.asarray(budgets), indexing="ij"))
+    n, c = (x.ravel() for x in np.meshgrid(sizes, budgets, indexing="ij"))
     columns = {"num_params": n, "num_tokens": c / (6 * n), "flops": c}
     label = np.array([f"row {i}" for i in range(len(n))])
     return Observations(columns, np.ones(len(n)), np.ones(len(n)), label, np.full(len(n), np.nan), "candidates")
