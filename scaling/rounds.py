@@ -153,7 +153,12 @@ class Rounds:
 
     def about(self, *, is_plan: bool) -> list[str]:
         """What is said of the design before a plan; of one that is not carried out also what it may come to."""
-        return [line for line in (self.describe(), self._ceiling() if is_plan else "") if line]
+        if self._config is None:
+            return []
+        cells = self._call.cells
+        done = sum(one["cost_flops"] for one in self._rounds if all(i in cells.found for i in one["cells"]))
+        whole = done + self._candidates.cost([row for row in cells.every if not row.cell.holdout])
+        return [self.describe(), *([_ceiling(self._config, whole)] if is_plan and not self.are_over else [])]
 
     def describe(self) -> str:
         """The design in a line: where it is, what it has spent, until when it goes on; empty without one."""
@@ -169,20 +174,6 @@ class Rounds:
             where = _where(len(self._rounds) - 1, self._rounds[-1], self._spent)
         following = f"then up to {self._config.batch} of {len(cells.candidates)} candidates a round"
         return f"design: {where}; {following}, until {_until(self._config)}"
-
-    def _ceiling(self) -> str:
-        """What all of it may come to at the most; empty where it is over."""
-        if self.are_over:
-            return ""
-        cells = self._call.cells
-        done = [one for one in self._rounds if all(run_id in cells.found for run_id in one["cells"])]
-        fitted = [row for row in cells.every if not row.cell.holdout]
-        whole = self._candidates.cost(fitted) + sum(one["cost_flops"] for one in done)
-        limit = self._config.budget_flops  # type: ignore[union-attr]  # there is a design
-        if limit is None:
-            return f"design: at the most {whole:.3g} FLOPs, all candidates: there is no design.budget_flops"
-        what = f"all candidates would take {whole:.3g}, held-out cells come beside"
-        return f"design: at the most {min(limit, whole):.3g} FLOPs; {what}"
 
 
 # ---- what was asked -------------------------------------------------------------------------------------------------
@@ -279,6 +270,14 @@ def _where(number: int, last: Mapping[str, Any], spent: float) -> str:
     expected = "" if last["width_expected"] is None else f", {last['width_expected']:.3g} expected after it"
     bought = f"{len(last['cells'])} cells for {last['cost_flops']:.3g} FLOPs, {spent:.3g} in all"
     return f"round {number}: {bought}; the interval {width}{expected}"
+
+
+def _ceiling(config: DesignConfig, whole: float) -> str:
+    """What a design may come to at the most; ``whole``: with every candidate."""
+    if config.budget_flops is None:
+        return f"design: at the most {whole:.3g} FLOPs, all candidates: there is no design.budget_flops"
+    what = f"all candidates would take {whole:.3g}, held-out cells come beside"
+    return f"design: at the most {min(config.budget_flops, whole):.3g} FLOPs; {what}"
 
 
 def _until(config: DesignConfig) -> str:
