@@ -232,7 +232,9 @@ def raise_it():
     raise KilledError
 
 
-@pytest.mark.parametrize("moment", ["chosen", "training", "deciding"])
+@pytest.mark.parametrize(
+    "moment", ["chosen", *(pytest.param(m, marks=pytest.mark.slow) for m in ("training", "deciding"))]
+)
 def test_a_study_that_is_killed_goes_on_with_the_same_choices(here, monkeypatch, moment):
     assert run(name="g") == 0
     with monkeypatch.context() as patched:
@@ -300,6 +302,7 @@ def test_a_cell_that_failed_keeps_the_next_round_waiting(here, capsys, monkeypat
     assert len(manifest()["design"]["rounds"]) == 4
 
 
+@pytest.mark.slow
 def test_a_later_wish_takes_the_rounds_up_again(here):
     assert run() == 0
     first = manifest()["design"]

@@ -149,7 +149,7 @@ class Manifest:
             {
                 **self._head,
                 **({} if self.design is None else {"design": self.design}),
-                "cells": _keep_predictions(cells, before.get("cells", [])),
+                "cells": self._keep_steps(_keep_predictions(cells, before.get("cells", [])), before),
                 "plan": planned,
                 "hardware": self._hardware.to_json(),
                 "warnings": list(self.warnings) or before.get("warnings", []),
@@ -158,6 +158,16 @@ class Manifest:
                 "environment": _environment() if workers else before.get("environment", {}),
             },
         )
+
+    def _keep_steps(self, cells: list[dict], before: dict) -> list[dict]:
+        """The cells; those of a design that were in when this call began with the step from which they trained: a plan
+        of all rounds at once would have them branch off elsewhere."""
+        if self.design is None:
+            return cells
+        done = {
+            c["run_id"]: c["branch_step"] for c in before.get("cells", []) if c["status"] in ("completed", "diverged")
+        }
+        return [c | {"branch_step": done[c["run_id"]]} if c["run_id"] in done else c for c in cells]
 
 
 def _cell_json(row: Row, found: dict[str, str], share: Callable) -> dict:
