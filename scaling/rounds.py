@@ -135,8 +135,10 @@ class Rounds:
         goal = rounds.Goal(config.interval, config.budget_flops, config.batch, config.exponent)
         columns, cost = _columns(candidates, self._call.grid.fit), self._candidates.prices(candidates)
         try:
-            choose = rounds.by_proposal(self._analyse(), columns, cost, Target.of(config.target))
-            return rounds.decide(choose, goal, self._spent, len(candidates))
+            found = self._analyse()
+            choose = rounds.by_proposal(found, columns, cost, Target.of(config.target))
+            dof = found.fits[str(found.surface)].degrees_of_freedom
+            return rounds.decide(choose, goal, self._spent, len(candidates), dof)
         except ValueError as e:
             return rounds.cheapest(cost, goal, self._spent, len(candidates), why=str(e))
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,10 @@ def test_rounds_end_by_width_by_budget_and_by_want_of_candidates():
     assert on.width_expected == pytest.approx(0.9 * 0.0801)
     assert rounds.decide(says(0.1), rounds.Goal(budget=6.0), 5.0, 3).stop.startswith("none of 3 candidates is worth")
     assert rounds.decide(says(0.1), rounds.Goal(interval=0.05), 5.0, 0).stop == "every candidate is bought"
+    few = rounds.decide(says(0.08, Step(0, 1.0)), rounds.Goal(interval=0.08), 5.0, 3, 8)
+    assert few.stop is None  # 5.07 is the lower quartile of χ² with 8 degrees of freedom (tables): 1.256 times as wide
+    assert rounds.caution(8) == pytest.approx((8 / 5.071) ** 0.5, rel=1e-4)
+    assert rounds.decide(says(0.0636, Step(0, 1.0)), rounds.Goal(interval=0.08), 5.0, 3, 8).stop is not None
     asked = {}
     rounds.decide(lambda **told: asked.update(told) or says(0.1)(), rounds.Goal(budget=6.0, batch=3), 4.5, 3)
     assert asked == {"batch": 3, "exponent": 0.4, "budget": 1.5, "level": 0.9}
@@ -118,6 +123,10 @@ def test_where_there_is_no_law_the_cheapest_are_bought():
 
 
 # ---- in a sweep -----------------------------------------------------------------------------------------------------
+
+
+# Stands for an analysis of so many runs that their noise is known.
+SURE = types.SimpleNamespace(surface="law", fits={"law": types.SimpleNamespace(degrees_of_freedom=10**9)})
 
 
 def dearest(found, columns, cost, target):
@@ -147,6 +156,7 @@ def here(tmp_path, monkeypatch):
 
     driver.install(monkeypatch.setitem, lambda *args: monkeypatch.setattr(*args, raising=False))
     monkeypatch.setattr(rounds, "by_proposal", dearest)
+    monkeypatch.setattr("scaling.conclusion.Laws.analysis", lambda self: SURE)
     Path("g.yaml").write_text(GRID + DESIGN)
     return tmp_path
 
@@ -332,12 +342,13 @@ def test_workers_killed_for_good_go_on_with_the_same_choices(here):
 import os, signal, sys
 sys.path.insert(0, {str(ENGINE)!r}); sys.path.insert(0, {str(ENGINE.parents[1])!r})
 import driver; driver.install()
-from scaling import sweep
+from scaling import conclusion, sweep
 from scaling.laws.answers import rounds
 from scaling.rounds import Rounds
 from tests import babble
 from tests import test_rounds
 rounds.by_proposal = test_rounds.dearest
+conclusion.Laws.analysis = lambda self: test_rounds.SURE
 at = int(sys.argv.pop(1))
 if at:
     Rounds.tidy = lambda self: os.kill(os.getpid(), signal.SIGKILL) if len(self._rounds) == at else None
@@ -383,7 +394,7 @@ def real(tmp_path, monkeypatch):
         return lambda **asked: rounds.Known((0.0, 1.0), 1.0, tuple(Step(i, cost([i])) for i in mine), 1.0)
 
     monkeypatch.setattr(rounds, "by_proposal", by_horizon)
-    monkeypatch.setattr("scaling.conclusion.Laws.analysis", lambda self: None)
+    monkeypatch.setattr("scaling.conclusion.Laws.analysis", lambda self: SURE)
     return tmp_path
 
 

@@ -3,7 +3,8 @@ it begins. Which cells a round buys is decided elsewhere (``scaling.rounds``): h
 
     design:
       target: a                 # what is to be known: a, E, allocation@C, loss@C, loss@N,D
-      interval: .08             # stop when its 90 % interval is at most this wide; of an allocation, in log N*
+      interval: .08             # stop when its 90 % interval is at most this wide, with caution where few runs tell the
+                                # noise (``laws.answers.rounds.caution``); of an allocation, in log N*
       budget_flops: 8e13        # or before more is spent: exact training FLOPs of bought cells, what is shared once
       batch: 4                  # cells of a round at most
       exponent: .4              # a cell's gain counts over its cost to this power

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from scipy import stats
 
 from scaling.laws.answers.design import Candidates, Target, propose
 from scaling.laws.fitting import identify
@@ -20,6 +21,10 @@ LEVEL = 0.90  # of the intervals that rounds narrow, and stop by
 # Cells beyond one a parameter that a design begins with: with one degree of freedom the noise is hardly known, and the
 # quantile of t is 6.3 where three have 2.35.
 SPARE = 3
+# A study that stops as soon as it is narrow stops where its few residuals happened to be small: of 500 simulated ones
+# (``rounds_coverage``) 86 % of the 90 % intervals held a, and 68 % of those with 8 degrees of freedom. So it
+# goes on until the width would do were the noise what it is with this probability at least, given its estimate.
+CAUTION = 0.25
 LEAST = 1e-300  # a budget that no candidate is within
 
 
@@ -147,18 +152,29 @@ def _bare(columns: Mapping[str, np.ndarray], source: str) -> Observations:
     return Observations(dict(columns), np.ones(n), np.ones(n), label, np.full(n, np.nan), source)
 
 
-def decide(choose: Chooser, goal: Goal, spent: float, num_candidates: int) -> Decision:
+def caution(degrees_of_freedom: int) -> float:
+    """√(ν / χ²), χ² the quantile ``CAUTION`` of χ² with ν degrees of freedom: how many times the estimate of the noise
+    may be too small."""
+    nu = max(degrees_of_freedom, 1)
+    return float(np.sqrt(nu / stats.chi2.ppf(CAUTION, nu)))
+
+
+def decide(
+    choose: Chooser, goal: Goal, spent: float, num_candidates: int, degrees_of_freedom: int | None = None
+) -> Decision:
     """Says what a round buys, or why there is none: the interval is as narrow as was asked, nothing that narrows it is
     left within the budget, or nothing would narrow it at all.
 
-    ``choose``: see ``Chooser``; ``spent``: what was bought so far.
+    ``choose``: see ``Chooser``; ``spent``: what was bought so far; ``degrees_of_freedom``: of the fit, by which the
+    stop by width is cautious (``caution``), None for a noise that is known.
     """
     left = (
         None if goal.budget is None else max(goal.budget - spent, LEAST)
     )  # of nothing left, the interval all the same
     said = choose(batch=goal.batch, exponent=goal.exponent, budget=left, level=LEVEL)
     known: dict[str, Any] = {"interval": tuple(said.interval), "width": said.width}
-    if goal.interval is not None and said.width <= goal.interval:
+    times = 1.0 if degrees_of_freedom is None else caution(degrees_of_freedom)
+    if goal.interval is not None and said.width * times <= goal.interval:
         stop = f"the interval is {said.width:.3g} wide, and {goal.interval:g} was asked"
         return Decision((), **known, width_expected=None, cost=0.0, reasons=(), stop=stop)
     if not said.steps:

@@ -67,9 +67,10 @@ def simulate(
     while True:
         left = [i for i in range(len(drawn)) if i not in bought]
         found = _analysed(drawn.take(np.array(bought)), form, target, seed, combined)
+        dof = found.fits[form.name].degrees_of_freedom
         columns = {name: x[left] for name, x in grid.columns.items()}
         choose = rounds.by_proposal(found, columns, _sum_of(columns["flops"]), target)
-        said = rounds.decide(choose, goal, float(price[bought].sum()), len(left))
+        said = rounds.decide(choose, goal, float(price[bought].sum()), len(left), dof)
         widths.append(said.width)
         if said.stop is not None:
             return Study(said.interval, tuple(widths), len(bought), float(price[bought].sum()), said.stop)
