@@ -252,8 +252,8 @@ def _of(arguments: argparse.Namespace, unit: str) -> tuple["Analysis", Candidate
             )
         if on["devices"] is not None:
             on["devices"] = int(on["devices"])
-        folders = (None if x is None else storage.folder(x) for x in (arguments.results, arguments.workdir))
-        of = of_grid(arguments.source, *folders, unit, on)
+        results, workdir = (None if x is None else storage.folder(x) for x in (arguments.results, arguments.workdir))
+        of = of_grid(arguments.source, results, workdir, unit, on)
         options = {**of.options, "bootstrap": arguments.bootstrap}
         return _fitted(of.table, of.curves, of.candidates, options), of.candidates, of.notes
     if arguments.results or arguments.workdir:
