@@ -304,8 +304,8 @@ def test_what_is_no_target_is_said_in_a_line(text):
 
 @pytest.mark.slow
 def test_designed_runs_know_a_better_than_random_ones_and_an_isoflop_grid():
-    """Simulated studies of equal FLOPs: from the same cheap runs, what is proposed leaves a narrower interval of a and a
-    smaller error, on the mean, than budgets from the cheapest up, and than random runs."""
+    """Simulated studies of equal FLOPs: from the same cheap runs, what is proposed leaves a narrower interval of a and
+    a smaller error, on the mean, than budgets from the cheapest up, and than random runs."""
     truth = data.HOFFMANN
     n, C = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 3e9, 9), np.geomspace(1e18, 1e21, 7)))
     d = C / (6 * n)
