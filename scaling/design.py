@@ -25,7 +25,7 @@ from scaling.advise import Called, Loaded, Machine, add_fit, add_hardware, amoun
 from scaling.config import num_params_of
 from scaling.laws.answers.design import Candidates, Proposal, Target, propose
 from scaling.laws.answers.design.mending import identifying
-from scaling.laws.answers.design.proposal import EXPONENT
+from scaling.laws.answers.design.proposal import EXPONENT, check_asked
 from scaling.laws.forms import catalogue
 from scaling.laws.tables.observations import from_table
 from scaling.report import printed
@@ -225,12 +225,11 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--cost is {arguments.cost} and --budget is in {unit}: write one unit")
     if not 0 < arguments.level < 1:
         raise ValueError(f"--level is {arguments.level}: write a share, as .9")
-    asked = {
-        "batch": arguments.batch, "exponent": arguments.exponent, "budget": budget, "level": arguments.level,
-        "asked": arguments.interval,
-    }  # fmt: skip
+    asked: dict[str, Any] = {"batch": arguments.batch, "exponent": arguments.exponent}
+    asked |= {"budget": budget, "asked": arguments.interval}
+    check_asked(**asked)
     found, candidates, notes = _of(arguments, unit)
-    proposal = propose(found, candidates, target, **asked)
+    proposal = propose(found, candidates, target, level=arguments.level, **asked)
     printed.show_proposal(terminal.console(sys.stdout, width=160, fold=False), proposal, candidates, found)
     for note in notes:
         print(f"note {note}")
@@ -252,8 +251,8 @@ def _of(arguments: argparse.Namespace, unit: str) -> tuple["Analysis", Candidate
             )
         if on["devices"] is not None:
             on["devices"] = int(on["devices"])
-        folders = (None if x is None else storage.folder(x) for x in (arguments.results, arguments.workdir))
-        of = of_grid(arguments.source, *folders, unit, on)
+        results, workdir = (None if x is None else storage.folder(x) for x in (arguments.results, arguments.workdir))
+        of = of_grid(arguments.source, results, workdir, unit, on)
         options = {**of.options, "bootstrap": arguments.bootstrap}
         return _fitted(of.table, of.curves, of.candidates, options), of.candidates, of.notes
     if arguments.results or arguments.workdir:

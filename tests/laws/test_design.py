@@ -8,13 +8,16 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
+from scaling.bench import designed
 from scaling.fit import analyse
 from scaling.laws.answers import allocation
-from scaling.laws.answers.design import Candidates, Target, propose
+from scaling.laws.answers.design import Candidates, Target, mending, propose
 from scaling.laws.answers.design.beliefs import believe
 from scaling.laws.fitting.coordinates import Model
+from scaling.laws.forms import catalogue
 from scaling.laws.intervals import resampling
 from scaling.laws.intervals.profile import profile
+from scaling.laws.tables.observations import from_table
 from tests.laws import data
 
 
@@ -237,15 +240,107 @@ def test_the_expected_width_is_near_what_the_runs_give():
     ratio = []
     for seed in range(4):
         table = data.scattered(20, noise=0.004, seed=seed)
-        found = analyse(table, laws=("chinchilla",), bootstrap=0, combined=False)
         candidates = grid(5, 4)
-        proposal = propose(found, candidates, Target.of("a"), batch=6)
+        proposal = propose(designed.known(from_table(table)), candidates, Target.of("a"), batch=6)
         rows = [s.candidate for s in proposal.steps]
         n, d = (candidates.columns[c][rows] for c in ("num_params", "num_tokens"))
         loss = data.chinchilla(n, d) * np.exp(0.004 * np.random.default_rng(100 + seed).normal(size=len(n)))
-        more = table.iloc[:0].assign(num_params=n, num_tokens=d, loss=loss)
-        after = analyse(pd.concat([table, more]), laws=("chinchilla",), bootstrap=0, combined=False)
-        fitted = after.fits["chinchilla"]
-        ends = profile(fitted, Target.of("a").quantity(fitted.form, after.cost), 0.9).interval
+        more = pd.DataFrame({"num_params": n, "num_tokens": d, "loss": loss})
+        fitted = designed.known(from_table(pd.concat([table, more]))).fits["chinchilla"]
+        ends = profile(fitted, Target.of("a").quantity(fitted.form, allocation.Cost()), 0.9).interval
         ratio.append(np.log(np.ptp(ends) / proposal.width_after))
     assert abs(np.mean(ratio)) < 0.35
+
+
+def test_losses_that_were_not_bought_change_nothing(found):
+    """Candidates' columns may hold anything that was measured of them: only where they lie is read."""
+    candidates = grid()
+    plain = propose(found, candidates, Target.of("loss@1e22"), batch=4)
+    more = {**candidates.columns, "loss": np.linspace(1.0, 9.0, len(candidates)), "weight": np.full(12, 7.0)}
+    told = propose(found, dataclasses.replace(candidates, columns=more), Target.of("loss@1e22"), batch=4)
+    assert told == plain
+
+
+def test_an_interval_without_an_end_is_given_one():
+    """Nine runs of a threefold range of sizes leave a without an end at so high a level: after the first run proposed,
+    with the loss that the law expects of it, the interval has both, those that were said."""
+    rng = np.random.default_rng(0)
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e8, 3e8, 3), np.geomspace(1e9, 1e11, 3)))
+    table = pd.DataFrame({"num_params": n, "num_tokens": d, "loss": data.chinchilla(n, d)})
+    table["loss"] *= np.exp(0.01 * rng.normal(size=9))
+    found, target, level = designed.known(from_table(table)), Target.of("a"), 0.9999
+    candidates = grid(2, 2)
+    proposal = propose(found, candidates, target, batch=2, level=level)
+    assert not np.isfinite(proposal.width)
+    assert "the first run should give it one" in " ".join(proposal.reasons)
+    i = proposal.steps[0].candidate
+    new = {c: candidates.columns[c][i] for c in ("num_params", "num_tokens")}
+    ran = table.iloc[:1].assign(**new, loss=float(found.fits["chinchilla"].predict(**new)))
+    after = designed.known(from_table(pd.concat([table, ran])), delta=found.fits["chinchilla"].loss.delta)
+    assert proposal.steps[0].width_after == pytest.approx(target.width(target.interval(after, level)), rel=1e-3)
+
+
+def test_rows_that_identify_nothing_are_mended_by_the_best_conditioned_run():
+    """On a ray D = 20 N a run on it mends nothing, one beside it little, and one far off it much."""
+    n = np.geomspace(1e7, 1e9, 8)
+    seen = from_table(pd.DataFrame({"num_params": n, "num_tokens": 20 * n, "loss": data.chinchilla(n, 20 * n)}))
+    columns = {"num_params": np.array([1e8, 1e8, 1e7]), "num_tokens": np.array([2e9, 2.1e9, 2e10])}
+    form = catalogue.FORMS["chinchilla"]
+    i, number = mending.identifying(seen, columns, form)
+    assert i == 2
+    assert mending.identifying(seen, {c: x[:1] for c, x in columns.items()}, form) is None
+    beside = mending.identifying(seen, {c: x[:2] for c, x in columns.items()}, form)
+    assert beside is None or beside[1] > 3 * number
+    few = seen.take(np.arange(3))
+    assert mending.identifying(few, columns, form) is None
+
+
+@pytest.mark.parametrize("text", ["b", "a@1e9", "loss", "loss@1e9,2,3", "allocation@-1", "loss@x", "multiplier"])
+def test_what_is_no_target_is_said_in_a_line(text):
+    with pytest.raises(ValueError, match=r"^--target is .*: ") as e:
+        Target.of(text)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.slow
+def test_designed_runs_take_fewer_flops_than_an_isoflop_grid_and_random_ones():
+    """Sixteen simulated studies: until the interval of a is .05 wide, from the same cheap runs on, what is proposed
+    takes less than budgets from the cheapest up, and a fraction of random runs; the intervals hold the truth."""
+    n, C = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 3e9, 9), np.geomspace(1e18, 1e21, 7)))
+    d = C / (6 * n)
+    apart = (d / n > 0.05) & (d / n < 2e4)
+    n, d, C = n[apart], d[apart], C[apart]
+    exact = data.HOFFMANN["beta"] / (data.HOFFMANN["alpha"] + data.HOFFMANN["beta"])
+    spent, held = {"designed": [], "isoflop": [], "random": []}, []
+    for seed in range(16):
+        rng = np.random.default_rng(seed)
+        loss = data.chinchilla(n, d) * np.exp(0.004 * rng.normal(size=len(n)))
+        rows = from_table(pd.DataFrame({"num_params": n, "num_tokens": d, "flops": C, "loss": loss}))
+        start = designed.begin(rows)
+        mixed = iter(rng.permutation(np.setdiff1d(np.arange(len(n)), start)).tolist())
+        for name, following in {
+            "designed": lambda bought, found, rows=rows: designed.designed(rows, bought, found),
+            "isoflop": designed.along(designed.isoflop(rows, start)),
+            "random": designed.along(mixed),
+        }.items():
+            told = designed.buy(rows, following, start, 0.05)
+            assert told["reached"]
+            spent[name].append(np.log(told["flops"]))
+            if name == "designed":
+                held.append(told["interval"][0] <= exact <= told["interval"][1])
+    assert np.mean(spent["designed"]) < np.mean(spent["isoflop"]) + np.log(0.85)
+    assert np.mean(spent["designed"]) < np.mean(spent["random"]) + np.log(0.25)
+    assert sum(held) >= 12
+
+
+def test_the_curve_of_a_table_is_told_by_the_command(monkeypatch, capsys, tmp_path):
+    """Of a known law of few runs: every order begins alike, ends within the width asked or with all, and is printed."""
+    from scaling.bench import __main__ as command
+
+    rows = from_table(data.isoflop(noise=0.004))
+    monkeypatch.setattr(designed, "tables", lambda: {"made up": rows})
+    assert command.main(["--design-curve", "1", "--out", str(tmp_path / "curve.json")]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("made up: a width of", "designed", "isoflop", "random"))
+    assert command.main(["--design-curve", "0"]) == 2
+    assert "--design-curve is 0" in capsys.readouterr().err

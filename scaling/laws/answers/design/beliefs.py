@@ -175,18 +175,15 @@ def optima(fitted: Fit) -> Iterator[tuple[float, Fit]]:
 
 def root_covariance(fitted: Fit) -> np.ndarray | None:
     """A root (P, P) of ``resampling.covariance``, by eigenvalues of the scaled information; None where one of them is
-    zero to rounding, which a pseudo-inverse would pass over. Parameters at a bound are held."""
+    zero to rounding, which a pseudo-inverse would pass over. Parameters at a bound are free: a run may move them off
+    it."""
     _, jacobian, _ = fitted.problem.model.derivatives(fitted.theta[None])
-    free = np.array([name not in fitted.at_bound for name in fitted.coordinates.names])
-    J = jacobian[0][free]
+    J = jacobian[0]
     information = (J * fitted.observations.weight) @ J.T
     scale = np.sqrt(np.diagonal(information))
     if not (scale > 0).all():
         return None
     values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
-    if len(values) and values[0] < SINGULAR:
+    if values[0] < SINGULAR:
         return None
-    root = np.zeros((len(free), len(free)))
-    sigma = max(resampling.noise_scale(fitted), LEAST_NOISE)
-    root[np.ix_(free, free)] = sigma * (vectors / np.sqrt(values)) / scale[:, None]
-    return root
+    return max(resampling.noise_scale(fitted), LEAST_NOISE) * (vectors / np.sqrt(values)) / scale[:, None]

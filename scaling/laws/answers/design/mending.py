@@ -32,9 +32,15 @@ def bounding(
     """
     fitted = found.fits[str(found.surface)]
     quantity = target.quantity(fitted.form, found.cost)
+    if fitted.at_bound:  # what such a law expects of a run holds it there
+        held = f"{', '.join(fitted.at_bound)} at a bound: the interval of {target} has no end"
+        return None, [f"{fitted.form.name} holds {held}; runs are in the order in which they should narrow it"]
     for i in order[:MAX_REFITS]:
         try:
-            ends = profile(_with(fitted, columns, [i]), quantity, level).interval  # type: ignore[arg-type]  # it has one: ``Target.interval``
+            more = _with(fitted, columns, [i])
+            if more.at_bound:
+                continue
+            ends = profile(more, quantity, level).interval  # type: ignore[arg-type]  # it has one: ``Target.interval``
         except ValueError:
             continue
         lower, upper = target.ends(ends)
@@ -78,8 +84,8 @@ def identifying(
     """(the candidate after which these rows determine a form best, the Jacobian's condition number then); None where no
     single one is enough.
 
-    The Jacobian, columns scaled to one length, is taken at the fit, where there is one, else at the form's own starts
-    for these rows, of which the median condition number counts.
+    The Jacobian, in the coordinates that are fitted, is taken at the fit, where there is one, else at the form's own
+    starts for these rows, of which the median condition number counts.
     """
     best = None
     for i in range(len(next(iter(columns.values())))):
@@ -102,7 +108,5 @@ def _condition(rows: Observations, form: Form, fitted: Fit | None) -> float:
     else:
         model, theta = Model(fitted.coordinates, rows.columns, fitted.problem.model.log), fitted.theta[None]
     _, jacobian, _ = model.derivatives(theta)
-    with np.errstate(all="ignore"):
-        J = jacobian / np.sqrt((jacobian**2).sum(axis=2, keepdims=True))
-    usable = np.isfinite(J).all(axis=(1, 2))
-    return float(np.median(np.linalg.cond(J[usable]))) if usable.any() else math.inf
+    usable = np.isfinite(jacobian).all(axis=(1, 2))
+    return float(np.median(np.linalg.cond(jacobian[usable]))) if usable.any() else math.inf

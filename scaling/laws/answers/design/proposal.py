@@ -88,11 +88,14 @@ def propose(
     Raises:
       ValueError: no law of N and D was fitted, or the surface law has no such target.
     """
-    _check(found, candidates, batch, exponent, budget, asked)
+    check_asked(batch, exponent, budget, asked)
+    _check(found, candidates)
     interval = target.interval(found, level)
     width = target.width(interval)
     known = believe(found, candidates.columns, target)
     reasons = list(known.reasons)
+    if target.name == "E":
+        reasons.append("E is without the validation text's own error, which all runs share and no run takes away")
 
     def proposal(steps: Sequence[Step] = (), **others: Any) -> Proposal:
         after = steps[-1].width_after if steps else width
@@ -157,19 +160,23 @@ def _closing(found: "Analysis", candidates: Candidates, budget: float | None, re
     return [Step(i, candidates.cost([i]), math.nan, math.inf)]
 
 
-def _check(found: "Analysis", candidates: Candidates, batch: int, exponent: float, *positive: float | None) -> None:
+def check_asked(batch: int, exponent: float, budget: float | None, asked: float | None) -> None:
+    """Raises ValueError on a number out of its range."""
+    if batch < 1:
+        raise ValueError(f"--batch is {batch}: write 1 or more")
+    if not (math.isfinite(exponent) and exponent >= 0):
+        raise ValueError(f"--exponent is {exponent}: write 0 or more")
+    for option, v in (("--budget", budget), ("--interval", asked)):
+        if v is not None and not (math.isfinite(v) and v > 0):
+            raise ValueError(f"{option} is {v}: write a positive number")
+
+
+def _check(found: "Analysis", candidates: Candidates) -> None:
     source = found.observations.source
     if found.surface is None:
         raise ValueError(f"{source}: no law of N and D was fitted: write --law chinchilla")
     if found.cost.problem:
         raise ValueError(f"{source}: no design: {found.cost.problem}")
-    if batch < 1:
-        raise ValueError(f"--batch is {batch}: write 1 or more")
-    if not (math.isfinite(exponent) and exponent >= 0):
-        raise ValueError(f"--exponent is {exponent}: write 0 or more")
-    for option, v in zip(("--budget", "--interval"), positive):
-        if v is not None and not (math.isfinite(v) and v > 0):
-            raise ValueError(f"{option} is {v}: write a positive number")
     for name in ("num_params", "num_tokens", "flops"):
         x = candidates.columns.get(name)
         if x is None or len(x) != len(candidates) or not (np.isfinite(x) & (x > 0)).all():

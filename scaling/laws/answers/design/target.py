@@ -147,13 +147,20 @@ class Target:
         quantity = self.quantity(fitted.form, found.cost)
         if quantity is None:
             raise ValueError(f"{found.observations.source}: {law} has no {self.name}: write another --law")
-        ends = np.array(profile(fitted, quantity, level).interval)
-        if not payload.by_profile(found, law):
-            if draws is not None:
-                other: Any = resampling.interval(quantity(draws.params), level)
-            else:
-                _, *other = resampling.delta_interval(fitted, quantity, level)
-            ends = np.where(np.isfinite(ends), other, ends)
+        held = [fitted.form.parameters[name] for name in fitted.at_bound]
+        if any(p.kind != "plain" or p.lower != 0.0 for p in held):  # no end of its domain: the data set no limit there
+            return self.ends([-math.inf, math.inf])
+        by_profile = payload.by_profile(found, law)
+        other: Any = None
+        if not by_profile and draws is not None:
+            other = resampling.interval(quantity(draws.params), level)
+        elif not by_profile:
+            _, *other = resampling.delta_interval(fitted, quantity, level)
+        if fitted.at_bound:  # E = 0: the profile begins there
+            ends = np.array(other) if other[0] < other[1] else np.array([-math.inf, math.inf])
+        else:
+            ends = np.array(profile(fitted, quantity, level).interval)
+            ends = ends if by_profile else np.where(np.isfinite(ends), other, ends)
         return self.ends(ends)
 
     def ends(self, measured: Sequence[float] | np.ndarray) -> tuple[float, float]:
