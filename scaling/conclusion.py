@@ -85,6 +85,11 @@ class Conclusion:
             yield
         watch.end()
 
+    def analysis(self):
+        """The laws of what is in, of all cells of a grid whose runs are of one law. Raises ValueError without any."""
+        (laws,) = self._laws
+        return laws.analysis()
+
     def forecast(self, held_out: Sequence[Row]) -> bool:
         """Forecasts loss and interval of the held-out cells that are about to train, once and for all; whether they
         may train now, which they may not before all fitted cells are in: one that failed is not, one that diverged is.
@@ -216,7 +221,7 @@ class Laws:
 
     def fit(self) -> bool:
         """Writes fit.json, unless it is there and from the same inputs; whether it did."""
-        from scaling.laws.answers import of_runs
+        from scaling.laws.answers import of_runs, rounds
 
         inputs = self._inputs_sha256()
         if read_or_empty(self.path).get("inputs_sha256") == inputs:
@@ -230,17 +235,20 @@ class Laws:
         except ValueError as e:
             payload = {"schema": 1, "error": str(e)}
         answers = of_runs.complete(payload, runs)
+        if design := read_or_empty(self._cells.results / "sweep.json").get("design"):
+            answers["design"] = rounds.told(design)
         records.write_json(self.path, answers | {"forecast": forecast, "inputs_sha256": inputs})
         return True
+
+    def analysis(self):
+        """The laws of what is in. Raises ValueError when that is too little for any."""
+        return self._analysis(self._recorded())
 
     def _analysis(self, runs: Sequence[records.RunRecord]):
         """The laws of the fitted among ``runs``. Raises ValueError when they are too few for any."""
         from scaling import fit
 
-        options = dataclasses.asdict(self._fit_config)
-        del options["by"], options["compare"]
-        if options["laws"] is None:
-            del options["laws"]
+        options = self._fit_config.options
         return fit.analyse(records.table(runs), records.curves(runs), source=str(self._folder), **options)
 
     def _recounted(self, found, runs: Sequence[records.RunRecord]) -> list[dict]:

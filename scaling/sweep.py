@@ -25,6 +25,7 @@ from scaling.engine.folder.cells import Cells, of_another_grid, select
 from scaling.engine.folder.lock import HeldError
 from scaling.engine.folder.workdir import claim, give_up
 from scaling.engine.options import Options, hardware_of, parse, parser
+from scaling.engine.plan.plan import Plan
 from scaling.engine.plan.table import Row
 from scaling.engine.run import hosts, status, tasks
 from scaling.engine.run.events import JsonLines, Sink
@@ -33,6 +34,7 @@ from scaling.engine.session import Session
 from scaling.engine.slices import meshes
 from scaling.engine.slurm import launch
 from scaling.execution import ExecutionConfig
+from scaling.rounds import Rounds
 from scaling.training import distributed
 from scaling.training.distributed import Group
 
@@ -182,12 +184,15 @@ class Sweep:
         )  # fmt: skip
         self.session = Session(self.call, loop, group)
         self.conclusion = Conclusion(self.cells, self.grid.fit, self.manifest, console)
+        self.rounds = Rounds(self.call, self.session.means, self.conclusion.analysis)
 
     def run(self) -> int:
         """Does what the options ask for; returns the exit code."""
         if self.options.status:
             queued = {k: said for kind in EXECUTORS.values() for k, said in kind.queued(self.workdir).items()}
             rows, have_trunks = self.cells.rows, self.grid.execution.trunks
+            if said := self.rounds.describe():
+                self.call.say(said)
             status.show(self.console, rows, self.results, self.workdir, queued, have_trunks=have_trunks)
             return DONE
         if self.options.print_launch:
@@ -202,7 +207,9 @@ class Sweep:
             mine = self._look()
             if not self.options.plan:
                 self._make_ready(mine)
-            self._plan_and_train(mine, lock_fds)
+                self.rounds.advance()  # of a call that was stopped between two rounds
+            self._plan_and_train(lock_fds, mine)
+            mine = mine if self.grid.design is None else [row.run_id for row in self.cells.rows]
             if self.options.plan:
                 return DONE
             if not self.options.shard:  # others may be between two checkpoints
@@ -212,7 +219,7 @@ class Sweep:
 
     def _compile_elsewhere(self) -> int:
         with bad_input():
-            rows = select(self.cells.rows, self.options.only)
+            rows = select(self.cells.every, self.options.only)
             execution, topology = self.grid.execution, self.options.topology
             suggest, out = self.options.suggest, self.options.json
             fits = meshes.show(self.console, rows, execution, topology, suggest=suggest, out=out)  # type: ignore[arg-type]  # there is one: see run
@@ -222,10 +229,11 @@ class Sweep:
         """Finds what is to do, cells by run_id; damaged records are set aside (``--plan`` writes nothing and counts
         them out)."""
         with bad_input():
-            if said := of_another_grid(self.results, [row.run_id for row in self.cells.rows], self.options.grid):
+            if said := of_another_grid(self.results, [row.run_id for row in self.cells.every], self.options.grid):
                 self.call.say(said)
         for line in self.cells.look(set_aside=not self.options.plan):
             self.console.print(line)
+        self.rounds.begin()
         with bad_input():
             mine = self.cells.choose(self.options.only, self.options.shard)
             if self.options.train_unkept:
@@ -248,32 +256,55 @@ class Sweep:
         rows = self._rows_of(mine)
         self.session.executor.settle({row.run_id for row in rows if self.cells.is_done(row)}.__contains__)
         self.session.keeper.tidy(rows, self.call.cache_dir, remove_orphans=self.options.remove_orphans)
+        self.rounds.tidy()
 
-    def _plan_and_train(self, mine: Collection[str], lock_fds: Sequence[int]) -> None:
+    def _plan_and_train(self, lock_fds: Sequence[int], mine: Collection[str]) -> None:
         """Times what was never timed, shows the plan and, unless that is all, trains."""
-        session, only_plan = self.session, self.options.plan
-        todo = [row for row in self._rows_of(mine) if not self.cells.is_done(row)]
+        session, rounds, only_plan = self.session, self.rounds, self.options.plan
+        mine = rounds.of_them(mine)
+        todo = self._todo_of(mine)
+        for said in rounds.about(is_plan=only_plan):
+            self.call.say(said)
         is_elsewhere = only_plan and not self.call.hardware.is_here
         if is_elsewhere or not (todo or (only_plan and session.untimed(self.cells.rows))):
-            adopt(session.plan(mine), self.call, session.findings)
+            adopt(session.plan(mine, rounds.steps()), self.call, session.findings)
             return
         rows = todo or self._rows_of(mine)
-        num_packs = session.num_packs(rows)
+        num_packs = max(session.num_packs(rows), rounds.batch)
         with session.started(num_packs, lock_fds):
-            session.prepare_data(self._rows_of(mine))
+            session.prepare_data([*self._rows_of(mine), *self.cells.candidates])
             session.measure(rows)
-            plan = session.plan(mine)
+            plan = session.plan(mine, rounds.steps())
             adopt(plan, self.call, session.findings)
             if only_plan:
-                if said := session.executor.test(num_packs):
-                    self.call.say(said)
+                if doubt := session.executor.test(num_packs):
+                    self.call.say(doubt)
                 return
             session.write_manifest()
-            held_out = plan.todo_of(holdout=True)
             with self.conclusion.watched(self.call.events):
-                session.train(plan.todo_of(holdout=False), later=held_out, when_idle=get_ready)
-                if held_out and self._may_train(held_out):
-                    session.train(held_out, when_idle=get_ready)
+                self._train(plan)
+
+    def _todo_of(self, mine: Collection[str]) -> list[Row]:
+        return [row for row in self._rows_of(mine) if not self.cells.is_done(row)]
+
+    def _train(self, plan: Plan) -> None:
+        """Trains a plan's fitted cells, round by round where there are rounds, and then those held out."""
+        session, rounds = self.session, self.rounds
+        held_out = plan.todo_of(holdout=True)
+        while True:
+            fitted = plan.todo_of(holdout=False)
+            kept = rounds.carried(fitted, held_out, session.workers)
+            session.train(fitted, later=[*held_out, *kept], when_idle=get_ready)
+            if not rounds.advance():
+                break
+            mine = rounds.of_them(())
+            session.measure(self._todo_of(mine))
+            plan = session.plan(mine, rounds.steps())
+            adopt(plan, self.call, list)  # what is doubtful about the grid was said of all its cells
+            session.write_manifest()
+            held_out = plan.todo_of(holdout=True)
+        if held_out and self._may_train(held_out):
+            session.train(held_out, when_idle=get_ready)
 
     def _may_train(self, held_out: Sequence[Row]) -> bool:
         """Forecasts the held-out cells; whether that was possible yet."""

@@ -1,9 +1,9 @@
 """Imports point one way (the house's first rule), and what is heavy is imported where it is first used.
 
     fields, storage, numbers ← families, objectives ← config, execution ← accounting, records ← grid ← data
-    data ← training ← engine ← conclusion ← sweep
+    data ← training ← engine ← conclusion, rounds ← sweep
     records ← laws ← report ← fit ← conclusion
-    fit ← advise ← study
+    fit ← advise ← study; advise, engine ← design
 
 The graph is read from the source, imports inside functions included: a cycle hidden in a function is still a cycle.
 """
@@ -47,9 +47,11 @@ MAY_IMPORT = {
     "data": CORE,
     "training": CORE | {"data"},
     "engine": CORE | {"data", "training"},
+    "design": CORE | {"data", "training", "engine", "laws", "report", "fit", "advise"},
     "bench": CORE | {"data", "training", "engine", "laws"},
     "conclusion": CORE | {"laws", "report", "fit", "engine"},
-    "sweep": CORE | {"data", "laws", "training", "engine", "conclusion"},
+    "rounds": CORE | {"laws", "training", "engine"},
+    "sweep": CORE | {"data", "laws", "training", "engine", "conclusion", "rounds"},
 }
 
 

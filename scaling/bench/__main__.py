@@ -11,6 +11,7 @@
     python -m scaling.bench --data                        tokenising, batches and synthetic sources, one core
     python -m scaling.bench --laws                        the fits
     python -m scaling.bench --coverage 400                what intervals hold, by kind of noise and design
+    python -m scaling.bench --design-curve 20             FLOPs that an exponent takes: designed, by budgets, at random
 
 Every worker times the same compiled step at the same time, as in a sweep: the sum is what the machine does. Ratios
 between runs of this command on one machine mean something; single figures drift with its other load.
@@ -19,6 +20,7 @@ between runs of this command on one machine mean something; single figures drift
 import argparse
 import contextlib
 import dataclasses
+import math
 import statistics
 import sys
 import tempfile
@@ -37,6 +39,7 @@ from scaling.engine.plan.table import step_flops
 from scaling.engine.run.tasks import ExecutorError, Task
 from scaling.engine.run.workers import Local, auto_workers
 from scaling.execution import ExecutionConfig
+from scaling.laws.payload import finite
 from scaling.machine import processor
 
 
@@ -162,6 +165,29 @@ def show_coverage(console: Console, num_draws: int, out: Path | None) -> None:
     rows = coverage.study(num_draws, line)
     if out:
         records.write_json(out, {"num_draws": num_draws, "rows": rows, "environment": records.software()})
+
+
+def show_design_curve(console: Console, orders: int, out: Path | None) -> None:
+    """Prints a line a table, each when it is done: FLOPs until the 90 % interval of a is as narrow as was asked."""
+    from scaling.bench import designed
+
+    def told(row: dict) -> str:
+        lower, upper = row["interval"]
+        ends = f"a {row['a']:.3f}, {lower:.3f}–{upper:.3f}" if row["a"] is not None else "no law"
+        return f"{row['flops']:.2e} ({row['runs']} runs; {ends}{'' if row['reached'] else '; not reached'})"
+
+    found = {}
+    for name, rows in designed.tables().items():
+        found[name] = row = designed.measure(rows, orders)
+        spent = sorted(r["flops"] if r["reached"] else math.inf for r in row["random"])
+        middle = f"{statistics.median(spent):.2e}, {spent[0]:.2e} to {spent[-1]:.2e}"
+        held = sum(r["interval"][0] <= row["all"]["a"] <= r["interval"][1] for r in row["random"])
+        console.print(f"{name}: a width of {row['goal']:.3f}; all {told(row['all'])}", soft_wrap=True)
+        for order in ("designed", "isoflop"):
+            console.print(f"  {order} {told(row[order])}", soft_wrap=True)
+        console.print(f"  random {middle}; {held} of {orders} hold the a of all runs", soft_wrap=True)
+    if out:
+        records.write_json(out, {"orders": orders, "tables": finite(found), "environment": records.software()})
 
 
 def show_data(console: Console, out: Path | None) -> int:
@@ -346,6 +372,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="print how often nominal 90 %% intervals hold the truth, of so many draws a kind of noise and design",
     )  # fmt: skip
     parser.add_argument(
+        "--design-curve", type=int, metavar="ORDERS",
+        help="print the FLOPs that a known exponent takes of published tables ($SCALING_PUBLISHED) and the default "
+        "sweep: designed, budget by budget, and by so many random orders",
+    )  # fmt: skip
+    parser.add_argument(
         "--data",
         action="store_true",
         help="time tokenising, cutting batches and generating synthetic sources, on one core, instead",
@@ -382,6 +413,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.gpu_day:
         return _gpu_day(console, args.minutes, args.out)
+    if args.design_curve is not None:
+        if args.design_curve < 1:
+            print(f"error: --design-curve is {args.design_curve}: write 1 or more random orders", file=sys.stderr)
+            return 2
+        show_design_curve(console, args.design_curve, args.out)
+        return 0
     if args.laws:
         show_laws(console)
         return 0

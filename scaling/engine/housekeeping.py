@@ -90,7 +90,7 @@ class Keeper:
 
     def _orphans(self, *, remove: bool) -> None:
         """Says which checkpoints are of no cell of the grid any more, or removes them."""
-        cells = {row.run_id for row in self._cells.rows}
+        cells = {row.run_id for row in self._cells.every}
         folders = {i: checkpoint.folder_of(self._workdir, i) for i in checkpoint.run_ids(self._workdir)}
         orphans = [whole for run_id, whole in folders.items() if run_id not in cells]
         if not orphans:

@@ -7,7 +7,7 @@ with session.started(num_packs):
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from scaling import config, fields, machine, objectives
@@ -62,11 +62,12 @@ class Session:
             kept_bytes=self.keeper.kept_bytes,
         )
 
-    def plan(self, mine: Collection[str]) -> Plan:
-        """The plan for the cells ``mine`` (run_ids), within the budget that was given."""
+    def plan(self, mine: Collection[str], steps: Mapping[str, int] | None = None) -> Plan:
+        """The plan for the cells ``mine`` (run_ids), within the budget that was given; ``steps``: that each has
+        trained already, where the plan goes by them."""
         call, means = self.call, self.means()
         with bad_input():
-            made = plan.make(call.cells.rows, mine, call.cells.done, means)
+            made = plan.make(call.cells.rows, mine, call.cells.done, means, steps=steps)
             spent = call.manifest.spent_seconds() if call.hardware.is_here else 0.0
             made = plan.within(call.options.budget, made, means, spent_seconds=spent, drop=call.options.drop)
             if any(row.start is not None for row in made.todo):
@@ -86,13 +87,14 @@ class Session:
         """What is doubtful about the grid, by the rules of ``lint``, its data and the fits that there are."""
         cells, profile = self.call.cells, self.call.hardware.profile
         total = None if profile.memory_bytes is None else profile.memory_bytes * self.call.hardware.devices
-        about = {data: self._described(data) for data in {row.cell.run.data for row in cells.rows}}
+        about = {data: self._described(data) for data in {row.cell.run.data for row in cells.every}}
         tokens = {
             name: {data: known[key] for data, known in about.items() if known is not None}
             for name, key in (("train_tokens", "epoch_tokens"), ("validation_tokens", "validation_tokens"))
         }
         groups = []
-        for path, rows in cells.apart().items():
+        apart = cells.apart()
+        for path, rows in apart.items() if not cells.candidates else {cells.results: cells.every}.items():
             fit = read_or_empty(path / "fit.json")
             groups.append((rows, lint.Expected.from_fit(fit, device_memory=total, **tokens)))
         return lint.check(*groups)

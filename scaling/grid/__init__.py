@@ -1,5 +1,5 @@
 """A grid file → its cells. ``grid.load`` is where to begin; the syntax stands in ``scaling/grid/grid.py``."""
 
-from scaling.grid.grid import Cell, FitConfig, Grid, GridError, expand, load
+from scaling.grid.grid import Cell, DesignConfig, FitConfig, Grid, GridError, expand, load
 
-__all__ = ["Cell", "FitConfig", "Grid", "GridError", "expand", "load"]
+__all__ = ["Cell", "DesignConfig", "FitConfig", "Grid", "GridError", "expand", "load"]

@@ -22,6 +22,7 @@ A grid file:
     hardware: {name: h100, devices: 8}  # HardwareConfig: what the plan counts time, money and energy on
     fit: {flops: exact, by: shape}      # FitConfig; by: a law of its own for each value of that axis; compare: shape
                                         # the same, and how much compute each saves over the others
+    design: {target: a, interval: .08, budget_flops: 8e13}   # in rounds, those cells that narrow a (``designed``)
 
 Later sections win over earlier ones, value by value: recipe, base, isoflop, axes in the order of the file, seeds. What
 the grid writes wins over what the recipe proposes. Cells are named in ``exclude`` and ``holdout`` by their labels
@@ -53,15 +54,18 @@ from scaling.config import DataConfig, Horizon, ParamCount, RunConfig
 from scaling.execution import ExecutionConfig, HardwareConfig
 from scaling.families import FAMILIES, ModelConfig
 from scaling.families.counting import RULES
-from scaling.grid import sizes, starts, strict
+from scaling.grid import designed, sizes, starts, strict
 from scaling.grid.cell import Cell, called, coordinate, select
 from scaling.grid.choices import Entry, of
+from scaling.grid.designed import DesignConfig
 from scaling.grid.recipes import RECIPES
 from scaling.grid.strict import GridError, Leaves, shown
 from scaling.objectives import OBJECTIVES, ObjectiveConfig
 
 MAX_CELLS = 100_000
-SECTIONS = ("recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit")
+SECTIONS = (
+    "recipe", "base", "isoflop", "axes", "seeds", "exclude", "holdout", "execution", "hardware", "fit", "design",
+)  # fmt: skip
 HORIZONS = ("tokens", "flops", "tokens_per_param", "steps", "epochs")
 # How many tokens an epoch of some data has, None where they are not prepared (``data.epochs_of``).
 EpochTokens = Callable[[DataConfig], int | None]
@@ -101,6 +105,12 @@ class FitConfig:
             raise ValueError(f"compare is {self.compare!r} beside by {self.by!r}: write one, or the same for both")
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Those of ``fit.analyse``: all but what tells groups apart, and ``laws`` where they are named."""
+        asked = {k: v for k, v in vars(self).items() if k not in ("by", "compare")}
+        return asked if self.laws is not None else {k: v for k, v in asked.items() if k != "laws"}
+
+    @property
     def told_by(self) -> tuple[str, str] | None:
         """The coordinate that tells groups apart, and the key that names it; None where all runs are of one law."""
         if self.compare is not None:
@@ -121,6 +131,7 @@ class Grid:
     # run_ids by "<fit.by>=<value>" (or fit.compare's), the folder of their laws in the results; empty where all runs
     # are of one law
     groups: dict[str, list[str]] = field(default_factory=dict)
+    design: DesignConfig | None = None  # cells that are not held out are candidates, bought in rounds
 
 
 def load(path: str | Path, epoch_tokens: EpochTokens = lambda data: None) -> Grid:
@@ -165,6 +176,7 @@ def expand(raw: Any, *, name: str, text: str = "", epoch_tokens: EpochTokens = l
         fit=fit,
         hardware=_settings(HardwareConfig, sections, "hardware"),
         groups={} if fit.told_by is None else _groups(cells, *fit.told_by),
+        design=designed.read(sections, cells, fit.told_by),
     )
 
 

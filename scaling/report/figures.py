@@ -533,6 +533,22 @@ def _forecast_growth(seen: Seen) -> Drawing | None:
     return Drawing("forecast_growth", "Forecast error against compute held out", caption, figure)
 
 
+def _rounds(seen: Seen) -> Drawing | None:
+    """Of a design that bought its cells in rounds."""
+    design = _part(seen.fit, "design")
+    rounds = design.get("rounds") or []
+    if not any(r["width_after"] is not None for r in rounds):
+        return None
+    figure = Figure(figsize=(HALF, 4.2))
+    ax = plots_of_fits.interval_by_cost(figure.subplots(), rounds, design.get("interval"))
+    ax.set_ylabel(f"width of the {100 * design['level']:.0f} % interval of {design['target']}")
+    caption = (
+        "After each round, from the cells bought by then, and what its choice had expected. Compute counts steps that "
+        "runs share once, and no held-out cell."
+    )
+    return Drawing("rounds", "Interval against compute bought", caption, figure)
+
+
 def _power_laws(seen: Seen) -> Drawing | None:
     done, fit = seen.done, seen.fit
     panels = {"num_params": "kaplan_n", "num_tokens": "kaplan_d", "flops": "kaplan_c"}
@@ -631,7 +647,7 @@ def _learning_rate(seen: Seen) -> Drawing | None:
 FIGURES = (
     _isoflop, _surface, _power_laws, _repetition,
     _exponents, _profiles, _clouds,
-    _forecast, _forecast_growth,
+    _forecast, _forecast_growth, _rounds,
     _allocation,
     _residuals, _curves, _excess, _positions, _learning_rate,
 )  # fmt: skip

@@ -26,6 +26,8 @@ from scaling.report.words import fixed, num, scientific, span
 
 MOST_ROWS = 500  # of the table of runs: ten thousand would be most of the page
 MOST_SVG_BYTES = 600_000
+# What is said of cells that have no record and need none, by their status in sweep.json.
+NOT_RUN = {"dropped": "left out", "candidate": "not bought"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def headlines(results: Results, cells: Sequence[Mapping]) -> list[dict]:
         interior = sum(c["interior"] for c in cells)
         text = "cells of the learning-rate sweep whose best rate lies inside the range tried"
         out.append(_headline(f"{interior} of {len(cells)}", None, text))
-    planned = max(len(table), len(results.manifest.get("cells") or []))
+    planned = max(len(table), sum(c.get("status") != "candidate" for c in results.manifest.get("cells") or []))
     completed = int((table["status"] == "completed").sum())
     text = "runs completed" + "".join(
         f", {n} {status}" for status in ("diverged", "failed") if (n := int((table["status"] == status).sum()))
@@ -274,7 +276,7 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
     dropped = sum(c.get("status") == "dropped" for c in missing)
     if dropped:
         out.append(f"{dropped} cells were left out to stay within the budget the sweep was given.")
-    waiting = [c for c in missing if c.get("status") != "dropped"]
+    waiting = [c for c in missing if c.get("status") not in NOT_RUN]
     if waiting:
         out.append(f"{len(waiting)} cells are not run yet: see the table of runs.")
     if results.num_strangers:
@@ -319,7 +321,7 @@ def _cell_rows(results: Results) -> list[dict]:
             count = (cell.get("num_params") or {}).get("non_embedding")
             row = {k: cell.get(k) for k in ("run_id", "holdout", "num_tokens", "num_steps")}
             row |= {
-                "status": "left out" if cell.get("status") == "dropped" else "not run",
+                "status": NOT_RUN.get(cell.get("status"), "not run"),
                 "trouble": None,
                 "labels": cell.get("labels") or {},
             }
@@ -404,6 +406,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         irreducible=_irreducible(results),
         exponents=figures.exponent_rows(fit),
         leverage=influence.told(fit["leverage"]) if fit.get("leverage") else [],
+        design=fit.get("design") or {},
         frontier=_spread(fit.get("frontier") or [], 9),
         environment=_environments(results),
         page=live.of(fit, results.runs, results.folder, out, figures.loss_unit(fit)),

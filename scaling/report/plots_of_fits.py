@@ -209,3 +209,29 @@ def _kind(i: int) -> dict:
 
 def _with_weight(row: Mapping) -> str:
     return f"{row['law'].replace('_', ' ')}, weight {row['weight']:.2f}"
+
+
+def interval_by_cost(ax: Axes, rounds: Sequence[Mapping], asked: float | None = None) -> Axes:
+    """How wide an interval was after each round of a design, against what had been spent by then, and what the choice
+    of each round had expected.
+
+    ``rounds``: entries with ``spent_flops`` (before it), ``cost_flops``, ``width_after`` and ``width_expected`` (null
+    where there was no limit); ``asked``: the width at which rounds end.
+    """
+    points = [(r["spent_flops"] + r["cost_flops"], r) for r in rounds]
+    known = [(spent, r["width_after"]) for spent, r in points if r["width_after"] is not None]
+    expected = [(spent, r["width_expected"]) for spent, r in points if r["width_expected"] is not None]
+    if expected:
+        ax.plot(*zip(*expected), "o", color=MUTED, markerfacecolor="white", label="expected")
+    if known:
+        ax.plot(*zip(*known), "o-", color="black", label="found")
+    if asked is not None:
+        ax.axhline(asked, color=MUTED, linestyle="--", linewidth=1.0, label="asked")
+    log_axis(ax.xaxis, "flops")
+    ax.set_xlabel("training compute bought (FLOPs)")
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogTicks(fewest=3))
+    ax.yaxis.set_minor_locator(ticker.NullLocator())
+    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.legend()
+    return ax

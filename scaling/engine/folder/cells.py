@@ -1,6 +1,6 @@
 """The cells of a grid as one call of the command sees them: which are in, which it is to do, how long they take."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from scaling import fields, records, storage
@@ -13,22 +13,41 @@ from scaling.records import read_or_empty
 
 class Cells:
     """The rows of a grid, the statuses of the records that are in its results folder (``found``, by run_id), and the
-    latest plan's word on each row (``adopt``)."""
+    latest plan's word on each row (``adopt``). Of a grid with a design ``rows`` are those bought and those held out;
+    the others are ``candidates``."""
 
     def __init__(self, grid: Grid, results: Path):
         self.results = results
         self.rows = table.rows(grid.cells, grid.execution.remat)
         self._groups = {name: set(run_ids) for name, run_ids in grid.groups.items()}
         self._have_trunks = grid.execution.trunks
+        self.candidates: list[Row] = []
+        self._order = {row.run_id: i for i, row in enumerate(self.rows)}
         self.found: dict[str, str] = {}
 
     def adopt(self, plan: Plan) -> None:
         """Takes the rows of a plan for the grid's: with what it knows of them, without those that it leaves out."""
         self.rows = list(plan.grid)
 
+    @property
+    def every(self) -> list[Row]:
+        """The rows, and the candidates."""
+        return [*self.rows, *self.candidates]
+
+    def offer(self, bought: Collection[str]) -> None:
+        """Makes candidates of all rows but those ``bought`` (run_ids) and those held out."""
+        self.candidates = [row for row in self.rows if not (row.cell.holdout or row.run_id in bought)]
+        self.rows = [row for row in self.rows if row.cell.holdout or row.run_id in bought]
+
+    def buy(self, run_ids: Collection[str]) -> None:
+        """Makes rows of candidates, in the grid's order."""
+        bought = [row for row in self.candidates if row.run_id in run_ids]
+        self.candidates = [row for row in self.candidates if row.run_id not in run_ids]
+        self.rows = sorted([*self.rows, *bought], key=lambda row: self._order[row.run_id])
+
     def look(self, *, set_aside: bool) -> list[str]:
         """Reads which cells are in; returns a line for each record that cannot be read (see ``cells.statuses``)."""
-        self.found, complaints = statuses(self.results, [r.run_id for r in self.rows], set_aside=set_aside)
+        self.found, complaints = statuses(self.results, [r.run_id for r in self.every], set_aside=set_aside)
         return complaints
 
     def apart(self) -> dict[Path, list[Row]]:

@@ -20,6 +20,7 @@ from scaling.records import read_or_empty
 # Between two writes after cells that end: seconds, and as many more as keep writing to this share of the time.
 WRITE_EVERY_SECONDS = 2.0
 WRITE_SHARE = 0.02
+CANDIDATE = "candidate"  # status of a cell that a design may buy
 
 
 class Manifest:
@@ -38,6 +39,8 @@ class Manifest:
         self._shared = shard is not None
         self.dropped: Sequence[Row] = ()  # left out to stay within a budget
         self.warnings: Sequence[str] = ()  # about the grid
+        self.candidates: Callable[[], Sequence[Row]] = tuple  # cells that a design may buy, and has not
+        self.design: dict[str, Any] | None = None  # of a grid that has one: its rounds, and how they ended
         self._hardware = hardware or Hardware.of(grid.hardware, has_accelerator=False)
         self._meter = EnergyMeter()
         self._clock = time.monotonic()
@@ -120,12 +123,17 @@ class Manifest:
         share = functools.partial(costs.share_of, self._hardware, workers or 1)
         cells = [_cell_json(row, found, share) for row in table]
         cells += [_cell_json(row, {row.run_id: "dropped"}, share) for row in self.dropped]
+        bought = {cell["run_id"] for cell in cells}
+        cells += [_cell_json(row, {row.run_id: CANDIDATE}, share) for row in self.candidates()]
         training = predicted_wall(table, workers) if workers else None
-        same_cells = {c["run_id"] for c in cells} == {c["run_id"] for c in before.get("cells", [])}
-        if training is None or (same_cells and before.get("plan")):  # what was predicted first stands
+        same_cells = bought == {c["run_id"] for c in before.get("cells", []) if c["status"] != CANDIDATE}
+        if training is None:  # nothing to predict from; of a design's next round it is predicted anew
+            planned = before.get("plan") if same_cells or self.design is None else None
+        elif same_cells and before.get("plan"):  # what was predicted first stands
             planned = before.get("plan")
         else:  # of the whole command: what it took to get here is known
-            whole = round(self._call["wall_seconds"] + training + CONCLUSION_SECONDS, 3)
+            so_far = self._call["wall_seconds"] - self._call["training_seconds"]  # some, where rounds came before
+            whole = round(so_far + training + CONCLUSION_SECONDS, 3)
             bill = costs.Bill(table, self._hardware, workers, whole)  # type: ignore[arg-type]  # training is known: there are workers
             planned = {
                 "predicted_seconds": whole,
@@ -140,7 +148,8 @@ class Manifest:
             self.path,
             {
                 **self._head,
-                "cells": _keep_predictions(cells, before.get("cells", [])),
+                **({} if self.design is None else {"design": self.design}),
+                "cells": self._keep_steps(_keep_predictions(cells, before.get("cells", [])), before),
                 "plan": planned,
                 "hardware": self._hardware.to_json(),
                 "warnings": list(self.warnings) or before.get("warnings", []),
@@ -149,6 +158,16 @@ class Manifest:
                 "environment": _environment() if workers else before.get("environment", {}),
             },
         )
+
+    def _keep_steps(self, cells: list[dict], before: dict) -> list[dict]:
+        """The cells; those of a design that were in when this call began with the step from which they trained: a plan
+        of all rounds at once would have them branch off elsewhere."""
+        if self.design is None:
+            return cells
+        done = {
+            c["run_id"]: c["branch_step"] for c in before.get("cells", []) if c["status"] in ("completed", "diverged")
+        }
+        return [c | {"branch_step": done[c["run_id"]]} if c["run_id"] in done else c for c in cells]
 
 
 def _cell_json(row: Row, found: dict[str, str], share: Callable) -> dict:

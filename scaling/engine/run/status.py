@@ -164,7 +164,9 @@ def _seconds_left(
 
 def _weights(rows: Sequence[Row], results: Path) -> dict[str, float]:
     """By run_id, what one of its own steps weighs."""
-    cells = {cell["run_id"]: cell for cell in read_or_empty(results / "sweep.json").get("cells", [])}
+    mine = {row.run_id for row in rows}
+    listed = read_or_empty(results / "sweep.json").get("cells", [])
+    cells = {cell["run_id"]: cell for cell in listed if cell["run_id"] in mine}
     if all(cells.get(row.run_id, {}).get("predicted_seconds") for row in rows):
         return {
             run_id: cell["predicted_seconds"] / max(1, cell["num_steps"] - cell.get("branch_step", 0))
