@@ -53,7 +53,7 @@ def check_apart(observations: Observations, form: Form, params: dict[str, float]
     it, and any split of the loss between N and D fits as well.
     """
     varied, centred = _varied(observations, form)
-    if len(varied) < 2:
+    if len(varied) < 2 or form.signed:  # what may be zero has no relative noise
         return
     directions, spread, _ = np.linalg.svd(centred, full_matrices=False)
     n = len(observations)
