@@ -205,7 +205,7 @@ def _uncertainty(found: Found, name: str) -> tuple[dict[str, Any], dict[str, Any
         return errors, _without_end(found, name, intervals), "delta"
     if fitted.num_observations >= MIN_RESAMPLED_ROWS or not profiles:
         errors = {k: float(np.std(v, ddof=1)) for k, v in draws.params.items()}
-    if _by_profile(found, name):
+    if by_profile(found, name):
         return errors, {k: profiles[k].interval for k in fitted.params}, "profile"  # type: ignore[index]  # it has profiles
     told = found.noise.get(name)
     unit = "observation" if told is None else UNITS.get(told.kind, told.kind) if told.cells is None else "cell"
@@ -217,7 +217,7 @@ def _without_end(found: Found, name: str, intervals: dict[str, Any]) -> dict[str
     return {k: without_end(found.fits[name], k, ends, profiles) for k, ends in intervals.items()}
 
 
-def _by_profile(found: Found, name: str) -> bool:
+def by_profile(found: Found, name: str) -> bool:
     """Whether a law's intervals are its profile's: they hold what they promise on 20 to 60 runs, the bootstrap's
     hold a little more (tests/laws/test_simulation.py). A profile knows nothing of errors that rows share, or that
     grow with the loss: there the wild bootstrap's are taken (``diagnosis``)."""
@@ -337,7 +337,7 @@ def _exponent(found: Found, name: str, quantity: Quantity, by_construction: list
     band, profiled = band[0], found.derived.get(name)
     shown = band
     if profiled is not None:
-        use = profiled.interval if _by_profile(found, found.surface) else band  # type: ignore[arg-type]  # fitted
+        use = profiled.interval if by_profile(found, found.surface) else band  # type: ignore[arg-type]  # fitted
         shown = np.where(np.isfinite(profiled.interval), use, profiled.interval)
     out = {name: float(value[0]), f"{name}_interval": shown.tolist()}
     return out | ({f"{name}_bootstrap_interval": band.tolist()} if found.surface in found.draws else {})

@@ -226,7 +226,7 @@ class Combination:
         """h of new runs."""
         return np.log(np.maximum(np.atleast_1d(columns[self.axis]) / self.reach, NEAREST))
 
-    def _misses(self, name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    def misses(self, name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """c h^q of a law for new runs."""
         return self.misfit[name].coefficient * self._distance(columns) ** self.misfit[name].power
 
@@ -235,7 +235,7 @@ class Combination:
         precision = {}
         for name, fitted in self.fits.items():
             own = standard_error(fitted, **columns) ** 2 + self.beyond_noise[name] ** 2
-            square = own + self._misses(name, columns) ** 2
+            square = own + self.misses(name, columns) ** 2
             precision[name] = np.where(np.isfinite(square), 1.0 / np.maximum(square, 1e-24), 0.0)
         total = sum(precision.values())
         return {name: p / total for name, p in precision.items()}
@@ -275,7 +275,7 @@ class Combination:
                 resampled = self._resampled(name, int(count.max()), seed + i, clusters, noise)
             resampled = resampled.first(int(count.max()))
             losses = resampling.prediction_draws(fitted, resampled, seed=seed + i, **_own(fitted.form, columns))
-            off = np.random.default_rng(seed + i).normal(size=(len(losses), 1)) * self._misses(name, columns)
+            off = np.random.default_rng(seed + i).normal(size=(len(losses), 1)) * self.misses(name, columns)
             losses = losses * np.exp(off)
             for j in np.flatnonzero(count):
                 out[ends[i, j] : ends[i + 1, j], j] = losses[: count[j], j]
@@ -302,7 +302,7 @@ class Combination:
             value = np.log(each[name])
             noise = fitted.residual_rmse**2 * fitted.num_observations / max(fitted.degrees_of_freedom, 1)
             here = noise * fitted.noise_at(**_own(fitted.form, columns)) ** 2
-            own = standard_error(fitted, **columns) ** 2 + here + self._misses(name, columns) ** 2
+            own = standard_error(fitted, **columns) ** 2 + here + self.misses(name, columns) ** 2
             variance = variance + weights[name] * (own + (value - centre) ** 2)
             dof = max(dof, fitted.degrees_of_freedom)
         half = stats.t.ppf(0.5 + 0.5 * level, dof) * np.sqrt(variance)

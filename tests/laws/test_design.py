@@ -1,0 +1,251 @@
+"""The next run against linear algebra on the full Jacobian, brute force over subsets, and a solver of its own."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import optimize
+
+from scaling.fit import analyse
+from scaling.laws.answers import allocation
+from scaling.laws.answers.design import Candidates, Target, propose
+from scaling.laws.answers.design.beliefs import believe
+from scaling.laws.fitting.coordinates import Model
+from scaling.laws.intervals import resampling
+from scaling.laws.intervals.profile import profile
+from tests.laws import data
+
+
+@pytest.fixture(scope="module")
+def found():
+    return analyse(data.scattered(24, noise=0.004), laws=("chinchilla",), bootstrap=50)
+
+
+def grid(sizes=4, horizons=3):
+    n, d = np.meshgrid(np.geomspace(1e7, 1e10, sizes), np.geomspace(1e9, 1e12, horizons))
+    n, d = n.ravel(), d.ravel()
+    return bought(n, d)
+
+
+def bought(n, d, **options):
+    flops = 6 * n * d
+    labels = tuple(f"{a:.3g} on {b:.3g}" for a, b in zip(n, d))
+    cost = options.pop("cost", lambda rows: float(flops[list(rows)].sum()))
+    return Candidates({"num_params": n, "num_tokens": d, "flops": flops}, labels, cost)
+
+
+def slopes(fitted, columns):
+    """(∂ log loss / ∂θ of new rows (n, P), that of the fitted rows (m, P)), by central differences."""
+    model = Model(fitted.coordinates, columns)
+
+    def of(model):
+        step = 1e-6 * np.eye(len(fitted.theta))
+        return np.stack([(model.value((fitted.theta + s)[None]) - model.value((fitted.theta - s)[None]))[0] / 2e-6
+                         for s in step], axis=1)  # fmt: skip
+
+    return of(model), of(fitted.problem.model)
+
+
+def variance(fitted, columns, quantity, rows, sigma):
+    """Of a quantity after rows are added, by inverting the information of the whole Jacobian."""
+    new, old = slopes(fitted, columns)
+    J = np.concatenate([old, new[list(rows)]])
+    slope = resampling.gradient(fitted, quantity)
+    return sigma**2 * slope @ np.linalg.inv(J.T @ J) @ slope
+
+
+@pytest.mark.parametrize("text", ["a", "E", "allocation@1e22"])
+def test_a_row_added_is_one_more_row_of_least_squares(found, text):
+    alone = dataclasses.replace(found, combination=None)
+    target, candidates = Target.of(text), grid()
+    fitted = found.fits["chinchilla"]
+    quantity, sigma = target.quantity(fitted.form, found.cost), resampling.noise_scale(fitted)
+    known = believe(alone, candidates.columns, target)
+    S, rows = known.start, []
+    for i in (3, 7, 3, 11):
+        exact = variance(fitted, candidates.columns, quantity, rows, sigma)
+        assert known.variance(S) == pytest.approx(exact, rel=1e-5)
+        left = variance(fitted, candidates.columns, quantity, [*rows, i], sigma)
+        assert known.falls(S)[i] == pytest.approx(exact - left, rel=1e-4, abs=1e-7 * exact)
+        S, rows = known.bought(S, i), [*rows, i]
+    assert np.allclose(known.bought(known.bought(S, 2), 2, -1.0), S, atol=1e-12)
+
+
+def test_forms_that_disagree_are_variance_that_a_run_takes_away(found):
+    """Of two forms of equal weight the covariance is that of the mixture, from draws."""
+    candidates, target = grid(), Target.of("loss@1e10,1e12")
+    known = believe(found, candidates.columns, target)
+    assert len(known.voters) > 1
+    rng = np.random.default_rng(0)
+    place = target.place(found)
+    weights = found.combination.weights(**place)
+    draws = []
+    for name, fitted in found.combination.fits.items():
+        count = round(200_000 * float(weights[name][0]))
+        theta = fitted.theta + rng.multivariate_normal(
+            np.zeros(len(fitted.theta)), resampling.covariance(fitted), count
+        )
+        model = Model(fitted.coordinates, candidates.columns)
+        quantity = target.quantity(fitted.form, found.cost)
+        jacobian = model.derivatives(fitted.theta[None])[1][0]
+        move = theta - fitted.theta
+        slope = resampling.gradient(fitted, quantity)
+        value = np.concatenate([np.ravel(quantity(fitted.params)), model.value(fitted.theta[None])[0]])
+        draws.append(value + move @ np.concatenate([slope[:, None], jacobian], axis=1))
+    drawn = np.cov(np.concatenate(draws).T)
+    joint = np.concatenate([known.target[None], known.rows]) @ np.concatenate([known.target[None], known.rows]).T
+    scale = np.sqrt(np.outer(np.diagonal(drawn), np.diagonal(drawn)))
+    assert np.abs(joint - drawn).max() <= 0.02 * scale.max()
+    assert (np.abs(joint - drawn) / scale).max() < 0.02
+
+
+def test_forms_that_fix_a_do_not_vote_on_it(found):
+    proposal = propose(found, grid(), Target.of("a"))
+    assert "chinchilla_tied" in found.combination.fits
+    assert proposal.voters == {"chinchilla": pytest.approx(1.0)}
+    assert any("chinchilla_tied fixes a" in reason for reason in proposal.reasons)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.4, 1.0])
+def test_every_choice_is_the_best_by_brute_force(found, exponent):
+    candidates, target = grid(3, 3), Target.of("a")
+    fitted = found.fits["chinchilla"]
+    quantity, sigma = target.quantity(fitted.form, found.cost), resampling.noise_scale(fitted)
+
+    def left(rows):
+        return variance(fitted, candidates.columns, quantity, rows, sigma)
+
+    proposal = propose(found, candidates, target, batch=3, exponent=exponent)
+    chosen, width = [], proposal.width
+    for step in proposal.steps:
+        score = {
+            i: (left(chosen) - left([*chosen, i])) / candidates.cost([i]) ** exponent
+            for i in set(range(9)) - set(chosen)
+        }
+        assert step.candidate == max(score, key=score.get)
+        assert step.gain == pytest.approx((left(chosen) - left([*chosen, step.candidate])) / left([]), rel=1e-3)
+        chosen.append(step.candidate)
+        assert step.width_after == pytest.approx(width * np.sqrt(left(chosen) / left([])), rel=1e-4)
+    best = min(left(rows) for rows in itertools.combinations(range(9), 3))
+    if exponent == 0.0:  # of any three; greed is no more than a little worse
+        assert left(chosen) <= 1.05 * best
+
+
+def test_the_next_run_is_priced_beside_those_before_it(found):
+    """Of one size, horizons share their trunk: the longest is paid, and of the others only a fifth."""
+    candidates = grid(3, 3)
+    n, d = candidates.columns["num_params"], candidates.columns["num_tokens"]
+
+    def cost(rows):
+        rows = list(rows)
+        total = 0.2 * (6 * n * d)[rows].sum()
+        for size in set(n[rows]):
+            total += 0.8 * 6 * size * d[rows][n[rows] == size].max()
+        return float(total)
+
+    candidates = bought(n, d, cost=cost)
+    proposal = propose(found, candidates, Target.of("a"), batch=4, asked=0.7 * propose(found, candidates,
+                       Target.of("a")).width)  # fmt: skip
+    rows = [s.candidate for s in proposal.steps]
+    assert [s.cost for s in proposal.steps] == pytest.approx([cost(rows[: i + 1]) - cost(rows[:i]) for i in range(4)])
+    assert proposal.cost == pytest.approx(cost(rows))
+    assert "for additive costs only" in proposal.certificate.reason
+
+
+def test_the_budget_is_kept_and_nothing_is_bought_twice(found):
+    candidates, target = grid(), Target.of("a")
+    budget = 3e20
+    proposal = propose(found, candidates, target, batch=20, budget=budget)
+    assert proposal.cost <= budget
+    assert len({s.candidate for s in proposal.steps}) == len(proposal.steps)
+    costs = [candidates.cost([i]) for i in range(len(candidates))]
+    assert proposal.next is None
+    assert all(budget - proposal.cost < costs[i] for i in set(range(12)) - {s.candidate for s in proposal.steps})
+    none = propose(found, candidates, target, budget=1.0)
+    assert not none.steps
+    assert none.width_after == none.width
+    assert "within the budget" in " ".join(none.reasons)
+
+
+def relaxed(known, cost, budget):
+    """The least variance that Σ n c ≤ budget, 0 ≤ n ≤ 1 reaches, by SciPy."""
+
+    def value(n):
+        M = np.eye(len(known.target)) + (known.rows.T * (n / known.noise)) @ known.rows
+        x = np.linalg.solve(M, known.target)
+        return known.target @ x, -((known.rows @ x) ** 2) / known.noise
+
+    scale = value(np.zeros(len(cost)))[0]
+    found = optimize.minimize(
+        lambda n: tuple(np.array(v) / scale for v in value(n)), np.full(len(cost), 0.1), jac=True, method="SLSQP",
+        bounds=[(0, 1)] * len(cost), options={"maxiter": 500, "ftol": 1e-12},
+        constraints={"type": "ineq", "fun": lambda n: 1 - cost @ n / budget, "jac": lambda n: -cost / budget},
+    )  # fmt: skip
+    return found.fun * scale
+
+
+@pytest.mark.parametrize("share", [0.9, 0.75])
+def test_the_certificate_is_the_continuous_optimum(found, share):
+    """At the bound's budget another solver's continuous optimum has the variance that was asked, and no subset that is
+    cheaper reaches it."""
+    candidates, target = grid(3, 3), Target.of("E")
+    width = propose(found, candidates, target).width
+    told = propose(found, candidates, target, asked=share * width).certificate
+    known = believe(found, candidates.columns, target, alone=True)
+    cost = np.array([candidates.cost([i]) for i in range(9)])
+    wanted = share**2 * known.variance(known.start)
+    assert told.gap < 2e-4
+    assert relaxed(known, cost, told.least) == pytest.approx(wanted, rel=2e-3)
+    reached = []
+    for k in range(1, 10):
+        for rows in itertools.combinations(range(9), k):
+            S = known.start
+            for i in rows:
+                S = known.bought(S, i)
+            if known.variance(S) <= wanted:
+                reached.append(cost[list(rows)].sum())
+    assert told.least <= min(reached) * (1 + 1e-9)
+    assert told.budget >= min(reached) * (1 - 1e-9)
+
+
+def test_a_width_that_all_candidates_do_not_reach_has_no_certificate(found):
+    told = propose(found, grid(), Target.of("a"), asked=1e-4).certificate
+    assert told.least is None
+    assert told.budget is None
+    assert "leave a width of" in told.reason
+    wide = propose(found, grid(), Target.of("a"), asked=3.0).certificate
+    assert wide.budget == 0.0
+
+
+def test_the_interval_is_the_fits_own(found):
+    """Of a the profile's, as fit.json has it, not the Laplace approximation's; of a loss the forecast's."""
+    proposal = propose(found, grid(), Target.of("a"), level=0.95)
+    entry = found.to_json()["allocation"]
+    assert list(proposal.interval) == pytest.approx(entry["a_interval"], rel=1e-9)
+    size = propose(found, grid(), Target.of("allocation@1e22"), level=0.9)
+    fitted = found.fits["chinchilla"]
+    at = np.array([1e22])
+    exact = profile(fitted, lambda p: np.log(allocation.optimal_num_params(fitted.form, p, at, found.cost))[:, 0], 0.9)
+    assert np.log(size.interval) == pytest.approx(exact.interval, rel=1e-9)
+    assert size.width == pytest.approx(np.ptp(exact.interval))
+
+
+def test_the_expected_width_is_near_what_the_runs_give():
+    """The runs proposed are made by the truth: over some tables the width found is that expected, on the mean."""
+    ratio = []
+    for seed in range(4):
+        table = data.scattered(20, noise=0.004, seed=seed)
+        found = analyse(table, laws=("chinchilla",), bootstrap=0, combined=False)
+        candidates = grid(5, 4)
+        proposal = propose(found, candidates, Target.of("a"), batch=6)
+        rows = [s.candidate for s in proposal.steps]
+        n, d = (candidates.columns[c][rows] for c in ("num_params", "num_tokens"))
+        loss = data.chinchilla(n, d) * np.exp(0.004 * np.random.default_rng(100 + seed).normal(size=len(n)))
+        more = table.iloc[:0].assign(num_params=n, num_tokens=d, loss=loss)
+        after = analyse(pd.concat([table, more]), laws=("chinchilla",), bootstrap=0, combined=False)
+        fitted = after.fits["chinchilla"]
+        ends = profile(fitted, Target.of("a").quantity(fitted.form, after.cost), 0.9).interval
+        ratio.append(np.log(np.ptp(ends) / proposal.width_after))
+    assert abs(np.mean(ratio)) < 0.35
