@@ -6,6 +6,7 @@ import importlib
 _HOMES = {
     "open": "scaling.study",
     "advise": "scaling.advise",
+    "design": "scaling.design",
     "fit_law": "scaling.fit",
     "compare": "scaling.fit",
 }

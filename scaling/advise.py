@@ -265,17 +265,8 @@ def advise_between(comparison: Any, first: str, second: str) -> Answer:
 
 @terminal.outliving_its_reader()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code (2: bad input, said in one line)."""
-    arguments = _parser().parse_args(argv)
-    try:
-        _run(arguments)
-    except ValueError as e:
-        print(e, file=sys.stderr)
-        return 2
-    except storage.errors() as e:
-        print(f"{arguments.source}: {storage.first_line(e)}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command; returns its exit code."""
+    return fitting.on_source(_run, _parser().parse_args(argv))
 
 
 def amount(text: str) -> float:
@@ -300,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m scaling.advise", description="What to do, by the laws of a results folder or a table of runs."
     )
     parser.add_argument("source", metavar="SOURCE", help="as of python -m scaling.fit, or the fit.json it wrote")
+    add_hardware(parser)
     options: list[tuple[str, Callable[[str], Any], str]] = [
         ("flops", amount, "a training budget in FLOPs"),
         ("dollars", amount, "… in dollars, on --hardware"),
@@ -310,10 +302,6 @@ def _parser() -> argparse.ArgumentParser:
         ("num-params", amount, "a size of model"),
         ("inference-tokens", amount, "to serve, at the quality of --flops, --loss or --num-params"),
         ("deadline", seconds, "30d, 12h: with --devices and --hardware"),
-        ("hardware", str, f"one of {', '.join(PROFILES)}"),
-        ("devices", amount, "how many (default: 1)"),
-        ("price", amount, "dollars per device-hour, instead of the profile's"),
-        ("mfu", float, "share of the peak that training reaches, instead of published ones"),
         ("share-read", float, "of inference tokens, those of prompts (default: 0)"),
         ("prefill-mfu", float, "share of the peak in reading prompts (default: as training)"),
         ("decoding-mfu", float, "share of the peak in writing answers"),
@@ -329,10 +317,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compare", nargs=2, metavar="GROUP", help="which of two groups from which C on")
     parser.add_argument("--by", metavar="COLUMN", help="whose values the groups are (default: as the folder's fit)")
     parser.add_argument("--unit", default="nats", choices=UNITS, help="of losses (default: nats)")
-    parser.add_argument("--law", nargs="+", default=list(DEFAULT_LAWS), help="as of python -m scaling.fit")
+    add_fit(parser, DEFAULT_LAWS)
+    return parser
+
+
+def add_hardware(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say on what FLOPs are counted in hours and dollars (``Machine``)."""
+    parser.add_argument("--hardware", help=f"one of {', '.join(PROFILES)}")
+    parser.add_argument("--devices", type=amount, help="how many (default: 1)")
+    parser.add_argument("--price", type=amount, help="dollars per device-hour, instead of the profile's")
+    parser.add_argument("--mfu", type=float, help="share of the peak that training reaches, instead of published ones")
+
+
+def add_fit(parser: argparse.ArgumentParser, laws: Sequence[str]) -> None:
+    """Adds the options of the fit that an answer is from, and where it is written."""
+    parser.add_argument("--law", nargs="+", default=list(laws), help="as of python -m scaling.fit")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
     parser.add_argument("--json", metavar="FILE", help="also write the answer there")
-    return parser
+
+
+def write_json(path: str, answer: Mapping[str, Any]) -> None:
+    """Writes an answer, null where a number is not finite, and says where."""
+    records.write_json(storage.folder(path), finite(answer))
+    print(f"\nwritten: {path}")
 
 
 class Loaded:
@@ -343,12 +350,7 @@ class Loaded:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    source = runs_of(storage.folder(arguments.source))
-    if arguments.bootstrap < 0:
-        raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
-    runs = source.is_dir() or storage.is_remote(source)
-    counted = fitting.convention(source) if runs else {}  # --num-params is a question here
-    options: dict[str, Any] = {**counted, "bootstrap": arguments.bootstrap, "source": str(source)}
+    source, options = of_source(arguments)
     if arguments.compare is not None:
         first, second = (name.rpartition("=")[2] for name in arguments.compare)
         column = arguments.by or column_of(source, arguments.compare)
@@ -360,8 +362,17 @@ def _run(arguments: argparse.Namespace) -> None:
         answer = advise(Loaded(table, curves, laws=tuple(arguments.law), **options), **asked)
     printed.show_answer(terminal.console(sys.stdout, width=160, fold=False), answer)
     if arguments.json:
-        records.write_json(storage.folder(arguments.json), finite(answer.to_json()))
-        print(f"\nwritten: {arguments.json}")
+        write_json(arguments.json, answer.to_json())
+
+
+def of_source(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """SOURCE, and how it is fitted: options of ``analyse``, of a results folder counted as its fit.json counts."""
+    source = runs_of(storage.folder(arguments.source))
+    if arguments.bootstrap < 0:
+        raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
+    runs = source.is_dir() or storage.is_remote(source)
+    counted = fitting.convention(source) if runs else {}  # --num-params is a question here
+    return source, {**counted, "bootstrap": arguments.bootstrap, "source": str(source)}
 
 
 _NOT_ASKED = {"source", "law", "bootstrap", "json", "compare", "by"}
@@ -393,14 +404,14 @@ def column_of(source: Path, names: Sequence[str]) -> str:
     return written.pop() if written else known["column"]  # type: ignore[index]  # known, then
 
 
-class _Called(ModuleType):
-    """The package's ``advise`` is a command's module and a function's name: called, it is the function."""
+class Called(ModuleType):
+    """A command's module that is a function's name in the package, too: called, it is its function of that name."""
 
-    def __call__(self, *arguments: Any, **options: Any) -> Answer:
-        return advise(*arguments, **options)
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return vars(self)[self.__name__.rpartition(".")[2]](*arguments, **options)
 
 
-sys.modules[__name__].__class__ = _Called
+sys.modules[__name__].__class__ = Called
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -184,10 +184,7 @@ class Laws:
         """The laws of the fitted among ``runs``. Raises ValueError when they are too few for any."""
         from scaling import fit
 
-        options = dataclasses.asdict(self._fit_config)
-        del options["by"], options["compare"]
-        if options["laws"] is None:
-            del options["laws"]
+        options = self._fit_config.options
         return fit.analyse(records.table(runs), records.curves(runs), source=str(self._folder), **options)
 
     def _inputs_sha256(self) -> str:

@@ -10,7 +10,7 @@ one law, ``scaling.compare(table, "optimizer")`` for how much better one group o
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,14 @@ def fit_law(
 
 @terminal.outliving_its_reader()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code (2: bad input, said in one line)."""
-    arguments = _arguments(argv)
+    """Runs the command; returns its exit code."""
+    return on_source(_run, _arguments(argv))
+
+
+def on_source(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Runs a command on a SOURCE; returns its exit code (2: bad input, said in one line)."""
     try:
-        _run(arguments)
+        run(arguments)
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2

@@ -3,7 +3,7 @@
     fields, storage, numbers ← families, objectives ← config, execution ← accounting, records ← grid ← data
     data ← training ← engine ← conclusion ← sweep
     records ← laws ← report ← fit ← conclusion
-    fit ← advise ← study
+    fit ← advise ← study; advise, engine ← design
 
 The graph is read from the source, imports inside functions included: a cycle hidden in a function is still a cycle.
 """
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "data": CORE,
     "training": CORE | {"data"},
     "engine": CORE | {"data", "training"},
+    "design": CORE | {"data", "training", "engine", "laws", "report", "fit", "advise"},
     "bench": CORE | {"data", "training", "engine", "laws"},
     "conclusion": CORE | {"laws", "report", "fit", "engine"},
     "sweep": CORE | {"data", "laws", "training", "engine", "conclusion"},

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scaling import storage
 from scaling.devices import PROFILES
@@ -209,14 +210,7 @@ def hardware_of(args: Options, grid_config: HardwareConfig, *, has_accelerator: 
 
     Raises ValueError where they contradict each other, or ask to train on what is not here.
     """
-    given = {
-        field: value for option, field in _HARDWARE_OPTIONS.items() if (value := getattr(args, option)) is not None
-    }
-    base = HardwareConfig() if "name" in given else grid_config  # another profile: nothing of the grid's holds for it
-    try:
-        hardware = Hardware.of(dataclasses.replace(base, **given), has_accelerator=has_accelerator)
-    except ValueError as e:
-        raise ValueError(f"--{e}") from None
+    hardware = hardware_named(vars(args), grid_config, has_accelerator=has_accelerator)
     if not (hardware.is_here or args.plan or args.status or not EXECUTORS[args.executor].trains_here):
         name = hardware.profile.name
         raise ValueError(
@@ -226,3 +220,16 @@ def hardware_of(args: Options, grid_config: HardwareConfig, *, has_accelerator: 
             else "hardware cpu: JAX takes the accelerator of this machine: set JAX_PLATFORMS=cpu, or leave it out"
         )
     return hardware
+
+
+def hardware_named(options: Mapping[str, Any], grid_config: HardwareConfig, *, has_accelerator: bool) -> Hardware:
+    """The grid's hardware with options over it: hardware, devices, price, power and mfu, where they are given.
+
+    Raises ValueError where they contradict each other.
+    """
+    given = {field: v for option, field in _HARDWARE_OPTIONS.items() if (v := options.get(option)) is not None}
+    base = HardwareConfig() if "name" in given else grid_config  # another profile: nothing of the grid's holds for it
+    try:
+        return Hardware.of(dataclasses.replace(base, **given), has_accelerator=has_accelerator)
+    except ValueError as e:
+        raise ValueError(f"--{e}") from None

@@ -101,6 +101,12 @@ class FitConfig:
             raise ValueError(f"compare is {self.compare!r} beside by {self.by!r}: write one, or the same for both")
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Those of ``fit.analyse``: all but what tells groups apart, and ``laws`` where they are named."""
+        asked = {k: v for k, v in vars(self).items() if k not in ("by", "compare")}
+        return asked if self.laws is not None else {k: v for k, v in asked.items() if k != "laws"}
+
+    @property
     def told_by(self) -> tuple[str, str] | None:
         """The coordinate that tells groups apart, and the key that names it; None where all runs are of one law."""
         if self.compare is not None:

@@ -251,3 +251,34 @@ def show_answer(console, answer) -> None:
         console.print(below)
     for note in answer.notes:
         console.print(terminal.text(("note", "yellow"), f" {note}"), soft_wrap=True)
+
+
+def show_proposal(console, proposal, candidates, found) -> None:
+    """Prints what ``laws.answers.design`` proposes: the interval now, the runs in their order, when to stop, notes."""
+    share, width = f"{100 * proposal.level:.0f} %", "in log N " if proposal.target.kind.is_ratio else ""
+    ends = [e if math.isfinite(e) else None for e in proposal.interval]
+    now = f"{_number(proposal.width)} wide" if math.isfinite(proposal.width) else "without an end"
+    source, forms = found.observations.source, ", ".join(f"{n} {w:.2f}" for n, w in proposal.voters.items())
+    console.print(f"{source}: {proposal.target}, {share} {_range(ends)}, {width}{now}; asked of {forms or 'no form'}",
+                  soft_wrap=True)  # fmt: skip
+    table = _table("", "", "run", "N", "D", proposal.unit, "of the variance", "width then")
+    for k, step in enumerate(proposal.steps, 1):
+        n, d = (candidates.columns[c][step.candidate] for c in ("num_params", "num_tokens"))
+        gain = f"{-100 * step.gain:.2g} %" if math.isfinite(step.gain) else "–"
+        table.add_row(str(k), candidates.labels[step.candidate], _number(n), _number(d), _number(step.cost), gain,
+                      _number(step.width_after) if math.isfinite(step.width_after) else "–")  # fmt: skip
+    if proposal.steps:
+        console.print(table)
+        console.print(f"together {proposal.cost:.3g} {proposal.unit}", soft_wrap=True)
+    if proposal.next is not None:
+        step = proposal.next
+        console.print(
+            f"the best run after these, {candidates.labels[step.candidate]}, takes {100 * step.gain:.2g} % of the "
+            f"variance for {step.cost:.3g} {proposal.unit}: stop where that is not worth it", soft_wrap=True,
+        )  # fmt: skip
+    if (told := proposal.certificate) is not None:
+        by = f"this order reaches it for {told.budget:.3g} {proposal.unit}; " if told.budget is not None else ""
+        least = f"none for less than {told.least:.3g}: " if told.least is not None else ""
+        console.print(f"a width of {told.width:g}: {by}{least}{told.reason}", soft_wrap=True)
+    for reason in proposal.reasons:
+        console.print(terminal.text(("note", "yellow"), f" {reason}"), soft_wrap=True)

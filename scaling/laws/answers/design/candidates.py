@@ -1,0 +1,26 @@
+"""The runs that a design may choose from, and what they cost together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Runs that may be bought.
+
+    Attributes:
+      columns: num_params, num_tokens and flops under the fitted convention, each (n,).
+      labels: a run_id, or words.
+      cost: what some of them, by number, cost together beside what is there: shared parts once.
+      unit: of the cost.
+    """
+
+    columns: dict[str, np.ndarray]
+    labels: tuple[str, ...]
+    cost: Callable[[Sequence[int]], float]
+    unit: str = "FLOPs"
+
+    def __len__(self) -> int:
+        return len(self.labels)
