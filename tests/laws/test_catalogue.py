@@ -40,8 +40,8 @@ TRUTH = {
     "batch": {"c": 0.573, "a": 0.05, "b": 0.571},
     # The optima of the first two are Step Law's (sequences of 2,048 tokens), k of parallel streams the paper's.
     "lr_batch_valley": {
-        "E": 1.5, "A": 300.0, "alpha": 0.32, "B": 500.0, "beta": 0.3, "k_lr": 0.02, "c_lr": 1.782, "a": 0.713, "b": 0.307,
-        "k_batch": 0.01, "c_batch": 0.573 / 2048, "d": 0.571,
+        "E": 1.5, "A": 300.0, "alpha": 0.32, "B": 500.0, "beta": 0.3, "k_lr": 0.02, "c_lr": 1.782, "a": 0.713,
+        "b": 0.307, "k_batch": 0.01, "c_batch": 0.573 / 2048, "d": 0.571,
     },
     "lr_batch_tilted": {
         "E": 1.5, "A": 300.0, "alpha": 0.32, "B": 500.0, "beta": 0.3, "k_lr": 2.0, "s": 0.2, "c_lr": 0.4, "a": 0.713,

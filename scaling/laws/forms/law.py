@@ -38,8 +38,8 @@ class Parameter:
     - ``level``      b of a x^γ + b: its value at the centre, a x0^γ + b; ``of`` is ((γ, a's name),)
     - ``location``   a place on a column's axis: its logarithm, within the data's range; starts are quantiles
     - ``critical``   x_c of (x_c/x)^α: α log(x_c/x0) - log s; ``of`` is ((exponent, column),)
-    - ``place``      c of an optimum z = c x^-α: log(c x0^-α / z0), the optimum at the data's centre over that of z; ``of``
-      is ((1, z), (exponent, column), …)
+    - ``place``      c of an optimum z = c x^-α: log(c x0^-α / z0), the optimum at the data's centre over that of z;
+      ``of`` is ((1, z), (exponent, column), …)
 
     ``starts`` are values that a multi-start grid tries: of the parameter itself, or, for ``slope``, ``level`` and
     ``place``, of the number that is fitted in its place. Linear parameters need none.

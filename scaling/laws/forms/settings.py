@@ -36,8 +36,35 @@ def floor() -> Parameter:
     return Parameter(linear=True)
 
 
+def _valleys(columns, p):
+    """(log distance from the best rate, from the best batch; their valleys over tokens^-s and tokens^-t; the logs)."""
+    log_n, log_d, log_lr, log_batch = (np.log(x) for x in columns)
+    off_lr = log_lr - np.log(p["c_lr"]) + p["a"] * log_n - p["b"] * log_d - p.get("g", 0.0) * log_batch
+    off_batch = log_batch - np.log(p["c_batch"]) - p["d"] * log_d
+    wide_lr = p["k_lr"] * np.exp(-p.get("s", 0.0) * log_d)
+    wide_batch = p["k_batch"] * np.exp(-p.get("t", 0.0) * log_d)
+    return off_lr, off_batch, wide_lr, wide_batch, (log_n, log_d, log_batch)
+
+
+def _valley_gradient(num_params, num_tokens, peak_lr, batch_size, **p):
+    """Of both laws with valleys: ∂ loss / ∂ each of their parameters."""
+    columns = (num_params, num_tokens, peak_lr, batch_size)
+    off_lr, off_batch, wide_lr, wide_batch, (log_n, log_d, log_batch) = _valleys(columns, p)
+    size, data = np.exp(-p["alpha"] * log_n), np.exp(-p["beta"] * log_d)
+    by_lr, by_batch = 2 * wide_lr * off_lr, 2 * wide_batch * off_batch
+    out = {
+        "E": np.ones_like(size * data), "A": size, "alpha": -p["A"] * size * log_n, "B": data,
+        "beta": -p["B"] * data * log_d, "k_lr": wide_lr * off_lr**2 / p["k_lr"], "c_lr": -by_lr / p["c_lr"],
+        "a": by_lr * log_n, "b": -by_lr * log_d, "k_batch": wide_batch * off_batch**2 / p["k_batch"],
+        "c_batch": -by_batch / p["c_batch"], "d": -by_batch * log_d, "g": -by_lr * log_batch,
+        "s": -wide_lr * off_lr**2 * log_d, "t": -wide_batch * off_batch**2 * log_d,
+    }  # fmt: skip
+    return {name: out[name] for name in p}
+
+
 @law(
     "Li et al. 2025 (Step Law, arXiv 2503.04715), eq. 1 and the convex landscape about it; the parabola is inferred",
+    gradient=_valley_gradient,
     E=offset(),
     A=amplitude("alpha", "num_params"),
     alpha=exponent(*SLOPES),
@@ -59,13 +86,14 @@ def lr_batch_valley(
     Step Law states where the best learning rate and batch are, c_η N^-a D^b and c_B D^d, and that the loss is convex
     about them with a broad minimum; the squared logarithm of the distance is the plainest such landscape.
     """
-    off_lr = np.log(peak_lr) - np.log(c_lr) + a * np.log(num_params) - b * np.log(num_tokens)
-    off_batch = np.log(batch_size) - np.log(c_batch) - d * np.log(num_tokens)
+    p = {"k_lr": k_lr, "c_lr": c_lr, "a": a, "b": b, "k_batch": k_batch, "c_batch": c_batch, "d": d}
+    off_lr, off_batch, *_ = _valleys((num_params, num_tokens, peak_lr, batch_size), p)
     return E + A * num_params**-alpha + B * num_tokens**-beta + k_lr * off_lr**2 + k_batch * off_batch**2
 
 
 @law(
     "Li et al. 2026 (arXiv 2604.22753), the power-law valleys of the lr&bsz task, without its products of logs",
+    gradient=_valley_gradient,
     E=offset(),
     A=amplitude("alpha", "num_params"),
     alpha=exponent(*SLOPES),
@@ -91,10 +119,10 @@ def lr_batch_tilted(
     As ``lr_batch_valley``, with a best rate that moves with the batch and valleys that widen with data (Filatov et al.
     2025, arXiv 2410.05838, found the loss less sensitive to the rate the more tokens there are).
     """
-    log_tokens, log_batch = np.log(num_tokens), np.log(batch_size)
-    off_lr = np.log(peak_lr) - np.log(c_lr) + a * np.log(num_params) - b * log_tokens - g * log_batch
-    off_batch = log_batch - np.log(c_batch) - d * log_tokens
-    valleys = k_lr * num_tokens**-s * off_lr**2 + k_batch * num_tokens**-t * off_batch**2
+    p = {"k_lr": k_lr, "s": s, "c_lr": c_lr, "a": a, "b": b, "g": g}
+    p |= {"k_batch": k_batch, "t": t, "c_batch": c_batch, "d": d}
+    off_lr, off_batch, wide_lr, wide_batch, _ = _valleys((num_params, num_tokens, peak_lr, batch_size), p)
+    valleys = wide_lr * off_lr**2 + wide_batch * off_batch**2
     return E + A * num_params**-alpha + B * num_tokens**-beta + valleys
 
 
