@@ -44,19 +44,33 @@ def test_bookkeeping_of_four_rows(folder, monkeypatch):
 
     monkeypatch.setattr(design, "ensemble", ensemble)
     monkeypatch.setattr(design, "purchases", lambda pool, reveal, budget, **_: iter([(1, 1.0), (3, 3.0), (0, 6.0)]))
-    scores = design.score(problem, "designed")
+    scores, together = design.scores([problem], "designed")
     assert seen == [[1], [1, 3], [0, 1, 3]]
     # Their means 2.9, 2.85, 2.9 miss 2.5 and 2.4, which vary by .005 in squares: clipped.
-    assert scores == [-1.0, -1.0, -1.0]
+    assert scores == together == [-1.0, -1.0, -1.0]
     seen.clear()
-    design.score(problem, "all runs")
+    design.scores([problem], "all runs")
     assert seen == [[0, 1, 2, 3]]
     for seed in range(5):
         order = list(design.at_random(problem.pool, 10.0, seed))
         assert {i for i, _ in order} == {0, 1, 3}
         assert order[-1][1] == 6.0
     monkeypatch.setattr(design, "purchases", lambda *_, **__: iter([(0, 3.0)]))
-    assert design.score(problem, "designed")[0] == design.WORST  # nothing is bought within 1 %
+    assert design.scores([problem], "designed")[0][0] == design.WORST  # nothing is bought within 1 %
+
+
+def test_groups_count_alike_and_together(folder, monkeypatch):
+    """Two groups told exactly but for .1 and .05: R² of each by hand, and of the four losses together."""
+    other = FOUR.splitlines()[1:]
+    text = FOUR + "\n".join("b" + row[1:].replace(",2.5,", ",1.5,").replace(",2.4,", ",1.3,") for row in other) + "\n"
+    (folder / "design_two.csv").write_text(text)
+    ((a, b),) = design.tables().values()
+    told = {"a": np.array([2.5, 2.45]), "b": np.array([1.4, 1.3])}
+    monkeypatch.setattr(design, "forecasts", lambda problem, _: [[told[problem.name]] * 3])
+    mean, together = design.scores([a, b], "designed")
+    assert mean[0] == pytest.approx(((1 - 0.05**2 / 0.005) + (1 - 0.1**2 / 0.02)) / 2)
+    y = np.array([2.5, 2.4, 1.5, 1.3])
+    assert together[0] == pytest.approx(1 - (0.05**2 + 0.1**2) / ((y - y.mean()) ** 2).sum())
 
 
 def test_r_squared_by_hand():

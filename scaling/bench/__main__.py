@@ -168,7 +168,9 @@ def show_design(console: Console, out: Path | None) -> int:
 
     def line(row: dict) -> None:
         scores = ", ".join(f"{100 * share:g} % {r:.3f}" for share, r in zip(design.SHARES, row["r_squared"]))
-        console.print(f"{row['table']}, {row['method']}: {scores} ({row['seconds']:.0f} s)")
+        groups = ", ".join(f"{r:.3f}" for r in row["together"])
+        of_groups = "" if row["together"] == row["r_squared"] else f"; of all groups' targets together {groups}"
+        console.print(f"{row['table']}, {row['method']}: {scores}{of_groups} ({row['seconds']:.0f} s)")
 
     begin = time.perf_counter()
     try:

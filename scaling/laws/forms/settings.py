@@ -4,6 +4,7 @@ They are forms of the catalogue like its others. ``any_columns`` builds laws for
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from scaling.laws.forms.law import Form, Parameter, PowerSum, amplitude, exponen
 # Where a multi-start looks for exponents that the literature puts between a tenth and one, and for those of either
 # sign: the place of an optimum moves with size and data by powers between -.7 and .6 (Step Law, eq. 1).
 SLOPES = (0.15, 0.4, 0.8)
+# Those of size: .34 of Hoffmann et al. 2022, .35 of Muennighoff et al. 2023, .26 to .33 of Gemstones, and half as much
+# again either way.
+SIZE_SLOPES = (0.2, 0.3, 0.45)
 MOVES = (-0.5, 0.0, 0.5)
 # Learning rates and batches are tried over factors of two: an optimum is sought about the middle of what was tried.
 PLACES = (-1.0, 0.0, 1.0)
@@ -36,7 +40,7 @@ def floor() -> Parameter:
     return Parameter(linear=True)
 
 
-def _valleys(columns, p):
+def _valleys(columns: tuple[Any, ...], p: Mapping[str, Any]) -> tuple[Any, ...]:
     """(log distance from the best rate, from the best batch; their valleys over tokens^-s and tokens^-t; the logs)."""
     log_n, log_d, log_lr, log_batch = (np.log(x) for x in columns)
     off_lr = log_lr - np.log(p["c_lr"]) + p["a"] * log_n - p["b"] * log_d - p.get("g", 0.0) * log_batch
@@ -67,7 +71,7 @@ def _valley_gradient(num_params, num_tokens, peak_lr, batch_size, **p):
     gradient=_valley_gradient,
     E=offset(),
     A=amplitude("alpha", "num_params"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     B=amplitude("beta", "num_tokens"),
     beta=exponent(*SLOPES),
     k_lr=amplitude(),
@@ -96,7 +100,7 @@ def lr_batch_valley(
     gradient=_valley_gradient,
     E=offset(),
     A=amplitude("alpha", "num_params"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     B=amplitude("beta", "num_tokens"),
     beta=exponent(*SLOPES),
     k_lr=amplitude("s", "num_tokens"),
@@ -140,7 +144,7 @@ def lr_batch_tilted(
     ),
     E=offset(),
     A=amplitude("alpha", "num_params"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     B=amplitude("beta", "num_tokens"),
     beta=exponent(*SLOPES),
     F=amplitude("f", "peak_lr"),
@@ -170,7 +174,7 @@ def lr_batch_powers(num_params, num_tokens, peak_lr, batch_size, *, E, A, alpha,
     ),
     E=offset(),
     A=amplitude("alpha", "num_params"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     B=amplitude("beta", "num_tokens"),
     beta=exponent(*SLOPES),
     F=amplitude("f", "peak_lr", "f", "num_tokens", "-f", "batch_size", "p", "num_params"),
@@ -206,7 +210,7 @@ def lr_batch_steps(num_params, num_tokens, peak_lr, batch_size, *, E, A, alpha, 
     ),
     E=floor(),
     A_1=amplitude("alpha_1", "non_vocab_parameters"),
-    alpha_1=exponent(*SLOPES),
+    alpha_1=exponent(*SIZE_SLOPES),
     A_2=amplitude("alpha_2", "vocab_size", "w", "non_vocab_parameters"),
     alpha_2=exponent(*SLOPES),
     w=move(),
@@ -262,7 +266,7 @@ def vocabulary_joint(non_vocab_parameters, vocab_size, num_characters, *, E, A, 
     ),
     E=floor(),
     A=amplitude("alpha", "non_vocab_parameters", "v", "vocab_size"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     v=move(),
     B=amplitude("beta", "num_characters", "w", "vocab_size"),
     beta=exponent(*SLOPES),
@@ -278,7 +282,7 @@ def vocabulary_effective(non_vocab_parameters, vocab_size, num_characters, *, E,
     "Chen et al. 2025 (ParScale, arXiv 2505.10475), eq. 5",
     E=offset(),
     A=amplitude("alpha", "num_params"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     k=positive(0.1, 0.4, 1.0, upper=1e3),
 )
 def parallel_streams(num_params, parallel_size, *, E, A, alpha, k):
@@ -293,7 +297,7 @@ def parallel_streams(num_params, parallel_size, *, E, A, alpha, k):
     "Chen et al. 2025 (ParScale, arXiv 2505.10475), eq. 4 with one ρ",
     E=offset(),
     A=amplitude("alpha", "num_params"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     rho=real(0.5, 0.9, lower=0.0, upper=1.0),
 )
 def parallel_average(num_params, parallel_size, *, E, A, alpha, rho):
@@ -308,7 +312,7 @@ def parallel_average(num_params, parallel_size, *, E, A, alpha, rho):
     "Li et al. 2026 (arXiv 2604.22753), law 10 of the parallel task",
     powers=PowerSum(None, (("A", {"num_params": "alpha", "parallel_size": "beta"}), ("E", {"parallel_size": "beta"}))),
     A=amplitude("alpha", "num_params", "beta", "parallel_size"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     E=amplitude("beta", "parallel_size"),
     beta=exponent(0.02, 0.1),
 )
@@ -322,7 +326,7 @@ def parallel_product(num_params, parallel_size, *, A, alpha, E, beta):
     powers=PowerSum("E", (("A", {"num_params": "alpha"}), ("B", {"unique_tokens": "u", "num_tokens": "d"}))),
     E=offset(),
     A=amplitude("alpha", "num_params"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     B=amplitude("u", "unique_tokens", "d", "num_tokens"),
     u=exponent(*SLOPES),
     d=exponent(*SLOPES),
@@ -337,7 +341,7 @@ def repeated_product(num_params, num_tokens, unique_tokens, *, E, A, alpha, B, u
     E=offset(),
     L_0=positive(10.0, unit="nats/token", upper=1e3),
     a=amplitude("alpha", "num_params"),
-    alpha=exponent(*SLOPES),
+    alpha=exponent(*SIZE_SLOPES),
     b=amplitude("beta", "num_tokens"),
     beta=exponent(*SLOPES),
     c=amplitude("-gamma", "num_params", "delta", "unique_tokens"),
@@ -397,7 +401,12 @@ def any_columns(centre: Mapping[str, float], target: str = "loss", signed: bool 
     together = amplitude(*(part for j, c in enumerate(columns) for part in (f"a{j}", c)))
     slopes = {f"b{j}": real(-0.3, 0.1, lower=-3.0, upper=3.0) for j in range(size)}
     bends = {f"c{j}{k}": real(0.0, lower=-3.0, upper=3.0) for j, k in pairs}
-    options = {"columns": columns, "source": "no paper: of any columns", "target": target, "signed": signed}
+    options: dict[str, Any] = {
+        "columns": columns,
+        "source": "no paper: of any columns",
+        "target": target,
+        "signed": signed,
+    }
     sums = PowerSum("E", tuple((f"A{j}", {c: f"a{j}"}) for j, c in enumerate(columns)))
     product = PowerSum("E", (("A", {c: f"a{j}" for j, c in enumerate(columns)}),))
     exponents = {f"a{j}": either for j in range(size)}
