@@ -127,3 +127,14 @@ def test_a_criterion_that_is_not_there():
     own, loss = made()
     with pytest.raises(ValueError, match="criterion is 'a-optimal': write one of designed, v-optimal, d-optimal"):
         list(pool.purchases(own, loss.__getitem__, 1.0, criterion="a-optimal"))
+
+
+def test_a_budget_is_not_wasted_on_a_ratio():
+    """Independent candidates, one target: .9 of its variance hangs on run 0 at cost 10, .1 on run 1 at cost 1. By fall
+    over cost run 1 comes first and nothing is left for the other; the plan begins with run 0."""
+    rows = np.eye(2)
+    known = pool.PooledBeliefs(np.sqrt([[0.9, 0.1]]), rows, np.full(2, 1e-6), 0.0, {})
+    cost, all_of_them = np.array([10.0, 1.0]), np.ones(2, dtype=bool)
+    assert np.argmax(known.falls(known.start) / cost) == 1
+    assert pool._first_of_best_plan(known, known.start, cost, all_of_them, 10.0, 1.0) == 0
+    assert pool._first_of_best_plan(known, known.start, cost, all_of_them, 11.0, 1.0) in (0, 1)

@@ -66,7 +66,7 @@ class Coordinates:
 
     def _at_centre(self, p: Parameter, exponents: Callable[..., Any]) -> np.ndarray:
         """What the log of a ``place`` is, beyond the number that is fitted for it."""
-        return sum(exponents(e) * self.centre[c] for e, c in p.of)  # type: ignore[return-value]  # one column at least
+        return sum(exponents(e) * self.centre[c] for e, c in p.of)
 
     def _resolve(self, reference: str | float, at: Callable[..., Any]) -> Any:
         """An exponent's value: a number, ``at(its index)``, or minus that for "-name"."""

@@ -375,18 +375,18 @@ def any_columns(centre: Mapping[str, float], target: str = "loss", signed: bool 
     either = real(-0.5, 0.2, 0.6, lower=-3.0, upper=3.0)
     pairs = [(j, k) for j in range(size) for k in range(j, size)]
 
-    def additive(*x, E, **p):
+    def additive(*x: Any, E: Any, **p: Any) -> Any:
         return E + sum(p[f"A{j}"] * x_j ** -p[f"a{j}"] for j, x_j in enumerate(x))
 
-    def joint(*x, E, A, **p):
+    def joint(*x: Any, E: Any, A: Any, **p: Any) -> Any:
         return E + A * np.exp(-sum(p[f"a{j}"] * np.log(x_j) for j, x_j in enumerate(x)))
 
-    def surface(*x, E, A, **p):
+    def surface(*x: Any, E: Any, A: Any, **p: Any) -> Any:
         u = [np.log(x_j) - centre[c] for c, x_j in zip(columns, x)]
         bent = sum(p[f"b{j}"] * u_j for j, u_j in enumerate(u))
         return E + A * np.exp(bent + sum(p[f"c{j}{k}"] * u[j] * u[k] for j, k in pairs))
 
-    def surface_gradient(*x, E, A, **p):
+    def surface_gradient(*x: Any, E: Any, A: Any, **p: Any) -> Any:
         u = [np.log(x_j) - centre[c] for c, x_j in zip(columns, x)]
         above = surface(*x, E=0.0, A=A, **p)
         slopes = {f"b{j}": above * u_j for j, u_j in enumerate(u)}

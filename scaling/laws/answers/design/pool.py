@@ -337,9 +337,10 @@ def _first_of_best_plan(
     cost^κ, cost and nothing. A greedy choice by ratio alone may waste a budget of few runs, one by fall or ratio,
     whichever ends better, has a bound (Leskovec et al. 2007, CELF). Plans of more than ``LOOKAHEAD`` runs are not made:
     then it is κ."""
-    found = []
+    found: list[tuple[float, int]] = []
     for power in (exponent, 0.0, 1.0):
-        T, rest, free, plan = S, left, within.copy(), []
+        T, rest, free = S, left, within.copy()
+        plan: list[int] = []
         while free.any() and len(plan) <= LOOKAHEAD:
             best = int(np.argmax(np.where(free, known.falls(T) / cost**power, -np.inf)))
             T, rest = known.bought(T, best), rest - cost[best]
