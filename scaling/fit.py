@@ -67,7 +67,9 @@ def fit_law(
         raise ValueError(f"bootstrap is {bootstrap}: write 0 or more")
     law = catalogue.get(law)
     reading: dict[str, Any] = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops}
-    observations = from_table(table, **reading, source=source, target=law.target, columns=law.columns)
+    observations = from_table(
+        table, **reading, source=source, target=law.target, columns=law.columns, signed=law.signed
+    )
     seed = options.pop("seed", 0)
     rows, _ = approaches.select(observations, law)
     measured, _ = run_noise.asked(noise, observations, [law], options)

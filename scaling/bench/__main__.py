@@ -12,6 +12,7 @@
     python -m scaling.bench --laws                        the fits
     python -m scaling.bench --coverage 400                what intervals hold, by kind of noise and design
     python -m scaling.bench --design-curve 20             FLOPs that an exponent takes: designed, by budgets, at random
+    python -m scaling.bench --design                      what targets are predicted from runs chosen one by one
 
 Every worker times the same compiled step at the same time, as in a sweep: the sum is what the machine does. Ratios
 between runs of this command on one machine mean something; single figures drift with its other load.
@@ -28,6 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -188,6 +190,43 @@ def show_design_curve(console: Console, orders: int, out: Path | None) -> None:
         console.print(f"  random {middle}; {held} of {orders} hold the a of all runs", soft_wrap=True)
     if out:
         records.write_json(out, {"orders": orders, "tables": finite(found), "environment": records.software()})
+
+
+def show_design(console: Console, out: Path | None) -> int:
+    """Prints a line a table and method, each when it is done, and then R² on the targets by method after 1, 5 and 10 %
+    of the cost; exit code 2 without the tables."""
+    from scaling.bench import design
+
+    def line(row: dict) -> None:
+        scores = ", ".join(f"{100 * share:g} % {r:.3f}" for share, r in zip(design.SHARES, row["r_squared"]))
+        groups = ", ".join(f"{r:.3f}" for r in row["together"])
+        of_groups = "" if row["together"] == row["r_squared"] else f"; of all groups' targets together {groups}"
+        console.print(f"{row['table']}, {row['method']}: {scores}{of_groups} ({row['seconds']:.0f} s)")
+
+    begin = time.perf_counter()
+    try:
+        rows = design.measure(line)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    found = {(row["table"], row["method"]): row["r_squared"] for row in rows}
+    names = list(dict.fromkeys(row["table"] for row in rows))
+    title = "mean R² on the targets after " + ", ".join(f"{100 * s:g}" for s in design.SHARES) + " % of the cost"
+    table = Table("table", *design.METHODS, "published best at 10 %", title=title, title_justify="left")
+    for name in names:
+        cells = (" ".join(f"{r:.3f}" for r in found[name, method]) for method in design.METHODS)
+        table.add_row(name, *cells, f"{design.PUBLISHED[name][0]:.2f}" if name in design.PUBLISHED else "–")
+    means = (np.mean([found[name, method] for name in names], axis=0) for method in design.METHODS)
+    best = [design.PUBLISHED[name][0] for name in names if name in design.PUBLISHED]
+    table.add_row(
+        "mean", *(" ".join(f"{r:.3f}" for r in mean) for mean in means), f"{np.mean(best):.3f}" if best else "–"
+    )
+    console.print(table)
+    seconds = time.perf_counter() - begin
+    console.print(f"{processor()}, one process: {seconds:.0f} s")
+    if out:
+        records.write_json(out, {"rows": rows, "seconds": seconds, "environment": records.software()})
+    return 0
 
 
 def show_data(console: Console, out: Path | None) -> int:
@@ -377,6 +416,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sweep: designed, budget by budget, and by so many random orders",
     )  # fmt: skip
     parser.add_argument(
+        "--design", action="store_true",
+        help="print how well targets are predicted from runs chosen one by one, on the tables of $SCALING_PUBLISHED",
+    )  # fmt: skip
+    parser.add_argument(
         "--data",
         action="store_true",
         help="time tokenising, cutting batches and generating synthetic sources, on one core, instead",
@@ -422,6 +465,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.laws:
         show_laws(console)
         return 0
+    if args.design:
+        return show_design(console, args.out)
     if args.data:
         return show_data(console, args.out)
     try:

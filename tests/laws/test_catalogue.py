@@ -38,6 +38,37 @@ TRUTH = {
     "critical_batch": {"B_star": 2e8, "alpha_B": 0.21},
     "peak_lr": {"c": 1.782, "a": 0.713, "b": 0.307},
     "batch": {"c": 0.573, "a": 0.05, "b": 0.571},
+    # The optima of the first two are Step Law's (sequences of 2,048 tokens), k of parallel streams the paper's.
+    "lr_batch_valley": {
+        "E": 1.5, "A": 300.0, "alpha": 0.32, "B": 500.0, "beta": 0.3, "k_lr": 0.02, "c_lr": 1.782, "a": 0.713,
+        "b": 0.307, "k_batch": 0.01, "c_batch": 0.573 / 2048, "d": 0.571,
+    },
+    "lr_batch_tilted": {
+        "E": 1.5, "A": 300.0, "alpha": 0.32, "B": 500.0, "beta": 0.3, "k_lr": 2.0, "s": 0.2, "c_lr": 0.4, "a": 0.713,
+        "b": 0.307, "g": 0.25, "k_batch": 3.0, "t": 0.25, "c_batch": 0.573 / 2048, "d": 0.571,
+    },
+    "lr_batch_powers": {
+        "E": 1.5, "A": 300.0, "alpha": 0.32, "B": 500.0, "beta": 0.3, "F": 1e-4, "f": 0.8, "G": 20.0, "g": 0.9,
+        "H": 0.01, "h": -0.4,
+    },
+    "lr_batch_steps": {
+        "E": 1.5, "A": 300.0, "alpha": 0.32, "B": 500.0, "beta": 0.3, "F": 40.0, "f": 0.5, "p": 0.05, "G": 3.0,
+        "g": 0.8, "h": 0.3, "q": -0.1,
+    },
+    "vocabulary": {
+        "E": -5.5, "A_1": 100.0, "alpha_1": 0.3, "A_2": 8.0, "alpha_2": 0.3, "w": 0.1, "B": 600.0, "beta": 0.33,
+        "phi": 0.1,
+    },
+    "vocabulary_joint": {"E": -5.5, "A": 2e4, "a": 0.2, "v": 0.1, "b": 0.25, "B": 4e4, "beta": 0.6},
+    "vocabulary_effective": {"E": -5.5, "A": 100.0, "alpha": 0.3, "v": 0.1, "B": 600.0, "beta": 0.33, "w": -0.1},
+    "parallel_streams": {"E": 1.29, "A": 195.0, "alpha": 0.3, "k": 0.33},
+    "parallel_average": {"E": 1.29, "A": 195.0, "alpha": 0.3, "rho": 0.9},
+    "parallel_product": {"A": 118.0, "alpha": 0.26, "E": 1.47, "beta": 0.017},
+    "repeated_product": {"E": 2.3, "A": 173.0, "alpha": 0.28, "B": 1.5e6, "u": 0.24, "d": 0.47},
+    "repeated_overfit": {
+        "E": 1.8, "L_0": 10.0, "a": 500.0, "alpha": 0.35, "b": 1500.0, "beta": 0.35, "c": 1.0, "gamma": 0.4,
+        "delta": 0.5,
+    },
 }  # fmt: skip
 
 
@@ -52,6 +83,14 @@ def observations(name, num=120, seed=0) -> Observations:
         "tokens_per_param": d / n,
         "unique_tokens": np.minimum(d, 10 ** rng.uniform(8, 11, num)),
         "loss": rng.uniform(2, 4, num),
+    }
+    columns |= {
+        "peak_lr": 10 ** rng.uniform(-4, -2, num),
+        "batch_size": 2.0 ** rng.uniform(4, 12, num),
+        "non_vocab_parameters": n,
+        "vocab_size": 2.0 ** rng.uniform(12, 17, num),
+        "num_characters": 3 * d,
+        "parallel_size": 2.0 ** rng.integers(0, 4, num),
     }
     form = catalogue.get(name)
     target = form.predict(TRUTH[name], **{c: columns[c] for c in form.columns})
@@ -94,7 +133,7 @@ def test_coordinates_round_trip_at_the_truth(name):
 def test_jacobian_against_central_differences(name):
     data = observations(name, num=20)
     coordinates = Coordinates(catalogue.get(name), data.columns, data.loss)
-    model = Model(coordinates, data.columns)
+    model = Model(coordinates, data.columns, log=not coordinates.form.signed)
     theta = coordinates.encode(TRUTH[name])[None]
     _, jacobian, _ = model.derivatives(theta)
     for j in range(theta.shape[1]):

@@ -15,6 +15,16 @@ COLUMNS["flops"] = 6 * COLUMNS["num_params"] * COLUMNS["num_tokens"]
 COLUMNS["tokens_per_param"] = COLUMNS["num_tokens"] / COLUMNS["num_params"]
 COLUMNS["num_steps"] = COLUMNS["num_tokens"] / 1e6
 LOSS = RNG.uniform(2, 4, 30)
+OTHERS = np.random.default_rng(1)  # the columns above stay as they were drawn
+COLUMNS |= {
+    "peak_lr": 10 ** OTHERS.uniform(-4, -2, 30),
+    "batch_size": 2.0 ** OTHERS.uniform(4, 12, 30),
+    "non_vocab_parameters": COLUMNS["num_params"],
+    "vocab_size": 2.0 ** OTHERS.uniform(12, 17, 30),
+    "num_characters": 3 * COLUMNS["num_tokens"],
+    "parallel_size": 2.0 ** OTHERS.integers(0, 4, 30),
+    "unique_tokens": COLUMNS["num_tokens"] / 2.0 ** OTHERS.integers(0, 4, 30),
+}
 POWER_SUMS = [name for name, form in catalogue.FORMS.items() if form.powers is not None]
 
 

@@ -30,6 +30,8 @@ class Coordinates:
 
     # Amplitudes between s·e^-16 (nothing) and s·e^8 at the data's centre.
     AMPLITUDE_BOUNDS = (-16.0, 8.0)
+    # An optimum's place, up to a factor e^12 from the centre of what was tried.
+    PLACE_BOUNDS = (-12.0, 12.0)
 
     def __init__(self, form: Form, columns: Mapping[str, np.ndarray], loss: np.ndarray) -> None:
         self.form = form
@@ -38,7 +40,7 @@ class Coordinates:
         with np.errstate(divide="ignore"):  # a column that is no power's base may be zero
             log_columns = {c: np.log(columns[c]) for c in form.columns}
         self.centre = {c: float(x.mean()) for c, x in log_columns.items()}
-        self.log_scale = float(np.log(np.median(loss)))
+        self.log_scale = float(np.log(np.median(np.abs(loss))))
         bounds = [self._bounds(p, log_columns) for p in form.parameters.values()]
         self.lower, self.upper = (np.array(b, dtype=np.float64) for b in zip(*bounds))
         # What a multi-start tries for each parameter, natural units.
@@ -50,6 +52,8 @@ class Coordinates:
     def _bounds(self, p: Parameter, log_columns: Mapping[str, np.ndarray]) -> tuple[float, float]:
         if p.kind in ("amplitude", "critical"):
             return self.AMPLITUDE_BOUNDS
+        if p.kind == "place":
+            return self.PLACE_BOUNDS
         if p.kind == "location":
             x = log_columns[p.of[0][1]]
             return float(x.min()), float(x.max())
@@ -59,6 +63,10 @@ class Coordinates:
 
     def _shift(self, p: Parameter, exponents: Callable[..., Any]) -> np.ndarray:
         return self.log_scale + sum(exponents(e) * self.centre[c] for e, c in p.of)
+
+    def _at_centre(self, p: Parameter, exponents: Callable[..., Any]) -> np.ndarray:
+        """What the log of a ``place`` is, beyond the number that is fitted for it."""
+        return sum(exponents(e) * self.centre[c] for e, c in p.of)
 
     def _resolve(self, reference: str | float, at: Callable[..., Any]) -> Any:
         """An exponent's value: a number, ``at(its index)``, or minus that for "-name"."""
@@ -78,6 +86,8 @@ class Coordinates:
             t = theta[..., j]
             if p.kind == "amplitude":
                 t = np.exp(t + self._shift(p, value))
+            elif p.kind == "place":
+                t = np.exp(t + self._at_centre(p, value))
             elif p.kind == "slope":
                 (e, c), *_ = p.of
                 t = t / value(e) * np.exp(-value(e) * self.centre[c])
@@ -106,6 +116,8 @@ class Coordinates:
             for j, p in enumerate(self.form.parameters.values()):
                 if p.kind == "amplitude":
                     theta[..., j] = np.log(values[j]) - self._shift(p, value)
+                elif p.kind == "place":
+                    theta[..., j] = np.log(values[j]) - self._at_centre(p, value)
                 elif p.kind == "slope":
                     (e, c), *_ = p.of
                     theta[..., j] = values[j] * value(e) * np.exp(value(e) * self.centre[c])
@@ -120,7 +132,7 @@ class Coordinates:
         return np.clip(theta, self.lower, self.upper)
 
     def natural_starts(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Starts of a grid in natural units: those of ``slope`` and ``level`` are given as what is fitted."""
+        """Starts of a grid in natural units: those of ``slope``, ``level``, ``place`` are given as what is fitted."""
         out = dict(values)
 
         def value(reference: str | float) -> Any:  # of a parameter, or of one held at a known value by ``Form.fix``
@@ -133,6 +145,8 @@ class Coordinates:
             elif p.kind == "level":
                 (e, slope), *_ = p.of
                 out[name] = values[name] - value(slope) / value(e)
+            elif p.kind == "place":
+                out[name] = math.exp(values[name] + self._at_centre(p, value))
         return out
 
 

@@ -136,7 +136,7 @@ def fit(
         further off than δ do not count; it starts from Huber's optimum and from fits to half of the rows.
       delta: Huber's δ in log loss; None takes ``solver.DEFAULT_DELTA`` × the residuals' scale (MAD).
       tau: of ``asymmetric`` only: the quantile, .5 is symmetric.
-      log: residuals of log loss (levels otherwise).
+      log: residuals of log loss (levels otherwise, and of a form that is ``signed``).
       variance: columns → relative variance of each row's residual, where noise is not the same everywhere; residuals
         are divided by its root (of geometric mean 1 over the rows) before ρ is taken.
       starts: parameters to begin from instead of the form's own grid.
@@ -145,6 +145,7 @@ def fit(
       ValueError: too few or too uniform observations for this form; says what would mend it.
     """
     form = get(form)
+    log = log and not form.signed
     identify.check(observations, form)
     observations = replace(observations, weight=observations.weight / observations.weight.mean())
     coordinates = Coordinates(form, {c: observations.columns[c] for c in form.columns}, observations.loss)

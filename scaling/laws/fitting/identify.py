@@ -171,7 +171,7 @@ def _by_design(observations: Observations, form: Form) -> Unidentified | None:
 
 def _by_losses(observations: Observations, form: Form, params: Mapping[str, float]) -> Unidentified | None:
     varied, centred = _varied(observations, form)
-    if len(varied) < 2:
+    if len(varied) < 2 or form.signed:  # what may be zero has no relative noise
         return None
     directions, spread, along = np.linalg.svd(centred, full_matrices=False)
     n = len(observations)

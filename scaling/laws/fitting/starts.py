@@ -195,14 +195,20 @@ def _project(
     with np.errstate(all="ignore"):
         base = form.function(*columns, **params, **zero)
         basis = [form.function(*columns, **params, **(zero | {name: unit[name]})) - base for name in linear]
-    weight = np.sqrt(observations.weight) / observations.loss
+    scale = np.exp(coordinates.log_scale) if form.signed else observations.loss
+    weight = np.sqrt(observations.weight) / scale
+    free = [i for i, name in enumerate(linear) if form.parameters[name].lower < 0]  # of either sign: two columns
     matrix = np.stack([np.broadcast_to(b, weight.shape) for b in basis], axis=1) * weight[:, None]
     target = (observations.loss - base) * weight
     if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
         return {name: value / len(linear) for name, value in unit.items()}
-    coefficients, _ = nnls(matrix, target)
+    coefficients, _ = nnls(np.concatenate([matrix, -matrix[:, free]], axis=1), target)
+    coefficients, negative = np.split(coefficients, [len(linear)])
+    coefficients[free] -= negative
     # A term least squares removed starts small instead: at zero its exponent has no gradient.
-    return {name: max(c, 1e-2) * unit[name] for name, c in zip(linear, coefficients)}
+    return {
+        name: (c if i in free else max(c, 1e-2)) * unit[name] for i, (name, c) in enumerate(zip(linear, coefficients))
+    }
 
 
 def _unit(form: Form, name: str, params: Params, coordinates: Coordinates) -> float:

@@ -1,7 +1,11 @@
-"""The catalogue of laws. Each is the equation as its paper writes it; see ``law`` for how to add one."""
+"""The catalogue of laws. Each is the equation as its paper writes it; see ``law`` for how to add one.
+
+Those of learning rate and batch, vocabulary, parallel streams and repetition are in ``settings``.
+"""
 
 import numpy as np
 
+from scaling.laws.forms import settings  # noqa: F401  # its laws are registered with those below
 from scaling.laws.forms.law import (
     FORMS,
     Form,

@@ -38,9 +38,11 @@ class Parameter:
     - ``level``      b of a x^γ + b: its value at the centre, a x0^γ + b; ``of`` is ((γ, a's name),)
     - ``location``   a place on a column's axis: its logarithm, within the data's range; starts are quantiles
     - ``critical``   x_c of (x_c/x)^α: α log(x_c/x0) - log s; ``of`` is ((exponent, column),)
+    - ``place``      c of an optimum z = c x^-α: log(c x0^-α / z0), the optimum at the data's centre over that of z;
+      ``of`` is ((1, z), (exponent, column), …)
 
-    ``starts`` are values that a multi-start grid tries: of the parameter itself, or, for ``slope`` and ``level``, of
-    the number that is fitted in its place. Linear parameters need none.
+    ``starts`` are values that a multi-start grid tries: of the parameter itself, or, for ``slope``, ``level`` and
+    ``place``, of the number that is fitted in its place. Linear parameters need none.
     ``linear``: the loss is linear in it when the others are held, so its start comes from linear least squares.
     """
 
@@ -101,7 +103,8 @@ class Form:
     ``target`` names the column it predicts (``loss`` unless it is a law of something else). ``gradient``, where given,
     takes what ``function`` takes and returns {parameter: ∂ value / ∂ parameter}; without it derivatives come from
     complex steps through ``function``. ``indicators`` are those of its columns that say which group a row is of, no
-    axes that runs must spread along (``joint``).
+    axes that runs must spread along (``joint``). ``signed``: the target may be zero or negative, so that residuals are
+    of levels and never of logs.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Form:
     powers: PowerSum | None = None
     gradient: Callable[..., Any] | None = None
     indicators: tuple[str, ...] = ()
+    signed: bool = False
 
     def predict(self, params: Params, **columns: Any) -> np.ndarray:
         """The law's value, in float64, broadcast over ``columns`` (and over arrays of parameter values).
@@ -172,7 +176,7 @@ FORMS: dict[str, Form] = {}
 
 def law(
     source: str = "", *, powers: PowerSum | None = None, target: str = "loss", register: bool = True,
-    gradient: Callable[..., Any] | None = None, **parameters: Parameter,
+    gradient: Callable[..., Any] | None = None, signed: bool = False, **parameters: Parameter,
 ) -> Callable[[Callable[..., Any]], Form]:  # fmt: skip
     """Decorator: makes a function a form, registered under its name unless ``register`` is false.
 
@@ -180,7 +184,9 @@ def law(
     """
 
     def wrap(function: Callable[..., Any]) -> Form:
-        form = _form(function, parameters, source=source, powers=powers, target=target, gradient=gradient)
+        form = _form(
+            function, parameters, source=source, powers=powers, target=target, gradient=gradient, signed=signed
+        )
         if register:
             FORMS[form.name] = form
         return form

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # First rank: the name itself. Second: the letters and short names of the field. Third: what trackers and scripts write.
 ALIASES = {
     "N": "num_params", "params": "num_params", "D": "num_tokens", "tokens": "num_tokens", "L": "loss", "C": "flops",
-    "U": "unique_tokens", "name": "run", "run_name": "run", "run_id": "run",
+    "U": "unique_tokens", "name": "run", "run_name": "run", "run_id": "run", "batch": "batch_size",
 }  # fmt: skip
 VARIANTS = {
     "num_params": """n_params nparams num_parameters n_parameters nparameters parameters parameter_count param_count

@@ -92,6 +92,7 @@ def from_table(
     columns: Sequence[str] = (),
     units_known: bool = False,
     sized: bool = True,
+    signed: bool = False,
 ) -> Observations:
     """Checks a table and keeps what can be fitted.
 
@@ -107,6 +108,7 @@ def from_table(
         size and horizon are tries of one cell, and the best is fitted.
       units_known: sizes are in ones, however small: they were counted here, or checked before.
       sized: whether num_params and num_tokens must be there; a law of tokens or of compute alone needs neither.
+      signed: whether the target may be zero or negative, as a loss less that of a reference is.
 
     Raises:
       ValueError: a column is missing, a value is not a positive number, a chosen convention is not there, or the
@@ -152,7 +154,7 @@ def from_table(
         counts = ", ".join(f"{count} {why}" for why, count in sorted(Counter(reason).items()))
         raise ValueError(f"{source}: nothing to fit: of {len(table)} runs none is completed and fitted ({counts})")
     _require_one_kind(table[kept], source)
-    _check_positive(table[kept], label[kept], source)
+    _check_positive(table[kept], label[kept], source, may_be_negative=("loss",) if signed else ())
     if not units_known and convention["num_params"] == "as given" and {"num_params", "num_tokens"} <= set(table):
         fitted = [table.loc[kept, c].to_numpy(dtype=np.float64) for c in ("num_params", "num_tokens", "flops")]
         in_ones = any(says_ones(table.attrs[NAMES].get(c, c)) for c in ("num_params", "num_tokens"))
@@ -341,11 +343,13 @@ def _numbers(table: "pd.DataFrame", column: str, source: str) -> np.ndarray:
     return x
 
 
-def _check_positive(table: "pd.DataFrame", label: np.ndarray, source: str) -> None:
+def _check_positive(table: "pd.DataFrame", label: np.ndarray, source: str, may_be_negative: Sequence[str] = ()) -> None:
     for column in ("num_params", "num_tokens", "flops", "loss", "weight"):
         if column not in table:
             continue
         x = _numbers(table, column, source)
+        if column in may_be_negative and np.isfinite(x).all():
+            continue
         bad = np.flatnonzero(~(np.isfinite(x) & (x > 0)))
         if len(bad):
             raise ValueError(
