@@ -19,8 +19,8 @@ from scaling.training.step import eval_step, init_state, train_step
 
 
 def use_compilation_cache(cache_dir: Path) -> None:
-    """Compiled programs go to, and come from, ``cache_dir``/xla."""
-    jax.config.update("jax_compilation_cache_dir", os.fspath(Path(cache_dir) / "xla"))
+    """Compiled programs go to, and come from, ``cache_dir``/xla, wherever the process goes from here."""
+    jax.config.update("jax_compilation_cache_dir", os.fspath(Path(cache_dir).absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
