@@ -3,6 +3,7 @@ the law itself does."""
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -37,6 +38,17 @@ INLINE = ("--executor", "inline")
 
 
 # ---- the grid -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What a chooser proposes."""
+
+    interval: tuple[float, float]
+    width: float
+    steps: tuple["Step", ...] = ()
+    width_after: float = math.inf
+    reasons: tuple[str, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +105,7 @@ class Step:
 
 def says(width, *steps):
     """Who proposes these steps, whatever is asked, at an interval of this width."""
-    return lambda **asked: rounds.Known((0.5 - width / 2, 0.5 + width / 2), width, steps, 0.9 * width, ("so",))
+    return lambda **asked: Known((0.5 - width / 2, 0.5 + width / 2), width, steps, 0.9 * width, ("so",))
 
 
 def test_rounds_end_by_width_by_budget_and_by_want_of_candidates():
@@ -139,7 +151,7 @@ def dearest(found, columns, cost, target):
             if len(chosen) < batch and (budget is None or cost([*chosen, i]) <= budget):
                 chosen.append(int(i))
         steps = tuple(Step(i, cost(chosen[: k + 1]) - (cost(chosen[:k]) if k else 0)) for k, i in enumerate(chosen))
-        return rounds.Known((0.5 - 0.02 * n, 0.5 + 0.02 * n), 0.04 * n, steps, 0.04 * (n - len(steps)), ("dear",))
+        return Known((0.5 - 0.02 * n, 0.5 + 0.02 * n), 0.04 * n, steps, 0.04 * (n - len(steps)), ("dear",))
 
     return choose
 
@@ -391,7 +403,7 @@ def real(tmp_path, monkeypatch):
     def by_horizon(found, columns, cost, target):
         steps = [round(tokens / 256) for tokens in columns["num_tokens"]]
         mine = [steps.index(s) for s in (wanted.pop(0) if wanted else [])]
-        return lambda **asked: rounds.Known((0.0, 1.0), 1.0, tuple(Step(i, cost([i])) for i in mine), 1.0)
+        return lambda **asked: Known((0.0, 1.0), 1.0, tuple(Step(i, cost([i])) for i in mine), 1.0)
 
     monkeypatch.setattr(rounds, "by_proposal", by_horizon)
     monkeypatch.setattr("scaling.conclusion.Laws.analysis", lambda self: SURE)

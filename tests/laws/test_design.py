@@ -344,3 +344,11 @@ def test_the_curve_of_a_table_is_told_by_the_command(monkeypatch, capsys, tmp_pa
     assert all(word in out for word in ("made up: a width of", "designed", "isoflop", "random"))
     assert command.main(["--design-curve", "0"]) == 2
     assert "--design-curve is 0" in capsys.readouterr().err
+
+
+def test_without_a_candidate_the_interval_is_told_and_nothing_is_proposed(found):
+    none = {name: np.zeros(0) for name in ("num_params", "num_tokens", "flops")}
+    told = propose(found, Candidates(none, (), lambda rows: 0.0), Target("a"), asked=0.01)
+    assert told.steps == ()
+    assert told.interval == Target("a").interval(found, 0.9)
+    assert "no candidate" in " ".join(told.reasons)

@@ -66,26 +66,12 @@ Chooser = Callable[..., Proposal]
 Cost = Callable[[Sequence[int]], float]  # of some candidates, by number, together
 
 
-@dataclass(frozen=True)
-class Known:
-    """A proposal of nothing: the interval, and that there is no candidate."""
-
-    interval: tuple[float, float]
-    width: float
-    steps: tuple[Step, ...] = ()
-    width_after: float = math.inf
-    reasons: tuple[str, ...] = ()
-
-
 def by_proposal(found: "Analysis", columns: Mapping[str, np.ndarray], cost: Cost, target: Target) -> Chooser:
     """Chooses by ``design.propose`` among candidates that lie where ``columns`` say and have a ``cost``."""
     labels = tuple(map(str, range(len(columns["flops"]))))
     candidates = Candidates(dict(columns), labels, cost, "FLOPs")
 
     def choose(*, level: float, **asked: Any) -> Proposal:
-        if not labels:
-            interval = target.interval(found, level)
-            return Known(interval, target.width(interval))
         return propose(found, candidates, target, level=level, **asked)
 
     return choose

@@ -92,6 +92,9 @@ def propose(
     _check(found, candidates)
     interval = target.interval(found, level)
     width = target.width(interval)
+    if not len(candidates):
+        why = "there is no candidate: every cell has its record, or none was named"
+        return Proposal(target, level, (), interval, width, width, candidates.unit, {}, (why,))
     known = believe(found, candidates.columns, target)
     reasons = list(known.reasons)
     if target.name == "E":
@@ -102,9 +105,6 @@ def propose(
         return Proposal(target, level, tuple(steps), interval, width, after, candidates.unit, known.voters,
                         tuple(reasons), **others)  # fmt: skip
 
-    if not len(candidates):
-        reasons.append("there is no candidate: every cell has its record, or none was named")
-        return proposal()
     if not known.voters:
         return proposal(_closing(found, candidates, budget, reasons))
     first = None
