@@ -83,7 +83,7 @@ def _median_seconds(function: Callable[[], Any], seconds: float) -> float:
     as long: a large pack's evaluation may take half a minute."""
     function()
     times: list[float] = []
-    while sum(times) < seconds or (len(times) < 3 and sum(times) < 3 * seconds):
+    while not times or sum(times) < seconds or (len(times) < 3 and sum(times) < 3 * seconds):
         started = time.perf_counter()
         function()
         times.append(time.perf_counter() - started)
