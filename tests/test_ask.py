@@ -133,7 +133,7 @@ def test_a_law_without_an_optimum_carries_nothing():
     table = data.isoflop(noise=0.003)
     alone = scaling.open(table[["num_params", "loss"]].assign(num_tokens=1e9)).fit("kaplan_n", bootstrap=10).analysis
     assert carried.of(alone) == {}
-    assert carried.of(SimpleNamespace(observations=alone.observations, surface=None)) == {}
+    assert carried.of(SimpleNamespace(observations=alone.observations, surface=None, no_allocation=None)) == {}
 
 
 def test_without_draws_values_stand_alone():
