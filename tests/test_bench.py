@@ -112,6 +112,8 @@ def test_the_gain_of_a_pack_is_over_lone_runs_in_one_process(two_workers, tmp_pa
     asked = ((2e4, 2), (2e4, 6), (3e5, 8))
     assert [cache.pack_gain("recurrent", *one, 1) for one in asked] == [1.1, 1.5, 2.5]
     assert cache.pack_gain("transformer", 1_000, 3, 2) == 4  # what was timed before stays
+    cache.save_packs([{**same, "num_params": 1e6, "num_members": k, "tokens_per_s": k} for k in (1, 2)])
+    assert [cache.pack_gain("recurrent", *one, 1) for one in asked] == [1.1, 1.5, 2.0]  # and so do other sizes
 
 
 def test_widths_choose_among_the_shapes(two_workers, tmp_path, capsys):

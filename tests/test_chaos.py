@@ -21,7 +21,6 @@ import pytest
 from scaling import records
 from scaling.engine.folder.signs import read_signs
 from tests import babble
-from tests.xla import COMPILES_FAST
 
 ENGINE = Path(__file__).parent / "engine"
 KILLS = int(os.environ.get("CHAOS_KILLS", "5"))
@@ -71,7 +70,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SCALING_CACHE", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ENGINE), str(ENGINE.parents[1])]))
-    monkeypatch.setenv("XLA_FLAGS", COMPILES_FAST)  # one device, as where such sweeps run
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as where such sweeps run
     babble.write("text")
     Path("real.yaml").write_text(REAL_GRID)
     Path("trunks.yaml").write_text(TRUNKS_GRID)

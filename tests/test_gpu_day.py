@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -76,7 +77,7 @@ def test_a_sitting_goes_on_where_it_was(tmp_path, monkeypatch):
     def in_process(part, out, until, day):
         asked.append(part)
         if part != "study":
-            rows = {} if part != "packs" or "again" in asked else {"x": {"error": "no room"}}
+            rows = {"x": {"error": "no room"}} if part == "packs" else {}
             records.write_json(out / f"{part}.json", {"done": True, "rows": rows})
         return 3 if part == "study" else 0
 
@@ -87,7 +88,7 @@ def test_a_sitting_goes_on_where_it_was(tmp_path, monkeypatch):
     asked.clear()
     assert gpu_day.sit(console, tmp_path, 1.0, SMALL) == 3
     assert asked == ["packs", "study"]  # what failed, and what was not done
-    assert "left: study; the same command goes on" in console.file.getvalue()
+    assert "left: packs, study; the same command goes on" in console.file.getvalue()
     with pytest.raises(ValueError, match="is of other shapes: write another --out"):
         gpu_day.sit(console, tmp_path, 1.0, gpu_day.Day())
 
@@ -109,3 +110,18 @@ def test_the_parts_on_a_cpu(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=200)
     gpu_day.show(console, tmp_path)
     assert "t × 2" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("kind, profile", [
+    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA H100 PCIe", None), ("NVIDIA GH200 480GB", None),
+])  # fmt: skip
+def test_a_share_is_of_the_board_that_is_here(monkeypatch, kind, profile):
+    monkeypatch.setattr("jax.devices", lambda: [SimpleNamespace(device_kind=kind)])
+    assert gpu_day._profile() == (None if profile is None else devices.PROFILES[profile])
+
+
+def test_losses_that_are_no_numbers_are_a_row_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_day, "_losses", lambda *asked: [2.0, float("nan")])
+    assert gpu_day._keep(tmp_path, "equality", gpu_day._equalities(SMALL), time.time() + 60)
+    rows = records.read_json(tmp_path / "equality.json")["rows"]
+    assert all("losses are not finite: nan and nan" in row["error"] for row in rows.values())

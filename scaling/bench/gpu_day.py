@@ -16,6 +16,8 @@ peak is that of ``scaling.devices`` for the dtype, and where a device has none t
 
 import argparse
 import dataclasses
+import math
+import re
 import signal
 import subprocess
 import sys
@@ -118,9 +120,10 @@ def _device() -> dict:
     device, profile = jax.devices()[0], _profile()
     query = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,memory.total"
     try:
-        asked = subprocess.run(
+        done = subprocess.run(
             ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
-        ).stdout.strip()
+        )
+        asked = done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""  # a line a device
     except (OSError, subprocess.TimeoutExpired):
         asked = ""
     return {
@@ -133,10 +136,12 @@ def _device() -> dict:
 
 
 def _profile() -> devices.Profile | None:
-    """The figures of this machine's device; None where its name is of none."""
+    """The figures of this machine's device; None where its name is of none, or of another board than they are of."""
     import jax
 
     kind = jax.devices()[0].device_kind.lower()
+    if re.search("pcie|nvl|gh200|gb200", kind):  # the figures are of SXM boards
+        return None
     return next((p for name, p in devices.PROFILES.items() if name != "cpu" and name in kind), None)
 
 
@@ -156,12 +161,13 @@ def _equalities(day: Day) -> dict[str, Callable[[], dict]]:
         def compared() -> dict:
             a, b = left(), right()
             differences = [abs(x - y) for x, y in zip(a, b)]
-            worst = max(differences) if all(map(float.__eq__, differences, differences)) else float("nan")
+            if not all(map(math.isfinite, differences)):
+                raise ValueError(f"losses are not finite: {a[-1]} and {b[-1]} at the last step")
             return {
                 "what": what,
                 "steps": len(a),
                 "first": differences[0],
-                "most": worst,
+                "most": max(differences),
                 "last_losses": (a[-1], b[-1]),
             }
 
@@ -298,8 +304,10 @@ def _memory(day: Day) -> dict[str, Callable[[], dict]]:
 def sit(console: Console, out: Path, minutes: float, day: Day) -> int:
     """Measures what is left of the day within ``minutes``; returns 0 when all is done, 3 when something is left.
 
-    Raises ValueError where ``out`` holds another day's parts.
+    Raises ValueError where ``out`` holds another day's parts, or the study's grid is not there.
     """
+    if not Path(day.grid).is_file():
+        raise ValueError(f"{day.grid} is not there: run this from a clone of the project")
     until = time.time() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
     told = records.read_json(out / "day.json")
@@ -309,14 +317,14 @@ def sit(console: Console, out: Path, minutes: float, day: Day) -> int:
     records.write_json(out / "day.json", now)
     left = []
     for part in PARTS:
-        if read(out, part).get("done") and not _has_errors(read(out, part)):
+        if _is_done(read(out, part)):
             continue
         if time.time() > until:
             left.append(part)
             continue
         console.print(f"{part} …")
         code = _in_process(part, out, until, day)
-        if code or not (part == "study" or read(out, part).get("done")):
+        if code or not (part == "study" or _is_done(read(out, part))):
             left.append(part)
         if code:
             console.print(f"  {part} ended with {code}: {out}/{part}.log")
@@ -334,8 +342,9 @@ def _plain(day: Day) -> dict[str, Any]:
     return {k: {n: lists(v) for n, v in x.items()} if isinstance(x, dict) else lists(x) for k, x in plain.items()}
 
 
-def _has_errors(payload: Mapping[str, Any]) -> bool:
-    return any("error" in row for row in payload.get("rows", {}).values())
+def _is_done(payload: Mapping[str, Any]) -> bool:
+    """Whether a part has all of its rows, none of which failed."""
+    return bool(payload.get("done")) and not any("error" in row for row in payload.get("rows", {}).values())
 
 
 def _in_process(part: str, out: Path, until: float, day: Day) -> int:
@@ -375,7 +384,9 @@ def show(console: Console, out: Path) -> None:
                 _table(title, rows, {k.partition(" × ")[0]: r for k, r in rows.items() if k.endswith(" × 1")})
             )
     for key, row in read(out, "memory").get("rows", {}).items():
-        if row.get("ratio"):
+        if "error" in row:
+            console.print(f"memory of {key}: {row['error']}")
+        elif row.get("ratio"):
             gib = [row[name] / 2**30 for name in ("peak_bytes", "planned_bytes")]
             console.print(f"memory of {key}: {gib[0]:.2f} GiB at the peak, {gib[1]:.2f} planned, {row['ratio']:.2f}×")
 

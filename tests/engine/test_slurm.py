@@ -25,7 +25,6 @@ from scaling.engine.slurm import book as slurm_book
 from scaling.engine.slurm import follow, jobs, news
 from scaling.engine.slurm.options import parse
 from tests.engine import slurm_cluster
-from tests.xla import COMPILES_FAST
 
 HERE = Path(__file__).parent
 GRID = """
@@ -401,7 +400,7 @@ def test_real_runs_requeued_leave_the_records_of_an_inline_sweep(cluster, tmp_pa
     """Every job, of trunks and of what they carry, is told that its time is up; what it saved then is where its
     second try begins."""
     pytest.importorskip("tensorflow_datasets")
-    for key, value in {**cluster, "PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": COMPILES_FAST}.items():
+    for key, value in {**cluster, "PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": ""}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SCALING_CACHE", raising=False)

@@ -126,11 +126,15 @@ class TimingCache:
         return self.path.with_name(self.path.name.replace("calibration", "packs"))
 
     def save_packs(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keeps what packs gained here, beside that of other families: rows with family, num_params, num_members,
-        workers and tokens_per_s."""
+        """Keeps what packs gained here, beside that of other families, sizes and numbers of workers: rows with family,
+        num_params, num_members, workers and tokens_per_s."""
         kept = ("family", "num_params", "num_members", "workers", "tokens_per_s")
-        families = {row["family"] for row in rows}
-        others = [row for row in self._packs() if row["family"] not in families]
+
+        def shape(row: Mapping[str, Any]) -> tuple[Any, ...]:
+            return row.get("family"), row.get("num_params"), row.get("workers")
+
+        again = set(map(shape, rows))
+        others = [row for row in self._packs() if shape(row) not in again]
         records.write_json(self._packs_path, [*others, *({name: row[name] for name in kept} for row in rows)])
 
     def _packs(self) -> list[dict[str, Any]]:

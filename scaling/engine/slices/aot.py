@@ -113,7 +113,7 @@ def _environment_for(topology: str) -> dict[str, str]:
         gpus.require_wheels(topology)
         gpus.memory_fraction()
         return {}
-    if not re.match(r"v\d", topology):
+    if not re.match(r"v\d[a-z]*:", topology):
         raise ValueError(
             f"--topology {topology}: write a TPU slice, as v5e:8x8, or GPUs of {', '.join(gpus.DESCRIPTIONS)}, as "
             "h100:8, or hosts × devices, as h100:2x8; or here"

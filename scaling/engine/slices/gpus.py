@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.devices import DEVICES_PER_HOST, PROFILES
+from scaling.devices import DEVICES_PER_HOST
 
 # JAX's own default and the settings that change it (docs.jax.dev, GPU memory allocation; jaxlib/xla_client.py).
 MEMORY_FRACTION = 0.75
@@ -100,7 +100,6 @@ def parse(topology: str) -> Topology | None:
         full, rest = divmod(hosts * per_host, DEVICES_PER_HOST)
         instead = f"{name}:{full + bool(rest)}x{DEVICES_PER_HOST}"
         raise ValueError(f"--topology {topology}: a host has {DEVICES_PER_HOST} {name} at most: write {instead}")
-    assert name in PROFILES
     return Topology(name, hosts, per_host)
 
 
@@ -179,7 +178,10 @@ def checked_with() -> str:
     """Names the versions that a program was compiled with."""
     import jax
 
-    version, is_here = _cudnn()
+    try:
+        version, is_here = _cudnn()
+    except ImportError:  # a GPU of another plugin's
+        return f"JAX {jax.__version__}"
     said = f"{version // 10_000}.{version // 100 % 100}.{version % 100}"
     return f"JAX {jax.__version__}, cuDNN {said}{'' if is_here else ' (that it was built with: it is not installed)'}"
 

@@ -35,7 +35,7 @@ from scaling import accounting, families, records
 from scaling.config import RunConfig
 from scaling.devices import PROFILES
 from scaling.engine.plan import packing
-from scaling.engine.plan.table import Row
+from scaling.engine.plan.table import Row, step_flops
 from scaling.engine.slices import aot, gpus, kernels
 from scaling.execution import ExecutionConfig, MeshConfig
 from scaling.terminal import text
@@ -204,18 +204,24 @@ def show(
     return all_fit
 
 
+def _model_seconds(run: RunConfig, execution: ExecutionConfig, verdict: aot.Verdict, chip: Chip | None) -> float | None:
+    """What a step should take by the stated model; None of a chip whose figures are not known, or no mesh."""
+    if chip is None or not verdict.mesh:
+        return None
+    return step_seconds(run, MeshConfig(**verdict.mesh), execution.remat, chip, execution.asked_parts)
+
+
 def _told(row: Row, execution: ExecutionConfig, verdict: aot.Verdict, chip: Chip | None) -> dict[str, Any]:
     """What is known of a program, as JSON: FLOPs of a step by the rule exact, since a GPU's compiler counts none."""
-    run, mesh = row.cell.run, MeshConfig(**verdict.mesh) if verdict.mesh else execution.mesh
-    known = chip is not None and verdict.mesh
+    run = row.cell.run
     return {
         "run_id": row.run_id,
         "num_params": accounting.param_counts(run.model)["total"],
         "batch_size": run.batch_size,
         "window": run.lengths.window,
         "remat": execution.remat,
-        "step_flops": {"exact": accounting.flops_of(run)["exact"] * run.batch_tokens},
-        "model_seconds": step_seconds(run, mesh, execution.remat, chip, execution.asked_parts) if known else None,  # type: ignore[arg-type]  # known
+        "step_flops": {"exact": step_flops(run)},
+        "model_seconds": _model_seconds(run, execution, verdict, chip),
         "fits": verdict.fits,
         "sent_bytes": verdict.moved_bytes,
         **dataclasses.asdict(verdict),
@@ -254,10 +260,7 @@ def _best(console, compiler, run, execution, first: aot.Verdict, chip: Chip | No
 def _add(table: Table, row: Row, execution: ExecutionConfig, verdict: aot.Verdict, chip, marked=False) -> None:
     run, gib = row.cell.run, {name: f"{size / 2**30:.2f}" for name, size in verdict.bytes.items()}
     mesh = verdict.mesh or dataclasses.asdict(execution.mesh)
-    seconds = "–"
-    if chip is not None and verdict.mesh:
-        sizes = MeshConfig(**verdict.mesh)
-        seconds = f"{step_seconds(run, sizes, execution.remat, chip, execution.asked_parts):.2f}"
+    seconds = _model_seconds(run, execution, verdict, chip)
     table.add_row(
         f"{row.run_id}{' *' if marked else ''}",
         f"{run.batch_size} × {run.lengths.window}",
@@ -266,6 +269,6 @@ def _add(table: Table, row: Row, execution: ExecutionConfig, verdict: aot.Verdic
         "yes" if verdict.fits else text(("no", "red")),
         *(gib.get(name, "–") for name in ("argument", "temp", "peak")),
         f"{verdict.moved_bytes / 2**30:.2f}" if verdict.fits else "–",
-        seconds,
+        "–" if seconds is None else f"{seconds:.2f}",
         f"{verdict.compile_seconds:.0f}",
     )

@@ -23,8 +23,8 @@ from scaling.training import sharding
 # Rows a block of ``block_causal``: see results/README.md for the sweep over 32, 64, 128.
 _BLOCK_ROWS = 64
 # Blocks on a GPU, where no kernel wants 64 rows and each is compiled by itself: two, of .75 of the square, or more of
-# as many rows. Forward and backward at 1,024 tokens, 2.5, 5.8 and 12.6 seconds of a processor for 1, 2 and 4 blocks,
-# 4.2 for ``einsum``, whose memory is 1.8 times that of two.
+# as many rows. Forward and backward at 1,024 tokens compile in 2.5, 5.8 and 12.6 seconds of a processor for 1, 2 and 4
+# blocks, 4.2 for ``einsum``, whose memory is 1.8 times that of two.
 _GPU_BLOCKS, _GPU_BLOCK_ROWS = 2, 2048
 
 
