@@ -81,9 +81,11 @@ class Conclusion:
     def watched(self, events: Sink) -> Iterator[None]:
         """While it lasts the page is written again as cells end."""
         watch = Watch(self._cells.results, self._console)
-        with events.heard_by(watch):
-            yield
-        watch.end()
+        try:
+            with events.heard_by(watch):
+                yield
+        finally:
+            watch.end()
 
     def analysis(self):
         """The laws of what is in, of all cells of a grid whose runs are of one law. Raises ValueError without any."""
@@ -284,7 +286,6 @@ class Comparison:
 
     def fit(self) -> bool:
         """Writes fit.json, unless it is there and from the same inputs; whether it did."""
-        from scaling.fit import ASKED
         from scaling.laws.payload import of_comparison
 
         rows = [row for group in self._cells.apart().values() for row in group]
@@ -292,8 +293,8 @@ class Comparison:
         if read_or_empty(self.path).get("inputs_sha256") == inputs:
             return False
         try:
-            payload = of_comparison(self._compared([row for row in rows if row.run_id in self._cells.found]))
-            payload["asked"] = {k: v for k, v in dataclasses.asdict(self._fit_config).items() if k in ASKED}
+            compared = self._compared([row for row in rows if row.run_id in self._cells.found])
+            payload = of_comparison(compared, dataclasses.asdict(self._fit_config))
         except ValueError as e:
             payload = {"schema": 1, "error": str(e), "multiplier": {"column": self._fit_config.compare}}
         records.write_json(self.path, payload | {"inputs_sha256": inputs})

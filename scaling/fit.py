@@ -26,12 +26,10 @@ from scaling.laws.fitting.estimate import fit as _fit
 from scaling.laws.fitting.solver import DEFAULT_DELTA
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis
-from scaling.laws.payload import finite, of_comparison
+from scaling.laws.payload import ASKED, finite, of_comparison
 from scaling.laws.tables.observations import from_table, read_csv
 from scaling.laws.tables.reading import NOTES
 from scaling.report.printed import show
-
-ASKED = ("laws", "loss", "delta", "tau", "noise")
 
 __all__ = ["Analysis", "analyse", "compare", "fit_law", "forecast", "main", "read"]
 
@@ -284,8 +282,8 @@ def _run(arguments: argparse.Namespace) -> None:
         payload = analysis.to_json()
     else:
         law = _one_law(arguments)
-        payload = of_comparison(compare(table, arguments.compare, law=law, **options))
-        payload["asked"] = {"laws": [law] if law else None, **objective, **noise}
+        compared = compare(table, arguments.compare, law=law, **options)
+        payload = of_comparison(compared, {"laws": [law] if law else None, **objective, **noise})
     if runs:
         payload = of_runs.complete(payload, runs)
     if "all" in asked:

@@ -136,8 +136,10 @@ class Rounds:
         columns, cost = _columns(candidates, self._call.grid.fit), self._candidates.prices(candidates)
         try:
             found = self._analyse()
+            if found.surface is None:
+                raise ValueError("no law of N and D can be fitted to the cells that are in")
             choose = rounds.by_proposal(found, columns, cost, Target.of(config.target))
-            dof = found.fits[str(found.surface)].degrees_of_freedom
+            dof = found.fits[found.surface].degrees_of_freedom
             return rounds.decide(choose, goal, self._spent, len(candidates), dof)
         except ValueError as e:
             return rounds.cheapest(cost, goal, self._spent, len(candidates), why=str(e))
@@ -158,9 +160,11 @@ class Rounds:
         if self._config is None:
             return []
         cells = self._call.cells
-        done = sum(one["cost_flops"] for one in self._rounds if all(i in cells.found for i in one["cells"]))
-        whole = done + self._candidates.cost([row for row in cells.every if not row.cell.holdout])
-        return [self.describe(), *([_ceiling(self._config, whole)] if is_plan and not self.are_over else [])]
+        bought = [row for row in cells.rows if not row.cell.holdout]
+        # What the bought cells have had of their cost is in no price any more.
+        rest = self._candidates.cost([*bought, *cells.candidates]) - self._candidates.cost(bought)
+        ceiling = [_ceiling(self._config, self._spent + rest)] if is_plan and not self.are_over else []
+        return [self.describe(), *ceiling]
 
     def describe(self) -> str:
         """The design in a line: where it is, what it has spent, until when it goes on; empty without one."""

@@ -344,7 +344,7 @@ class Compared:
     def payload(self) -> dict[str, Any]:
         from scaling.laws.payload import finite, of_comparison
 
-        return finite(of_comparison(self.found))["multiplier"]
+        return finite(of_comparison(self.found, {}))["multiplier"]
 
     @property
     def sharing(self) -> Any:

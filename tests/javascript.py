@@ -1,4 +1,4 @@
-"""Runs the page's own scripts under Node, or, without it, in Chromium."""
+"""Runs the page's own scripts under Node; skips with the reason without it."""
 
 import json
 import shutil

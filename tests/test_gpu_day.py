@@ -113,7 +113,8 @@ def test_the_parts_on_a_cpu(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind, profile", [
-    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA H100 PCIe", None), ("NVIDIA GH200 480GB", None),
+    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"),
+    ("NVIDIA H100 PCIe", None), ("NVIDIA GH200 480GB", None),
 ])  # fmt: skip
 def test_a_share_is_of_the_board_that_is_here(monkeypatch, kind, profile):
     monkeypatch.setattr("jax.devices", lambda: [SimpleNamespace(device_kind=kind)])

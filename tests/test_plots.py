@@ -211,7 +211,16 @@ def test_few_cells_are_forecast_a_row_each_with_the_same_numbers(ax):
     assert np.allclose([s[:, 0] for s in bar.get_segments()], [[-5, 10]])
     predicted, actual = ax.lines
     assert (predicted.get_xdata(), actual.get_xdata()) == (pytest.approx([5.0]), pytest.approx([0.0]))
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["10K, $10^{12}$"]
+    # The other's place stays empty: beside axes of losses a row is the same cell on both.
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["10K, $10^{12}$", "10K, $2{\\times}10^{12}$"]
+
+
+def test_a_few_forecasts_name_what_was_found_though_the_first_was_not(ax):
+    row = {"run_id": "a", "flops": 1e12, "num_params": 1e4, "predicted": 2.1, "interval": [1.9, 2.2], "actual": 2.0}
+    first = {**row, "actual": None}
+    plots.forecast_rows(ax, [first, {**row, "flops": 2e12}])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["forecast, 90 % interval", "actual"]
+    assert ax.lines[-1].get_ydata().tolist() == [1]
 
 
 def test_a_diverged_rate_is_a_cross_and_an_edge_an_open_star(ax):

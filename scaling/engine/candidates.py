@@ -53,9 +53,9 @@ class Candidates:
             for row in cells.candidates
             if not cells.is_done(row)
         ]
-        every, mine = [*rows, *held_out, *apart], {row.run_id for row in rows}
         if not (rows and apart):
             return []
+        every, mine = [*rows, *held_out, *apart], {row.run_id for row in rows}
         steps = self.steps(every)
         saved = {
             row.run_id: step_flops(row.cell.run) * (row.first_step - steps[row.run_id]) / disk.checkpoint_bytes(row)
@@ -66,13 +66,13 @@ class Candidates:
         largest = max(map(disk.checkpoint_bytes, every))
         room = means.disk_bytes - means.kept_bytes(every) - largest * (2 * workers + KEPT * batch)
         riders = riders[: max(0, int(room // largest))]
-        while riders and not self._fits([*rows, *held_out, *riders], steps, workers):
+        while riders and not self._fits(means, [*rows, *held_out, *riders], steps, workers):
             riders = riders[: len(riders) // 2]
         return riders
 
-    def _fits(self, rows: Sequence[Row], steps: dict[str, int], workers: int) -> bool:
+    def _fits(self, means: Means, rows: Sequence[Row], steps: dict[str, int], workers: int) -> bool:
         try:
-            plan.make(rows, {row.run_id for row in rows}, (), self._means(), steps=steps, workers=workers)
+            plan.make(rows, {row.run_id for row in rows}, (), means, steps=steps, workers=workers)
         except ValueError:
             return False
         return True

@@ -18,6 +18,8 @@ from scaling.laws.intervals.profile import Profile, Quantity, cut, without_end
 from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT
 
 SCHEMA = 1
+# Of what a fit was asked for, that which a refit of the same runs takes.
+ASKED = ("laws", "loss", "delta", "tau", "noise")
 FRONTIER_POINTS = 25
 # The frontier is drawn this far beyond the largest compute there is a run for.
 FRONTIER_BEYOND = 10.0
@@ -87,8 +89,11 @@ def of(found: Found) -> dict[str, Any]:
     return finite(payload)
 
 
-def of_comparison(found: Comparison) -> dict[str, Any]:
-    """Returns the content of a fit.json whose only answer is how groups of runs compare: no law is of all of them."""
+def of_comparison(found: Comparison, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of a fit.json whose only answer is how groups of runs compare: no law is of all of them.
+
+    ``asked``: options of the comparison, of which those of ``ASKED`` are kept.
+    """
     rows = found.joint.observations
     payload = {
         "schema": SCHEMA,
@@ -100,6 +105,7 @@ def of_comparison(found: Comparison) -> dict[str, Any]:
         "isoflop": {},
         "envelope": {},
         "multiplier": _multiplier(found),
+        "asked": {k: v for k, v in asked.items() if k in ASKED},
         "run_noise": None if found.run_noise is None else found.run_noise.to_json(rows),
         "forecast": [],
         "excluded": rows.excluded,

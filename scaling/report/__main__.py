@@ -52,6 +52,7 @@ def _serve(results: str, port: int) -> int:
     except (OSError, OverflowError) as e:
         raise ValueError(f"--port {port}: {storage.first_line(e)}: write another") from None
     with server:
+        server.page()
         print(f"{server.address} shows {results}; interrupt to end", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

@@ -103,10 +103,10 @@ def _save(print_to: Callable, path: Path, metadata: Mapping) -> None:
 
 def _name_convention(figure: Figure, fit: Mapping) -> None:
     """Says on the axes how N and C are counted and what the loss is in: a figure leaves the report sooner or later."""
-    convention, unit = _convention(fit), loss_unit(fit)
+    counted, unit = convention(fit), loss_unit(fit)
     named = {
-        LABELS["num_params"]: f"{convention['num_params'].replace('_', '-')} parameters $N$",
-        LABELS["flops"]: f"training compute $C$ (FLOPs, rule {convention['flops']})",
+        LABELS["num_params"]: f"{counted['num_params'].replace('_', '-')} parameters $N$",
+        LABELS["flops"]: f"training compute $C$ (FLOPs, rule {counted['flops']})",
     }
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
         # "as given", in a CSV, says no more than the plain label.
@@ -121,13 +121,13 @@ def loss_unit(fit: Mapping) -> str:
     return fit.get("loss_unit", USUAL_UNIT)
 
 
-def _convention(fit: Mapping) -> Mapping[str, str]:
+def convention(fit: Mapping) -> Mapping[str, str]:
     return fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"}
 
 
 def draw(table, fit: Mapping, runs: Sequence[records.RunRecord] = (), groups: Sequence[Mapping] = ()) -> list[Drawing]:
     """The figures of ``write``, in the order in which a reader asks (``FIGURES``). Call inside ``plots.style()``."""
-    table = as_counted(table, _convention(fit))
+    table = as_counted(table, convention(fit))
     done = table.assign(label=labels(table))[table["loss"].notna()]
     if "status" in done:
         done = done[done["status"] == "completed"]
@@ -584,7 +584,7 @@ def _curves(seen: Seen) -> Drawing | None:
     curves, fit, least = records.curves(seen.runs), seen.fit, truth.least_loss(seen.done)
     if not len(curves):
         return None
-    curves = as_counted(curves, _convention(fit))
+    curves = as_counted(curves, convention(fit))
     figure = Figure(figsize=(FULL, 4.6))
     envelope = _part(fit, "envelope")
     ax = plots.loss_curves(figure.subplots(), curves, envelope.get("points") or ())

@@ -7,6 +7,7 @@ from typing import Any
 
 from scaling import devices, records, storage
 from scaling.config import num_params_of
+from scaling.report import figures
 
 COUNTS = ("non_embedding", "total", "active")
 DIGITS = 6
@@ -20,12 +21,11 @@ def of(fit: Mapping, runs: Sequence[records.RunRecord], folder: Path, page: Path
       folder: the results folder, or that of a group in one.
       page: the HTML file, from which records are linked; None of them where no path leads from one to the other.
     """
-    convention = fit.get("convention") or {"num_params": "non_embedding", "flops": "exact"}
     return {
         "ask": fit.get("ask") or None,
         "machines": machines(),
         "unit": unit,
-        "convention": dict(convention),
+        "convention": dict(figures.convention(fit)),
         "laws": _laws(fit, folder),
         "runs": _runs([run for run in runs if run.status == "completed"]),
         "records": _records_from(page, folder),

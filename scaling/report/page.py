@@ -259,8 +259,9 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
     fit, out = results.fit, []
     if results.is_provisional:
         out.append(
-            "Provisional: written while the sweep runs. What laws say here is of the runs that are in by now, without "
-            "intervals; figures and forecast come with the last cell."
+            "Provisional: written while the sweep runs. What laws say here is of the runs that are in by now, by "
+            "non-embedding N and exact FLOPs whatever the grid's fit asks, without intervals; figures and forecast "
+            "come with the last cell."
         )
     if fit.get("laws") and figures.is_about_rates(cells, results.table):
         out.append(
@@ -387,7 +388,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         waiting_share=_waiting_share(results.runs),
         costs=records.plan_against_actual(results.manifest, results.runs),
         sources=list(dict.fromkeys(f"{r.data['source']} ({r.data['tokenizer']})" for r in results.runs if r.data)),
-        convention=next(filter(None, conventions), {"num_params": "non_embedding", "flops": "exact"}),
+        convention=next(filter(None, conventions), figures.convention({})),
         headlines=headlines(results, cells),
         warnings=warnings(results, cells),
         compared=_compared(fit.get("multiplier") or {}),

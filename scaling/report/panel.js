@@ -79,11 +79,15 @@ function askPanel(page) {
   for (const m of page.machines) section.querySelector("select").append(make("option", m.title, { value: m.name }));
   section.querySelector("select").addEventListener("change", () => answer());
 
+  // Far from the data the forms' spread stands where an interval would.
+  function endsOf(number, far) {
+    const said = Object.values(number.byForm);
+    return far && said.length ? [Math.min(...said), Math.max(...said)] : number.interval;
+  }
   function row(title, number, far) {
-    const line = make("tr"), said = Object.values(number.byForm);
+    const line = make("tr");
     line.append(make("td", title, { class: "l" }), make("td", Words.write(number.value, number.unit)));
-    const ends = far && said.length ? [Math.min(...said), Math.max(...said)] : number.interval;
-    line.append(make("td", Words.range(ends, number.unit), { class: "muted" }));
+    line.append(make("td", Words.range(endsOf(number, far), number.unit), { class: "muted" }));
     return line;
   }
   function table(caption, entries, decades, drawn) {
@@ -147,8 +151,7 @@ function askPanel(page) {
   }
 
   function headline(number, title, far) {
-    const box = make("div"), said = Object.values(number.byForm);
-    const ends = far && said.length ? [Math.min(...said), Math.max(...said)] : number.interval;
+    const box = make("div"), ends = endsOf(number, far);
     box.append(make("b", Words.write(number.value, number.unit)));
     box.append(make("i", ends ? `${far ? "forms: " : ""}${Words.range(ends, number.unit)}` : "\u00a0"), make("span", title));
     return box;

@@ -403,21 +403,27 @@ def forecast(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Ax
 
 def forecast_rows(ax: Axes, rows: Sequence[Mapping], *, relative: bool = False) -> Axes:
     """The same of a few cells, each a row, top to bottom: as much is seen in a third of the height."""
-    rows = [r for r in rows if not relative or r.get("actual") is not None]
     rows = sorted(rows, key=lambda r: (r["flops"], r.get("num_params") or 0))
+    named: set[str] = set()
+
+    def once(label: str) -> str | None:
+        new = label not in named
+        named.add(label)
+        return label if new else None
+
     for place, row in enumerate(rows):
+        if relative and row.get("actual") is None:
+            continue  # its place stays empty: two such axes stand side by side
         whole = (lambda v, a=row["actual"]: 100 * (v / a - 1)) if relative else float
         level = f"forecast, {100 * row.get('level', 0.9):g} % interval"
-        first = place == 0
-        ax.hlines(place, *map(whole, row["interval"]), color=tone(0.4), linewidth=6, alpha=0.45,
-                  label=level if first else None)  # fmt: skip
+        ax.hlines(place, *map(whole, row["interval"]), color=tone(0.4), linewidth=6, alpha=0.45, label=once(level))
         ax.plot(whole(row["predicted"]), place, "|", color=tone(0.15), markersize=11, markeredgewidth=1.6)
         if row.get("actual") is not None:
             ax.plot(whole(row["actual"]), place, "x", color="black", markersize=6, markeredgewidth=1.5, zorder=4,
-                    label="actual" if first else None)  # fmt: skip
+                    label=once("actual"))  # fmt: skip
     sizes = [compact(r["num_params"]) if r.get("num_params") else "" for r in rows]
-    named = [", ".join(filter(None, (size, scientific(r["flops"])))) for size, r in zip(sizes, rows)]
-    ax.set_yticks(range(len(rows)), named)
+    names = [", ".join(filter(None, (size, scientific(r["flops"])))) for size, r in zip(sizes, rows)]
+    ax.set_yticks(range(len(rows)), names)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.margins(x=0.08)
     ax.grid(axis="y", visible=False)

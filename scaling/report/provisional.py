@@ -36,9 +36,13 @@ def _laws(runs: list[records.RunRecord], source: str) -> dict:
 
 
 def is_running(results: page.Results) -> bool:
-    """Whether cells of the grid have no record yet."""
+    """Whether cells of the grid that need a record have none yet, or the rounds of its design go on."""
+    design = results.manifest.get("design")
+    if design and not design.get("stopped"):
+        return True
     done = {run.run_id for run in results.runs}
-    return any(c["run_id"] not in done and c.get("status") != "dropped" for c in results.manifest.get("cells") or [])
+    cells = results.manifest.get("cells") or []
+    return any(c["run_id"] not in done and c.get("status") not in page.NOT_RUN for c in cells)
 
 
 def renew(results_dir: Path) -> Path:

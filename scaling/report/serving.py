@@ -34,7 +34,6 @@ class Server(ThreadingHTTPServer):
         if storage.is_remote(folder):
             raise ValueError(f"--serve {folder}: a page is served from a disk: copy the folder here")
         self.folder, self._lock, self._next = folder, Lock(), 0.0
-        self.page()
         super().__init__((HOST, port), _Handler)
 
     @property

@@ -45,7 +45,7 @@ def build(results):
 
 
 FAKES = {
-    "scaling.fit": {"analyse": analyse, "forecast": forecast, "ASKED": ("laws", "loss", "delta", "tau", "noise")},
+    "scaling.fit": {"analyse": analyse, "forecast": forecast},
     "scaling.report.printed": {"show": show},
     "scaling.report.page": {"build": build},
     "scaling.data": {

@@ -9,8 +9,6 @@ from scaling.engine.plan import costs, timings, trunks
 from scaling.engine.plan.plan import Means
 from scaling.engine.plan.table import Row
 
-UNITS = ("FLOPs", "hours", "dollars")
-
 
 class Prices:
     """Prices of ``rows``, all of them still to train, by number.
@@ -20,7 +18,7 @@ class Prices:
 
     Args:
       means: what a plan is made with.
-      unit: one of ``UNITS``: exact training FLOPs; hours of all devices while ``workers`` are busy; their price.
+      unit: FLOPs, exact ones of training; hours of all devices while ``workers`` are busy; dollars, their price.
       steps: of the newest checkpoint of each (by run_id), from which on it trains; 0 for those not named.
       known: rows of shapes that may have been timed, beside these.
     """

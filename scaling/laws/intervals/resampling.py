@@ -281,7 +281,8 @@ def prediction_draws(fit: Fit, draws: Draws, *, seed: int = 0, **columns: Any) -
     a run of mean weight.
     """
     law = {name: v[:, None] for name, v in draws.params.items()}
-    predicted = fit.form.predict(law, **{c: np.atleast_1d(columns[c]) for c in fit.form.columns})
+    with np.errstate(over="ignore"):  # far from the rows a law that hardly holds together has no finite loss
+        predicted = fit.form.predict(law, **{c: np.atleast_1d(columns[c]) for c in fit.form.columns})
     inflate = np.sqrt(fit.num_observations / max(fit.degrees_of_freedom, 1))
     # √w r has one variance for all rows: that of a run of mean weight.
     standard = np.sqrt(fit.observations.weight) * fit.residuals * inflate
