@@ -91,8 +91,8 @@ def advise(
     return answer if unit == "nats" else answer.in_unit(factor, unit.replace("_", " "))
 
 
-def _check(given: Mapping[str, Any], serving: Mapping[str, Any]) -> None:
-    """Raises ValueError on a number out of its range, a name that is none, or one that the question does not take."""
+def check_numbers(given: Mapping[str, Any]) -> None:
+    """Raises ValueError on a number, by option, that is not positive, or is no share where it is to be one."""
     for name, v in given.items():
         if not isinstance(v, (int, float)):  # a law of the critical batch
             continue
@@ -101,6 +101,11 @@ def _check(given: Mapping[str, Any], serving: Mapping[str, Any]) -> None:
             raise ValueError(f"{option} is {v}: write a share, above 0 and at most 1")
         if name not in SHARES and not (math.isfinite(v) and v > 0):
             raise ValueError(f"{option} is {v}: write a positive number")
+
+
+def _check(given: Mapping[str, Any], serving: Mapping[str, Any]) -> None:
+    """Raises ValueError on a number out of its range, a name that is none, or one that the question does not take."""
+    check_numbers(given)
     known = [name for names in SERVING.values() for name in names]
     for name in serving:
         if name not in known:
@@ -365,8 +370,6 @@ def _run(arguments: argparse.Namespace) -> None:
 def of_source(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """SOURCE, and how it is fitted: options of ``analyse``, of a results folder as its own fit was asked."""
     source = runs_of(storage.folder(arguments.source))
-    if arguments.bootstrap < 0:
-        raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
     runs = source.is_dir() or storage.is_remote(source)
     options = fitting.asked(source) if runs else {}  # --num-params is a question here
     if (laws := arguments.law or options.pop("laws", None)) is not None:

@@ -21,11 +21,23 @@ import numpy as np
 
 from scaling import fit as fitting
 from scaling import grid, records, storage, terminal
-from scaling.advise import Called, Loaded, Machine, add_fit, add_hardware, amount, of_source, seconds, write_json
+from scaling.advise import (
+    Called,
+    Loaded,
+    Machine,
+    add_fit,
+    add_hardware,
+    amount,
+    check_numbers,
+    of_source,
+    seconds,
+    write_json,
+)  # fmt: skip
 from scaling.config import num_params_of
 from scaling.laws.answers.design import Candidates, Proposal, Target, propose
 from scaling.laws.answers.design.mending import identifying
 from scaling.laws.answers.design.proposal import EXPONENT, check_asked
+from scaling.laws.fitting.identify import NotIdentified
 from scaling.laws.forms import catalogue
 from scaling.laws.tables.observations import from_table
 from scaling.report import printed
@@ -215,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def spending(text: str) -> tuple[float, str]:
     """A budget and its unit: 1e15 or 2T are FLOPs, 12h and 3d hours, 500usd dollars."""
-    money = re.fullmatch(r"(.+?)\s*(usd|dollars|\$)", text)
+    money = re.fullmatch(r"(.+?)\s*(usd|dollars|\$)", text, re.IGNORECASE)
     if money is not None:
         return amount(money[1]), "dollars"
     if re.fullmatch(r"[\d.eE+]+\s*[smhdw]", text):
@@ -247,6 +259,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _of(arguments: argparse.Namespace, unit: str) -> tuple["Analysis", Candidates, tuple[str, ...]]:
     """The fit, the candidates, and what to say of them."""
     on = {name: getattr(arguments, name) for name in ("hardware", "devices", "price", "mfu")}
+    check_numbers({name: v for name, v in on.items() if v is not None})
     sized = bool(arguments.sizes or arguments.tokens or arguments.budgets)
     if Path(arguments.source).suffix in (".yaml", ".yml"):
         if sized:
@@ -254,10 +267,13 @@ def _of(arguments: argparse.Namespace, unit: str) -> tuple["Analysis", Candidate
                 f"{arguments.source}: its cells are the candidates: leave out --sizes, --tokens, --budgets"
             )
         if on["devices"] is not None:
+            if on["devices"] != int(on["devices"]):
+                raise ValueError(f"--devices is {on['devices']:g}: write a whole number")
             on["devices"] = int(on["devices"])
         results, workdir = (None if x is None else storage.folder(x) for x in (arguments.results, arguments.workdir))
         of = of_grid(arguments.source, results, workdir, unit, on)
-        options = {**of.options, "bootstrap": arguments.bootstrap}
+        laws = {"laws": tuple(arguments.law)} if arguments.law else {}
+        options = {**of.options, **laws, "bootstrap": arguments.bootstrap}
         return _fitted(of.table, of.curves, of.candidates, options), of.candidates, of.notes
     if arguments.results or arguments.workdir:
         raise ValueError("--results and --workdir are a grid's: write the grid as SOURCE, or leave them out")
@@ -271,19 +287,22 @@ def _of(arguments: argparse.Namespace, unit: str) -> tuple["Analysis", Candidate
 
 
 def _fitted(table: Any, curves: Any, candidates: Any, options: dict[str, Any]) -> "Analysis":
-    """The analysis. Raises ValueError where these rows determine no law, with the candidate that would mend it."""
+    """The analysis. Raises ValueError, where these rows determine no law with the candidate that would mend it."""
     try:
         return Loaded(table, curves, **options).analysis
-    except ValueError as e:
+    except NotIdentified as e:
         raise ValueError(f"{e}{_mending(table, candidates, options)}") from None
 
 
 def _mending(table: Any, candidates: Any, options: dict[str, Any]) -> str:
-    """In words, the one candidate that would let the rows determine the law; empty where the rows cannot be read."""
+    """In words, the one candidate that would let the rows determine the law; empty where the rows cannot be read, or
+    the law is of more than candidates say."""
     from scaling.laws.answers.allocation import cost_of
 
     reading = {k: options[k] for k in ("num_params", "flops", "source") if k in options}
     form = catalogue.get(options["laws"][0])
+    if set(form.columns) - {"num_params", "num_tokens", "flops"}:
+        return ""
     try:
         rows = from_table(table, **reading, columns=form.columns)
     except ValueError:

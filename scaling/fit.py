@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def on_source(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Runs a command on a SOURCE; returns its exit code (2: bad input, said in one line)."""
     try:
+        if arguments.bootstrap < 0:
+            raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
         run(arguments)
     except ValueError as e:
         print(e, file=sys.stderr)
@@ -261,8 +263,6 @@ def _out(arguments: argparse.Namespace, source: Path) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.bootstrap < 0:
-        raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
     if arguments.tau is not None and arguments.loss != "asymmetric":
         raise ValueError(f"--tau is the quantile of --loss asymmetric, and --loss is {arguments.loss}: write both")
     source = storage.folder(arguments.source)

@@ -163,6 +163,8 @@ class Study:
 
         table = records.with_coordinate(self.table, self.runs, column) if self.runs else self.table
         asked = fit.compared_as(self.asked)
+        if "loss" in options:  # another objective than the folder's has another δ
+            asked = {k: v for k, v in asked.items() if k not in ("delta", "tau")}
         return Compared(self, compare(table, column, **{**asked, "source": self.source, **options}))
 
     def positions(self, column: str) -> pd.DataFrame:

@@ -155,3 +155,45 @@ def test_budgets_are_read_in_three_units():
     assert design.spending("2d") == (48.0, "hours")
     assert design.spending("500usd") == (500.0, "dollars")
     assert design.spending("1e3 dollars") == (1000.0, "dollars")
+
+
+@pytest.mark.parametrize("option, value", [("--devices", "-2"), ("--devices", "0"), ("--mfu", "-1"), ("--price", "-3")])
+def test_a_number_out_of_its_range_prices_nothing(runs, tmp_path, capsys, option, value):
+    arguments = [runs, "--target", "a", *SIZES, "--hardware", "h100", "--cost", "hours", option, value]
+    code, found, printed = told(arguments, tmp_path, capsys)
+    assert (code, found) == (2, None)
+    assert printed.err.startswith(f"{option} is {float(value)}: write a ")
+
+
+def test_options_of_the_fit_are_a_grids_too(half, tmp_path, capsys):
+    folder, _ = half
+    own = [GRID, "--results", str(folder), "--workdir", str(tmp_path / "none"), "--target", "a"]
+    code, _, printed = told([*own, "--law", "nonsense"], tmp_path, capsys)
+    assert code == 2
+    assert "nonsense" in printed.err
+    code, _, printed = told([*own, "--devices", "2.5", "--hardware", "h100"], tmp_path, capsys)
+    assert (code, printed.err) == (2, "--devices is 2.5: write a whole number\n")
+    assert design.main([*own, "--bootstrap", "-1"]) == 2
+    assert capsys.readouterr().err == "--bootstrap is -1: write 0 or more\n"
+
+
+def test_a_law_of_more_than_candidates_say_is_refused_in_one_line(tmp_path, capsys):
+    path, n = tmp_path / "ray.csv", np.geomspace(1e6, 1e9, 9)
+    loss = 1.7 + 400 / n**0.34
+    pd.DataFrame({"num_params": n, "num_tokens": 20 * n, "unique_tokens": 20 * n, "loss": loss}).to_csv(path)
+    code, _, printed = told([str(path), "--law", "data_constrained", "--target", "a", *SIZES], tmp_path, capsys)
+    assert code == 2
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_rows_on_one_side_of_every_minimum_have_no_exponent_to_narrow(tmp_path, capsys):
+    """The largest size is best at all three budgets: what a law says of a there is the law's own."""
+    c, n = (x.ravel() for x in np.meshgrid([1e19, 3e19, 1e20], [1e7, 2e7, 4e7, 8e7], indexing="ij"))
+    path, d = tmp_path / "side.csv", c / (6 * n)
+    loss = (1.69 + 406.4 / n**0.34 + 410.7 / d**0.28) * np.exp(0.002 * np.random.default_rng(0).normal(size=len(n)))
+    pd.DataFrame({"num_params": n, "num_tokens": d, "flops": c, "loss": loss}).to_csv(path, index=False)
+    arguments = [str(path), "--law", "chinchilla", "--sizes", "1e9", "--budgets", "1e20"]
+    code, _, printed = told([*arguments, "--target", "a"], tmp_path, capsys)
+    assert code == 2
+    assert "all runs lie on one side of every minimum" in printed.err
+    assert told([*arguments, "--target", "loss@1e9,1e10"], tmp_path, capsys)[0] == 0

@@ -16,11 +16,11 @@ import pytest
 from scaling import grid, records, sweep
 from scaling.engine.plan.table import step_flops
 from scaling.grid import strict
-from scaling.laws.answers import rounds, rounds_coverage
+from scaling.laws.answers import rounds
 from scaling.laws.forms import catalogue
 from scaling.report import figures, page, plots
 from scaling.rounds import Rounds
-from tests import babble
+from tests import adaptive, babble
 
 ENGINE = Path(__file__).parent / "engine"
 GRID = """
@@ -356,7 +356,7 @@ import driver; driver.install()
 from scaling import conclusion, sweep
 from scaling.laws.answers import rounds
 from scaling.rounds import Rounds
-from tests import babble
+from tests import adaptive, babble
 from tests import test_rounds
 rounds.by_proposal = test_rounds.dearest
 conclusion.Laws.analysis = lambda self: test_rounds.SURE
@@ -466,9 +466,9 @@ def test_the_figure_shows_every_width_against_what_was_spent(tmp_path):
 
 
 def test_a_simulated_study_ends_as_it_was_asked_to():
-    truth, design = rounds_coverage.WORLDS["the default study"]
-    found = rounds_coverage.simulate(
-        design, catalogue.FORMS["chinchilla"], truth, rounds_coverage.Target.of("a"), rounds.Goal(interval=0.1),
+    truth, design = adaptive.WORLDS["the default study"]
+    found = adaptive.simulate(
+        design, catalogue.FORMS["chinchilla"], truth, adaptive.Target.of("a"), rounds.Goal(interval=0.1),
         noise=0.005, combined=False,
     )  # fmt: skip
     assert found.widths[-1] <= 0.1 < found.widths[-2]
@@ -479,5 +479,16 @@ def test_a_simulated_study_ends_as_it_was_asked_to():
 @pytest.mark.parametrize("goal", [rounds.Goal(interval=0.06), rounds.Goal(budget=3e13)], ids=["width", "budget"])
 def test_intervals_hold_the_truth_although_the_data_chose_the_design(goal):
     """60 studies of those 500 that were counted: .9 within three standard errors of a share of 60."""
-    found = rounds_coverage.coverage("the default study", goal, num_studies=60, combined=False)
+    found = adaptive.coverage("the default study", goal, num_studies=60, combined=False)
     assert found["coverage"] >= 0.9 - 3 * (0.9 * 0.1 / 60) ** 0.5
+
+
+def test_cells_that_no_law_of_both_can_be_fitted_to_are_followed_by_the_cheapest(here, monkeypatch):
+    """One-column laws may have been fitted all the same: the analysis is there, and has no surface."""
+    without = types.SimpleNamespace(surface=None, fits={})
+    monkeypatch.setattr("scaling.conclusion.Laws.analysis", lambda self: without)
+    Path("g.yaml").write_text(GRID + DESIGN)
+    found = sweep.Sweep(sweep.parse(["--grid", "g.yaml", *INLINE]), sweep.terminal.console(sys.stdout), "fake_loop")
+    said = found.rounds._decision()
+    assert said.chosen
+    assert "no law of N and D can be fitted" in said.reasons[0]

@@ -5,7 +5,6 @@ target: is predicted), ``cost``, optionally ``group`` (each a problem of its own
 published figures are of Li et al. 2026 (arXiv 2604.22753), table 2.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scaling.bench import published
 from scaling.laws.answers.design.pool import CRITERIA, Pool, ensemble, purchases
 from scaling.laws.tables import reading
 from scaling.laws.tables.columns import ALIASES
@@ -43,13 +43,11 @@ class Problem:
 
 
 def tables() -> dict[str, list[Problem]]:
-    """Reads every ``design_*.csv`` of ``$SCALING_PUBLISHED``, or of ../shared/published beside the repository; the
-    problems of each, by its name.
+    """Reads every ``design_*.csv`` of the ``published.folder``; the problems of each, by its name.
 
     Raises ValueError where there is none, or a table cannot be read as one.
     """
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "published"
-    folder = Path(os.environ.get("SCALING_PUBLISHED", beside))
+    folder = published.folder()
     found = sorted(folder.glob("design_*.csv"))
     if not found:
         raise ValueError(f"{folder}: no design_*.csv: set SCALING_PUBLISHED to the folder of the published tables")

@@ -5,7 +5,6 @@ bought. All three orders begin with the same rows, the cheapest that identify th
 or a tenth of what is there, until the fit's own interval of a is as narrow as was asked.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from scaling import records
+from scaling.bench import published
 from scaling.laws.analysis import Analysis
 from scaling.laws.answers import allocation
 from scaling.laws.answers.design import Candidates, Target, propose
+from scaling.laws.answers.rounds import SPARE
 from scaling.laws.fitting import identify
 from scaling.laws.fitting.estimate import fit
 from scaling.laws.forms import catalogue
@@ -28,7 +29,6 @@ TARGET = Target("a")
 WIDTH, LEVEL = 0.10, 0.90  # ±.05
 ABOVE_ALL = 1.25  # times what all rows leave: the width asked of a table that does not reach ``WIDTH``
 BATCH = 4
-SPARE = 3  # rows beyond one a parameter that an order begins with
 SIZES = 5  # of a budget of the IsoFLOP order, as in the grids here
 STEP = 2.0  # from one budget to the next
 ORDERS = 20  # random ones
@@ -43,7 +43,7 @@ PUBLISHED = {
 
 def tables() -> dict[str, Observations]:
     """The candidates: published ones that are there, and the default sweep's own records."""
-    folder, out = Path(os.environ.get("SCALING_PUBLISHED", "")), {}
+    folder, out = published.folder(), {}
     for name, rows in PUBLISHED.items():
         path = folder / f"{name}.csv"
         if path.is_file():

@@ -1,6 +1,5 @@
 """How fast the laws fit on this machine: the figures that ``python -m scaling.bench --laws`` prints."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scaling.bench import published
 from scaling.laws.answers.combination import combine
 from scaling.laws.fitting.estimate import fit
 from scaling.laws.forms import catalogue
@@ -29,8 +29,8 @@ def made_up(num: int, noise: float, seed: int = 0) -> Observations:
 
 
 def epoch() -> Observations | None:
-    """Epoch's 240 points, where ``$SCALING_PUBLISHED`` names their folder (they are not this project's to ship)."""
-    path = Path(os.environ.get("SCALING_PUBLISHED", "")) / "epoch_chinchilla.csv"
+    """Epoch's 240 points, where they are (``published.folder``)."""
+    path = published.folder() / "epoch_chinchilla.csv"
     if not path.is_file():
         return None
     table = read_csv(path)

@@ -189,9 +189,9 @@ def analyse(
 def _refused(found: Analysis) -> dict[str, Unidentified]:
     """``Analysis.refused`` with ``allocation`` as it is once all laws are in: the refusal of a law of N and D where
     none was fitted, or, of the one that was, that all rows lie on one side of every minimum."""
-    budgets = [p.averaged() for p in approaches.profiles(found.observations)]
     if found.surface is None:
         return found.refused
+    budgets = [p.averaged() for p in approaches.profiles(found.observations)]
     by_law = {name: told for name, told in found.refused.items() if name != "allocation"}
     if found.cost.problem or not budgets:
         return by_law

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scaling import records
+from scaling import fit_law, records
 from scaling.laws.answers import comparison
 from scaling.laws.tables.observations import from_table
 from tests import synthetic
@@ -63,3 +63,17 @@ def test_laws_that_do_not_apply_are_listed():
     rows = comparison.laws(observations, ("chinchilla", "farseer"))
     assert rows[-1]["law"] == "farseer"
     assert "observations" in rows[-1]["problem"]
+
+
+def test_rows_that_a_rule_holds_out_are_not_in_that_rules_fit():
+    """Each rule with a holdout is a fit of its own rows, as the fit of that convention alone is."""
+    table = data.isoflop(noise=0.003)
+    n, d = (table[c].to_numpy() for c in ("num_params", "num_tokens"))
+    per_token = 6 * n * (1 + 3e8 / n)
+    table = table.drop(columns="flops", errors="ignore").assign(flops_6ND=6 * n * d, flops_exact=per_token * d)
+    limit = float(np.quantile(table["flops_exact"], 0.7))
+    for row in comparison.conventions(table, bootstrap=0, holdout_flops=limit):
+        own = table.rename(columns={f"flops_{row['flops']}": "flops"}).drop(columns=table.filter(like="flops_").columns,
+                                                                          errors="ignore")  # fmt: skip
+        alone = fit_law(own, "chinchilla", holdout_flops=limit, bootstrap=0)
+        assert row["params"]["alpha"] == pytest.approx(alone.params["alpha"], rel=1e-6)

@@ -88,11 +88,11 @@ def test_apart_from_each_other_laws_may_have_other_exponents_and_floors():
         assert pair.apart.value[i] == pytest.approx(want, rel=1e-4)
     # A loss below the other's floor is never reached: no end, not a large number.
     low = compare(groups({"low": data.HOFFMANN | {"E": 1.0}, "high": OTHER}), "family", **QUICK)
-    entry = of_comparison(low)["multiplier"]["pairs"][0]["points"][-1]
+    entry = of_comparison(low, {})["multiplier"]["pairs"][0]["points"][-1]
     assert least_loss(OTHER, lambda n: 6 * n, 1e21)[0] > 1.69
     assert entry["apart_value"] < 1
     turned = compare(groups({"high": OTHER, "low": data.HOFFMANN | {"E": 1.0}}), "family", **QUICK)
-    assert of_comparison(turned)["multiplier"]["pairs"][0]["points"][-1]["apart_value"] is None
+    assert of_comparison(turned, {})["multiplier"]["pairs"][0]["points"][-1]["apart_value"] is None
     moved = {(m["group"], i % 2): m["change"] for i, m in enumerate(found.moves)}
     assert len(moved) == 4
     assert max(map(abs, moved.values())) > 1e-3

@@ -137,4 +137,12 @@ def test_a_budget_is_not_wasted_on_a_ratio():
     cost, all_of_them = np.array([10.0, 1.0]), np.ones(2, dtype=bool)
     assert np.argmax(known.falls(known.start) / cost) == 1
     assert pool._first_of_best_plan(known, known.start, cost, all_of_them, 10.0, 1.0) == 0
-    assert pool._first_of_best_plan(known, known.start, cost, all_of_them, 11.0, 1.0) in (0, 1)
+
+
+def test_a_signed_target_is_predicted_in_levels_whatever_its_signs():
+    """One form of the catalogue is fitted in levels: so are those of any columns beside it, or levels meet logs."""
+    form = next(f for f in catalogue.FORMS.values() if f.signed)
+    rng = np.random.default_rng(0)
+    columns = {c: 10 ** rng.uniform(7, 9, 6) for c in form.columns}
+    own = pool.Pool(columns, np.ones(6), columns, form.target)
+    assert {f.signed for f in own.forms(False)} == {True}

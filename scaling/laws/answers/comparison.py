@@ -168,11 +168,12 @@ def conventions(
     reading = {k: options.pop(k) for k in ("holdout_flops", "source") if k in options}
     rows = []
     for count in counts:
-        fitted = None
+        fitted, is_of_flops = None, "flops" in catalogue.get(law).columns
         for rule in rules:
             observations = from_table(table, num_params=count, flops=rule, **reading)
             measured, _ = run_noise.asked(noise, observations, [catalogue.get(law)], options)
-            if fitted is None or measured is not None:  # a law of N and D knows no rule of C
+            # A law of N and D knows no rule of C, unless the rule says which rows are held out.
+            if fitted is None or measured is not None or is_of_flops or reading.get("holdout_flops") is not None:
                 variance = None if measured is None else measured.variance
                 fitted = fit(observations, law, **options, variance=variance)
             rows.append({"num_params": count, "flops": rule} | _moved(observations, fitted, bootstrap, seed))

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from scaling.laws.answers.design import Candidates, Target, propose
+from scaling.laws.answers.design.proposal import EXPONENT
 from scaling.laws.fitting import identify
 from scaling.laws.forms.law import Form
 from scaling.laws.tables.observations import Observations
@@ -22,7 +23,7 @@ LEVEL = 0.90  # of the intervals that rounds narrow, and stop by
 # quantile of t is 6.3 where three have 2.35.
 SPARE = 3
 # A study that stops as soon as it is narrow stops where its few residuals happened to be small: of 500 simulated ones
-# (``rounds_coverage``) 86 % of the 90 % intervals held a, and 68 % of those with 8 degrees of freedom. So it
+# (tests/adaptive.py) 86 % of the 90 % intervals held a, and 68 % of those with 8 degrees of freedom. So it
 # goes on until the width would do were the noise what it is with this probability at least, given its estimate.
 CAUTION = 0.25
 LEAST = 1e-300  # a budget that no candidate is within
@@ -87,7 +88,7 @@ class Goal:
     interval: float | None = None
     budget: float | None = None
     batch: int = 4
-    exponent: float = 0.4
+    exponent: float = EXPONENT
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,8 @@ def decide(
     ``choose``: see ``Chooser``; ``spent``: what was bought so far; ``degrees_of_freedom``: of the fit, by which the
     stop by width is cautious (``caution``), None for a noise that is known.
     """
-    left = (
-        None if goal.budget is None else max(goal.budget - spent, LEAST)
-    )  # of nothing left, the interval all the same
+    # Of nothing left the interval is told all the same.
+    left = None if goal.budget is None else max(goal.budget - spent, LEAST)
     said = choose(batch=goal.batch, exponent=goal.exponent, budget=left, level=LEVEL)
     known: dict[str, Any] = {"interval": tuple(said.interval), "width": said.width}
     times = 1.0 if degrees_of_freedom is None else caution(degrees_of_freedom)

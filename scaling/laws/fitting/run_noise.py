@@ -76,13 +76,16 @@ def asked(
     The slopes are told by the first of ``forms`` that takes every row, too, fitted with constant noise under
     ``objective`` (options of ``fit``).
 
-    Raises ValueError where ``noise`` is none of ``NOISES``.
+    Raises ValueError where ``noise`` is none of ``NOISES``, or is to be of log loss where a law's may be negative.
     """
     if noise not in NOISES:
         raise ValueError(f"noise is {noise!r}: write one of {', '.join(NOISES)}")
     if noise == "constant":
         return None, []
-    law = None
+    forms, law = list(forms), None
+    for form in forms:
+        if form.signed:
+            raise ValueError(f'noise is "measured", of log loss, and {form.name} may be negative: write "constant"')
     for form in forms:
         if len(form.columns) > 1 and law is None:
             with suppress(ValueError):  # the law's own fit will say why

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FREE = 1e-9  # a run that costs less than this share of the dearest counts as costing that: no gain is over nothing
+
 
 @dataclass(frozen=True)
 class Candidates:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling.laws.answers.design.beliefs import Beliefs
-from scaling.laws.answers.design.candidates import Candidates
+from scaling.laws.answers.design.candidates import FREE, Candidates
 
 PRICES = 24  # halvings of the price λ at which variance is bought
 SWEEPS = 60
@@ -66,6 +66,9 @@ def least_budget(
         left = width * math.sqrt((known.variance(S) + known.rest) / (start + known.rest))
         why = f"none: all {len(cost)} candidates, {whole:.3g} {candidates.unit}, leave a width of {left:.3g}"
         return Certificate(asked, None, None, 0.0, why)
+    if not whole:
+        return Certificate(asked, budget, 0.0, 0.0, "every candidate is free")
+    cost = np.maximum(cost, FREE * cost.max())
     least, gap = _bound(known, cost / cost.sum(), wanted)
     reason = "a bound for any choice of these candidates, each bought once at most"
     if shared:

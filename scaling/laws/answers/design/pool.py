@@ -280,7 +280,7 @@ class Pool:
         varied = {c: float(np.log(x).mean()) for c, x in self.everything.items() if np.ptp(x) > 0}
         known = [f for f in FORMS.values() if f.target == self.target]
         known = [f for f in known if set(varied) <= set(f.columns) <= set(self.columns)]
-        return known + list(any_columns(varied, self.target, signed).values())
+        return known + list(any_columns(varied, self.target, signed or any(f.signed for f in known)).values())
 
 
 def ensemble(
@@ -304,7 +304,7 @@ def ensemble(
     forms = [m.form for m in known.values()] if only_before else pool.forms(bool((loss <= 0).any()))
     far = pool.far[np.asarray(rows, dtype=int)]
     fitted = [
-        fit_member(form, pool.everything, pool.of(rows), loss, _near(known.get(form.name), form), len(loss), far)
+        fit_member(form, pool.everything, pool.of(rows), loss, _near(known.get(form.name)), len(loss), far)
         for form in forms
     ]
     members = [m for m in fitted if m is not None and np.isfinite(m.at(pool.targets)[0]).all()]
@@ -318,9 +318,9 @@ def ensemble(
     return Ensemble(tuple(m for m, keep in zip(members, kept) if keep), weights)
 
 
-def _near(member: Member | None, form: Form) -> np.ndarray | None:
+def _near(member: Member | None) -> np.ndarray | None:
     """Optima of an earlier fit in the coordinates of any: scales move a little with the losses, a start may be off."""
-    return None if member is None else member.optima.reshape(-1, len(form.parameters))
+    return None if member is None else member.optima
 
 
 def start(pool: Pool, share: float, num: int) -> list[int]:

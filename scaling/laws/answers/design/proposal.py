@@ -11,7 +11,7 @@ import numpy as np
 from scaling.laws.answers.allocation import FAR
 from scaling.laws.answers.design import mending
 from scaling.laws.answers.design.beliefs import Beliefs, believe, root_covariance
-from scaling.laws.answers.design.candidates import Candidates
+from scaling.laws.answers.design.candidates import FREE, Candidates
 from scaling.laws.answers.design.certificate import Certificate, least_budget
 from scaling.laws.answers.design.target import Target
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from scaling.laws.analysis import Analysis
 
 EXPONENT = 0.4  # of a run's cost: Li et al. 2026 (arXiv 2604.22753), COST_EXP of their code
-FREE = 1e-9  # a run that costs less than this share of the dearest counts as costing that: no gain is over nothing
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def propose(
       ValueError: no law of N and D was fitted, or the surface law has no such target.
     """
     check_asked(batch, exponent, budget, asked)
-    _check(found, candidates)
+    _check(found, candidates, target)
     interval = target.interval(found, level)
     width = target.width(interval)
     if not len(candidates):
@@ -171,12 +170,12 @@ def check_asked(batch: int, exponent: float, budget: float | None, asked: float 
             raise ValueError(f"{option} is {v}: write a positive number")
 
 
-def _check(found: "Analysis", candidates: Candidates) -> None:
+def _check(found: "Analysis", candidates: Candidates, target: Target) -> None:
     source = found.observations.source
     if found.surface is None:
         raise ValueError(f"{source}: no law of N and D was fitted: write --law chinchilla")
-    if found.cost.problem:
-        raise ValueError(f"{source}: no design: {found.cost.problem}")
+    if problem := found.no_allocation if target.is_of_optimum else found.cost.problem:
+        raise ValueError(f"{source}: no design: {problem}")
     for name in ("num_params", "num_tokens", "flops"):
         x = candidates.columns.get(name)
         if x is None or len(x) != len(candidates) or not (np.isfinite(x) & (x > 0)).all():

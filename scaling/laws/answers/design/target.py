@@ -112,6 +112,11 @@ class Target:
         return self.name + ("@" + ",".join(f"{v:g}" for v in self.at) if self.at else "")
 
     @property
+    def is_of_optimum(self) -> bool:
+        """Whether it is of the best runs, of which rows on one side of every minimum say nothing."""
+        return self.name in ("a", "allocation") or (self.kind.is_loss and len(self.at) == 1)
+
+    @property
     def kind(self) -> Kind:
         return KINDS[self.name]
 

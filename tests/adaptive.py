@@ -108,8 +108,7 @@ def grid_of(sizes: np.ndarray, budgets: np.ndarray) -> Observations:
     """Candidates: every size at every budget of 6 N D."""
     n, c = (x.ravel() for x in np.meshgrid(sizes, budgets, indexing="ij"))
     columns = {"num_params": n, "num_tokens": c / (6 * n), "flops": c}
-    label = np.array([f"row {i}" for i in range(len(n))])
-    return Observations(columns, np.ones(len(n)), np.ones(len(n)), label, np.full(len(n), np.nan), "candidates")
+    return rounds._bare(columns, "candidates")
 
 
 # Two worlds: of models as small as the default study's, by its own law, and of Hoffmann et al.'s (2022, approach 3).
