@@ -1,5 +1,6 @@
 """The page of a sweep that still runs, written as cells end and served on the loopback address."""
 
+import dataclasses
 import http.client
 import json
 import os
@@ -133,3 +134,15 @@ def test_a_taken_port_is_said(half, capsys):
         server.server_close()
     assert "write another" in capsys.readouterr().err
     assert json.loads((half[0] / "sweep.json").read_text())["name"] == "synthetic"
+
+
+@pytest.mark.parametrize("stopped, running", [({"reason": "narrow"}, False), (None, True)])
+def test_cells_that_nobody_buys_are_not_waited_for(half, stopped, running):
+    folder, _ = half
+    known = page.read(folder)
+    done = [{"run_id": run.run_id, "status": "completed"} for run in known.runs]
+    cells = [*done, {"run_id": "0" * 12, "status": "candidate"}, {"run_id": "1" * 12, "status": "dropped"}]
+    manifest = {"cells": cells, "design": {"rounds": [], "stopped": stopped}}
+    assert provisional.is_running(dataclasses.replace(known, manifest=manifest)) is running
+    assert not provisional.is_running(dataclasses.replace(known, manifest={"cells": done}))
+    assert provisional.is_running(dataclasses.replace(known, manifest={"cells": [*done, {"run_id": "2" * 12}]}))
