@@ -8,6 +8,7 @@ its name.
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import re
@@ -23,22 +24,24 @@ from scaling import fit as fitting
 from scaling import records, storage, terminal
 from scaling.devices import DEVICE_BATCH, DTYPE, PROFILES, Profile
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
-from scaling.laws.answers.advice import groups, machines, questions
+from scaling.laws.answers.advice import batches, groups, machines, questions
 from scaling.laws.answers.advice.basis import Answer
 from scaling.laws.answers.multiplier import compare as compare_groups
 from scaling.laws.payload import finite
-from scaling.laws.tables.reading import parse
+from scaling.laws.tables.reading import listed, parse
 from scaling.report import printed
 
 UNITS = ("nats", "bits", "bits_per_byte")
 SHARES = ("mfu", "share_read", "prefill_mfu", "decoding_mfu")  # of one
-# What questions of serving and of a deadline take beside what all may (``advise``).
+# What questions of serving, of a deadline and of worth take beside what all may (``advise``).
 SERVING = {
     "inference_tokens": (
         "share_read", "prefill_mfu", "decoding_mfu", "decode_batch", "bytes_per_weight", "serving_price",
     ),
     "deadline": ("device_batch", "critical_batch"),
+    "value": ("downstream",),
 }  # fmt: skip
+FITTED = "runs"  # of ``critical_batch``: what these runs' own batches say
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -60,8 +63,10 @@ def advise(
       inference_tokens: to be served over the model's life, at the quality that flops, loss or num_params says. With
         ``hardware`` in dollars, and then of ``serving``: share_read (of the tokens, that are a prompt), prefill_mfu,
         decoding_mfu, serving_price, or decode_batch and bytes_per_weight, which bound decoding by reading the weights.
-      deadline: seconds, on ``devices`` of ``hardware``; of ``serving`` then device_batch and critical_batch, tokens.
-      value: what a doubling of N, D and C takes off the loss.
+      deadline: seconds, on ``devices`` of ``hardware``; of ``serving`` then device_batch and critical_batch, tokens;
+        critical_batch "runs" is fitted to the runs, whose batches must differ (``batches.fitted``).
+      value: what a doubling of N, D and C takes off the loss, and with ``serving``'s downstream, a column of the table,
+        off that error, by its law of the loss (``downstream_error``).
       price, mfu: the hardware's, dollars per device-hour and share of the peak, instead of its profile's.
       unit: of losses: nats, bits (both per what the loss is per), or bits_per_byte, where the runs say it.
 
@@ -69,34 +74,34 @@ def advise(
       ValueError: no question, one that lacks a part, or a law that cannot answer it; says what to write.
     """
     found: Analysis = getattr(fit, "analysis", fit)
-    factor = _factor(unit, getattr(fit, "table", None), found)
-    nats = None if loss is None else loss / factor
+    table = getattr(fit, "table", None)
+    factor = _factor(unit, table, found)
     given = {
         "flops": flops, "dollars": dollars, "hours": hours, "loss": loss, "deadline": deadline, "tokens": num_tokens,
         "unique_tokens": unique_tokens, "num_params": num_params, "inference_tokens": inference_tokens,
         "devices": devices, "price": price, "mfu": mfu, **serving,
     }  # fmt: skip
-    given = {name: v for name, v in given.items() if v is not None}
+    given = {name: v for name, v in given.items() if v is not None} | ({"value": True} if value else {})
     _check(given, serving)
     machine = None if hardware is None else Machine(hardware, price, mfu)
-    money = [v for v in (flops, dollars, hours) if v is not None]
-    if len(money) > 1:
+    if len([name for name in ("flops", "dollars", "hours") if name in given]) > 1:
         raise ValueError("--flops, --dollars and --hours are one budget: write one of them")
     if dollars is not None or hours is not None:
-        flops = _needed(machine, "--dollars and --hours").flops_of(found, dollars, hours, devices)
-    answer = _answered(
-        found, flops, nats, num_tokens, unique_tokens, num_params, inference_tokens, deadline, value, machine, devices,
-        serving,
-    )  # fmt: skip
+        given["flops"] = _needed(machine, "--dollars and --hours").flops_of(found, dollars, hours, devices)
+    if loss is not None:
+        given["loss"] = loss / factor
+    answer = _valued(found, given, table) if value else _answered(found, given, machine, table)
     return answer if unit == "nats" else answer.in_unit(factor, unit.replace("_", " "))
 
 
 def check_numbers(given: Mapping[str, Any]) -> None:
     """Raises ValueError on a number, by option, that is not positive, or is no share where it is to be one."""
     for name, v in given.items():
-        if not isinstance(v, (int, float)):  # a law of the critical batch
+        option = _option(name)
+        if name == "critical_batch" and isinstance(v, str) and v != FITTED:
+            raise ValueError(f"{option} is {v}: write a number of tokens, or {FITTED}")
+        if isinstance(v, str):
             continue
-        option = f"--{name.replace('_', '-')}"
         if name in SHARES and not (0 < v <= 1 or (name == "share_read" and v == 0)):
             raise ValueError(f"{option} is {v}: write a share, above 0 and at most 1")
         if name not in SHARES and not (math.isfinite(v) and v > 0):
@@ -111,9 +116,9 @@ def _check(given: Mapping[str, Any], serving: Mapping[str, Any]) -> None:
         if name not in known:
             raise TypeError(f"advise() has no argument {name!r}: write one of {', '.join(known)}")
     for question, names in SERVING.items():
-        unused = [f"--{name.replace('_', '-')}" for name in names if name in given and question not in given]
+        unused = [_option(name) for name in names if name in given and question not in given]
         if unused:
-            raise ValueError(f"{', '.join(unused)}: only --{question.replace('_', '-')} takes it: write that too")
+            raise ValueError(f"{', '.join(unused)}: only {_option(question)} takes it: write that too")
     ways = [name for name in ("deadline", "inference_tokens") if name in given]
     if len(ways) == 2:
         raise ValueError("--deadline and --inference-tokens are two questions: write one")
@@ -121,45 +126,65 @@ def _check(given: Mapping[str, Any], serving: Mapping[str, Any]) -> None:
     asked = ("flops", "dollars", "hours", "loss", "tokens", "unique_tokens", "num_params")
     for question in ways:
         if other := [name for name in asked if name in given and name not in taken[question]]:
-            said = ", ".join(f"--{name.replace('_', '-')}" for name in other)
-            raise ValueError(f"{said}: --{question.replace('_', '-')} does not take it: ask one of them")
+            said = ", ".join(_option(name) for name in other)
+            raise ValueError(f"{said}: {_option(question)} does not take it: ask one of them")
 
 
-def _answered(
-    found, flops, loss, num_tokens, unique_tokens, num_params, inference_tokens, deadline, value, machine, devices,
-    serving,
-) -> Answer:  # fmt: skip
-    if deadline is not None:
-        cluster = machines.Cluster(
-            devices, _needed(machine, "--deadline").rate, serving.get("device_batch") or DEVICE_BATCH,
-            machine.dollars_per_second,
-        )  # fmt: skip
-        return machines.of_deadline(found, deadline, cluster, serving.get("critical_batch"))
-    if inference_tokens is not None:
-        prices = None if machine is None else machine.prices(serving)
-        quality = {"flops": flops, "loss": loss, "num_params": num_params}
-        share = serving.get("share_read") or 0.0
-        return machines.of_inference(found, inference_tokens, **quality, share_read=share, prices=prices)
-    if value:
-        if other := [v for v in (loss, num_tokens, unique_tokens, num_params) if v is not None]:
-            raise ValueError(
-                f"--value is asked at --flops, or at the largest fitted: {other[0]:g} is of another question"
-            )
-        return questions.value(found, flops)
-    if unique_tokens is not None and num_tokens is None:
+def _answered(found: Analysis, given: Mapping[str, Any], machine: "Machine | None", table: Any) -> Answer:
+    """The answer to the one question that ``given`` asks, numbers by option; losses in nats."""
+    if "deadline" in given:
+        return _by_deadline(found, given, _needed(machine, "--deadline"), table)
+    if "inference_tokens" in given:
+        prices = None if machine is None else machine.prices(given)
+        quality = {name: given.get(name) for name in ("flops", "loss", "num_params")}
+        share = given.get("share_read", 0.0)
+        return machines.of_inference(found, given["inference_tokens"], **quality, share_read=share, prices=prices)
+    if "unique_tokens" in given and "tokens" not in given:
         raise ValueError("--unique-tokens is a part of the tokens there are: write --tokens with it")
-    asked = {"--flops": flops, "--loss": loss, "--tokens": num_tokens, "--num-params": num_params}
-    given = [name for name, v in asked.items() if v is not None]
-    if len(given) != 1:
-        said = f"{' and '.join(given)} are {len(given)} questions" if given else "no question"
-        raise ValueError(f"{said}: write one of {', '.join(asked)}, --inference-tokens, --deadline, --value, --compare")
-    if flops is not None:
-        return questions.of_flops(found, flops)
-    if loss is not None:
-        return questions.of_loss(found, loss)
-    if num_tokens is not None:
-        return questions.of_data(found, num_tokens, unique_tokens)
-    return questions.of_num_params(found, num_params)
+    asked: dict[str, Callable[[], Answer]] = {
+        "flops": lambda: questions.of_flops(found, given["flops"]),
+        "loss": lambda: questions.of_loss(found, given["loss"]),
+        "tokens": lambda: questions.of_data(found, given["tokens"], given.get("unique_tokens")),
+        "num_params": lambda: questions.of_num_params(found, given["num_params"]),
+    }
+    written = [_option(name) for name in asked if name in given]
+    if len(written) != 1:
+        said = f"{' and '.join(written)} are {len(written)} questions" if written else "no question"
+        known = ", ".join(map(_option, asked))
+        raise ValueError(f"{said}: write one of {known}, --inference-tokens, --deadline, --value, --compare")
+    return next(answer for name, answer in asked.items() if name in given)()
+
+
+def _valued(found: Analysis, given: Mapping[str, Any], table: Any) -> Answer:
+    if other := [given[name] for name in ("loss", "tokens", "unique_tokens", "num_params") if name in given]:
+        raise ValueError(f"--value is asked at --flops, or at the largest fitted: {other[0]:g} is of another question")
+    if (column := given.get("downstream")) is None:
+        return questions.value(found, given.get("flops"))
+    source = found.observations.source
+    if table is None or column not in table:
+        there = "" if table is None else f" (there is {listed(table.columns)})"
+        raise ValueError(f"{source}: --downstream is {column}, which is no column{there}: write that of the error")
+    drawn = len(next(iter(found.draws.values()), ()))
+    error = fitting.fit_law(table.assign(error=table[column]), "downstream_error", bootstrap=drawn, source=source)
+    doubts = () if error.converged else (f"{column}: its law did not converge: {'; '.join(error.reasons)}",)
+    answer = questions.value(found, given.get("flops"), error)
+    return dataclasses.replace(answer, notes=(*answer.notes, *doubts))
+
+
+def _by_deadline(found: Analysis, given: Mapping[str, Any], machine: "Machine", table: Any) -> Answer:
+    batch = given.get("device_batch", DEVICE_BATCH)
+    cluster = machines.Cluster(given["devices"], machine.rate, batch, machine.dollars_per_second)
+    if given.get("critical_batch") != FITTED:
+        return machines.of_deadline(found, given["deadline"], cluster, given.get("critical_batch"))
+    if table is None:
+        raise ValueError(f"--critical-batch is {FITTED}: advise a fit of runs (scaling.open), or write a number")
+    law, doubts = batches.fitted(table, found.observations)
+    answer = machines.of_deadline(found, given["deadline"], cluster, law)
+    return dataclasses.replace(answer, notes=(*answer.notes, *doubts))
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 class Machine:
@@ -278,6 +303,11 @@ def amount(text: str) -> float:
     return value
 
 
+def _batch(text: str) -> float | str:
+    """A number of tokens, or that the runs say it."""
+    return text if text == FITTED else amount(text)
+
+
 def seconds(text: str) -> float:
     """A time as 30d, 12h, 90m or 3600 (seconds)."""
     found = re.fullmatch(r"([\d.eE+]+)\s*([smhdw]?)", text)
@@ -310,11 +340,12 @@ def _parser() -> argparse.ArgumentParser:
         ("bytes-per-weight", float, "of served weights, with --decode-batch"),
         ("serving-price", amount, "dollars per device-hour of inference (default: as training)"),
         ("device-batch", amount, f"least tokens of a step that keep a device busy (default: {DEVICE_BATCH:g})"),
-        ("critical-batch", amount, "B_crit in tokens, instead of Kaplan et al.'s law"),
+        ("critical-batch", _batch, f"B_crit in tokens, not Kaplan et al.'s law; {FITTED}: of these runs' batches"),
     ]
     for name, kind, text in options:
         parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument("--value", action="store_true", help="what a doubling of N, D and C is worth")
+    parser.add_argument("--downstream", metavar="COLUMN", help="… also in this error, by its law of the loss")
     parser.add_argument("--compare", nargs=2, metavar="GROUP", help="which of two groups from which C on")
     parser.add_argument("--by", metavar="COLUMN", help="whose values the groups are (default: as the folder's fit)")
     parser.add_argument("--unit", default="nats", choices=UNITS, help="of losses (default: nats)")

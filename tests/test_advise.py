@@ -1,5 +1,7 @@
 """The command that advises, and the same from Python: units, hardware, money, bad input in one line."""
 
+import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -111,6 +113,12 @@ BAD = {
     "value of a loss": (["--value", "--loss", "2"], "is of another question"),
     "two of time": (["--deadline", "1h", "--inference-tokens", "1B"], "are two questions"),
     "no form": (["--flops", "1e12", "--law", "kaplan_n"], "write --law chinchilla"),
+    "unvaried batches": (
+        ["--deadline", "1h", "--hardware", "h100", "--critical-batch", "runs"],
+        "no column batch_tokens: add it",
+    ),
+    "no downstream column": (["--value", "--downstream", "mmlu"], "--downstream is mmlu, which is no column"),
+    "downstream of a size": (["--num-params", "1M", "--downstream", "x"], "--downstream: only --value takes it"),
     "no column": (["--compare", "a", "b"], "add --by"),
 }
 
@@ -129,6 +137,67 @@ def test_bad_input_is_one_line(case, folder, tmp_path, capsys):
     said = capsys.readouterr().err.strip()
     assert words in said
     assert "\n" not in said
+
+
+def with_batches(noise=0.0, seed=0, b=3e3, gamma=0.4, batches=(0.1, 0.3, 1, 3, 9)):
+    """Runs of five sizes at three horizons, batches about a known B_crit = b D^γ, three rates each."""
+    rng, rows = np.random.default_rng(seed), []
+    for n in np.geomspace(1e7, 3e8, 5):
+        for d, times in itertools.product(n * np.array([5, 15, 45]), batches):
+            batch = b * d**gamma * times
+            loss = data.chinchilla(n, d / (1 + times))
+            for rate in (0.5, 1, 2):
+                off = (1 + 0.02 * np.log(rate) ** 2) * np.exp(noise * rng.normal())
+                rows.append(dict(num_params=n, num_tokens=d, batch_tokens=batch, lr=rate * 1e-3, loss=loss * off))
+    return pd.DataFrame(rows)
+
+
+def test_a_deadline_by_the_critical_batch_of_these_runs():
+    """Against the planted B_crit = 3000 D^.4, and S(B) = S_min (1 + B_crit / B) of it."""
+    fit = scaling.open(with_batches()).fit(**FAST | {"bootstrap": 0})
+    asked = {"deadline": 600, "devices": 8, "hardware": "h100", "device_batch": 1e6}
+    answer = fit.advise(**asked, critical_batch="runs")
+    read, worth, batch = (answer.numbers[k].value for k in ("num_tokens", "tokens they are worth", "batch"))
+    crit = answer.numbers["critical batch"]
+    assert crit.value == pytest.approx(3e3 * read**0.4, rel=1e-5)
+    assert read / worth == pytest.approx(1 + batch / crit.value, rel=1e-9)
+    assert "B_crit is of 75 runs whose batches differ" in " ".join(answer.notes)
+    with pytest.raises(ValueError, match="advise a fit of runs"):
+        scaling.advise(fit.analysis, **asked, critical_batch="runs")
+    few = scaling.open(with_batches(batches=(0.3, 1))).fit(**FAST | {"bootstrap": 0})
+    with pytest.raises(ValueError, match=r"0 have .the most: 2, .*add axes {recipe.batch_scale"):
+        few.advise(**asked, critical_batch="runs")
+    one_rate = with_batches(noise=0.002).query("lr == .001")
+    doubted = scaling.open(one_rate).fit(**FAST | {"bootstrap": 0}).advise(**asked, critical_batch="runs")
+    assert any("each batch has one rate" in note for note in doubted.notes)
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_critical_batch_holds_the_planted_one():
+    """90 % nominal, noise .3 %, one rate: 20 hits of 30 or fewer would have a probability of 5e-4."""
+    hits = 0
+    for seed in range(30):
+        runs = scaling.open(with_batches(0.003, seed).query("lr == .001")).fit(**FAST | {"bootstrap": 0})
+        found = dataclasses.replace(runs.analysis, level=0.9)
+        answer = scaling.advise(dataclasses.replace(runs, analysis=found), deadline=30, devices=8, hardware="h100",
+                                device_batch=1e6, critical_batch="runs")  # fmt: skip
+        low, high = answer.numbers["critical batch"].interval
+        hits += low < 3e3 * answer.numbers["num_tokens"].value ** 0.4 < high
+    assert hits >= 21
+
+
+def test_what_a_doubling_takes_off_an_error():
+    """Err = .85 - 2.08 exp(-.756 L), Gadre et al. 2024's of the C4 models, at the losses that the law itself has."""
+    table = data.isoflop(noise=0.001)
+    table = table.assign(mistakes=0.85 - 2.08 * np.exp(-0.756 * table["loss"]))
+    fit = scaling.open(table).fit(**FAST)
+    answer = fit.advise(value=True, flops=1e19, downstream="mistakes")
+    losses = [fit.optimum(c)["loss"] for c in (1e19, 2e19)]
+    before, after = 0.85 - 2.08 * np.exp(-0.756 * np.array(losses))
+    told = answer.numbers["error less by twice C"]
+    assert told.value == pytest.approx(before - after, rel=1e-6)
+    assert told.interval[0] < told.value < told.interval[1]
+    assert fit.advise(value=True, flops=1e19).numbers["loss less by twice C"] == answer.numbers["loss less by twice C"]
 
 
 def test_groups_are_compared_with_the_probability_of_a_known_multiplier():

@@ -55,6 +55,7 @@ TRUTH = {
         "E": 1.5, "A": 300.0, "alpha": 0.32, "B": 500.0, "beta": 0.3, "F": 40.0, "f": 0.5, "p": 0.05, "G": 3.0,
         "g": 0.8, "h": 0.3, "q": -0.1,
     },
+    "finite_batch": {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28, "b": 2600.0, "gamma": 0.47},
     "vocabulary": {
         "E": -5.5, "A_1": 100.0, "alpha_1": 0.3, "A_2": 8.0, "alpha_2": 0.3, "w": 0.1, "B": 600.0, "beta": 0.33,
         "phi": 0.1,
@@ -87,6 +88,7 @@ def observations(name, num=120, seed=0) -> Observations:
     columns |= {
         "peak_lr": 10 ** rng.uniform(-4, -2, num),
         "batch_size": 2.0 ** rng.uniform(4, 12, num),
+        "batch_tokens": 2.0 ** rng.uniform(20, 30, num),
         "non_vocab_parameters": n,
         "vocab_size": 2.0 ** rng.uniform(12, 17, num),
         "num_characters": 3 * d,

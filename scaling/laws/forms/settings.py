@@ -196,6 +196,40 @@ def lr_batch_steps(num_params, num_tokens, peak_lr, batch_size, *, E, A, alpha, 
     return E + A * num_params**-alpha + B * num_tokens**-beta + unforgotten + noise
 
 
+def _finite_batch_gradient(num_params, num_tokens, batch_tokens, *, E, A, alpha, B, beta, b, gamma):
+    log_n, log_d = np.log(num_params), np.log(num_tokens)
+    over = batch_tokens / (b * num_tokens**gamma)
+    log_worth = log_d - np.log1p(over)
+    size, data = np.exp(-alpha * log_n), np.exp(-beta * log_worth)
+    by_crit = -beta * B * data * over / (1 + over)  # ∂ loss / ∂ log B_crit
+    return {
+        "E": np.ones_like(size * data), "A": size, "alpha": -A * size * log_n, "B": data,
+        "beta": -B * data * log_worth, "b": by_crit / b, "gamma": by_crit * log_d,
+    }  # fmt: skip
+
+
+@law(
+    "McCandlish et al. 2018 (arXiv 1812.06162), eq. 2.11, in the data term of Hoffmann et al. 2022; that B_crit moves "
+    "with data and not with size: Zhang et al. 2024 (arXiv 2410.21676)",
+    gradient=_finite_batch_gradient,
+    E=offset(),
+    A=amplitude("alpha", "num_params"),
+    alpha=exponent(*SIZE_SLOPES),
+    B=amplitude("beta", "num_tokens"),
+    beta=exponent(*SLOPES),
+    b=place("batch_tokens", "-gamma", "num_tokens"),
+    gamma=real(0.0, 0.5, lower=-0.5, upper=1.5),
+)
+def finite_batch(num_params, num_tokens, batch_tokens, *, E, A, alpha, B, beta, b, gamma):
+    """L = E + A N^-α + B (D / (1 + batch / B_crit))^-β, B_crit = b D^γ
+
+    A run of S = S_min (1 + B_crit / batch) steps reads batch S = D_min (1 + batch / B_crit) tokens for what D_min are
+    worth in small batches.
+    """
+    worth = num_tokens / (1 + batch_tokens / (b * num_tokens**gamma))
+    return E + A * num_params**-alpha + B * worth**-beta
+
+
 @law(
     "Tao et al. 2024 (arXiv 2407.13623), approach 3, in vocabulary size and characters",
     target="unigram_normalized_loss",

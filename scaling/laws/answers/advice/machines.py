@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scaling.laws.answers.advice import batches
 from scaling.laws.answers.advice.basis import (
     Answer,
     Basis,
@@ -20,15 +21,21 @@ from scaling.laws.answers.advice.basis import (
 from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.answers.optimum import Surfaced
 from scaling.laws.fitting.estimate import Fit
+from scaling.laws.intervals.profile import positive_profile
 from scaling.numbers import compact
 
 # A forward pass of the three that training comes to.
 FORWARD = 1 / 3
 # B_crit = B* L^(-1/α_B), tokens, loss in nats per token of WebText2 (Kaplan et al. 2020, figure 10).
 KAPLAN_BATCH, KAPLAN_EXPONENT = 2.1e8, 4.8
-FIXED_POINT_STEPS = 60
+# More data is a lower loss, and that a larger B_crit: by less than in proportion, so that repeating it settles.
+FIXED_POINT, FIXED_POINT_STEPS = 1e-13, 200
 SPAN = math.log(1e4)  # a size is searched within this of the best for training alone
 AROUND = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the devices, and the deadline, of the frontier
+
+
+# (loss at the end, log D that is read) → B_crit in tokens.
+Critical = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,18 @@ def of_inference(
     return basis.answer(f"{compact(inference_tokens)} tokens of inference", decades, numbers, notes)
 
 
+def _critical_number(
+    given: "float | Fit | None", crit: Critical, loss: np.ndarray, log_d: np.ndarray, basis: Basis,
+    decades: float | None,
+) -> Number:  # fmt: skip
+    """B_crit where the answer lies, with the profile's interval where runs say it."""
+    value = float(crit(loss, log_d)[0, 0])
+    if not isinstance(given, Fit):
+        return Number(value, None, "tokens")
+    known = positive_profile(given, lambda p: batches.critical_batch(p, float(log_d[0, 0])), basis.level)
+    return Number(value, basis.worth((known.lower, known.upper), decades), "tokens")
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Devices that train one model.
@@ -119,6 +138,14 @@ class Cluster:
     price: float | None = None
 
 
+def _critical(given: "float | Fit | None") -> Critical:
+    if given is None:
+        return lambda loss, log_d: KAPLAN_BATCH * loss**-KAPLAN_EXPONENT
+    if isinstance(given, (int, float)):
+        return lambda loss, log_d: np.full_like(loss, given)
+    return lambda loss, log_d: batches.critical_batch(given.params, log_d)
+
+
 def of_deadline(
     found: Surfaced, seconds: float, cluster: Cluster, critical_batch: "float | Fit | None" = None
 ) -> Answer:
@@ -130,16 +157,9 @@ def of_deadline(
     device_batch.
 
     Args:
-      critical_batch: B_crit in tokens, or a law of it by loss fitted to runs; None takes Kaplan's.
+      critical_batch: B_crit in tokens, or the law of it that these runs say (``batches.fitted``); None takes Kaplan's.
     """
-    basis = Basis(found)
-
-    def crit(loss: np.ndarray) -> np.ndarray:
-        if isinstance(critical_batch, (int, float)):
-            return np.full_like(loss, critical_batch)
-        if critical_batch is not None:
-            return critical_batch.predict(loss=loss)
-        return KAPLAN_BATCH * loss**-KAPLAN_EXPONENT
+    basis, crit = Basis(found), _critical(critical_batch)
 
     def read(log_n: np.ndarray, time: float, on: Cluster) -> np.ndarray:
         """log of the tokens that the time is enough for."""
@@ -151,9 +171,11 @@ def of_deadline(
         seen, batch = read(log_n, time, on), on.devices * on.device_batch
         log_d = seen
         for _ in range(FIXED_POINT_STEPS):
-            loss = loss_at(law, log_n, log_d)
+            before, loss = log_d, loss_at(law, log_n, log_d)
             with np.errstate(over="ignore", divide="ignore"):  # next to no tokens: no batch is small enough
-                log_d = 0.5 * (log_d + seen - np.log1p(batch / crit(loss)))
+                log_d = seen - np.log1p(batch / crit(loss, seen))
+            if np.array_equal(log_d, before) or np.nanmax(np.abs(log_d - before)) < FIXED_POINT:
+                break
         return log_d, loss_at(law, log_n, log_d)
 
     def size(law: LawAtBest, time: float = seconds, on: Cluster = cluster) -> np.ndarray:
@@ -165,9 +187,10 @@ def of_deadline(
 
     law = basis.best
     log_n = size(law)
-    flops = float(np.exp(log_flops(log_n, read(log_n, seconds, cluster), law))[0, 0])
+    batch, seen = cluster.devices * cluster.device_batch, read(log_n, seconds, cluster)
+    flops = float(np.exp(log_flops(log_n, seen, law))[0, 0])
     decades = basis.decades(flops)
-    batch = cluster.devices * cluster.device_batch
+    at_end = worth(law, log_n, seconds, cluster)[1]
     numbers = {
         "num_params": basis.number(lambda w: np.exp(size(w))[:, 0], "parameters", decades),
         "num_tokens": basis.number(lambda w: np.exp(read(size(w), seconds, cluster))[:, 0], "tokens", decades),
@@ -176,7 +199,7 @@ def of_deadline(
         ),
         "loss": basis.number(lambda w: worth(w, size(w), seconds, cluster)[1][:, 0], "nats", decades),
         "batch": Number(batch, None, "tokens"),
-        "critical batch": Number(float(crit(worth(law, log_n, seconds, cluster)[1])[0, 0]), None, "tokens"),
+        "critical batch": _critical_number(critical_batch, crit, at_end, seen, basis, decades),
         "steps": basis.number(lambda w: np.exp(read(size(w), seconds, cluster))[:, 0] / batch, "steps", decades),
         "flops": Number(flops, None, "FLOPs"),
     }
@@ -191,10 +214,17 @@ def of_deadline(
                    "num_params": float(np.exp(at)[0, 0]),
                    "num_tokens": float(np.exp(read(at, time, on))[0, 0])}  # fmt: skip
             table.append(row | ({} if cluster.price is None else {"dollars": cluster.price * on.devices * time}))
-    notes = [] if critical_batch is not None else [
-        "B_crit is Kaplan et al.'s of WebText2 by its loss in nats per token: of other text or tokens it is a guess, "
-        "--critical-batch writes your own"
-    ]  # fmt: skip
+    notes = []
+    if critical_batch is None:
+        notes.append(
+            "B_crit is Kaplan et al.'s of WebText2 by its loss in nats per token: of other text or tokens it is a "
+            "guess; --critical-batch writes your own, or runs: that of these runs' batches"
+        )
+    elif isinstance(critical_batch, Fit):
+        notes.append(
+            f"B_crit is of {len(critical_batch.observations)} runs whose batches differ, {batches.LAW}; the other "
+            "intervals take it as it is"
+        )
     notes.append("utilisation is taken to stay as devices are added; the loss is the law's own, of no single run")
     asked = f"{seconds / 86400:.3g} days on {cluster.devices:g} devices"
     return basis.answer(asked, decades, numbers, tuple(notes), {"loss, time and money": table})

@@ -256,26 +256,45 @@ def _repeated(basis: Basis, fitted: Fit, flops: float, unique_tokens: float, dec
     return out
 
 
-def value(found: Surfaced, flops: float | None = None) -> Answer:
+def value(found: Surfaced, flops: float | None = None, downstream: Fit | None = None) -> Answer:
     """What a doubling of N, of D, and of C at its best, takes off the loss, from the optimum at C (by default the
-    largest compute fitted) on."""
+    largest compute fitted) on; and off an error whose law of the loss is given (Gadre et al. 2024, eq. 5)."""
     basis = Basis(found)
     flops = basis.top if flops is None else flops
     decades, log_c, two = basis.decades(flops), np.log([flops]), math.log(2)
 
-    def gain(log_n_more: float, log_d_more: float) -> Quantity:
+    def at(log_n_more: float, log_d_more: float) -> Quantity:
         def quantity(law: LawAtBest) -> np.ndarray:
             log_n = law.best_size(log_c)
             log_d = log_c - log_flops(log_n, np.zeros(1), law)
-            return (loss_at(law, log_n, log_d) - loss_at(law, log_n + log_n_more, log_d + log_d_more))[:, 0]
+            return loss_at(law, log_n + log_n_more, log_d + log_d_more)[:, 0]
 
         return quantity
 
+    before, after = at(0.0, 0.0), {"N": at(two, 0.0), "D": at(0.0, two), "C": lambda law: law.loss(log_c + two)[:, 0]}
     numbers = {
-        "loss less by twice N": basis.number(gain(two, 0.0), "nats", decades),
-        "loss less by twice D": basis.number(gain(0.0, two), "nats", decades),
-        "loss less by twice C": basis.number(
-            lambda law: (law.loss(log_c) - law.loss(log_c + two))[:, 0], "nats", decades
-        ),
+        f"loss less by twice {what}": basis.number(lambda law, then=then: before(law) - then(law), "nats", decades)
+        for what, then in after.items()
     }
+    if downstream is not None:
+        numbers |= {
+            f"error less by twice {what}": _error_number(basis, downstream, before, then, decades)
+            for what, then in after.items()
+        }
     return basis.answer(f"what a doubling is worth at {flops:.3g} FLOPs", decades, numbers)
+
+
+def _error_number(basis: Basis, error: Fit, before: Quantity, after: Quantity, decades: float) -> Number:
+    """What an error falls by between two losses, by draws of the loss's law and of the error's, paired."""
+
+    def fall(params: Params, of: Params) -> np.ndarray:
+        law = basis.law(params)
+        first, then = (error.form.predict(of, loss=loss(law)) for loss in (before, after))
+        return np.atleast_1d(first - then)
+
+    drawn, ends = basis.found.draws.get(str(basis.found.surface)), None
+    if drawn is not None and error.draws is not None:
+        num = min(len(drawn), len(error.draws))
+        falls = fall(drawn.first(num).params, error.draws.first(num).params)
+        ends = basis.worth(interval(falls, basis.level), decades)
+    return Number(float(fall(basis.fitted.params, error.params)[0]), ends, "error")
