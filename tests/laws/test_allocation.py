@@ -5,6 +5,7 @@ import pytest
 
 from scaling.laws.answers import allocation
 from scaling.laws.answers.allocation import Cost, cost_of, no_optimum, optimal_num_params
+from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.forms import catalogue
 from tests.laws import data
 from tests.laws.test_catalogue import TRUTH
@@ -148,12 +149,48 @@ def test_no_optimum_says_where_the_loss_falls():
 
 def test_joint_law_in_closed_form_is_its_minimum_by_search():
     form, params = catalogue.FORMS["kaplan_joint"], TRUTH["kaplan_joint"]
-    plain = dataclasses.replace(form, name="mine", function=lambda n, d, **p: form.function(n, d, **p))
-    searched = optimal_num_params(plain, params, FLOPS, Cost())
+    searched = search(form, params, Cost())
     np.testing.assert_allclose(optimal_num_params(form, params, FLOPS, Cost()), searched, rtol=1e-6)
     a, b = allocation.exponents(form, params)
     assert a == pytest.approx(np.polyfit(np.log(FLOPS), np.log(searched), 1)[0], rel=1e-6)
     assert a + b == 1
+
+
+def search(form, params, cost):
+    """N* by a search that knows nothing of the form."""
+    plain = dataclasses.replace(form, name="mine", function=lambda n, d, **p: form.function(n, d, **p), powers=None)
+    return optimal_num_params(plain, params, FLOPS, cost)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("cost", [Cost(), Cost(1, 3e8, 0.6)])
+def test_powers_that_join_have_their_optimum_and_its_inverse(gamma, cost):
+    """Against a search for N*, against L itself for the least loss, what it takes, and what a wrong size takes."""
+    form, params = catalogue.FORMS["joined"], TRUTH["joined"] | {"gamma": gamma}
+    best = optimal_num_params(form, params, FLOPS, cost)
+    np.testing.assert_allclose(best, search(form, params, cost), rtol=1e-6)
+    law = LawAtBest(form, {k: np.array([v]) for k, v in params.items()}, cost)
+    log_c, loss = np.log(FLOPS), form.predict(params, num_params=best, num_tokens=FLOPS / cost.flops_per_token(best))
+    np.testing.assert_allclose(law.loss(log_c)[0], loss, rtol=1e-12)
+    np.testing.assert_allclose(law.log_paid(loss[None], log_c[None] + 1)[0], log_c, rtol=1e-10)
+    paid = np.exp(law.log_paid_at_size(loss[None], np.log(2 * best)))[0]
+    again = form.predict(params, num_params=2 * best, num_tokens=paid / cost.flops_per_token(2 * best))
+    np.testing.assert_allclose(again, loss, rtol=1e-12)
+    slope = (law.excess(log_c + 1e-6)[0] - law.excess(log_c - 1e-6)[0]) / 2e-6
+    np.testing.assert_allclose(law.excess(log_c)[1], slope, rtol=1e-6)
+
+
+def test_powers_that_join_are_added_at_one_and_kaplans_without_a_floor():
+    n, d = np.meshgrid(np.geomspace(1e6, 1e10, 5), np.geomspace(1e9, 1e12, 5))
+    joined, kaplan = catalogue.FORMS["joined"], TRUTH["kaplan_joint"]
+    added = joined.predict(data.HOFFMANN | {"gamma": 1.0}, num_params=n, num_tokens=d)
+    np.testing.assert_allclose(added, data.chinchilla(n, d), rtol=1e-14)
+    of = {"alpha": kaplan["alpha_N"], "beta": kaplan["alpha_D"], "gamma": kaplan["alpha_D"], "E": 0.0}
+    of |= {"A": kaplan["N_c"] ** kaplan["alpha_N"], "B": kaplan["D_c"] ** kaplan["alpha_D"]}
+    np.testing.assert_allclose(
+        joined.predict(of, num_params=n, num_tokens=d),
+        catalogue.FORMS["kaplan_joint"].predict(kaplan, num_params=n, num_tokens=d), rtol=1e-12,
+    )  # fmt: skip
 
 
 def test_a_law_with_a_parameter_held_has_its_closed_form():
@@ -163,6 +200,10 @@ def test_a_law_with_a_parameter_held_has_its_closed_form():
         optimal_num_params(form, free, FLOPS, Cost()), [data.optimum(C) for C in FLOPS], rtol=1e-12
     )
     assert allocation.exponents(form, free)[0] == pytest.approx(0.28 / 0.62)
+    joined, params = catalogue.FORMS["joined"], TRUTH["joined"]
+    held = joined.fix(gamma=params["gamma"], E=params["E"])
+    rest = {k: v for k, v in params.items() if k in held.parameters}
+    np.testing.assert_allclose(optimal_num_params(held, rest, FLOPS, Cost()), search(joined, params, Cost()), rtol=1e-6)
 
 
 def test_a_cost_in_other_units_is_not_used():

@@ -20,6 +20,7 @@ TRUTH = {
     "kaplan_d_offset": {"E": 1.5, "D_c": 3e10, "alpha": 0.2},
     "kaplan_c_offset": {"E": 1.6, "C_c": 3e19, "alpha": 0.15},
     "chinchilla": {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28},
+    "joined": {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28, "gamma": 0.5},
     "chinchilla_tied": {"E": 1.8, "A": 560.0, "B": 1750.0, "alpha": 0.357},
     "kaplan_joint": {"N_c": 8.8e13, "alpha_N": 0.076, "D_c": 5.4e13, "alpha_D": 0.103},
     "kaplan_steps": {"N_c": 6.5e13, "alpha_N": 0.077, "S_c": 2.1e3, "alpha_S": 0.76},
@@ -143,6 +144,23 @@ def test_jacobian_against_central_differences(name):
         step[j] = 1e-6
         difference = (model.value(theta + step) - model.value(theta - step))[0] / 2e-6
         np.testing.assert_allclose(jacobian[0, j], difference, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "joined", "finite_batch"])
+@pytest.mark.parametrize("log", [True, False])
+def test_second_derivatives_against_central_differences(name, log):
+    data = observations(name, num=20)
+    coordinates = Coordinates(catalogue.get(name), data.columns, data.loss)
+    model = Model(coordinates, data.columns, log=log)
+    theta, rng = coordinates.encode(TRUTH[name])[None] + 0.05, np.random.default_rng(0)
+    c, v = rng.normal(size=(2, 1, 20))
+    _, jacobian, second = model.derivatives(theta)
+    differences = []
+    for step in 1e-5 * np.eye(theta.shape[1]):
+        ahead, behind = (model.derivatives(theta + s)[1][0] for s in (step, -step))
+        differences.append((ahead - behind) @ v[0] / 2e-5)
+    expected = (jacobian[0] * c) @ jacobian[0].T + np.array(differences)
+    np.testing.assert_allclose(second(c, v)[0], expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.slow

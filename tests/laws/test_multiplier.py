@@ -12,6 +12,7 @@ from scipy import optimize, stats
 import scaling
 from scaling import fit
 from scaling.laws.answers.multiplier import compare
+from scaling.laws.forms import catalogue
 from scaling.laws.intervals import resampling
 from scaling.laws.payload import of_comparison
 from tests.laws import data
@@ -73,6 +74,23 @@ def test_multipliers_are_those_of_a_search():
         assert pair.same_size.value[i] == pytest.approx(same, rel=1e-4)
     # With heads that cost alike for both it would be one number: here it moves with compute.
     assert np.ptp(pair.shared.value) > 0.05
+
+
+def test_multipliers_of_powers_that_join():
+    """b takes 1.5 times the parameters and the tokens of a, each 1.5^.5, for any loss: 1.5 times the compute."""
+    joined, times = catalogue.FORMS["joined"], 1.5**0.5
+    truth = data.HOFFMANN | {"gamma": 0.5}
+    table = data.isoflop(budgets=(1e18, 1e19, 1e20), sizes=7)[["num_params", "num_tokens"]]
+    n, d = table["num_params"], table["num_tokens"]
+    a, b = (
+        joined.predict(truth, num_params=n, num_tokens=d),
+        joined.predict(truth, num_params=n / times, num_tokens=d / times),
+    )
+    both = pd.concat([table.assign(loss=a, family="a"), table.assign(loss=b, family="b")], ignore_index=True)
+    (pair,) = compare(both, "family", law="joined", **QUICK).pairs
+    assert {pair.group, pair.over} == {"a", "b"}
+    expected = 1.5 if pair.group == "a" else 1 / 1.5
+    np.testing.assert_allclose(pair.shared.value, expected, rtol=1e-5)
 
 
 def test_apart_from_each_other_laws_may_have_other_exponents_and_floors():

@@ -227,6 +227,15 @@ def powers(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.nd
     return out
 
 
+def join_of(form: Form, params: Params) -> np.ndarray:
+    """γ of a law that joins its powers (``PowerSum``), (B, 1) like ``params``; 1 of one that adds them."""
+    original, held = _original(form)
+    name = None if original.powers is None else original.powers.join
+    return (
+        np.ones((1, 1)) if name is None else np.float64(held[name]) + np.zeros((1, 1)) if name in held else params[name]
+    )
+
+
 def _powers_of_both(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.ndarray]]] | None:
     """``powers`` of a law of N and D; None for others."""
     return powers(form, params) if set(form.columns) == {"num_params", "num_tokens"} else None
@@ -247,7 +256,10 @@ def _two_powers(form: Form, params: Params) -> tuple[np.ndarray, np.ndarray, np.
         return None
     (log_a, of_n), (log_b, of_d) = by_column["num_params"], by_column["num_tokens"]
     alpha, beta = of_n["num_params"], of_d["num_tokens"]
-    return (log_a, alpha, log_b, beta) if (alpha > 0).all() and (beta > 0).all() else None
+    if not ((alpha > 0).all() and (beta > 0).all()):
+        return None
+    gamma = join_of(form, params)  # under it the terms' own powers 1/γ are what is added up
+    return log_a / gamma, alpha / gamma, log_b / gamma, beta / gamma
 
 
 def has_two_powers(form: Form) -> bool:

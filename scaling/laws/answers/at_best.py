@@ -30,6 +30,11 @@ class LawAtBest:
         """(log amplitude (B, 1), {column: exponent (B, 1)}) of each power."""
         return allocation.powers(self.form, {k: v[:, None] for k, v in self.params.items()})  # type: ignore[return-value]  # it has
 
+    @property
+    def join(self) -> np.ndarray:
+        """γ of L = E + (Σ T^(1/γ))^γ, (B, 1): 1 where the powers are added."""
+        return allocation.join_of(self.form, {k: v[:, None] for k, v in self.params.items()})
+
     def best_size(self, log_x: np.ndarray) -> np.ndarray:
         """log N* for what is paid, (B, m)."""
         return np.log(allocation.optimal_num_params(self.form, self.params, np.exp(log_x), self.cost))  # type: ignore[arg-type]  # of N and D
@@ -46,8 +51,9 @@ class LawAtBest:
         columns = {"num_params": log_n, "num_tokens": log_x - self.cost.log_flops_per_token(log_n)}
         logs = {next(iter(e)): log_a - next(iter(e.values())) * columns[next(iter(e))] for log_a, e in terms}
         beta = next(e["num_tokens"] for _, e in terms if "num_tokens" in e)
-        total = np.logaddexp(logs["num_params"], logs["num_tokens"])
-        return total, -beta * np.exp(logs["num_tokens"] - total)
+        gamma = self.join
+        total = np.logaddexp(logs["num_params"] / gamma, logs["num_tokens"] / gamma)
+        return gamma * total, -beta * np.exp(logs["num_tokens"] / gamma - total)
 
     def loss(self, log_x: np.ndarray) -> np.ndarray:
         return self.floor + np.exp(self.excess(log_x)[0])
@@ -69,9 +75,10 @@ class LawAtBest:
     def log_paid_at_size(self, loss: np.ndarray, log_n: np.ndarray) -> np.ndarray:
         """log C at which a model of this size has the loss; inf where no tokens bring it there."""
         (of_n, of_d) = (next(t for t in self.terms() if c in t[1]) for c in ("num_params", "num_tokens"))
+        gamma = self.join
         with np.errstate(all="ignore"):
-            rest = loss - self.floor - np.exp(of_n[0] - of_n[1]["num_params"] * log_n)
-            log_d = (of_d[0] - np.log(rest)) / of_d[1]["num_tokens"]
+            rest = (loss - self.floor) ** (1 / gamma) - np.exp((of_n[0] - of_n[1]["num_params"] * log_n) / gamma)
+            log_d = (of_d[0] - gamma * np.log(rest)) / of_d[1]["num_tokens"]
         return np.where(rest > 0, log_d + self.cost.log_flops_per_token(log_n), np.inf)  # type: ignore[union-attr]  # of N and D
 
 

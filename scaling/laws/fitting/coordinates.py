@@ -17,6 +17,8 @@ from scaling.laws.forms.law import Form, Parameter, Params
 COMPLEX_STEP = 1e-30
 # Value (B, n), Jacobian (B, P, n), and a function for second derivatives: see ``Model.derivatives``.
 Derivatives = tuple[np.ndarray, np.ndarray, Callable[[np.ndarray, np.ndarray], np.ndarray]]
+# Adds Σ_i u_i ∇² of something, (B, P, P), to its second argument; u (B, n).
+Bend = Callable[[np.ndarray, np.ndarray], None]
 
 
 class Coordinates:
@@ -215,14 +217,9 @@ class Model:
             j = self.coordinates.index[self.form.powers.offset]  # type: ignore[union-attr]  # a sum of powers
             level += theta[:, j, None]
             jacobian[:, j] = 1.0
-        values = []
-        for indices, design, constant, _ in self.terms:
-            with np.errstate(over="ignore"):
-                term = np.exp(theta[:, indices] @ design + constant)
-            level += term
-            values.append(term)
-            for j, row in zip(indices, design):
-                jacobian[:, j] += term * row
+        logs = [theta[:, indices] @ design + constant for indices, design, constant, _ in self.terms]
+        rises = self._joined if self.form.powers.join else self._summed  # type: ignore[union-attr]  # a sum of powers
+        bend = rises(theta, logs, level, jacobian)
         inverse: np.ndarray | float
         if self.log:
             with np.errstate(all="ignore"):
@@ -237,12 +234,68 @@ class Model:
             if self.log:
                 c = c - v  # ∇² log L = ∇²L / L - J Jᵀ
             hessian = (jacobian * c[:, None, :]) @ jacobian.swapaxes(1, 2)
-            for (indices, design, _, outer), term in zip(self.terms, values):
-                q = len(design)
-                hessian[:, indices[:, None], indices] += ((u * term) @ outer).reshape(B, q, q)
+            bend(u, hessian)
             return hessian
 
         return value, jacobian, second
+
+    def _summed(self, theta: np.ndarray, logs: list[np.ndarray], level: np.ndarray, jacobian: np.ndarray) -> Bend:
+        """Adds Σ T, of terms whose logs are given, to the value and its slopes; returns what adds Σ_i u_i ∇²."""
+        B, values = len(theta), []
+        for (indices, design, *_), log in zip(self.terms, logs):
+            with np.errstate(over="ignore"):
+                term = np.exp(log)
+            level += term
+            values.append(term)
+            for j, row in zip(indices, design):
+                jacobian[:, j] += term * row
+
+        def bend(u: np.ndarray, hessian: np.ndarray) -> None:
+            for (indices, design, _, outer), term in zip(self.terms, values):
+                q = len(design)
+                hessian[:, indices[:, None], indices] += ((u * term) @ outer).reshape(B, q, q)
+
+        return bend
+
+    def _joined(self, theta: np.ndarray, logs: list[np.ndarray], level: np.ndarray, jacobian: np.ndarray) -> Bend:
+        """The same of e^M, M = γ log Σ e^(l/γ) of the terms' logs l, with γ = e^θ.
+
+        With w the softmax of l/γ, V and H the variance of l/γ under w and its entropy: ∂M/∂l = w, ∂M/∂θ = γ H,
+        ∂²M/∂l∂l' = (δ w - w w')/γ, ∂²M/∂l∂θ = -w (l/γ - mean), ∂²M/∂θ² = γ (V + H).
+        """
+        (B, P), n = theta.shape, len(self.columns[0])
+        at = self.coordinates.index[self.form.powers.join]  # type: ignore[union-attr, index]  # it joins
+        gamma = np.exp(theta[:, at])[:, None]
+        with np.errstate(all="ignore"):
+            scaled = np.stack(logs) / gamma
+            total = np.logaddexp.reduce(scaled, axis=0)
+            weights, above = np.exp(scaled - total), np.exp(gamma * total)
+            entropy = -(weights * (scaled - total)).sum(axis=0)
+            off = scaled - (weights * scaled).sum(axis=0)
+            spread = (weights * off**2).sum(axis=0)
+        means, cross = np.zeros((B, P, n)), np.zeros((B, P, n))
+        for (indices, design, *_), w, away in zip(self.terms, weights, off):
+            for j, row in zip(indices, design):
+                means[:, j] += w * row
+                cross[:, j] -= w * away * row
+        slope = means.copy()
+        slope[:, at] = gamma * entropy
+        level += above
+        jacobian += slope * above[:, None, :]
+
+        def bend(u: np.ndarray, hessian: np.ndarray) -> None:
+            v = u * above
+            hessian += (slope * v[:, None, :]) @ slope.swapaxes(1, 2)
+            hessian -= (means * (v / gamma)[:, None, :]) @ means.swapaxes(1, 2)
+            for (indices, design, _, outer), w in zip(self.terms, weights):
+                q = len(design)
+                hessian[:, indices[:, None], indices] += ((v / gamma * w) @ outer).reshape(B, q, q)
+            mixed = (cross @ v[:, :, None])[:, :, 0]
+            hessian[:, at] += mixed
+            hessian[:, :, at] += mixed
+            hessian[:, at, at] += (v * gamma * (spread + entropy)).sum(axis=1)
+
+        return bend
 
     def _step_derivatives(self, theta: np.ndarray) -> Derivatives:
         value = self.value(theta)

@@ -127,6 +127,28 @@ def chinchilla_tied(num_params, num_tokens, *, E, A, B, alpha):
     return E + A * num_params**-alpha + B * num_tokens**-alpha
 
 
+@law(
+    "Busbridge et al. 2025 (Distillation Scaling Laws, arXiv 2502.08606), the supervised law; Kaplan et al. 2020, eq. "
+    "1.5, with a floor",
+    powers=PowerSum("E", (("A", {"num_params": "alpha"}), ("B", {"num_tokens": "beta"})), join="gamma"),
+    E=offset(),
+    A=amplitude("alpha", "num_params"),
+    alpha=exponent(*ADDITIVE),
+    B=amplitude("beta", "num_tokens"),
+    beta=exponent(*ADDITIVE),
+    gamma=positive(0.5, 1.0, lower=0.02, upper=10.0),
+)
+def joined(num_params, num_tokens, *, E, A, alpha, B, beta, gamma):
+    """L(N, D) = E + ((A N^-α)^(1/γ) + (B D^-β)^(1/γ))^γ
+
+    Hoffmann's law at γ = 1, Kaplan's joint one at E = 0 and γ = α_D: size alone, or data alone, leaves A N^-α or
+    B D^-β, and γ says how much worse the two together are than the worse of them, so that the bend of a budget's
+    profile and the fall of its minimum with compute need not be one number. In the paper's letters, E + (A'/N^α' +
+    B'/D^β')^γ, A = A'^γ and α = γ α'.
+    """
+    return E + ((A * num_params**-alpha) ** (1 / gamma) + (B * num_tokens**-beta) ** (1 / gamma)) ** gamma
+
+
 def _kaplan_joint_gradient(num_params, num_tokens, *, N_c, alpha_N, D_c, alpha_D):
     ratio = alpha_N / alpha_D
     distance = np.log(N_c / num_params)

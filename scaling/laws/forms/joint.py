@@ -38,7 +38,7 @@ def joint(form: Form, num_groups: int) -> Form:
         amplitudes[name] = Parameter("amplitude", lower=0.0, unit="nats/token", of=of, linear=True)
         amplitudes |= {ratio: Parameter(lower=-LOG_RATIO_BOUND, upper=LOG_RATIO_BOUND, starts=(0.0,)) for ratio in own}
         terms.append((name, {**exponents, **{c: ratio for ratio, c in own.items()}}))
-    powers = PowerSum(form.powers.offset, tuple(terms))
+    powers = PowerSum(form.powers.offset, tuple(terms), form.powers.join)
     names = (*form.columns, *columns)
 
     def function(*x: np.ndarray, **p: Any) -> Any:
@@ -51,14 +51,15 @@ def joint(form: Form, num_groups: int) -> Form:
 
 
 def _value(powers: PowerSum, x: dict[str, np.ndarray], p: Params) -> Any:
-    """E + Σ_k A_k Π_j x_j^-α_kj."""
-    total = p[powers.offset] if powers.offset is not None else 0.0
+    """E + Σ_k A_k Π_j x_j^-α_kj, or the terms joined."""
+    floor = p[powers.offset] if powers.offset is not None else 0.0
+    total, gamma = (floor, 1.0) if powers.join is None else (0.0, p[powers.join])
     for name, exponents in powers.terms:
         term = p[name]
         for column, e in exponents.items():
             term = term * x[column] ** -resolve(e, p)
-        total = total + term
-    return total
+        total = total + (term if powers.join is None else term ** (1 / gamma))
+    return total if powers.join is None else floor + total**gamma
 
 
 def of_group(form: Form, params: Params, k: int) -> dict[str, Any]:

@@ -89,11 +89,14 @@ def exponent(*starts: float, lower: float = 0.01, upper: float = 3.0) -> Paramet
 class PowerSum:
     """L = E + Σ_k A_k Π_j x_j^-α_kj, as data: what makes derivatives of a form analytic.
 
-    ``terms``: (amplitude's name, {column: α's name, "-name" for its negative, or a fixed number}).
+    ``terms``: (amplitude's name, {column: α's name, "-name" for its negative, or a fixed number}). With ``join``, the
+    name of a γ that is fitted in its logarithm, L = E + (Σ_k T_k^(1/γ))^γ of the terms T_k: each alone is the loss
+    over E where the others vanish, and γ says how sharply one takes over from another.
     """
 
     offset: str | None
     terms: tuple[tuple[str, Mapping[str, str | float]], ...]
+    join: str | None = None
 
 
 @dataclass(frozen=True)
