@@ -40,6 +40,23 @@ def test_a_page_of_half_a_sweep_says_what_it_lacks(half):
     assert not (folder / "figures").exists()
 
 
+def test_groups_with_laws_of_their_own_stand_side_by_side_before_they_are_whole(half):
+    folder, runs = half
+    manifest = json.loads((folder / "sweep.json").read_text())
+    groups = {"half=a": [run.run_id for run in runs[:9]], "half=b": [run.run_id for run in runs[9:]]}
+    records.write_json(folder / "sweep.json", manifest | {"groups": groups})
+    path = provisional.build(folder)
+    html = path.read_text(encoding="utf-8")
+    assert words.is_provisional(path)
+    assert "Groups side by side" in html
+    assert html.count("<h2>half=") == 2
+    assert "half=a/report.html" not in html
+    assert not (folder / "half=a").exists()
+    known = tuple(provisional._groups(folder, records.load_records(folder), manifest | {"groups": groups}))
+    assert known[0].fit["laws"]["chinchilla"]["num_observations"] == 9
+    assert "error" in known[1].fit, "two runs and one that diverged have no law"
+
+
 def test_too_few_runs_have_no_law_and_say_so(half):
     folder, runs = half
     for run in runs[2:]:
@@ -64,12 +81,12 @@ def test_a_listener_writes_seldom_and_never_stops_training(half, monkeypatch):
     watch({"event": "cell"})
     watch.end()
     assert not written, "a short sweep has its page soon anyway"
-    watch._next = 0.0
+    watch._next, begun = 0.0, time.monotonic()
     for event in ("tick", "cell"):
         watch({"event": event})
         watch.end()
     assert written == [folder]
-    assert watch._next > time.monotonic()
+    assert watch._next > begun
 
     def fails(_):
         raise RuntimeError("no room")

@@ -392,7 +392,10 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         headlines=headlines(results, cells),
         warnings=warnings(results, cells),
         compared=_compared(fit.get("multiplier") or {}),
-        groups=[_group(group, f"{group.folder.name}/{out.name}") for group in results.groups],
+        groups=[
+            _group(group, None if results.is_provisional else f"{group.folder.name}/{out.name}")
+            for group in results.groups
+        ],
         root=Markup(f" {words.PROVISIONAL}") if results.is_provisional else "",
         side_by_side=_group_rows(results),
         seal=forecast_seal(results.forecast),
@@ -419,8 +422,8 @@ def _group_rows(results: Results) -> list[dict]:
     return figures.group_rows({group.folder.name: group.fit for group in results.groups}, compared)
 
 
-def _group(results: Results, page: str) -> dict:
-    """What the page of the whole sweep says of one of its groups, whose own is ``page``."""
+def _group(results: Results, page: str | None) -> dict:
+    """What the page of the whole sweep says of one of its groups, whose own is ``page``; None: it has none yet."""
     cells = results.fit["learning_rates"]
     return {
         "name": results.folder.name,

@@ -1,7 +1,9 @@
 """The page of a sweep that still runs: what is in, what is missing, and laws of those runs alone, marked as such."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from scaling import records, storage
 from scaling.laws.answers import of_runs
@@ -13,7 +15,7 @@ LAWS = ("chinchilla",)
 def build(results_dir: Path) -> Path:
     """Writes report.html of what is in by now, without figures, which take longer than all else; returns its path.
 
-    The law is fitted without draws, so it has no intervals; laws of groups apart wait for the end of the sweep. Raises
+    Laws are fitted without draws, so they have no intervals; those of groups apart stand side by side. Raises
     ValueError where there is no record yet or a file cannot be read.
     """
     folder = storage.folder(results_dir)
@@ -21,9 +23,20 @@ def build(results_dir: Path) -> Path:
     if not runs:
         raise ValueError(f"{folder}/runs: no records: run the sweep first")
     manifest = records.manifest(folder)
-    fit = of_runs.complete({} if manifest.get("groups") else _laws(runs, str(folder)), runs)
-    known = page.Results(folder, runs, fit, manifest, records.read_json(folder / "forecast.json"), is_provisional=True)
+    groups = tuple(_groups(folder, runs, manifest))
+    fit = of_runs.complete({} if groups else _laws(runs, str(folder)), runs)
+    forecast = records.read_json(folder / "forecast.json")
+    known = page.Results(folder, runs, fit, manifest, forecast, groups=groups, is_provisional=True)
     return page.write(known, folder / "report.html", saved=())
+
+
+def _groups(folder: Path, runs: list[records.RunRecord], manifest: Mapping[str, Any]) -> Iterator[page.Results]:
+    """Each group that has a record, as its own folder will have it, with a law of what is in."""
+    for name, ids in (manifest.get("groups") or {}).items():
+        if part := [run for run in runs if run.run_id in set(ids)]:
+            cells = [cell for cell in manifest.get("cells") or [] if cell["run_id"] in set(ids)]
+            fit = of_runs.complete(_laws(part, str(folder / name)), part)
+            yield page.Results(folder / name, part, fit, {"name": name, "cells": cells}, {})
 
 
 def _laws(runs: list[records.RunRecord], source: str) -> dict:

@@ -52,6 +52,13 @@ class Verdict:
         return self.reason is None
 
     @property
+    def most_members(self) -> int | None:
+        """How large a pack of this program the device's memory holds: each member keeps what one does (16 of 5M
+        parameters peaked at 15.9 times one). None where it is not known."""
+        peak = self.bytes.get("peak")
+        return None if not (self.fits and self.limit_bytes and peak) else int(self.limit_bytes // peak)
+
+    @property
     def moved_bytes(self) -> float:
         """Bytes that a device sends to others in a step."""
         return sum(entry["sent_bytes"] for entry in self.collectives.values())

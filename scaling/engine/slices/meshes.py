@@ -193,7 +193,8 @@ def show(
             elif verdict.limit_bytes is not None:
                 peak, owned = (f"{size / 2**30:.2f}" for size in (verdict.bytes["peak"], verdict.limit_bytes))
                 of_device = f"of {owned} GiB that JAX owns of a device ({verdict.limit_setting})"
-                reasons.append(f"{row.run_id} fits {topology}: {peak} {of_device}")
+                packs = f"; packs of up to {verdict.most_members} of it do" if verdict.most_members > 1 else ""  # type: ignore[operator]  # known
+                reasons.append(f"{row.run_id} fits {topology}: {peak} {of_device}{packs}")
             if said := kernels.said(verdict.kernels):
                 reasons.append(f"{row.run_id}: {said}; seen with {verdict.checked_with}")
             for op, entry in sorted(verdict.collectives.items()):
@@ -224,6 +225,7 @@ def _told(row: Row, execution: ExecutionConfig, verdict: aot.Verdict, chip: Chip
         "model_seconds": _model_seconds(run, execution, verdict, chip),
         "fits": verdict.fits,
         "sent_bytes": verdict.moved_bytes,
+        "most_members": verdict.most_members,
         **dataclasses.asdict(verdict),
     }
 
