@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import pytest
 
-from scaling import accounting, families
+from scaling import accounting, families, grid
 from scaling.bench import __main__ as bench
+from scaling.bench import steps
 from scaling.bench.families import FAMILIES, compare
 from scaling.engine.plan import table, timings
 from scaling.execution import ExecutionConfig
@@ -47,7 +48,7 @@ class FakeExecutor:
 
 @pytest.fixture
 def two_workers(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "Local", FakeExecutor)
+    monkeypatch.setattr(steps, "Local", FakeExecutor)
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path))
 
 
@@ -57,7 +58,7 @@ def test_default_shapes_are_the_published_ones():
 
 
 def test_throughput_is_the_sum_over_workers(two_workers, tmp_path):
-    (row,) = bench.measure(
+    (row,) = steps.measure(
         FAMILIES["transformer"].runs[:1], ExecutionConfig(), workers=2, cache_dir=tmp_path, seconds=0.1
     )
     assert row["tokens_per_s"] == 16 * 256 * (2 + 4)
@@ -72,8 +73,8 @@ def test_a_grids_timings_are_what_its_plan_predicts_from(two_workers, tmp_path):
         "recipe: default@1\nisoflop: {rule: exact, budgets: [1e10], sizes: [8, 16]}\nexecution: {remat: full}\n"
     )
     assert bench.main(["--grid", str(grid_file), "--seconds", "0.1"]) == 0
-    cells = bench.grid.load(grid_file).cells
-    execution = bench.grid.load(grid_file).execution
+    cells = grid.load(grid_file).cells
+    execution = grid.load(grid_file).execution
     rows = timings.predict(table.rows(cells), timings.TimingCache(tmp_path, "auto", execution).load())
     mean_step = (0.5 + 0.25) / 2
     for row in rows:
@@ -147,7 +148,7 @@ def test_every_family_has_its_sizes_and_its_layers_beside_anothers(two_workers, 
     assert experts == pytest.approx(dense, rel=0.02)  # but for the router
     assert {run.model.family for run in FAMILIES["recurrent"].runs} == {"recurrent"}
     row = {"model": "lstm", "d_model": 64, "ours_seconds": 0.02, "other_seconds": 0.03, "ratio": 1.5}
-    monkeypatch.setattr(bench, "compare", lambda family, seconds, compared: [row])
+    monkeypatch.setattr("scaling.bench.families.compare", lambda family, seconds, compared: [row])
     out = tmp_path / "bench.json"
     assert bench.main(["--family", "recurrent", "--workers", "2", "--out", str(out)]) == 0
     found = json.loads(out.read_text())

@@ -1,9 +1,12 @@
 """Coverage of the intervals that are printed, over seven kinds of noise and five designs whose law is known."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
+from scaling import records
 from scaling.bench import laws
 from scaling.laws.answers import coverage
 from scaling.laws.forms import catalogue
@@ -78,3 +81,24 @@ def _runs(n: np.ndarray, d: np.ndarray) -> Observations:
     columns = {"num_params": n, "num_tokens": d, "flops": 6 * n * d}
     label = np.array([f"row {i}" for i in range(len(n))])
     return Observations(columns, np.ones(len(n)), np.ones(len(n)), label, np.full(len(n), np.nan))
+
+
+def show(console: Console, num_draws: int, out: Path | None) -> None:
+    """Prints a line a kind of noise and design, each when it is done: coverage of nominal 90 % intervals."""
+    if num_draws < 1:
+        raise ValueError(f"--coverage is {num_draws}: write 1 or more draws")
+
+    def line(row: dict) -> None:
+        shares = ", ".join(
+            f"{label} {100 * row['chosen'][k]['coverage']:.1f} % (profile {100 * row['profile'][k]['coverage']:.1f} %)"
+            for k, label in (("a", "a"), ("num_params", "N*"))
+        )
+        console.print(f"{row['noise']}, {row['design']}, {row['num_runs']} runs: {shares}")
+        if measured := row.get("measured"):
+            held = ", ".join(f"{k} {100 * measured[k]['coverage']:.1f} %" for k in ("a", "num_params", "loss"))
+            ratio = measured["a"]["rmse"] / row["chosen"]["a"]["rmse"]
+            console.print(f"  with noise measured between repeats: {held}; RMSE of a {ratio:.3f} of the unweighted")
+
+    rows = study(num_draws, line)
+    if out:
+        records.write_json(out, {"num_draws": num_draws, "rows": rows, "environment": records.software()})

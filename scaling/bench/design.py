@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+from scaling import records
 from scaling.bench import published
 from scaling.laws.answers.design.pool import CRITERIA, Pool, ensemble, purchases
 from scaling.laws.tables import reading
 from scaling.laws.tables.columns import ALIASES
+from scaling.machine import processor
 
 SHARES = (0.01, 0.05, 0.10)  # of the candidates' cost, after each of which the targets are predicted
 START_SHARE = 0.02  # the cheapest runs that all begin with cost no more than this share
@@ -157,3 +161,34 @@ def measure(report: Callable[[dict], None], methods: Sequence[str] = METHODS) ->
             rows.append(row | {"seconds": time.perf_counter() - begin})
             report(rows[-1])
     return rows
+
+
+def show(console: Console, out: Path | None) -> None:
+    """Prints a line a table and method, each when it is done, and then R² on the targets by method after 1, 5 and 10 %
+    of the cost. Raises ValueError without the tables."""
+
+    def line(row: dict) -> None:
+        scores = ", ".join(f"{100 * share:g} % {r:.3f}" for share, r in zip(SHARES, row["r_squared"]))
+        groups = ", ".join(f"{r:.3f}" for r in row["together"])
+        of_groups = "" if row["together"] == row["r_squared"] else f"; of all groups' targets together {groups}"
+        console.print(f"{row['table']}, {row['method']}: {scores}{of_groups} ({row['seconds']:.0f} s)")
+
+    begin = time.perf_counter()
+    rows = measure(line)
+    found = {(row["table"], row["method"]): row["r_squared"] for row in rows}
+    names = list(dict.fromkeys(row["table"] for row in rows))
+    title = "mean R² on the targets after " + ", ".join(f"{100 * s:g}" for s in SHARES) + " % of the cost"
+    table = Table("table", *METHODS, "published best at 10 %", title=title, title_justify="left")
+    for name in names:
+        cells = (" ".join(f"{r:.3f}" for r in found[name, method]) for method in METHODS)
+        table.add_row(name, *cells, f"{PUBLISHED[name][0]:.2f}" if name in PUBLISHED else "–")
+    means = (np.mean([found[name, method] for name in names], axis=0) for method in METHODS)
+    best = [PUBLISHED[name][0] for name in names if name in PUBLISHED]
+    table.add_row(
+        "mean", *(" ".join(f"{r:.3f}" for r in mean) for mean in means), f"{np.mean(best):.3f}" if best else "–"
+    )
+    console.print(table)
+    seconds = time.perf_counter() - begin
+    console.print(f"{processor()}, one process: {seconds:.0f} s")
+    if out:
+        records.write_json(out, {"rows": rows, "seconds": seconds, "environment": records.software()})

@@ -5,11 +5,14 @@ bought. All three orders begin with the same rows, the cheapest that identify th
 or a tenth of what is there, until the fit's own interval of a is as narrow as was asked.
 """
 
+import math
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from scaling import records
 from scaling.bench import published
@@ -22,6 +25,7 @@ from scaling.laws.fitting.estimate import fit
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis
 from scaling.laws.intervals.profile import profile
+from scaling.laws.payload import finite
 from scaling.laws.tables.observations import Observations, from_table, read_csv
 
 LAW = "chinchilla"
@@ -166,3 +170,27 @@ def measure(rows: Observations, orders: int = ORDERS) -> dict[str, Any]:
         "isoflop": buy(rows, along(isoflop(rows, start)), start, goal),
         "random": [buy(rows, along(shuffled(seed)), start, goal) for seed in range(orders)],
     }
+
+
+def show(console: Console, orders: int, out: Path | None) -> None:
+    """Prints a line a table, each when it is done: FLOPs until the 90 % interval of a is as narrow as was asked."""
+    if orders < 1:
+        raise ValueError(f"--design-curve is {orders}: write 1 or more random orders")
+
+    def told(row: dict) -> str:
+        lower, upper = row["interval"]
+        ends = f"a {row['a']:.3f}, {lower:.3f}–{upper:.3f}" if row["a"] is not None else "no law"
+        return f"{row['flops']:.2e} ({row['runs']} runs; {ends}{'' if row['reached'] else '; not reached'})"
+
+    found = {}
+    for name, rows in tables().items():
+        found[name] = row = measure(rows, orders)
+        spent = sorted(r["flops"] if r["reached"] else math.inf for r in row["random"])
+        middle = f"{statistics.median(spent):.2e}, {spent[0]:.2e} to {spent[-1]:.2e}"
+        held = sum(r["interval"][0] <= row["all"]["a"] <= r["interval"][1] for r in row["random"])
+        console.print(f"{name}: a width of {row['goal']:.3f}; all {told(row['all'])}", soft_wrap=True)
+        for order in ("designed", "isoflop"):
+            console.print(f"  {order} {told(row[order])}", soft_wrap=True)
+        console.print(f"  random {middle}; {held} of {orders} hold the a of all runs", soft_wrap=True)
+    if out:
+        records.write_json(out, {"orders": orders, "tables": finite(found), "environment": records.software()})

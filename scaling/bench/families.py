@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig
 from scaling.families import ModelConfig
@@ -14,6 +16,7 @@ from scaling.families.encoder_decoder import EncoderDecoderConfig
 from scaling.families.experts import ExpertsConfig
 from scaling.families.recurrent import CELLS, RecurrentConfig
 from scaling.families.transformer import TransformerConfig
+from scaling.machine import processor
 from scaling.objectives import NEXT_TOKEN, ObjectiveConfig
 from scaling.objectives.span_corruption import SpanCorruption
 
@@ -204,3 +207,16 @@ def _in_turn(steps: Sequence[Callable[[], Any]], seconds: float) -> np.ndarray:
             turn.append(time.perf_counter() - started)
         turns.append(turn)
     return np.array(turns)
+
+
+def show_compared(console: Console, rows: Sequence[dict], family: str) -> None:
+    """A line a model: forward and backward pass of its layers, ours and the other library's."""
+    other = FAMILIES[family].other
+    title = f"{processor()}, one process, forward and backward pass of a stack of layers, in turn"
+    table = Table(title=title, title_justify="left")
+    for heading in ("layers", "width", "ours ms", f"{other} ms", f"{other}'s time over ours"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        ours, others = (f"{1e3 * row[key]:.1f}" for key in ("ours_seconds", "other_seconds"))
+        table.add_row(row["model"], f"{row['d_model']}", ours, others, f"{row['ratio']:.2f}×")
+    console.print(table)

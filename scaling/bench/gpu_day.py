@@ -408,6 +408,15 @@ def _table(title: str, rows: Mapping[str, dict], ones: Mapping[str, dict]) -> Ta
     return table
 
 
+def sitting(console: Console, minutes: float, out: Path | None) -> int:
+    """One sitting of the command. Raises ValueError without a folder to go on in, or time."""
+    if out is None or (out.exists() and not out.is_dir()):
+        raise ValueError("--gpu-day: say into which folder: write --out DIR")
+    if not minutes > 0:
+        raise ValueError(f"--minutes is {minutes}: write a number above 0, as 8")
+    return sit(console, out, minutes, Day())
+
+
 def main(argv: Iterable[str] | None = None) -> int:
     """A part's own process: PART DIR UNTIL."""
     parser = argparse.ArgumentParser(prog="python -m scaling.bench.gpu_day")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from scaling.bench import published
 from scaling.laws.answers.combination import combine
@@ -13,6 +15,7 @@ from scaling.laws.fitting.estimate import fit
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import resampling
 from scaling.laws.tables.observations import Observations, from_table, read_csv
+from scaling.machine import processor
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
 REPEATS = 7
@@ -77,3 +80,22 @@ def _write(path: Path, observations: Observations) -> None:
     names = ("num_params", "num_tokens", "flops")
     table = np.stack([*(observations.columns[c] for c in names), observations.loss], axis=1)
     np.savetxt(path, table, delimiter=",", header=",".join([*names, "loss"]), comments="", fmt="%.17g")
+
+
+def show(console: Console) -> None:
+    """The speed of the fits, in seconds, beside what each should take on two quiet cores."""
+    measured = measure()
+    points = "Epoch's 240 points" if measured["epoch"] else "240 made-up points ($SCALING_PUBLISHED has no Epoch's)"
+    rows = [
+        ("60 noise-free runs recovered", "noise_free_60", "0.05"),
+        (f"{points}, one fit", "fit_240", "–"),
+        (f"{points}, 4,000 bootstrap fits", "bootstrap_4000_of_240", "3"),
+        (f"{points}, three forms and their rolling forecasts", "combine_240", "–"),
+        ("10,000 runs, read from a CSV and fitted", "load_and_fit_10000", "30"),
+    ]
+    table = Table("fit", "seconds", "asked", title=f"{processor()}, one process", title_justify="left")
+    for name, key, asked in rows:
+        table.add_row(name, f"{measured[key]:.3f}", asked)
+    console.print(table)
+    console.print(f"noise-free recovery: relative error {measured['relative_error']:.1e} (asked: 1e-10)")
+    console.print(f"bootstrap replicates converged: {100 * measured['bootstrap_converged']:.1f} %")
