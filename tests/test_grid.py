@@ -90,6 +90,11 @@ def test_rule_keeps_its_word(width):
     assert transformer.shape(width, {})["num_layers"] <= transformer.shape(width + 8, {})["num_layers"]
 
 
+def test_widths_between_multiples_of_eight_where_the_heads_are_written():
+    model = expand("base: {horizon: {tokens: 1e6}, model: {width: 12, num_layers: 3, num_heads: 2}}").cells[0].run.model
+    assert (model.d_model, model.num_layers, model.num_heads, model.head_dim, model.d_ff) == (12, 3, 2, 6, 48)
+
+
 def test_rule_at_the_scale_of_known_models():
     assert transformer.shape(768, {})["num_layers"] == 12  # GPT-2, 12 heads of 64
     assert transformer.shape(768, {})["num_heads"] == 12
@@ -332,6 +337,7 @@ BAD = {
         "base.model.num_kv_heads: 2: write a divisor of num_heads (3)"
     ),
     "base: {horizon: {tokens: 1e6}, model: {width: 20}}": "base.model.width: 20 is not a width on the rule; write a",
+    "base: {horizon: {tokens: 1e6}, model: {width: 18, num_heads: 2}}": "18 is not a width on the rule; write a mul",
     "base: {horizon: {tokens: 1e6}, model: {params: 20}}": "base.model.params: 20 is no size on the rule (the nearest",
     "base: {horizon: {tokens: -1}, model: {width: 16}}": "base.horizon.tokens: -1.0: write a positive number",
     "base: {horizon: {tokens: 10}, model: {width: 16}}": "base.horizon.tokens: horizon asks for 10 tokens, less than",

@@ -3,11 +3,11 @@
 By default it is today's: pre-norm by RMS, rotary positions, no biases, no dropout. The textbook's (Vaswani et al. 2017)
 and those between, GPT-2's among them, are settings of it.
 
-The rule of sizes, for a width d that is a multiple of 8: num_layers = max(2, round(.43 √d)); head_dim the largest power
-of two that divides d and is at most √(8 d) and 128; num_heads = d / head_dim; d_ff = 4 d (with a gate, SwiGLU's or
-GEGLU's: 8 d / 3, to the nearest multiple of 8, which keeps the parameters). Width × layers: 16×2, 24×2, 32×2, 40×3,
-48×3, 64×3, 80×4, 96×4, 128×5, …, 768×12, 4096×28. Depth grows as √d: GPT-2's aspect at 768, and shallow shapes that two
-cores train fast below.
+The rule of sizes, for a width d that is a multiple of 8 (of 4, where the heads are written): num_layers = max(2,
+round(.43 √d)); head_dim the largest power of two that divides d and is at most √(8 d) and 128; num_heads = d /
+head_dim; d_ff = 4 d (with a gate, SwiGLU's or GEGLU's: 8 d / 3, to the nearest multiple of 8, which keeps the
+parameters). Width × layers: 16×2, 24×2, 32×2, 40×3, 48×3, 64×3, 80×4, 96×4, 128×5, …, 768×12, 4096×28. Depth grows as
+√d: GPT-2's aspect at 768, and shallow shapes that two cores train fast below.
 """
 
 import math

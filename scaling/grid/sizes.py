@@ -20,8 +20,9 @@ def model_fields(given: dict[str, Any]) -> dict[str, Any]:
         return _nearest(target, json.dumps(given, sort_keys=True))
     family = FAMILIES[given.get("family", "transformer")]
     if width is not None:
-        if width < 8 or width % 8:
-            raise ValueError(f"{width} is not a width on the rule; write a multiple of 8, or the shape in full")
+        step = 4 if {"num_heads", "head_dim"} & set(given) else 8  # the rule's own heads are of 8 and more
+        if width < step or width % step:
+            raise ValueError(f"{width} is not a width on the rule; write a multiple of {step}, or the shape in full")
         given = family.shape(width, given) | given
     return family.completed(given)
 
