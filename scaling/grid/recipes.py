@@ -71,25 +71,6 @@ def default_v2(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperpara
     return dataclasses.replace(before, warmup_tokens=int(warmup_tokens))
 
 
-def default_v3(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperparameters:
-    r"""peak_lr = .008 (N / 50,000)^(-1/3), batch = 512 (N / 25,000)^.4 tokens: smooth in N, the same for all horizons.
-
-    default@2's batch falls by halves with the horizon, a step in the loss between neighbours; this one is the same for
-    all horizons of a size, so that they share a trunk. The batch is where the best of 2, 4 and 8 windows of 128 lay at
-    6K, 25K and 148K parameters, each near its compute-optimal horizon; at 21K and 58K parameters rates of .0064 to .01
-    are equal within the noise between seeds, half of that loses .01 to .04 nats (results/README.md).
-    """
-    num_params = accounting.param_counts(model)["non_embedding"]
-    batch_tokens = 512 * (num_params / 25_000) ** 0.4
-    return Hyperparameters(
-        peak_lr=0.008 * (num_params / 50_000) ** (-1 / 3),
-        batch_tokens=batch_tokens,
-        warmup_tokens=int(min(DEFAULT_WARMUP_STEPS * batch_tokens, MAX_WARMUP_FRACTION * num_tokens)),
-        beta2=0.98,
-        weight_decay=0.1,
-    )
-
-
 def porian_v1(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperparameters:
     r"""peak_lr = .0047 (N / 108M)^(-1/3), batch = 160 × 2,048 (N / 108M)^(2/3) tokens.
 
@@ -156,7 +137,6 @@ def deepseek_v1(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperpar
 RECIPES: dict[str, Callable[[ModelConfig, float, int], Hyperparameters]] = {
     "default@1": default_v1,
     "default@2": default_v2,
-    "default@3": default_v3,
     "porian@1": porian_v1,
     "steplaw@1": steplaw_v1,
     "deepseek@1": deepseek_v1,
