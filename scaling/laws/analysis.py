@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_LAWS = ("chinchilla", "kaplan_n", "kaplan_d", "kaplan_c")
+STRAIGHT = ("chinchilla", "chinchilla_tied")  # sums of powers, which ``joined`` has in it
 # Above this many rows profiles would take longer than everything else together.
 MAX_PROFILED_ROWS = 2000
 
@@ -221,6 +222,8 @@ def _with_evidence(found: Analysis) -> Analysis:
     derived = _derived(found) if found.surface in profiles else {}
     residuals = {law: influence.residuals(fitted) for law, fitted in found.fits.items()}
     warnings += [line for law, tests in residuals.items() for line in tests.describe(law)]
+    if found.surface in STRAIGHT and residuals[found.surface].bends and not {"joined"} & set(found.fits):
+        warnings.append(f"{found.surface}: a law of N and D that may bend so: --law {found.surface} joined")
     warnings += [
         f"{law}: {p.describe(name)}: weakly identified"
         for law, entries in profiles.items()

@@ -269,7 +269,8 @@ def allocation_entry(found: Found) -> dict[str, Any]:
 
     ``a``, ``b`` are asymptotic: those of a cost proportional to N D. ``a_local`` is the mean slope of
     log N*(C) over the fitted range under the records' own cost, which is what an IsoFLOP fit estimates.
-    ``reasons`` says what is not there and why: a cost that cannot be used, a law without an optimum, rows that identify
+    ``by_law`` has the same of the other laws fitted to N and D, with intervals from their own draws. ``reasons`` says
+    what is not there and why: a cost that cannot be used, a law without an optimum, rows that identify
     none of it (``identify``), whose exponents are None.
     """
     refused = found.refused.get("allocation")
@@ -288,11 +289,36 @@ def allocation_entry(found: Found) -> dict[str, Any]:
     for name in ("a", "b", "a_local") if not nothing else ():
         if name in quantities and not (name == "a_local" and found.cost.problem):
             out |= _exponent(found, name, quantities[name], out["by_construction"])
+    out["by_law"] = {} if nothing else _exponents_by_law(found, (ends[0], ends[1]))
     out["profiles"] = {
         name: {"value": p.value, "interval": p.interval, "grid": p.grid, "deviance": p.deviance}
         for name, p in found.derived.items()
     }
     out["tokens_per_param"] = {} if found.no_allocation else _ratios(found, ends)
+    return out
+
+
+def _exponents_by_law(found: Found, ends: tuple[float, float]) -> dict[str, dict[str, Any]]:
+    """Exponents of laws of N and D beside the surface law, where they have some that rows move."""
+    out: dict[str, dict[str, Any]] = {}
+    for law, fitted in found.fits.items():
+        if law == found.surface or set(fitted.form.columns) != {"num_params", "num_tokens"}:
+            continue
+        quantities, drawn = allocation.quantities(fitted.form, ends, found.cost), found.draws.get(law)
+        for name in ("a", "b", "a_local"):
+            quantity = quantities.get(name)
+            if quantity is None or (name == "a_local" and found.cost.problem):
+                continue
+            if not np.any(np.abs(resampling.gradient(fitted, quantity)) > 1e-9):  # by construction
+                continue
+            value = float(np.asarray(quantity({k: np.atleast_1d(v) for k, v in fitted.params.items()}))[0])
+            if not np.isfinite(value):
+                continue
+            if drawn is None:
+                band = np.array(resampling.delta_interval(fitted, quantity, found.level)[1:])
+            else:
+                band = resampling.percentiles(quantity(drawn.params)[:, None], found.level)[0]
+            out.setdefault(law, {}).update({name: value, f"{name}_interval": band.tolist()})
     return out
 
 

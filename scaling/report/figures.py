@@ -192,6 +192,8 @@ def exponent_rows(fit: Mapping) -> list[dict]:
         "3  parametric law, fitted range": local,
         "3  parametric law, asymptotic": law,
     }
+    for name, other in (law.get("by_law") or {}).items():
+        found[f"3  {name}, fitted range"] = {"a": other.get("a_local"), "a_interval": other.get("a_local_interval")}
     keys = ("a", "a_interval", "b", "b_interval")
     return [{"name": n} | {k: part.get(k) for k in keys} for n, part in found.items() if part.get("a") is not None]
 

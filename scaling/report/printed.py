@@ -132,6 +132,15 @@ def _exponent_table(payload: dict):
         name = f"3 parametric, over the fitted range ({law['cost']})"
         end = "by construction" if "a_local" in fixed else _range(law["a_local_interval"])
         table.add_row(name, _number(law["a_local"]), end, "", "")
+    for other, entry in (law.get("by_law") or {}).items():
+        if entry.get("a_local") is not None:
+            table.add_row(
+                f"3 {other}, over the fitted range",
+                _number(entry["a_local"]),
+                _range(entry["a_local_interval"]),
+                "",
+                "",
+            )
     shift = (isoflop.get("bias") or {}).get("a")
     if shift is not None and isoflop.get("a") is not None:
         table.caption = f"parabolas through these sizes would miss a by {shift:+.4f} without any noise"

@@ -3,10 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from scaling.laws.analysis import analyse
 from scaling.laws.answers import allocation
 from scaling.laws.answers.allocation import Cost, cost_of, no_optimum, optimal_num_params
 from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.forms import catalogue
+from scaling.laws.payload import allocation_entry
+from scaling.report.figures import exponent_rows
 from tests.laws import data
 from tests.laws.test_catalogue import TRUTH
 
@@ -225,3 +228,35 @@ def test_an_optimum_far_from_the_rows_is_said():
     assert "has 0.02 tokens per parameter, the rows 5 to 40" in allocation.far_from_rows(
         form, near * np.sqrt(1e3), FLOPS, cost
     )
+
+
+@pytest.fixture(scope="module")
+def bent():
+    """Forty-eight runs whose powers join at γ = .4, noise .3 %."""
+    runs = data.isoflop(budgets=np.geomspace(1e18, 1e20, 6), sizes=8)
+    form, truth = catalogue.FORMS["joined"], data.HOFFMANN | {"gamma": 0.4}
+    loss = form.predict(truth, num_params=runs["num_params"], num_tokens=runs["num_tokens"])
+    return runs.assign(loss=loss * np.exp(0.003 * np.random.default_rng(0).normal(size=len(loss))))
+
+
+@pytest.mark.parametrize("bootstrap", [0, 60])
+def test_every_law_of_size_and_data_says_its_exponent(bent, bootstrap):
+    found = analyse(bent, laws=("chinchilla", "joined", "kaplan_n"), bootstrap=bootstrap, combined=False)
+    p, told = found.fits["joined"].params, allocation_entry(found)["by_law"]
+    assert list(told) == ["joined"]
+    assert told["joined"]["a"] == pytest.approx(p["beta"] / (p["alpha"] + p["beta"]), rel=1e-12)
+    for name in ("a", "a_local"):
+        low, high = told["joined"][f"{name}_interval"]
+        assert low < 0.28 / 0.62 < high, "the planted one"
+    rows = exponent_rows(found.to_json())
+    assert rows[-1]["name"] == "3  joined, fitted range"
+    assert rows[-1]["a"] == told["joined"]["a_local"]
+
+
+def test_a_sum_that_misses_a_bend_names_the_law_that_may_have_it(bent):
+    alone = analyse(bent, laws=("chinchilla",), bootstrap=0, combined=False)
+    assert any("the form misses a bend" in line for line in alone.warnings)
+    assert any(line.endswith("--law chinchilla joined") for line in alone.warnings)
+    both = analyse(bent, laws=("chinchilla", "joined"), bootstrap=0, combined=False)
+    assert not any("--law chinchilla joined" in line for line in both.warnings)
+    assert not any(line.startswith("joined: its residuals follow") for line in both.warnings)

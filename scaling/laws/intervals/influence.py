@@ -57,6 +57,11 @@ class Residuals:
         """Plain numbers for fit.json."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
+    @property
+    def bends(self) -> dict[str, dict[str, float]]:
+        """Of ``trends`` those that are there: the form misses a bend."""
+        return {c: t for c, t in self.trends.items() if t["p"] < SMALLEST_P / len(self.trends)}
+
     def describe(self, law: str) -> list[str]:
         """Warnings, a line each kind; none where there is nothing to say."""
         out = []
@@ -73,8 +78,7 @@ class Residuals:
             out.append(
                 f"{law}: {_count(self.influential)} alone decisive: without it, {named}{_more(self.influential)}"
             )
-        bad = {c: t for c, t in self.trends.items() if t["p"] < SMALLEST_P / len(self.trends)}
-        if bad:
+        if bad := self.bends:
             named = ", ".join(f"{TRENDS[c]} (p {t['p']:.1g})" for c, t in sorted(bad.items(), key=lambda i: i[1]["p"]))
             out.append(f"{law}: its residuals follow {named}: the form misses a bend in these data, which no interval "
                        "here knows of")  # fmt: skip
