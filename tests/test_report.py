@@ -116,6 +116,23 @@ def test_the_page_opens_with_the_answer(sweep):
     assert f"{max(errors):.2g} % at worst" in answer
 
 
+def test_doubts_about_laws_that_answer_nothing_stand_with_those_laws(tmp_path):
+    """Before everything stands what is doubtful of the law that answers, and of the runs; nothing is said nowhere."""
+    runs = [without_curve(r) for r in synthetic.sweep_records()]
+    write_fit(synthetic.write(tmp_path, runs), runs)
+    known = json.loads((tmp_path / "fit.json").read_text())
+    doubts = ["chinchilla: an end of it", "kaplan_n: a bend of it", "kaplan_n: a run of it", "runs: a doubt of them"]
+    records.write_json(tmp_path / "fit.json", known | {"warnings": doubts})
+    html = build(tmp_path).read_text(encoding="utf-8")
+    box = html[html.index('<div class="warnings">') :].partition("</ul>")[0]
+    assert "chinchilla: an end of it" in box
+    assert "runs: a doubt of them" in box
+    assert "of it" not in box.replace("chinchilla: an end of it", "")
+    own = html[html.index("<h3>kaplan_n</h3>") :].partition("</div>")[0]
+    assert "a bend of it" in own
+    assert "a run of it" in own
+
+
 def test_every_run_is_on_the_page_and_failures_are_named(sweep):
     folder, _, html = sweep
     text = Page(html).text

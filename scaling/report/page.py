@@ -286,7 +286,17 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
     out += [f"{name} has no record yet." for name in results.manifest.get("groups") or {} if name not in shown]
     said = [] if shown else precision.sentences(fit["precision"])  # each group says it of its own
     imprecise = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in said]
-    return [*out, *imprecise, *(fit.get("warnings") or []), *(results.manifest.get("warnings") or [])]
+    apart = {f"{law}: {line}" for law, lines in _doubts_by_law(fit).items() for line in lines}
+    doubts = [line for line in fit.get("warnings") or [] if line not in apart]
+    return [*out, *imprecise, *doubts, *(results.manifest.get("warnings") or [])]
+
+
+def _doubts_by_law(fit: Mapping) -> dict[str, list[str]]:
+    """What is doubtful of laws that no answer on the page is from: it stands with each, not before everything."""
+    laws, lines = fit.get("laws") or {}, fit.get("warnings") or []
+    leading = (fit.get("allocation") or {}).get("law") or next(iter(laws), None)
+    rest = [law for law in laws if law != leading]
+    return {law: [line.removeprefix(f"{law}: ") for line in lines if line.startswith(f"{law}: ")] for law in rest}
 
 
 def _cell_rows(results: Results) -> list[dict]:
@@ -391,6 +401,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         convention=next(filter(None, conventions), figures.convention({})),
         headlines=headlines(results, cells),
         warnings=warnings(results, cells),
+        doubts=_doubts_by_law(fit),
         compared=_compared(fit.get("multiplier") or {}),
         groups=[
             _group(group, None if results.is_provisional else f"{group.folder.name}/{out.name}")
