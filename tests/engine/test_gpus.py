@@ -173,6 +173,12 @@ def test_hosts_of_gpus_that_are_not_here(monkeypatch):
     assert verdict.checked_with.startswith("JAX ")
     layers, table = 4 * 12 * 256**2, 512 * 256  # the unembedding too is gathered twice
     assert verdict.collectives["all-gather"]["sent_bytes"] == 7 / 8 * 2 * (2 * layers + 3 * table)
+    heads_of_12 = {**SMALL["base"]["model"], "d_model": 96, "num_heads": 8, "num_kv_heads": 8, "head_dim": 12}
+    narrow = grid.expand({**SMALL, "base": {**SMALL["base"], "model": heads_of_12}}, name="x")
+    with aot.Compiler("h100:8") as compiler:
+        verdict = compiler.ask(narrow.cells[0].run, narrow.execution)
+    assert verdict.fits, verdict.reason
+    assert not any(name.startswith("cudnn attention") for name in verdict.kernels)
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".002")
     with aot.Compiler("h100:8") as compiler:
         assert "that JAX owns of a device" in compiler.ask(g.cells[0].run, g.execution).reason

@@ -554,7 +554,32 @@ def test_a_kernel_without_document_masks_says_so_and_auto_takes_another():
     assert attention.choose("auto", "gpu", 128, mask_documents=True) is attention.block_causal
     both_ways = attention.choose("auto", "gpu", 128, mask_documents=True, causal=False)
     assert (both_ways.func, both_ways.keywords) == (attention.einsum, {"causal": False})
-    assert attention.choose("auto", "gpu", 128) is attention.cudnn
+    assert attention.choose("auto", "gpu", 128).func is attention.fused_or_not
+
+
+@pytest.mark.parametrize(
+    "queries, keys, head_dim, causal, kernel",
+    [(64, 64, 16, True, True), (64, 64, 12, True, False), (64, 64, 136, True, False), (63, 63, 16, True, False),
+     (104, 460, 64, False, True), (104, 461, 64, False, False), (103, 460, 64, False, False)],
+)  # fmt: skip
+def test_shapes_that_the_fused_kernel_does_not_serve_take_another(monkeypatch, queries, keys, head_dim, causal, kernel):
+    """JAX refuses odd lengths and heads of 12 when a step is compiled for a GPU (seen for h100:8)."""
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(1, n, heads, head_dim)), jnp.bfloat16)
+        for n, heads in ((queries, 4), (keys, 2), (keys, 2))
+    )
+    asked = []
+    monkeypatch.setattr(attention, "cudnn", lambda *a, **kw: asked.append(kw) or a[0])
+    got = attention.choose("auto", "gpu", queries, causal=causal, cross=queries != keys)(q, k, v, 0.3)
+    assert bool(asked) is kernel
+    if not kernel:
+        square = attention.einsum(q, k, v, 0.3, causal=causal)
+        assert_allclose(np.float32(got), np.float32(square), rtol=0.03, atol=0.03)
+    monkeypatch.undo()
+    if not kernel:
+        with pytest.raises(ValueError, match=r"here \d+ queries, \d+ keys, heads of \d+: write auto, or einsum"):
+            attention.cudnn(q, k, v, 0.3)
 
 
 def test_kernels_without_biases_say_so_and_auto_takes_another():

@@ -97,16 +97,37 @@ def block_causal(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, prefix:
 def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True):
     """cuDNN's fused kernel for 16-bit inputs on NVIDIA GPUs; XLA's fused softmax for float32, which cuDNN lacks.
 
-    Raises ValueError with documents: as a bias their mask would take the T × T square that the kernel is there to save.
+    Raises ValueError with documents: as a bias their mask would take the T × T square that the kernel is there to save;
+    and for shapes that the kernel does not serve.
     """
     if document_BT is not None:
         raise ValueError(
             "execution.attention is 'cudnn', which has no mask for documents or padding here: write auto, or einsum"
         )
     implementation = "cudnn" if q_BTHK.dtype in (jnp.bfloat16, jnp.float16) else "xla"
+    if implementation == "cudnn" and not serves(q_BTHK, k_BTGK):
+        raise ValueError(
+            f"execution.attention is 'cudnn', which trains on even lengths and heads of a multiple of 8, 128 at most: "
+            f"here {q_BTHK.shape[1]} queries, {k_BTGK.shape[1]} keys, heads of {q_BTHK.shape[3]}: write auto, or einsum"
+        )
     return jax.nn.dot_product_attention(
         q_BTHK, k_BTGK, v_BTGK, scale=scale, is_causal=causal, implementation=implementation
     )
+
+
+def serves(q_BTHK, k_BTGK) -> bool:
+    """Whether cuDNN's kernel trains on these shapes: JAX refuses others when a step is compiled for a GPU (its
+    ``check_is_flash_attention``; heads up to 256 are Hopper's and later)."""
+    lengths, head_dim = (q_BTHK.shape[1], k_BTGK.shape[1]), q_BTHK.shape[3]
+    return not any(length % 2 for length in lengths) and head_dim % 8 == 0 and head_dim <= 128
+
+
+def fused_or_not(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True):
+    """cuDNN's kernel where it serves the shapes, else by blocks, or whole."""
+    plain = block_causal if causal else functools.partial(einsum, causal=False)
+    if document_BT is not None or (q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and not serves(q_BTHK, k_BTGK)):
+        return plain(q_BTHK, k_BTGK, v_BTGK, scale, document_BT)
+    return cudnn(q_BTHK, k_BTGK, v_BTGK, scale, causal=causal)
 
 
 def splash(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True):
@@ -192,7 +213,9 @@ def choose(
     if name == "auto":
         blocks = "block_causal" if causal else "einsum"
         splash_or_not = "splash" if seq_len % 128 == 0 else blocks
-        name = {"cpu": blocks, "gpu": "cudnn", "tpu": splash_or_not}.get(platform, "einsum")
+        if platform == "gpu":
+            return functools.partial(fused_or_not, causal=causal)
+        name = {"cpu": blocks, "tpu": splash_or_not}.get(platform, "einsum")
     if causal:
         return IMPLEMENTATIONS[name]
     if name == "block_causal":
