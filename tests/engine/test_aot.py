@@ -285,3 +285,24 @@ def test_suggest_takes_the_fastest_that_the_compiler_takes():
     assert console.file.getvalue().count("out of memory: 99G wanted of 95G a device") == 4
     with pytest.raises(ValueError, match="the figures of v4:2x2x1's chip are not known"):
         meshes._best(console, Compiler(), run, g.execution, first, meshes.Chip.of("v4:2x2x1", "bfloat16"), "v4:2x2x1")
+
+
+def test_a_product_without_tiles_is_compiled_by_the_other_library():
+    """What XLA says, deviceless, of a product of 1,844 rows by Triton; any other failure is the caller's to tell."""
+    asked = []
+
+    class Lowered:
+        def __init__(self, says):
+            self.says = says
+
+        def compile(self, compiler_options=None):
+            asked.append(compiler_options)
+            if compiler_options is None:
+                raise RuntimeError(self.says)
+            return "compiled"
+
+    found = aot._compiled(Lowered("INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.235"))
+    assert found == "compiled"
+    assert asked == [None, {"xla_gpu_enable_triton_gemm": False}]
+    with pytest.raises(RuntimeError, match="out of registers"):
+        aot._compiled(Lowered("INTERNAL: out of registers"))

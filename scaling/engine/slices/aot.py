@@ -28,6 +28,7 @@ from scaling.engine.slices import gpus, kernels
 from scaling.execution import ExecutionConfig
 
 HERE = "here"
+_NO_TILES = "Couldn't find output tile sizes"
 BYTES = ("argument", "output", "alias", "temp", "generated_code")
 
 
@@ -179,7 +180,7 @@ def compile_step(run: RunConfig, execution: ExecutionConfig, devices: list) -> V
     try:
         mesh = sharding.make_mesh(execution.mesh, devices)
         with jax.set_mesh(mesh):
-            compiled = programs.lower(config.program_key(run), execution, 1, mesh).train.compile()
+            compiled = _compiled(programs.lower(config.program_key(run), execution, 1, mesh).train)
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as e:
         shape = dict(mesh.shape) if mesh is not None else {}
         seconds = time.perf_counter() - started
@@ -202,6 +203,17 @@ def compile_step(run: RunConfig, execution: ExecutionConfig, devices: list) -> V
         kernels=kernels.of(hlo) if limit else {},
         checked_with=gpus.checked_with() if limit else "",
     )
+
+
+def _compiled(lowered):
+    """The compiled program. Where XLA, which times nothing without a GPU, gives a product of odd sizes to Triton and
+    finds no tiles for it, with all products by cuBLAS: on the GPU itself it would try both."""
+    try:
+        return lowered.compile()
+    except Exception as e:
+        if _NO_TILES not in str(e):
+            raise
+        return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
 
 def _too_large(peak_bytes: int, limit_bytes: int | None, setting: str) -> str | None:
