@@ -24,6 +24,7 @@ COLUMNS |= {
     "num_characters": 3 * COLUMNS["num_tokens"],
     "parallel_size": 2.0 ** OTHERS.integers(0, 4, 30),
     "unique_tokens": COLUMNS["num_tokens"] / 2.0 ** OTHERS.integers(0, 4, 30),
+    "batch_tokens": 2.0 ** OTHERS.uniform(16, 24, 30),
 }
 POWER_SUMS = [name for name, form in catalogue.FORMS.items() if form.powers is not None]
 
