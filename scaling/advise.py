@@ -231,7 +231,7 @@ class Machine:
             n = np.exp(law.best_size(np.log(seconds * self.rate(n))))
         return float(seconds * self.rate(n)[0, 0])
 
-    def prices(self, serving: dict[str, Any]) -> machines.Prices:
+    def prices(self, serving: Mapping[str, Any]) -> machines.Prices:
         """Dollars a FLOP in training, prefill and decoding.
 
         Decoding at batch b reads N w bytes for 2 N b FLOPs: it reaches no more than 2 b bandwidth / w FLOP/s (the

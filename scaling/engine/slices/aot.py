@@ -189,7 +189,7 @@ def compile_step(run: RunConfig, execution: ExecutionConfig, devices: list) -> V
     bytes_ = {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in BYTES}
     bytes_ |= {"peak": int(memory.peak_memory_in_bytes), "host_temp": int(memory.host_temp_size_in_bytes)}
     limit, setting = gpus.limit_of(devices[0]) or (None, "")
-    hlo: str = compiled.as_text()  # type: ignore[assignment]  # it has a text
+    hlo: str = compiled.as_text()
     return Verdict(
         reason=_too_large(bytes_["peak"], limit, setting),
         num_devices=len(devices),

@@ -41,7 +41,7 @@ def fitted(table: "pd.DataFrame", found: Observations) -> tuple[Fit, tuple[str, 
     if "cell" in table:  # of records: a batch is a setting there, and here a column of the law
         table = table.assign(cell=table["cell"].astype(str) + " " + table["batch_tokens"].astype(str))
     given = {k: v for k in ("num_params", "flops") if (v := found.convention.get(k)) not in (None, "as given")}
-    rows = from_table(table, source=source, columns=form.columns, **given)  # type: ignore[arg-type]  # two conventions
+    rows = from_table(table, source=source, columns=form.columns, **given)
     varied = _batches(rows)
     enough = [b for b in varied if len(b) >= MIN_BATCHES and b[-1] >= MIN_RANGE * b[0]]
     if len(enough) < MIN_CELLS:

@@ -271,11 +271,15 @@ def value(found: Surfaced, flops: float | None = None, downstream: Fit | None = 
 
         return quantity
 
-    before, after = at(0.0, 0.0), {"N": at(two, 0.0), "D": at(0.0, two), "C": lambda law: law.loss(log_c + two)[:, 0]}
-    numbers = {
-        f"loss less by twice {what}": basis.number(lambda law, then=then: before(law) - then(law), "nats", decades)
-        for what, then in after.items()
-    }
+    def of_more_compute(law: LawAtBest) -> np.ndarray:
+        return law.loss(log_c + two)[:, 0]
+
+    def less(then: Quantity) -> Quantity:
+        return lambda law: before(law) - then(law)
+
+    before: Quantity = at(0.0, 0.0)
+    after: dict[str, Quantity] = {"N": at(two, 0.0), "D": at(0.0, two), "C": of_more_compute}
+    numbers = {f"loss less by twice {what}": basis.number(less(then), "nats", decades) for what, then in after.items()}
     if downstream is not None:
         numbers |= {
             f"error less by twice {what}": _error_number(basis, downstream, before, then, decades)
