@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import numbers
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +25,11 @@ from scaling import fit as fitting
 from scaling import records, storage, terminal
 from scaling.devices import DEVICE_BATCH, DTYPE, PROFILES, Profile
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
-from scaling.laws.answers.advice import batches, groups, machines, questions
+from scaling.laws.answers.advice import batches, downstream, groups, machines, questions
 from scaling.laws.answers.advice.basis import Answer
 from scaling.laws.answers.multiplier import compare as compare_groups
 from scaling.laws.payload import finite
-from scaling.laws.tables.reading import listed, parse
+from scaling.laws.tables.reading import parse
 from scaling.report import printed
 
 UNITS = ("nats", "bits", "bits_per_byte")
@@ -41,6 +42,7 @@ SERVING = {
     "deadline": ("device_batch", "critical_batch"),
     "value": ("downstream",),
 }  # fmt: skip
+_COUNTS = {2: "two", 3: "three"}
 FITTED = "runs"  # of ``critical_batch``: what these runs' own batches say
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -100,11 +102,12 @@ def check_numbers(given: Mapping[str, Any]) -> None:
         option = _option(name)
         if name == "critical_batch" and isinstance(v, str) and v != FITTED:
             raise ValueError(f"{option} is {v}: write a number of tokens, or {FITTED}")
-        if isinstance(v, str):
+        if not isinstance(v, numbers.Real):  # a column's name, a law of the critical batch
             continue
-        if name in SHARES and not (0 < v <= 1 or (name == "share_read" and v == 0)):
+        number = float(v)
+        if name in SHARES and not (0 < number <= 1 or (name == "share_read" and number == 0)):
             raise ValueError(f"{option} is {v}: write a share, above 0 and at most 1")
-        if name not in SHARES and not (math.isfinite(v) and v > 0):
+        if name not in SHARES and not (math.isfinite(number) and number > 0):
             raise ValueError(f"{option} is {v}: write a positive number")
 
 
@@ -119,10 +122,11 @@ def _check(given: Mapping[str, Any], serving: Mapping[str, Any]) -> None:
         unused = [_option(name) for name in names if name in given and question not in given]
         if unused:
             raise ValueError(f"{', '.join(unused)}: only {_option(question)} takes it: write that too")
-    ways = [name for name in ("deadline", "inference_tokens") if name in given]
-    if len(ways) == 2:
-        raise ValueError("--deadline and --inference-tokens are two questions: write one")
-    taken = {"deadline": (), "inference_tokens": ("flops", "dollars", "hours", "loss", "num_params")}
+    ways = [name for name in ("deadline", "inference_tokens", "value") if name in given]
+    if len(ways) > 1:
+        raise ValueError(f"{' and '.join(map(_option, ways))} are {_COUNTS[len(ways)]} questions: write one")
+    budgets = ("flops", "dollars", "hours")
+    taken = {"deadline": (), "inference_tokens": (*budgets, "loss", "num_params"), "value": budgets}
     asked = ("flops", "dollars", "hours", "loss", "tokens", "unique_tokens", "num_params")
     for question in ways:
         if other := [name for name in asked if name in given and name not in taken[question]]:
@@ -156,24 +160,19 @@ def _answered(found: Analysis, given: Mapping[str, Any], machine: "Machine | Non
 
 
 def _valued(found: Analysis, given: Mapping[str, Any], table: Any) -> Answer:
-    if other := [given[name] for name in ("loss", "tokens", "unique_tokens", "num_params") if name in given]:
-        raise ValueError(f"--value is asked at --flops, or at the largest fitted: {other[0]:g} is of another question")
     if (column := given.get("downstream")) is None:
         return questions.value(found, given.get("flops"))
-    source = found.observations.source
-    if table is None or column not in table:
-        there = "" if table is None else f" (there is {listed(table.columns)})"
-        raise ValueError(f"{source}: --downstream is {column}, which is no column{there}: write that of the error")
+    if table is None:
+        raise ValueError("--downstream is of a table: advise a fit of runs (scaling.open)")
     drawn = len(next(iter(found.draws.values()), ()))
-    error = fitting.fit_law(table.assign(error=table[column]), "downstream_error", bootstrap=drawn, source=source)
-    doubts = () if error.converged else (f"{column}: its law did not converge: {'; '.join(error.reasons)}",)
+    error, notes = downstream.fitted(table, column, found.observations, drawn)
     answer = questions.value(found, given.get("flops"), error)
-    return dataclasses.replace(answer, notes=(*answer.notes, *doubts))
+    return dataclasses.replace(answer, notes=(*answer.notes, *notes))
 
 
 def _by_deadline(found: Analysis, given: Mapping[str, Any], machine: "Machine", table: Any) -> Answer:
     batch = given.get("device_batch", DEVICE_BATCH)
-    cluster = machines.Cluster(given["devices"], machine.rate, batch, machine.dollars_per_second)
+    cluster = machines.Cluster(given.get("devices", 1), machine.rate, batch, machine.dollars_per_second)
     if given.get("critical_batch") != FITTED:
         return machines.of_deadline(found, given["deadline"], cluster, given.get("critical_batch"))
     if table is None:

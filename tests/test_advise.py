@@ -17,6 +17,8 @@ from scaling import advise as advising
 from scaling import records, study
 from scaling.devices import PROFILES, mfu_of
 from scaling.engine.plan.hardware import Hardware
+from scaling.laws.answers import comparison
+from scaling.laws.answers.advice import batches
 from tests import synthetic
 from tests.laws import data
 
@@ -110,7 +112,9 @@ BAD = {
     "option of another": (["--flops", "1e12", "--critical-batch", "1K"], "--critical-batch: only --deadline takes it"),
     "deadline and loss": (["--deadline", "1h", "--hardware", "h100", "--loss", "2"], "--loss: --deadline does not"),
     "serving and data": (["--inference-tokens", "1B", "--tokens", "1B"], "--tokens: --inference-tokens does not"),
-    "value of a loss": (["--value", "--loss", "2"], "is of another question"),
+    "value of a loss": (["--value", "--loss", "2"], "--loss: --value does not take it"),
+    "value by a deadline": (["--value", "--deadline", "1h"], "--deadline and --value are two questions"),
+    "no error": (["--value", "--downstream", "num_tokens"], "is no error: write a column of shares above 0"),
     "two of time": (["--deadline", "1h", "--inference-tokens", "1B"], "are two questions"),
     "no form": (["--flops", "1e12", "--law", "kaplan_n"], "write --law chinchilla"),
     "unvaried batches": (
@@ -139,11 +143,11 @@ def test_bad_input_is_one_line(case, folder, tmp_path, capsys):
     assert "\n" not in said
 
 
-def with_batches(noise=0.0, seed=0, b=3e3, gamma=0.4, batches=(0.1, 0.3, 1, 3, 9)):
+def with_batches(noise=0.0, seed=0, b=3e3, gamma=0.4, batches=(0.1, 0.3, 1, 3, 9), horizons=None):
     """Runs of five sizes at three horizons, batches about a known B_crit = b D^γ, three rates each."""
     rng, rows = np.random.default_rng(seed), []
     for n in np.geomspace(1e7, 3e8, 5):
-        for d, times in itertools.product(n * np.array([5, 15, 45]), batches):
+        for d, times in itertools.product(n * np.array([5, 15, 45]) if horizons is None else horizons, batches):
             batch = b * d**gamma * times
             loss = data.chinchilla(n, d / (1 + times))
             for rate in (0.5, 1, 2):
@@ -169,7 +173,7 @@ def test_a_deadline_by_the_critical_batch_of_these_runs():
         few.advise(**asked, critical_batch="runs")
     one_rate = with_batches(noise=0.002).query("lr == .001")
     doubted = scaling.open(one_rate).fit(**FAST | {"bootstrap": 0}).advise(**asked, critical_batch="runs")
-    assert any("each batch has one rate" in note for note in doubted.notes)
+    assert any("75 of 75 batches have one rate" in note for note in doubted.notes)
 
 
 @pytest.mark.slow
@@ -198,6 +202,46 @@ def test_what_a_doubling_takes_off_an_error():
     assert told.value == pytest.approx(before - after, rel=1e-6)
     assert told.interval[0] < told.value < told.interval[1]
     assert fit.advise(value=True, flops=1e19).numbers["loss less by twice C"] == answer.numbers["loss less by twice C"]
+    some = table.assign(mistakes=table["mistakes"].where(np.arange(len(table)) % 2 == 0))  # measured of every other run
+    told = scaling.open(some).fit(**FAST).advise(value=True, flops=1e19, downstream="mistakes")
+    assert told.numbers["error less by twice C"].value == pytest.approx(before - after, rel=1e-5)
+    assert any(f"mistakes is of {len(table) // 2} runs" in note for note in told.notes)
+
+
+@pytest.mark.parametrize(
+    "column, words",
+    [(lambda t: 1 - t, "of an accuracy write a column of 1 less it"), (lambda t: 100 * t, "is no error"),
+     (lambda t: 0 * t + 0.5, "does not rise with the loss"), (lambda t: t.astype(str) + "%", "is no error")],
+)  # fmt: skip
+def test_what_is_no_error_is_refused(column, words):
+    table = data.isoflop(noise=0.001)
+    fit = scaling.open(table.assign(mistakes=column(0.85 - 2.08 * np.exp(-0.756 * table["loss"])))).fit(**FAST)
+    with pytest.raises(ValueError, match=words):
+        fit.advise(value=True, downstream="mistakes")
+
+
+def test_a_law_of_batches_moves_no_other_law():
+    """Its rows are all that were tried; those of the others stay each cell's best."""
+    table = with_batches(noise=0.002)
+    alone = scaling.open(table).fit(**FAST | {"laws": ("chinchilla",), "bootstrap": 0}).analysis
+    both = scaling.open(table).fit(**FAST | {"laws": ("chinchilla", "finite_batch"), "bootstrap": 0}).analysis
+    assert both.fits["chinchilla"].params == alone.fits["chinchilla"].params
+    assert len(both.fits["finite_batch"].observations) == 5 * 3 * 5
+    assert any("untuned" in line for line in both.warnings)
+    assert "finite_batch" not in comparison.surfaces(alone.observations)
+
+
+def test_counts_under_any_name_have_their_batches():
+    """A table with two counts and no plain one; batches of one horizon say nothing of how B_crit moves."""
+    table = with_batches().rename(columns={"num_params": "num_params_non_embedding"})
+    table = table.assign(num_params_total=1.1 * table["num_params_non_embedding"])
+    found = scaling.open(table).fit(**FAST | {"bootstrap": 0}).analysis.observations
+    law, doubts = batches.fitted(table, found)
+    assert law.params["gamma"] == pytest.approx(0.4, rel=1e-5)
+    assert doubts == ()
+    varied, rest = with_batches(horizons=[1e9]), with_batches(batches=(1.0,))
+    one = pd.concat([varied, rest], ignore_index=True)
+    assert any("at one horizon" in line for line in batches.fitted(one, found)[1])
 
 
 def test_groups_are_compared_with_the_probability_of_a_known_multiplier():

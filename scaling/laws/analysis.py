@@ -18,7 +18,7 @@ from scaling.laws.fitting.run_noise import RunNoise
 from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis, influence
 from scaling.laws.intervals.profile import Profile, Quantity, positive_profile, profile
-from scaling.laws.tables.observations import Observations, from_table
+from scaling.laws.tables.observations import Observations, from_table, settings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +120,11 @@ def analyse(
         "holdout_flops": holdout_flops,
         "source": source,
     }
-    observations = from_table(table, **reading, columns=[c for law in laws for c in catalogue.get(law).columns])
+    # Runs that differ in a rate or a batch are rows to a law of that, and tries of one cell to the others.
+    settings = {catalogue.get(law).name: settings_of(catalogue.get(law).columns) for law in laws}
+    usual = min(settings.values(), key=len, default=())
+    observations = from_table(table, **reading, columns=usual)
+    own = {name: from_table(table, **reading, columns=of) for name, of in settings.items() if set(of) != set(usual)}
     columns = observations.columns
     clusters, said = diagnosis.run_clusters(observations)
     objective: dict[str, Any] = {"loss": loss, "delta": delta, "tau": tau}
@@ -139,8 +143,9 @@ def analyse(
                 f'scaling.fit_law(table, "{form.name}"), on a table with a column {form.target}'
             )
         try:
-            rows, selections[form.name] = approaches.select(observations, form)
-            fits[form.name] = fit(observations.take(rows), form, **objective)
+            of_law = own.get(form.name, observations)
+            rows, selections[form.name] = approaches.select(of_law, form)
+            fits[form.name] = fit(of_law.take(rows), form, **objective)
         except ValueError as e:
             problems.append(str(e))
             if isinstance(e, NotIdentified):
@@ -149,7 +154,8 @@ def analyse(
                     refused.setdefault("allocation", e.told)
             continue
         if bootstrap:
-            told = diagnosis.diagnose(fits[form.name], None if clusters is None else clusters[rows])
+            of_runs = clusters if form.name not in own else diagnosis.run_clusters(of_law)[0]
+            told = diagnosis.diagnose(fits[form.name], None if of_runs is None else of_runs[rows])
             diagnoses[form.name] = told
             draws[form.name] = diagnosis.resample(fits[form.name], told, bootstrap, seed)
             if told.doubtful:
@@ -222,7 +228,7 @@ def _with_evidence(found: Analysis) -> Analysis:
     derived = _derived(found) if found.surface in profiles else {}
     residuals = {law: influence.residuals(fitted) for law, fitted in found.fits.items()}
     warnings += [line for law, tests in residuals.items() for line in tests.describe(law)]
-    if found.surface in STRAIGHT and residuals[found.surface].bends and not {"joined"} & set(found.fits):
+    if found.surface in STRAIGHT and residuals[found.surface].bends and "joined" not in found.fits:
         warnings.append(f"{found.surface}: a law of N and D that may bend so: --law {found.surface} joined")
     warnings += [
         f"{law}: {p.describe(name)}: weakly identified"

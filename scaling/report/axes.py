@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 
 from scaling.numbers import compact
+from scaling.report.words import POWER
 
 MARKERS = "os^DvPX*"
 DASHES = ("-", "--", "-.", ":")
@@ -115,7 +116,7 @@ _WRITERS: Mapping[str, Callable] = {"flops": scientific, "num_params": compact, 
 
 def mathtext(equation: str) -> str:
     """A form's equation as mathtext, its exponents raised."""
-    return "$" + re.sub(r"\^(-?[^ )]+)", r"^{\1}", equation) + "$"
+    return "$" + re.sub(POWER, lambda m: f"^{{{m[1]}}}", equation) + "$"
 
 
 def log_axis(axis, quantity: str) -> None:

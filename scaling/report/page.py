@@ -260,7 +260,7 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
     if results.is_provisional:
         out.append(
             "Provisional: written while the sweep runs. What laws say here is of the runs that are in by now, by "
-            "non-embedding N and exact FLOPs whatever the grid's fit asks, without intervals; figures and forecast "
+            "non-embedding N and exact FLOPs whatever the grid's fit asks, without resamples; figures and forecast "
             "come with the last cell."
         )
     if fit.get("laws") and figures.is_about_rates(cells, results.table):
@@ -295,7 +295,8 @@ def _doubts_by_law(fit: Mapping) -> dict[str, list[str]]:
     """What is doubtful of laws that no answer on the page is from: it stands with each, not before everything."""
     laws, lines = fit.get("laws") or {}, fit.get("warnings") or []
     leading = (fit.get("allocation") or {}).get("law") or next(iter(laws), None)
-    rest = [law for law in laws if law != leading]
+    forecasting = {member["law"] for member in (fit.get("combination") or {}).get("members") or () if "law" in member}
+    rest = [law for law in laws if law != leading and law not in forecasting]
     return {law: [line.removeprefix(f"{law}: ") for line in lines if line.startswith(f"{law}: ")] for law in rest}
 
 

@@ -15,8 +15,8 @@ LAWS = ("chinchilla",)
 def build(results_dir: Path) -> Path:
     """Writes report.html of what is in by now, without figures, which take longer than all else; returns its path.
 
-    Laws are fitted without draws, so they have no intervals; those of groups apart stand side by side. Raises
-    ValueError where there is no record yet or a file cannot be read.
+    Laws are fitted without draws, so that their intervals are the profile's; those of groups apart stand side by side.
+    Raises ValueError where there is no record yet or a file cannot be read.
     """
     folder = storage.folder(results_dir)
     runs = records.load_records(folder)

@@ -53,10 +53,14 @@ def plain(value: float | None, digits: int = 3) -> str:
     return scientific(value) if value and not 1e-3 <= abs(value) < 1e6 else num(value, digits)
 
 
+# What follows ^ in a form's equation: a bracket with what is in it, or all up to a blank, a bracket's end, a comma.
+POWER = r"\^(\([^()]*\)|-?[^ ),]+)"
+
+
 def equation(text: str) -> str:
     """N_c and D^-β with their index lowered, their exponent raised."""
-    raised = re.sub(r"\^(-?[^ )]+)", r"<sup>\1</sup>", str(escape(text)))
-    return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", raised))
+    raised = re.sub(POWER, lambda m: f"<sup>{m[1]}</sup>", str(escape(text)))
+    return Markup(re.sub(r"_(\w+)", r"<sub>\1</sub>", raised))
 
 
 def span(pair: Sequence[float] | None, write=num) -> str:

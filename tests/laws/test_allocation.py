@@ -204,6 +204,9 @@ def test_a_law_with_a_parameter_held_has_its_closed_form():
     )
     assert allocation.exponents(form, free)[0] == pytest.approx(0.28 / 0.62)
     joined, params = catalogue.FORMS["joined"], TRUTH["joined"]
+    fixed = LawAtBest(joined.fix(E=1.5), {k: np.array([v]) for k, v in params.items() if k != "E"}, Cost())
+    free = LawAtBest(joined, {k: np.array([v]) for k, v in (params | {"E": 1.5}).items()}, Cost())
+    np.testing.assert_allclose(fixed.loss(np.log(FLOPS)), free.loss(np.log(FLOPS)), rtol=1e-13)
     held = joined.fix(gamma=params["gamma"], E=params["E"])
     rest = {k: v for k, v in params.items() if k in held.parameters}
     np.testing.assert_allclose(optimal_num_params(held, rest, FLOPS, Cost()), search(joined, params, Cost()), rtol=1e-6)

@@ -559,7 +559,8 @@ def test_a_kernel_without_document_masks_says_so_and_auto_takes_another():
 
 @pytest.mark.parametrize(
     "queries, keys, head_dim, causal, kernel",
-    [(64, 64, 16, True, True), (64, 64, 12, True, False), (64, 64, 136, True, False), (63, 63, 16, True, False),
+    [(64, 64, 16, True, True), (64, 64, 12, True, False), (64, 64, 264, True, False),
+     (64, 64, 192, True, True), (63, 63, 16, True, False),
      (104, 460, 64, False, True), (104, 461, 64, False, False), (103, 460, 64, False, False)],
 )  # fmt: skip
 def test_shapes_that_the_fused_kernel_does_not_serve_take_another(monkeypatch, queries, keys, head_dim, causal, kernel):
@@ -570,6 +571,7 @@ def test_shapes_that_the_fused_kernel_does_not_serve_take_another(monkeypatch, q
         for n, heads in ((queries, 4), (keys, 2), (keys, 2))
     )
     asked = []
+    monkeypatch.setattr(attention, "_widest_head", lambda: 256)  # of Hopper and later
     monkeypatch.setattr(attention, "cudnn", lambda *a, **kw: asked.append(kw) or a[0])
     got = attention.choose("auto", "gpu", queries, causal=causal, cross=queries != keys)(q, k, v, 0.3)
     assert bool(asked) is kernel

@@ -231,9 +231,18 @@ def join_of(form: Form, params: Params) -> np.ndarray:
     """γ of a law that joins its powers (``PowerSum``), (B, 1) like ``params``; 1 of one that adds them."""
     original, held = _original(form)
     name = None if original.powers is None else original.powers.join
-    return (
-        np.ones((1, 1)) if name is None else np.float64(held[name]) + np.zeros((1, 1)) if name in held else params[name]
-    )
+    if name is None:
+        return np.ones((1, 1))
+    return np.full((1, 1), held[name]) if name in held else params[name]
+
+
+def floor_of(form: Form, params: Params) -> np.ndarray:
+    """E of a sum of powers, shaped like ``params``; 0 of one without a floor."""
+    original, held = _original(form)
+    offset, some = original.powers.offset, next(iter(params.values()))  # type: ignore[union-attr]  # a sum of powers
+    if offset is None:
+        return np.zeros(np.shape(some))
+    return params[offset] if offset in params else np.full(np.shape(some), held[offset])
 
 
 def _powers_of_both(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.ndarray]]] | None:

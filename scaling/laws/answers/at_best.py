@@ -22,9 +22,7 @@ class LawAtBest:
     @property
     def floor(self) -> np.ndarray:
         """E, (B, 1); 0 of a law without one."""
-        offset = self.form.powers.offset  # type: ignore[union-attr]  # a sum of powers
-        some = next(iter(self.params.values()))
-        return (np.zeros_like(some) if offset is None else self.params[offset])[:, None]
+        return allocation.floor_of(self.form, {k: v[:, None] for k, v in self.params.items()})
 
     def terms(self) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """(log amplitude (B, 1), {column: exponent (B, 1)}) of each power."""

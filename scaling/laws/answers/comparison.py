@@ -14,7 +14,7 @@ from scaling.laws.forms import catalogue
 from scaling.laws.forms.law import Form, Params
 from scaling.laws.intervals import resampling
 from scaling.laws.intervals.profile import deviance_scale
-from scaling.laws.tables.observations import Observations, from_table
+from scaling.laws.tables.observations import Observations, from_table, settings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +35,10 @@ def applicable(observations: Observations) -> list[str]:
 
 
 def surfaces(observations: Observations) -> list[str]:
-    """Those of ``applicable`` that take both size and data: laws of one quantity alone do not fit every row."""
-    return [name for name in applicable(observations) if len(catalogue.FORMS[name].columns) > 1]
+    """Those of ``applicable`` that take both size and data: laws of one quantity alone do not fit every row, and those
+    of a rate or a batch are of other rows, all that were tried."""
+    columns = {name: catalogue.FORMS[name].columns for name in applicable(observations)}
+    return [name for name, of in columns.items() if len(of) > 1 and not settings_of(of)]
 
 
 def laws(

@@ -145,6 +145,9 @@ def from_table(
             reason[held & table["left_out_afterwards"].to_numpy(bool)] = LEFT_OUT
     if holdout_flops is not None:
         reason[(reason == "") & (_numbers(table, "flops", source) > holdout_flops)] = HELD_OUT
+    if "cell" in table:  # of records, where a setting that a law is of is none of its cells'
+        for column in settings_of([c for c in columns if c in table]):
+            table = table.assign(cell=table["cell"].astype(str) + " " + table[column].astype(str))
     if target == "loss":
         table = _cells(table, reason == "", notes, columns)
     if "cell" in table and "setting" in table:
@@ -216,12 +219,18 @@ def _named(table: "pd.DataFrame", source: str) -> tuple["pd.DataFrame", dict[str
     return canonical(table, source), ambiguous
 
 
+def settings_of(columns: Sequence[str]) -> tuple[str, ...]:
+    """Those of a law's columns that are of a training recipe: rows that differ in them are its runs, and tries of one
+    cell to any other law."""
+    return tuple(c for c in columns if words_of(str(c).rpartition(".")[2]) in RECIPE)
+
+
 def _cells(table: "pd.DataFrame", fitted: np.ndarray, notes: list[str], used: Sequence[str]) -> "pd.DataFrame":
     """The table with ``cell`` and ``setting`` where runs of one size and horizon differ in their recipe alone.
 
     ``used``: columns that a law is of, which are no recipe.
     """
-    recipe = [c for c in table.columns if words_of(str(c).rpartition(".")[2]) in RECIPE and c not in used]
+    recipe = [c for c in settings_of(table.columns) if c not in used]
     recipe = [c for c in recipe if table.loc[fitted, c].nunique() > 1]
     if "cell" in table or not recipe or not {"num_params", "num_tokens"} <= set(table.columns):
         return table

@@ -107,8 +107,9 @@ def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool =
     implementation = "cudnn" if q_BTHK.dtype in (jnp.bfloat16, jnp.float16) else "xla"
     if implementation == "cudnn" and not serves(q_BTHK, k_BTGK):
         raise ValueError(
-            f"execution.attention is 'cudnn', which trains on even lengths and heads of a multiple of 8, 128 at most: "
-            f"here {q_BTHK.shape[1]} queries, {k_BTGK.shape[1]} keys, heads of {q_BTHK.shape[3]}: write auto, or einsum"
+            f"execution.attention is 'cudnn', which trains on even lengths and heads of a multiple of 8, at most "
+            f"{_widest_head()}: here {q_BTHK.shape[1]} queries, {k_BTGK.shape[1]} keys, heads of {q_BTHK.shape[3]}: "
+            "write auto, or einsum"
         )
     return jax.nn.dot_product_attention(
         q_BTHK, k_BTGK, v_BTGK, scale=scale, is_causal=causal, implementation=implementation
@@ -117,9 +118,18 @@ def cudnn(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool =
 
 def serves(q_BTHK, k_BTGK) -> bool:
     """Whether cuDNN's kernel trains on these shapes: JAX refuses others when a step is compiled for a GPU (its
-    ``check_is_flash_attention``; heads up to 256 are Hopper's and later)."""
+    ``check_is_flash_attention``)."""
     lengths, head_dim = (q_BTHK.shape[1], k_BTGK.shape[1]), q_BTHK.shape[3]
-    return not any(length % 2 for length in lengths) and head_dim % 8 == 0 and head_dim <= 128
+    return not any(length % 2 for length in lengths) and head_dim % 8 == 0 and head_dim <= _widest_head()
+
+
+def _widest_head() -> int:
+    """256 from Hopper on, 128 before, as JAX itself asks the device, or what stands for one that is not here."""
+    try:
+        from jax._src.cudnn.fused_attention_stablehlo import check_compute_capability
+    except ImportError:  # a private name: another JAX may have none
+        return 128
+    return 256 if check_compute_capability("9.0") else 128
 
 
 def fused_or_not(q_BTHK, k_BTGK, v_BTGK, scale: float, document_BT=None, causal: bool = True):

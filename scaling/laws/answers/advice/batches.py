@@ -7,7 +7,7 @@ import numpy as np
 from scaling.laws.fitting.estimate import Fit, fit
 from scaling.laws.forms import catalogue
 from scaling.laws.tables.columns import canonical
-from scaling.laws.tables.observations import SAME_HORIZON, Observations, from_table
+from scaling.laws.tables.observations import SAME_HORIZON, Observations, as_counted, from_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,10 +38,9 @@ def fitted(table: "pd.DataFrame", found: Observations) -> tuple[Fit, tuple[str, 
             f"{source}: --critical-batch is runs, and there is no column batch_tokens: add it (sequences times their "
             "length), or write a number"
         )
-    if "cell" in table:  # of records: a batch is a setting there, and here a column of the law
-        table = table.assign(cell=table["cell"].astype(str) + " " + table["batch_tokens"].astype(str))
     given = {k: v for k in ("num_params", "flops") if (v := found.convention.get(k)) not in (None, "as given")}
-    rows = from_table(table, source=source, columns=form.columns, **given)
+    top = float(found.columns["flops"].max())  # what is held out of the law in use is held out here
+    rows = from_table(table, source=source, columns=form.columns, holdout_flops=top, **given)
     varied = _batches(rows)
     enough = [b for b in varied if len(b) >= MIN_BATCHES and b[-1] >= MIN_RANGE * b[0]]
     if len(enough) < MIN_CELLS:
@@ -53,7 +52,9 @@ def fitted(table: "pd.DataFrame", found: Observations) -> tuple[Fit, tuple[str, 
             "number"
         )
     law = fit(rows, form)
-    return law, (*law.reasons, *_doubts(table, law))
+    horizons = {round(float(np.log(d)), 1) for d, b in zip(_horizons(rows), varied) if any(b is e for e in enough)}
+    one = ["batches were varied at one horizon: how B_crit moves with data is not known"] if len(horizons) < 2 else []
+    return law, (*law.reasons, *_doubts(as_counted(table, rows.convention), law), *one)
 
 
 def critical_batch(params: Any, log_d: Any) -> Any:
@@ -61,13 +62,25 @@ def critical_batch(params: Any, log_d: Any) -> Any:
     return params["b"] * np.exp(params["gamma"] * log_d)
 
 
-def _batches(rows: Observations) -> list[np.ndarray]:
-    """The batches of each size and horizon, rising."""
+def _cells(rows: Observations) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in the order of size and horizon, and where each pair of them begins."""
     columns = rows.columns
     order = np.lexsort((columns["num_tokens"], columns["num_params"]))
-    size, tokens, batch = (columns[c][order] for c in ("num_params", "num_tokens", "batch_tokens"))
+    size, tokens = (columns[c][order] for c in ("num_params", "num_tokens"))
     new = np.append(True, (size[1:] != size[:-1]) | (tokens[1:] > SAME_HORIZON * tokens[:-1]))
-    return [np.unique(b) for b in np.split(batch, np.flatnonzero(new)[1:])]
+    return order, np.flatnonzero(new)
+
+
+def _batches(rows: Observations) -> list[np.ndarray]:
+    """The batches of each size and horizon, rising."""
+    order, first = _cells(rows)
+    return [np.unique(b) for b in np.split(rows.columns["batch_tokens"][order], first[1:])]
+
+
+def _horizons(rows: Observations) -> np.ndarray:
+    """The tokens of each size and horizon."""
+    order, first = _cells(rows)
+    return rows.columns["num_tokens"][order][first]
 
 
 def _doubts(table: "pd.DataFrame", law: Fit) -> list[str]:
@@ -79,7 +92,8 @@ def _of_rates(table: "pd.DataFrame") -> list[str]:
     rate = next((c for c in RATES if c in table), None)
     if rate is None:
         return ["which rates were tried at each batch is not said: one that is best at one batch is not at another"]
-    group = table.groupby(["num_params", table["num_tokens"].round(-2), "batch_tokens"])[rate]
-    if group.nunique().max() < 2:
-        return ["each batch has one rate: what is read as the batch's may be its rate's"]
-    return []
+    tried = table.groupby(["num_params", table["num_tokens"].round(-2), "batch_tokens"])[rate].nunique()
+    alone = int((tried < 2).sum())
+    if not alone:
+        return []
+    return [f"{alone} of {len(tried)} batches have one rate: what is read as the batch's may be its rate's"]

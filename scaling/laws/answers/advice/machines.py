@@ -141,9 +141,9 @@ class Cluster:
 def _critical(given: "float | Fit | None") -> Critical:
     if given is None:
         return lambda loss, log_d: KAPLAN_BATCH * loss**-KAPLAN_EXPONENT
-    if isinstance(given, (int, float)):
-        return lambda loss, log_d: np.full_like(loss, given)
-    return lambda loss, log_d: batches.critical_batch(given.params, log_d)
+    if isinstance(given, Fit):
+        return lambda loss, log_d: batches.critical_batch(given.params, log_d)
+    return lambda loss, log_d: np.full_like(loss, given)
 
 
 def of_deadline(
