@@ -267,11 +267,17 @@ class Model:
         at = self.coordinates.index[self.form.powers.join]  # type: ignore[union-attr, index]  # it joins
         gamma = np.exp(theta[:, at])[:, None]
         with np.errstate(all="ignore"):
+            # From the largest term on, so that the entropy of one that is nearly all keeps its digits.
             scaled = np.stack(logs) / gamma
-            total = np.logaddexp.reduce(scaled, axis=0)
-            weights, above = np.exp(scaled - total), np.exp(gamma * total)
-            entropy = -(weights * (scaled - total)).sum(axis=0)
-            off = scaled - (weights * scaled).sum(axis=0)
+            largest = scaled.argmax(axis=0)[None]
+            top = np.take_along_axis(scaled, largest, axis=0)
+            others = np.exp(scaled - top)
+            np.put_along_axis(others, largest, 0.0, axis=0)
+            rest = np.log1p(others.sum(axis=0))
+            log_weights = scaled - top - rest
+            weights, above = np.exp(log_weights), np.exp(gamma * (top[0] + rest))
+            entropy = -(weights * log_weights).sum(axis=0)
+            off = log_weights + entropy
             spread = (weights * off**2).sum(axis=0)
         means, cross = np.zeros((B, P, n)), np.zeros((B, P, n))
         for (indices, design, *_), w, away in zip(self.terms, weights, off):

@@ -146,7 +146,12 @@ def joined(num_params, num_tokens, *, E, A, alpha, B, beta, gamma):
     profile and the fall of its minimum with compute need not be one number. In the paper's letters, E + (A'/N^α' +
     B'/D^β')^γ, A = A'^γ and α = γ α'.
     """
-    return E + ((A * num_params**-alpha) ** (1 / gamma) + (B * num_tokens**-beta) ** (1 / gamma)) ** gamma
+    size, data = A * num_params**-alpha, B * num_tokens**-beta
+    size, data = np.broadcast_arrays(size, data)
+    larger, smaller = (np.where((np.real(size) >= np.real(data)) == first, size, data) for first in (True, False))
+    # Over the larger of the two, so that neither is lost, nor the power 1/γ too large.
+    ratio = smaller / np.where(larger == 0, 1.0, larger)
+    return E + larger * (1 + ratio ** (1 / gamma)) ** gamma
 
 
 def _kaplan_joint_gradient(num_params, num_tokens, *, N_c, alpha_N, D_c, alpha_D):
