@@ -122,6 +122,8 @@ def test_widths_choose_among_the_shapes(two_workers, tmp_path, capsys):
     assert bench.main(["--widths", "64", "--packs", "2", "--workers", "1", "--out", str(out)]) == 0
     assert {row["d_model"] for row in json.loads(out.read_text())["rows"]} == {64}
     capsys.readouterr()
+    assert bench.main(["--packs", "2", "0"]) == 2
+    assert "--packs is 0: write sizes of 1 or more" in capsys.readouterr().err
     assert bench.main(["--widths", "64", "65"]) == 2
     assert capsys.readouterr().err == "error: --widths is 65: write some of 32, 64, 128\n"
 

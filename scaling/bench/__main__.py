@@ -70,6 +70,8 @@ def _steps(console: Console, args: argparse.Namespace) -> None:
     """Times steps: of all workers at once, in packs, or from a process's start."""
     if args.grid and args.family:
         raise ValueError("--grid and --family both say what is timed: write one of them")
+    if args.packs and min(args.packs) < 1:
+        raise ValueError(f"--packs is {min(args.packs)}: write sizes of 1 or more")
     family, cache_dir = args.family or "transformer", storage.cache_dir()
     workers = args.workers or auto_workers(len(machine.cores()))
     runs, execution = steps.grid_runs(args.grid) if args.grid else (families.FAMILIES[family].runs, ExecutionConfig())
