@@ -172,7 +172,7 @@ def _valued(found: Analysis, given: Mapping[str, Any], table: Any) -> Answer:
 
 def _by_deadline(found: Analysis, given: Mapping[str, Any], machine: "Machine", table: Any) -> Answer:
     batch = given.get("device_batch", DEVICE_BATCH)
-    cluster = machines.Cluster(given.get("devices", 1), machine.rate, batch, machine.dollars_per_second)
+    cluster = machines.Cluster(given["devices"], machine.rate, batch, machine.dollars_per_second)
     if given.get("critical_batch") != FITTED:
         return machines.of_deadline(found, given["deadline"], cluster, given.get("critical_batch"))
     if table is None:

@@ -33,8 +33,9 @@ def build(results_dir: Path) -> Path:
 def _groups(folder: Path, runs: list[records.RunRecord], manifest: Mapping[str, Any]) -> Iterator[page.Results]:
     """Each group that has a record, as its own folder will have it, with a law of what is in."""
     for name, ids in (manifest.get("groups") or {}).items():
-        if part := [run for run in runs if run.run_id in set(ids)]:
-            cells = [cell for cell in manifest.get("cells") or [] if cell["run_id"] in set(ids)]
+        mine = set(ids)
+        if part := [run for run in runs if run.run_id in mine]:
+            cells = [cell for cell in manifest.get("cells") or [] if cell["run_id"] in mine]
             fit = of_runs.complete(_laws(part, str(folder / name)), part)
             yield page.Results(folder / name, part, fit, {"name": name, "cells": cells}, {})
 

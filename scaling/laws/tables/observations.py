@@ -57,6 +57,14 @@ class Observations:
     def __len__(self) -> int:
         return len(self.loss)
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Options of ``from_table`` by which another law of the same table counts as these rows do, and leaves out what
+        has more compute than they have, by more than steps of another batch do: it is held out, or of no law."""
+        counted = {k: v for k in ("num_params", "flops") if (v := self.convention.get(k)) not in (None, "as given")}
+        top = SAME_HORIZON * float(self.columns["flops"].max()) if "flops" in self.columns else None
+        return counted | {"holdout_flops": top}
+
     def left_out(self) -> list[str]:
         """How many runs are not fitted, in words, a line for each reason."""
         counts = sorted(Counter(row["reason"] for row in self.excluded).items())

@@ -1,5 +1,6 @@
 """The critical batch of a sweep's own runs, for the question of a deadline."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,13 +39,11 @@ def fitted(table: "pd.DataFrame", found: Observations) -> tuple[Fit, tuple[str, 
             f"{source}: --critical-batch is runs, and there is no column batch_tokens: add it (sequences times their "
             "length), or write a number"
         )
-    given = {k: v for k in ("num_params", "flops") if (v := found.convention.get(k)) not in (None, "as given")}
-    top = float(found.columns["flops"].max())  # what is held out of the law in use is held out here
-    rows = from_table(table, source=source, columns=form.columns, holdout_flops=top, **given)
+    rows = from_table(table, source=source, columns=form.columns, **found.reading)
     varied = _batches(rows)
-    enough = [b for b in varied if len(b) >= MIN_BATCHES and b[-1] >= MIN_RANGE * b[0]]
+    enough = [d for d, b in varied if len(b) >= MIN_BATCHES and b[-1] >= MIN_RANGE * b[0]]
     if len(enough) < MIN_CELLS:
-        most = max(varied, key=len)
+        most = max((b for _, b in varied), key=len)
         raise ValueError(
             f"{source}: --critical-batch is runs, and batches say it where {MIN_CELLS} sizes and horizons have "
             f"{MIN_BATCHES} of them over {MIN_RANGE:g} times or more: {len(enough)} have (the most: {len(most)}, "
@@ -52,7 +51,7 @@ def fitted(table: "pd.DataFrame", found: Observations) -> tuple[Fit, tuple[str, 
             "number"
         )
     law = fit(rows, form)
-    horizons = {round(float(np.log(d)), 1) for d, b in zip(_horizons(rows), varied) if any(b is e for e in enough)}
+    horizons = {round(math.log(d), 1) for d in enough}
     one = ["batches were varied at one horizon: how B_crit moves with data is not known"] if len(horizons) < 2 else []
     return law, (*law.reasons, *_doubts(as_counted(table, rows.convention), law), *one)
 
@@ -62,25 +61,14 @@ def critical_batch(params: Any, log_d: Any) -> Any:
     return params["b"] * np.exp(params["gamma"] * log_d)
 
 
-def _cells(rows: Observations) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in the order of size and horizon, and where each pair of them begins."""
+def _batches(rows: Observations) -> list[tuple[float, np.ndarray]]:
+    """(tokens, batches rising) of each size and horizon."""
     columns = rows.columns
     order = np.lexsort((columns["num_tokens"], columns["num_params"]))
-    size, tokens = (columns[c][order] for c in ("num_params", "num_tokens"))
+    size, tokens, batch = (columns[c][order] for c in ("num_params", "num_tokens", "batch_tokens"))
     new = np.append(True, (size[1:] != size[:-1]) | (tokens[1:] > SAME_HORIZON * tokens[:-1]))
-    return order, np.flatnonzero(new)
-
-
-def _batches(rows: Observations) -> list[np.ndarray]:
-    """The batches of each size and horizon, rising."""
-    order, first = _cells(rows)
-    return [np.unique(b) for b in np.split(rows.columns["batch_tokens"][order], first[1:])]
-
-
-def _horizons(rows: Observations) -> np.ndarray:
-    """The tokens of each size and horizon."""
-    order, first = _cells(rows)
-    return rows.columns["num_tokens"][order][first]
+    first = np.flatnonzero(new)
+    return [(float(d), np.unique(b)) for d, b in zip(tokens[first], np.split(batch, first[1:]))]
 
 
 def _doubts(table: "pd.DataFrame", law: Fit) -> list[str]:

@@ -1,7 +1,7 @@
 """The law of a downstream error by the loss, for the question of what a doubling is worth."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
@@ -38,13 +38,7 @@ def fitted(table: "pd.DataFrame", column: str, found: Observations, num_draws: i
     errors = np.asarray(table["error"][known])
     if not np.issubdtype(errors.dtype, np.number) or not len(errors) or not ((errors > 0) & (errors <= 1)).all():
         raise ValueError(f"{source}: --downstream {column} is no error: write a column of shares above 0, at most 1")
-    given: dict[str, Any] = {
-        k: v for k in ("num_params", "flops") if (v := found.convention.get(k)) not in (None, "as given")
-    }
-    top = float(found.columns["flops"].max()) if "flops" in found.columns else None
-    rows = from_table(
-        table[known], source=f"{source}: {column}", target="error", columns=form.columns, holdout_flops=top, **given
-    )
+    rows = from_table(table[known], source=f"{source}: {column}", target="error", columns=form.columns, **found.reading)
     if np.ptp(rows.loss) == 0 or not stats.spearmanr(rows.columns["loss"], rows.loss).statistic > 0:
         raise ValueError(
             f"{source}: --downstream {column} does not rise with the loss: of an accuracy write a column of 1 less it"
