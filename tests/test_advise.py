@@ -74,6 +74,7 @@ def test_units_of_the_loss(folder):
     )
 
 
+@pytest.mark.slow
 def test_the_command_and_python_give_one_answer(folder, tmp_path, capsys):
     options = ["--law", "chinchilla", "--bootstrap", "60", "--json", str(tmp_path / "answer.json")]
     assert advising.main([str(folder), "--flops", "1e12", *options]) == 0
@@ -156,6 +157,7 @@ def with_batches(noise=0.0, seed=0, b=3e3, gamma=0.4, batches=(0.1, 0.3, 1, 3, 9
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 def test_a_deadline_by_the_critical_batch_of_these_runs():
     """Against the planted B_crit = 3000 D^.4, and S(B) = S_min (1 + B_crit / B) of it."""
     fit = scaling.open(with_batches()).fit(**FAST | {"bootstrap": 0})
@@ -303,6 +305,7 @@ def _fitted(folder):
     return _KNOWN.setdefault(folder, scaling.open(folder).fit(**FAST))
 
 
+@pytest.mark.slow
 def test_importing_it_loads_no_accelerator_and_little_else():
     code = (
         "import sys, scaling; scaling.open; before = len(sys.modules); light = {'scipy', 'pandas'} & set(sys.modules); "
@@ -321,6 +324,7 @@ def test_every_name_of_the_front_door_is_there():
     assert {"open", "advise", "fit_law", "compare"} <= set(dir(scaling))
 
 
+@pytest.mark.slow
 def test_a_folder_is_refitted_as_its_own_fit_was_asked(folder, tmp_path, capsys, monkeypatch):
     """Laws, objective and δ: of the folder's fit.json, not the command's defaults; what is asked here goes first."""
     from scaling import fit

@@ -65,6 +65,7 @@ def test_a_label_that_is_renamed_is_renamed_in_the_laws(here):  # noqa: F811
     assert len(trained()) == 2
 
 
+@pytest.mark.slow
 def test_the_fit_command_takes_the_grids_word(tmp_path, capsys):
     runs = synthetic.sweep_records()
     folder = synthetic.write(tmp_path / "s", runs)

@@ -62,6 +62,7 @@ def test_cells_without_a_record_are_candidates_at_the_plans_prices(half, tmp_pat
     assert found["steps"][0]["cost"] == pytest.approx(table.step_flops(first.cell.run) * first.plan.num_steps)
 
 
+@pytest.mark.slow
 def test_hours_and_dollars_of_a_grid_are_those_of_the_hardware_named(half, tmp_path, capsys):
     folder, _ = half
     arguments = [GRID, "--results", str(folder), "--workdir", str(tmp_path / "none"), "--target", "a", "--hardware",

@@ -158,6 +158,7 @@ def test_a_users_law_by_import_path(sweep, tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_command_on_epochs_points(tmp_path, capsys):
     source = tmp_path / "epoch.csv"
     data.epoch().to_csv(source, index=False)
@@ -168,6 +169,7 @@ def test_command_on_epochs_points(tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_rows_of_one_run_are_resampled_together():
     """Gemstones: many rows a run, so intervals by row are too narrow (McLeish et al. 2025)."""
     table = published.table("gemstones.csv").query("subset == 'hot'")
@@ -256,6 +258,7 @@ def test_one_law_from_python():
     assert published.ROOT.exists()
 
 
+@pytest.mark.slow
 def test_a_table_without_tokens_is_drawn_as_it_was_fitted(tmp_path, capsys):
     """D = C / (6 N) for the figures too: the fit had it, and the drawing ended in a KeyError."""
     table = data.scattered(30, noise=0.01)

@@ -246,6 +246,7 @@ def test_execution_and_fit_are_not_part_of_a_run():
     assert plain.cells == told.cells
 
 
+@pytest.mark.slow
 def test_a_cell_costs_the_same_in_a_thousand():
     """0.6 ms a cell on a machine of 2026: some 1,300 calls, however many cells there are."""
 

@@ -219,6 +219,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=200, **SETTINGS)
 @given(raw=damaged_texts(), argv=st.sampled_from(ARGUMENTS))
 def test_a_malformed_grid_is_one_line_with_a_remedy_or_a_plan(here, capsys, raw, argv):

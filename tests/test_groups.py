@@ -44,6 +44,7 @@ def grouped(folder: Path) -> dict[str, list[records.RunRecord]]:
     return groups
 
 
+@pytest.mark.slow
 def test_a_groups_folder_is_a_results_folder(tmp_path, capsys):
     for name, runs in grouped(tmp_path / "g").items():
         alone = synthetic.write(tmp_path / name, runs)
@@ -65,6 +66,7 @@ def one_figure(monkeypatch):
     monkeypatch.setattr(figures, "FIGURES", (figures._isoflop,))
 
 
+@pytest.mark.slow
 def test_the_report_of_groups_sets_their_answers_side_by_side(tmp_path, one_figure):
     groups = grouped(tmp_path)
     for name in groups:
@@ -84,6 +86,7 @@ def test_the_report_of_groups_sets_their_answers_side_by_side(tmp_path, one_figu
     assert "Groups side by side" in page
 
 
+@pytest.mark.slow
 def test_a_sweep_forecasts_and_fits_each_group_from_its_own_runs(here, capsys):  # noqa: F811
     for name, activations in {"relu2": RELU, "gelu": GELU}.items():
         Path("g.yaml").write_text(GRID.format(activations=activations, fit=""))
@@ -110,6 +113,7 @@ def test_a_sweep_forecasts_and_fits_each_group_from_its_own_runs(here, capsys): 
     assert len(trained()) == count
 
 
+@pytest.mark.slow
 def test_a_group_of_which_all_diverged_leaves_the_others_their_page(tmp_path, capsys, one_figure):
     loud, low = groups = grouped(tmp_path)
     for one in groups[low]:
@@ -125,6 +129,7 @@ def test_a_group_of_which_all_diverged_leaves_the_others_their_page(tmp_path, ca
     assert f'<a href="{loud}/report.html">' in page
 
 
+@pytest.mark.slow
 def test_the_page_says_of_each_group_what_its_own_says(tmp_path, one_figure):
     groups = grouped(tmp_path)
     loud, low = groups
@@ -144,6 +149,7 @@ def test_the_page_says_of_each_group_what_its_own_says(tmp_path, one_figure):
     assert "noise=none has no record yet." in build(tmp_path).read_text()
 
 
+@pytest.mark.slow
 def test_laws_of_another_fit_by_are_named(here, capsys):  # noqa: F811
     text = GRID.format(activations=f"{RELU}, {GELU}", fit="")
     Path("g.yaml").write_text(text)
@@ -158,6 +164,7 @@ def test_laws_of_another_fit_by_are_named(here, capsys):  # noqa: F811
     assert f"from another fit.by, no longer renewed, delete them: {old}\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_forecast_of_another_group_is_not_scored(here):  # noqa: F811
     """The labels of two groups swapped: run_ids stay, and so do the folders' names."""
     Path("g.yaml").write_text(GRID.format(activations=f"{RELU}, {GELU}", fit=BY))
@@ -212,6 +219,7 @@ def compared(folder: Path) -> dict[str, list[records.RunRecord]]:
     return groups
 
 
+@pytest.mark.slow
 def test_groups_of_a_results_folder_are_compared_by_a_path_into_their_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(figures, "FIGURES", (figures._multiplier,))
     compared(tmp_path)

@@ -237,6 +237,7 @@ def _boxes(texts, renderer):
     return [t.get_window_extent(renderer) for t in texts if t.get_text().strip() and t.get_visible()]
 
 
+@pytest.mark.slow
 def test_no_label_is_clipped_or_overlaps_another(runs, fit):
     table = records.table(runs)
     names = []

@@ -84,6 +84,7 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained(sweep):
     folder, _, html = sweep
     page = Page(html)
@@ -116,6 +117,7 @@ def test_the_page_opens_with_the_answer(sweep):
     assert f"{max(errors):.2g} % at worst" in answer
 
 
+@pytest.mark.slow
 def test_doubts_about_laws_that_answer_nothing_stand_with_those_laws(tmp_path):
     """Before everything stands what is doubtful of the law that answers, and of the runs; nothing is said nowhere."""
     runs = [without_curve(r) for r in synthetic.sweep_records()]

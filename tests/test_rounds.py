@@ -253,9 +253,8 @@ def raise_it():
     raise KilledError
 
 
-@pytest.mark.parametrize(
-    "moment", ["chosen", *(pytest.param(m, marks=pytest.mark.slow) for m in ("training", "deciding"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["chosen", "training", "deciding"])
 def test_a_study_that_is_killed_goes_on_with_the_same_choices(here, monkeypatch, moment):
     assert run(name="g") == 0
     with monkeypatch.context() as patched:
@@ -307,6 +306,7 @@ def test_a_design_that_cannot_be_is_said_before_anything_trains(here, capsys, de
     assert not Path(".scaling/g/log.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_cell_that_failed_keeps_the_next_round_waiting(here, capsys, monkeypatch):
     import fake_loop
 
@@ -335,6 +335,7 @@ def test_a_later_wish_takes_the_rounds_up_again(here):
     assert again["stopped"]["reason"] == "the interval is 0 wide, and 0.01 was asked"
 
 
+@pytest.mark.slow
 def test_cells_that_were_there_before_the_design_are_of_the_first_round(here):
     Path("g.yaml").write_text(GRID)
     assert run() == 0

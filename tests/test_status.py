@@ -217,6 +217,7 @@ assert not {"jax", "pandas", "matplotlib"} & set(sys.modules), "heavy imports"
 """
 
 
+@pytest.mark.slow
 def test_a_look_at_a_sweep_under_way_takes_no_lock_and_no_jax(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SCALING_CACHE", raising=False)

@@ -129,6 +129,7 @@ def both(*homes):
     return runs
 
 
+@pytest.mark.slow
 def test_records_and_laws_are_those_of_a_disk(shelf, tmp_path):
     runs = both(shelf, tmp_path)
     assert records.load_records(shelf) == records.load_records(tmp_path) == sorted(runs, key=lambda r: r.run_id)

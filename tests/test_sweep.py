@@ -146,6 +146,7 @@ def test_help_names_every_option(capsys):
         assert option in out
 
 
+@pytest.mark.slow
 def test_failed_and_diverged_cells_are_data_and_exit_3(here, capsys):
     Path("g.yaml").write_text(BAD_GRID)
     assert run() == 3
@@ -282,6 +283,7 @@ def test_only_trains_what_it_names(here, capsys):
     assert "--only zzz: no cell of this grid" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shards_together_are_the_grid(here, capsys):
     assert run("--shard", "1/2") == 0
     first = {r.run_id for r in science()}
@@ -377,6 +379,7 @@ def test_branches_leave_the_records_of_lone_runs(here, capsys, monkeypatch, argv
     assert {c["num_steps"]: c["branch_step"] for c in manifest["cells"]} == began
 
 
+@pytest.mark.slow
 def test_a_trunk_that_dies_lets_its_branches_go(here):
     Path("g.yaml").write_text(
         """
@@ -423,6 +426,7 @@ def test_timings_of_a_busy_machine_are_taken_again(here, capsys):
     assert json.loads(path.read_text()) == {}
 
 
+@pytest.mark.slow
 def test_a_reader_that_closes_ends_the_printing_and_not_the_work(here):
     """``| head -1``."""
     command = [sys.executable, str(ENGINE / "driver.py"), "--grid", "g.yaml", "--executor", "inline"]
@@ -461,6 +465,7 @@ def test_an_edited_forecast_is_noticed_and_kept(here, capsys):
     assert path.read_text() == edited
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted_it_says_how_to_go_on_and_goes_on(here, monkeypatch, signum):
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.02")
@@ -482,6 +487,7 @@ def test_interrupted_it_says_how_to_go_on_and_goes_on(here, monkeypatch, signum)
     _assert_as_undisturbed()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_records_are_the_same(here, monkeypatch):
     """Parent and workers, SIGKILL, each time somewhere else; then the records of a sweep that nobody disturbed."""
     dice = random.Random(0)

@@ -52,6 +52,7 @@ def test_a_spinner_says_what_it_is_told(said, monkeypatch):
     assert said in printed(show, is_terminal=True)
 
 
+@pytest.mark.slow
 def test_no_other_module_has_a_console_or_writes_markup():
     """Read from the source: ``Console(`` is in one module, and no escape of rich's and no ``[style]`` in any."""
     for path in (ROOT / "scaling").rglob("*.py"):

@@ -40,6 +40,7 @@ def test_a_page_of_half_a_sweep_says_what_it_lacks(half):
     assert not (folder / "figures").exists()
 
 
+@pytest.mark.slow
 def test_groups_with_laws_of_their_own_stand_side_by_side_before_they_are_whole(half):
     folder, runs = half
     manifest = json.loads((folder / "sweep.json").read_text())
@@ -108,6 +109,7 @@ def ask(server, path, host=None):
     return answer.status, body
 
 
+@pytest.mark.slow
 def test_the_page_is_served_here_alone_and_anew_when_a_cell_ends(half):
     folder, runs = half
     server = serving.Server(folder, 0)

@@ -77,6 +77,7 @@ def test_inline_and_local_leave_equal_records(tmp_path):
     assert len(inline) == 3
 
 
+@pytest.mark.slow
 def test_failures_are_answered_and_the_rest_goes_on(tmp_path):
     behaviours = [None, "dies once", "dies", "raises", "refuses", "dies often"]
     cells = {bad: cell(seed, 58 if bad == "dies often" else 12, bad) for seed, bad in enumerate(behaviours)}
@@ -157,6 +158,7 @@ def test_a_worker_killed_for_memory_says_so(tmp_path, monkeypatch):
     assert 0.005 < float(said[1]) < 1  # an interpreter without JAX
 
 
+@pytest.mark.slow
 def test_a_worker_that_says_nothing_is_named_once(tmp_path, monkeypatch):
     """And, killed by whoever reads it, goes on from its last checkpoint. An interpreter that is slow to start on a
     loaded machine says nothing either: what counts as long is short only while the worker hangs."""
@@ -208,6 +210,7 @@ inline.Inline("fake_loop").run([t.task(t.cell(0), Path(sys.argv[1]))])
 """
 
 
+@pytest.mark.slow
 def test_the_second_ctrl_c_ends_a_compilation(tmp_path):
     env = {**os.environ, "PYTHONPATH": _path()}
     command = [sys.executable, "-c", COMPILE, str(tmp_path)]
@@ -245,6 +248,7 @@ inline.Inline("fake_loop").run([t.task(t.cell(0), Path(sys.argv[1]))])
 """
 
 
+@pytest.mark.slow
 def test_a_hang_up_beside_a_termination_cuts_no_checkpoint_short(tmp_path):
     """Both come where a session ends; each asks once, and the first was taken in."""
     env = {**os.environ, "PYTHONPATH": _path()}

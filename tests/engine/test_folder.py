@@ -236,6 +236,7 @@ for r in rows[share::2]:
 """
 
 
+@pytest.mark.slow
 def test_shards_that_write_the_manifest_at_once_lose_nothing(tmp_path):
     here = os.path.dirname(__file__)
     writers = [subprocess.Popen([sys.executable, "-c", WRITE, here, str(tmp_path), str(i)]) for i in range(2)]

@@ -117,6 +117,7 @@ def test_far_forecasts_of_a_law_with_a_floor(factor, pull):
     assert np.mean(inside) >= 0.9
 
 
+@pytest.mark.slow
 def test_a_form_that_did_not_converge_forecasts_nothing():
     table = data.isoflop(budgets=BUDGETS, sizes=10, noise=0.02)  # 50 rows: too noisy for nine parameters
     found = combine(from_table(table), ("chinchilla", "farseer"))

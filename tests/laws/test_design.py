@@ -261,6 +261,7 @@ def test_losses_that_were_not_bought_change_nothing(found):
     assert told == plain
 
 
+@pytest.mark.slow
 def test_an_interval_without_an_end_is_given_one():
     """Nine runs of a threefold range of sizes leave a without an end at so high a level: after the first run proposed,
     with the loss that the law expects of it, the interval has both, those that were said."""
@@ -333,6 +334,7 @@ def test_designed_runs_take_fewer_flops_than_an_isoflop_grid_and_random_ones():
     assert sum(held) >= 12
 
 
+@pytest.mark.slow
 def test_the_curve_of_a_table_is_told_by_the_command(monkeypatch, capsys, tmp_path):
     """Of a known law of few runs: every order begins alike, ends within the width asked or with all, and is printed."""
     from scaling.bench import __main__ as command

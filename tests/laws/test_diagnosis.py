@@ -145,6 +145,7 @@ def test_draws_of_uneven_noise_scatter_as_the_estimate_does(loss):
     assert 0.86 <= np.mean(inside) <= 0.94
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["squared", "huber", "lad", "tukey"])
 def test_without_refits_laws_move_as_far_as_with_them(loss):
     """Independent rows of one scale: three ways to draw, whose scatter of α is one."""

@@ -141,6 +141,7 @@ def test_fit_does_not_mutate_the_form():
     assert starts.MAX_STARTS >= 36
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chinchilla", "kaplan_joint", "kaplan_c_offset", "product"])
 def test_starts_on_a_sample_find_the_optimum_of_all_rows(name, monkeypatch):
     """With many rows the search begins on a sample of them: optimum, δ and evidence are those of a search on all."""

@@ -86,6 +86,7 @@ def test_coverage_in_a_few_draws():
             assert entry["width"] > 0
 
 
+@pytest.mark.slow
 def test_an_error_that_all_losses_share_moves_neither_exponent_nor_its_interval():
     """The same draws, another E: a, N* and their intervals as they were, and the loss on that set held as often."""
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=6))
@@ -116,6 +117,7 @@ def test_noise_that_grows_fivefold_with_the_loss():
     assert np.sqrt((sigma**2).mean()) == pytest.approx(0.004, rel=0.02)
 
 
+@pytest.mark.slow
 def test_efficient_under_gaussian_noise_and_robust_to_outliers():
     design = from_table(data.isoflop(budgets=BUDGETS, sizes=10))
 
@@ -142,6 +144,7 @@ def test_root_mean_square_error_of_the_exponent():
     assert figures["huber", 0.05] <= 0.5 * figures["squared", 0.05]
 
 
+@pytest.mark.slow
 def test_forecast_of_epochs_largest_runs():
     """Fitted to C ≤ 3e19, asked about C > 8e20, twenty-seven times as much: every default as it is.
 

@@ -63,6 +63,7 @@ HEADERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     st.sampled_from([",", ";", "\t", "|"]), st.sampled_from([".", ","]), st.sampled_from(HEADERS),

@@ -8,6 +8,7 @@ from tests import counting
 from tests.laws import data
 
 
+@pytest.mark.slow
 def test_epoch_bootstrap():
     """The published standard errors, by the published resampling; every replicate at its optimum."""
     fitted = fit(from_table(data.epoch()), "chinchilla", delta=1e-3)

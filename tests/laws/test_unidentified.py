@@ -71,6 +71,7 @@ DESIGNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DESIGNS)
 def test_the_run_that_a_refusal_names_mends_it(name):
     table, head, why = DESIGNS[name]

@@ -53,6 +53,7 @@ def test_by_part_adds_up_to_the_loss_of_a_mixture():
     assert total == pytest.approx(evaluated(sums_W, tokens_W, shares).loss, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_records_of_two_runs_have_the_same_parts(corpus, tmp_path):
     """A pack's members, by the same blocks, whose mean is the loss that they always had."""
     cells = [cell(corpus[0], steps=4, seed=seed) for seed in (0, 1)]

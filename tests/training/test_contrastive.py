@@ -315,9 +315,8 @@ def contrastive_cell(data_config, steps=24, seed=0):
     return dataclasses.replace(one, run=run)
 
 
-@pytest.mark.parametrize(
-    "mesh, rows", [(EACH_AXIS, 8), pytest.param(MeshConfig(1, 1, 8), 40, marks=pytest.mark.slow)]
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh, rows", [(EACH_AXIS, 8), (MeshConfig(1, 1, 8), 40)])
 def test_validation_is_in_fixed_groups_whatever_the_mesh_and_its_batch(corpus, mesh, rows):
     run = contrastive_cell(corpus[0]).run
     opened, on = data.open(corpus[0], corpus[1]), sharding.make_mesh(mesh)

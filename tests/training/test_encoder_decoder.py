@@ -142,7 +142,8 @@ def test_a_prefix_lm_knows_all_that_is_read_and_nothing_to_come():
     knows_the_past_and_all_that_is_read(config)
 
 
-@pytest.mark.parametrize("config", [T5, pytest.param(T5_VASWANI, marks=pytest.mark.slow)], ids=["t5", "vaswani"])
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [T5, T5_VASWANI], ids=["t5", "vaswani"])
 def test_an_encoder_decoder_knows_all_that_is_read_and_nothing_to_come(config):
     knows_the_past_and_all_that_is_read(config)
 
@@ -267,10 +268,8 @@ TEXTBOOKS = {
 }
 
 
-@pytest.mark.parametrize(
-    "config", [c if name == "vaswani" else pytest.param(c, marks=pytest.mark.slow) for name, c in TEXTBOOKS.items()],
-    ids=TEXTBOOKS,
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("config", TEXTBOOKS.values(), ids=TEXTBOOKS)
 def test_an_encoder_decoder_and_its_gradient_are_flaxs(config):
     config = dataclasses.replace(config, num_layers=1, num_encoder_layers=2)
     rng = np.random.default_rng(3)
@@ -299,9 +298,8 @@ def test_an_encoder_decoder_and_its_gradient_are_flaxs(config):
 DECODER = TransformerConfig(d_model=16, num_layers=2, num_heads=4, head_dim=4, num_kv_heads=2, d_ff=24, vocab_size=32)
 
 
-@pytest.mark.parametrize(
-    "config", [T5, pytest.param(DECODER, marks=pytest.mark.slow)], ids=["encoder_decoder", "prefix"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [T5, DECODER], ids=["encoder_decoder", "prefix"])
 def test_exact_flops_are_within_2_percent_of_the_compilers(config, monkeypatch):
     """Of the step's own loss, masked pairs counted as the square that ``einsum`` computes; every loop unrolled."""
     monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))

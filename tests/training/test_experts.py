@@ -83,6 +83,7 @@ def oracle(mlp):
     return config, p, h_BTD, value, grads, dropped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mlp, platform, most_copied",
     [(MLP, "cpu", 0), (MLP, "cpu", 4096), (MLP, "tpu", 0), (CAPACITY, "cpu", 0)],
@@ -114,6 +115,7 @@ def test_values_and_gradients_are_those_of_a_loop_over_tokens(mlp, platform, mos
         jax.tree.map(lambda a, b, k=k: assert_allclose(a[k], b, rtol=1e-4, atol=1e-5), together, alone(*pack[k]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mlp, platform", [(MLP, "cpu"), (MLP, "tpu"), (CAPACITY, "cpu")],
                          ids=["blocks", "ragged", "capacity"])  # fmt: skip
 def test_experts_on_several_devices_are_those_on_one(mlp, platform, monkeypatch):
@@ -145,6 +147,7 @@ def test_counting_gives_the_order_of_a_stable_sort(size):
         np.testing.assert_array_equal(count_E, np.bincount(expert_P, minlength=E + 1)[:E])
 
 
+@pytest.mark.slow
 def test_one_expert_is_the_dense_model():
     dense = dataclasses.replace(DENSE, biases=True)
     one = dataclasses.replace(dense, mlp=ExpertsConfig(experts=1, active=1))
@@ -160,6 +163,7 @@ def test_one_expert_is_the_dense_model():
     assert accounting.flops_per_token(one, 12)["6ND"] == accounting.flops_per_token(dense, 12)["6ND"] + 6 * 2 * 16
 
 
+@pytest.mark.slow
 def test_penalty_and_measures_by_their_equations(monkeypatch):
     config = dataclasses.replace(MOE, num_layers=1, mlp=dataclasses.replace(CAPACITY, balance_loss=0.3))
     params, tokens = initial(config, 0), np.random.default_rng(0).integers(0, 32, (3, 12))
@@ -206,6 +210,7 @@ def test_counts_by_hand():
     assert soap == 2 * counts["total"] + 2 * (2 * 7 * 3 * (256 + 144) + attention)
 
 
+@pytest.mark.slow
 def test_every_experts_matrix_is_orthogonalised_by_itself():
     from scaling.training import optimizers
 

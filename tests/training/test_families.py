@@ -229,6 +229,7 @@ def test_the_future_does_not_reach_the_past(config):
     assert (change[7:] > 1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [kind for kind in EACH_KIND if kind.values[0].mixes_documents is None])
 def test_a_document_does_not_know_the_one_before_it(config):
     """Id 0 opens a document: with documents masked the logits of the second are those it has alone."""

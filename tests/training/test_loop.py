@@ -44,6 +44,7 @@ def test_a_run_learns_and_its_record_is_complete(undisturbed, corpus):
     assert r.environment["backend"] == "cpu"
 
 
+@pytest.mark.slow
 def test_the_final_loss_is_the_mean_over_every_validation_token(corpus, tmp_path):
     """Against a plain product over the whole split, one window at a time, from the final checkpoint's parameters."""
     kept = dataclasses.replace(EXECUTION, keep_final_checkpoint=True)
@@ -93,6 +94,7 @@ def test_evaluation_holds_no_more_than_a_batch_of_windows(corpus, tmp_path, monk
     assert sum(sizes) >= windows
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_the_record_is_the_same_to_the_bit(undisturbed, corpus, tmp_path):
     for stop in (1, 7, 8, 20, None):  # 1: before the first point of the curve
         finished = train_and_stop_at(stop, [cell(corpus[0])], corpus, tmp_path)

@@ -63,12 +63,10 @@ def loss_and_update(execution, num_layers):
 BOTH = ExecutionConfig(accumulation_steps=2, loss_chunk_tokens=16, remat="full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "execution, num_layers",
-    [pytest.param(ExecutionConfig(loss_chunk_tokens=40), 2, marks=pytest.mark.slow),
-     pytest.param(ExecutionConfig(accumulation_steps=4), 2, marks=pytest.mark.slow),
-     pytest.param(BOTH, 2, marks=pytest.mark.slow),
-     (BOTH, 1)],
+    [(ExecutionConfig(loss_chunk_tokens=40), 2), (ExecutionConfig(accumulation_steps=4), 2), (BOTH, 2), (BOTH, 1)],
     ids=["chunks", "parts", "both", "both, one layer"],
 )  # fmt: skip
 def test_chunks_and_parts_change_rounding_only(execution, num_layers):

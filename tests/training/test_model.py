@@ -82,7 +82,8 @@ def test_attention_is_the_definition(name, length, heads, kv_heads):
     assert_allclose(out, naive_attention(q, k, v, 0.3), rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["einsum", "block_causal", "cudnn", pytest.param("splash", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["einsum", "block_causal", "cudnn", "splash"])
 def test_bfloat16_logits_are_not_rounded_to_bfloat16(name):
     """Logits of 64 give or take one, where a bfloat16 is good to .25: their weights would be off by up to a quarter."""
     rng = np.random.default_rng(0)
@@ -311,10 +312,9 @@ def assert_alike(ours, theirs, params, unseen):
         assert_allclose(grad, expected_grads[name], rtol=1e-4, atol=2e-5 * size, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", [
-    pytest.param(kind, marks=() if name in ("gpt2", "vaswani", "post, rms, rotary", "pre, rms, none") else
-                 pytest.mark.slow, id=name) for name, kind in KINDS.items()
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if name == "gpt2" else pytest.mark.slow, id=name) for name, k in KINDS.items()]
+)
 def test_a_transformer_and_its_gradient_are_flaxs(kind):
     config = dataclasses.replace(SMALL, **kind)
     batch = tokens(2, 17)
@@ -326,6 +326,7 @@ def test_a_transformer_and_its_gradient_are_flaxs(kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_dropout_is_where_the_textbook_has_it(position):
     """Of the embedding with its positions and of each addition to x, by a mask a row from the row's key."""
@@ -557,6 +558,7 @@ def test_a_kernel_without_document_masks_says_so_and_auto_takes_another():
     assert attention.choose("auto", "gpu", 128).func is attention.fused_or_not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "queries, keys, head_dim, causal, kernel",
     [(64, 64, 16, True, True), (64, 64, 12, True, False), (64, 64, 264, True, False),

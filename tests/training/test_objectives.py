@@ -121,6 +121,7 @@ def train(corpus, folder, cells, execution=None):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_masked_run_trains_is_validated_on_what_is_masked_and_is_the_same_on_any_mesh(corpus, tmp_path):
     (one,) = train(corpus, tmp_path / "a", [masked_cell(corpus[0], steps=60)])
     assert one.status == "completed"

@@ -59,6 +59,7 @@ def test_a_place_that_no_window_reaches_is_none():
     assert found["standard_error"] == [pytest.approx(1.0), None, None]
 
 
+@pytest.mark.slow
 def test_a_record_has_the_loss_of_every_place(corpus, tmp_path):
     """Its last weights' log-likelihoods over the whole split, place by place, without the run's own programs."""
     import orbax.checkpoint as ocp
@@ -80,6 +81,7 @@ def test_a_record_has_the_loss_of_every_place(corpus, tmp_path):
     assert record.num_predicted_tokens == record.num_tokens
 
 
+@pytest.mark.slow
 def test_an_objective_without_an_order_has_none_and_counts_what_carries_loss(corpus, tmp_path):
     c = cell(corpus[0], steps=4)
     masked = objectives.OBJECTIVES["masked"].Config(rate=0.25)

@@ -255,6 +255,7 @@ def test_a_disk_that_is_gone_ends_training_with_its_own_error(corpus, tmp_path, 
     assert frames.index("_train_to_boundary") < frames.index("__next__") < frames.index("_make")
 
 
+@pytest.mark.slow
 def test_the_steps_before_a_batch_that_cannot_be_read_are_kept(corpus, tmp_path, failing_at_step_9, monkeypatch):
     """Trained and saved: what is ahead of the step must not cost the steps before it."""
     monkeypatch.setattr(Pack, "wants_save", lambda self, now: True)

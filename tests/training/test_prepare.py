@@ -448,6 +448,7 @@ def overlapping(tmp_path, small_parts) -> tuple[DataConfig, dict[str, list[str]]
     return config_of(source, near_duplicates="drop"), texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
 def test_no_source_of_a_mixture_trains_on_what_another_holds_out(tmp_path, overlapping, tokenizer):
     config, texts = dataclasses.replace(overlapping[0], tokenizer=tokenizer), overlapping[1]
@@ -475,6 +476,7 @@ def test_no_source_of_a_mixture_trains_on_what_another_holds_out(tmp_path, overl
     assert sum("are near what" in line for line in told) == 6
 
 
+@pytest.mark.slow
 def test_what_leaks_across_the_sources_of_a_mixture_is_counted(tmp_path, overlapping):
     config, texts = dataclasses.replace(overlapping[0], near_duplicates="keep"), overlapping[1]
     data.prepare(config, tmp_path / "cache")

@@ -103,6 +103,7 @@ def gumbel(one, two, number):
     return -np.log(-np.log((np.array(bits) // 2**9 + 0.5) / 2**23))
 
 
+@pytest.mark.slow
 def test_losses_are_their_definition_in_float64(params):
     """The networks' last layers are taken from the networks, which have oracles of their own."""
     run = run_of()
@@ -140,6 +141,7 @@ def test_losses_are_their_definition_in_float64(params):
     assert found.penalty == pytest.approx(np.sum(sums) / batch["hidden"].size, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_discriminators_loss_trains_no_generator_and_every_parameter_is_trained(params):
     run = run_of()
     batch = jax.tree.map(jnp.asarray, batch_of(run, 4))
@@ -156,6 +158,7 @@ def test_the_discriminators_loss_trains_no_generator_and_every_parameter_is_trai
         assert bool((guessing[name] != 0).any()) is (of_generator or name == "embedding"), name
 
 
+@pytest.mark.slow
 def test_draws_are_as_likely_as_the_generators_softmax_says(params):
     """Over 4,000 rows of one window, hidden at the same places: the share that is drawn as it was is its chance."""
     run = run_of()
@@ -177,6 +180,7 @@ def test_draws_are_as_likely_as_the_generators_softmax_says(params):
     assert_array_less(np.abs(1 - replaced[at] - chances), 4 * (chances * (1 - chances) / 4000) ** 0.5)
 
 
+@pytest.mark.slow
 def test_exact_flops_are_within_2_percent_of_the_compilers(monkeypatch):
     """The generator's table, a product whatever the tokens, is no part of ours: it is added here."""
     monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))

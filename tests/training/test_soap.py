@@ -63,6 +63,7 @@ def test_a_side_that_is_too_long_is_left_as_it_is(monkeypatch):
     assert state.right["w"] is None
 
 
+@pytest.mark.slow
 def test_everything_else_moves_by_adam():
     specs = models.param_specs(MODEL)
     run = RunConfig(MODEL, CONFIG, Horizon(steps=10), batch_size=4)

@@ -307,6 +307,7 @@ def test_bad_tfds_names_are_one_line(tmp_path, tiny_tfds, source, text_key, says
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_tfds_in_parts_is_tfds_whole(tmp_path, tiny_tfds, monkeypatch):
     config = config_of("tfds:tiny_text/en")
     data.prepare(config, tmp_path / "whole")

@@ -82,6 +82,7 @@ def states_of(run, corpus, num_steps, state=None):
     return jax.device_get(state), losses
 
 
+@pytest.mark.slow
 def test_what_is_left_is_the_parents_to_the_bit(corpus, found):
     """Its last weights, those of step 15 made again without a loop, and moments only where they are taken."""
     parent, (last, _, middle, moments) = family(corpus[0])
@@ -96,6 +97,7 @@ def test_what_is_left_is_the_parents_to_the_bit(corpus, found):
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_it_trains_on_from_there_with_its_own_rate_data_and_step(corpus, found):
     """Against the same step program run by hand from the parent's weights, step 0 of its own schedule and seed."""
     parent, (_, _, middle, moments) = family(corpus[0])
@@ -129,6 +131,7 @@ def test_cut_off_anywhere_they_are_the_same(corpus, found, tmp_path):
         assert not list((folder / "work" / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_who_comes_later_starts_from_what_was_kept(corpus, found, tmp_path):
     """The parent is done: its last checkpoint serves at its end; nothing serves in its middle."""
     parent, (last, _, middle, _) = family(corpus[0])

@@ -59,6 +59,7 @@ def alone():
 MESHES = [MeshConfig(1, 2, 2, 2), pytest.param(MeshConfig(1, 1, 8, 1), marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_mesh_changes_rounding_only(mesh, alone):
     sharded, state = losses([RUN], mesh, num_devices=8)
@@ -81,6 +82,7 @@ def test_members_of_a_pack_are_their_lone_runs_on_any_mesh():
         assert_allclose(pack, lone, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_diverging_member_does_not_touch_the_others(alone):
     wild = dataclasses.replace(RUN, optim=dataclasses.replace(RUN.optim, peak_lr=1e30, clip_norm=None))
     pack, _ = losses([RUN, wild])
@@ -91,6 +93,7 @@ def test_a_diverging_member_does_not_touch_the_others(alone):
 DROPPING = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, dropout=0.3))
 
 
+@pytest.mark.slow
 def test_what_is_dropped_depends_on_seed_step_row_and_place_alone(alone):
     """Not on the parts of the batch, nor on a mesh; and it is other for another seed, under the same weights."""
     whole, state = losses([DROPPING], steps=4)
@@ -100,6 +103,7 @@ def test_what_is_dropped_depends_on_seed_step_row_and_place_alone(alone):
     assert_allclose(losses([DROPPING], MeshConfig(data=2), num_devices=2, steps=4)[0], whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_seed_and_step_drops_other_values_and_evaluation_none():
     hp = optimizers.hyperparams(RUN.optim, accounting.plan(RUN))
     batch = {"tokens": tokens(0)[0], "weights": np.ones((8, 32), np.float32)}

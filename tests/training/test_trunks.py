@@ -56,6 +56,7 @@ def assert_all_equal(corpus, folder, alone):
     return found
 
 
+@pytest.mark.slow
 def test_a_branch_is_its_lone_run_bit_for_bit(corpus, alone, tmp_path):
     trunk, riders = family(corpus[0])
     finished, branched = carry(corpus, tmp_path)
@@ -73,6 +74,7 @@ def test_a_branch_is_its_lone_run_bit_for_bit(corpus, alone, tmp_path):
     assert took["tokens_per_s"] == pytest.approx(4 * 128 / (took["step_seconds"] + took["data_seconds"]))
 
 
+@pytest.mark.slow
 def test_with_dropout_too_a_trunk_its_branch_and_what_was_resumed_are_equal_to_the_bit(corpus, tmp_path):
     """What is dropped follows from the seed and the step, which a checkpoint and a rider's both have."""
     trunk, rider = (cell(corpus[0], steps, seed=5, schedule=FLAT, dropout=0.2) for steps in (40, 16))
