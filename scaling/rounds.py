@@ -107,9 +107,18 @@ class Rounds:
         """Decides what follows when all that was bought is in, and writes that down; whether there is more to train."""
         call = self._call
         fitted = [row for row in call.cells.rows if not row.cell.holdout]
-        if self.are_over or not all(map(call.cells.is_done, fitted)):
+        if self._config is None or not all(map(call.cells.is_done, fitted)):
             return False
-        said = self._decision()
+        if self._stopped is None:
+            self._decide()
+        if self._stopped is not None and "orders" not in self._stopped:
+            self._stopped["orders"] = self._orders(fitted)
+            self._tell_manifest()
+            call.write_manifest(None)
+        return self._stopped is None
+
+    def _decide(self) -> None:
+        call, said = self._call, self._decision()
         known = {"interval": _finite(*said.interval), "width": _finite(said.width)[0]}
         if said.stop is not None:
             self._stopped = {"reason": said.stop, "spent_flops": self._spent, **known, "reasons": list(said.reasons)}
@@ -124,7 +133,26 @@ class Rounds:
         self.tidy()
         call.say(self.describe())
         call.events({"event": "round", **(self._stopped or self._rounds[-1])})
-        return self._stopped is None
+
+    def _orders(self, fitted: Sequence[Row]) -> dict[str, Any] | None:
+        """What other orders of the cells would have left of the interval (``design.orders``), each priced as if none
+        had been trained; None where the cells that are in set the interval no end, or have no such law."""
+        from scaling.laws.answers.design import Target, orders
+        from scaling.laws.payload import finite
+
+        width = (self._stopped or {}).get("width")
+        if width is None:
+            return None
+        every = [*fitted, *self._call.cells.candidates]
+        number = {row.run_id: i for i, row in enumerate(every)}
+        bought = [number[run_id] for one in self._rounds for run_id in one["cells"] if run_id in number]
+        first = sum(run_id in number for run_id in self._rounds[0]["cells"])
+        columns, price = _columns(every, self._call.grid.fit), self._candidates.from_nothing(every)
+        target = Target.of(self._config.target)  # type: ignore[union-attr]  # there is a design
+        try:
+            return finite(orders.compare(self._analyse(), target, columns, price, bought, first, width))
+        except ValueError:  # no law, which ``_decision`` has said
+            return None
 
     def _decision(self) -> "Decision":
         from scaling.laws.answers import rounds

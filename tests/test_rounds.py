@@ -17,6 +17,7 @@ from scaling import grid, records, sweep
 from scaling.engine.plan.table import step_flops
 from scaling.grid import strict
 from scaling.laws.answers import rounds
+from scaling.laws.answers.design import orders
 from scaling.laws.forms import catalogue
 from scaling.report import figures, page, plots
 from scaling.rounds import Rounds
@@ -155,6 +156,12 @@ def dearest(found, columns, cost, target):
     return choose
 
 
+def compared(found, target, columns, cost, bought, first, width):
+    """Stands for ``orders.compare``: tells what it was asked."""
+    return {"num_cells": len(columns["flops"]), "bought": len(bought), "first": first, "width": width,
+            "flops": cost(bought), "flops_of_all": cost(range(len(columns["flops"])))}  # fmt: skip
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder with a grid of a design, in which the sweep trains hashes and the dearest cells are bought."""
@@ -168,6 +175,7 @@ def here(tmp_path, monkeypatch):
     driver.install(monkeypatch.setitem, lambda *args: monkeypatch.setattr(*args, raising=False))
     monkeypatch.setattr(rounds, "by_proposal", dearest)
     monkeypatch.setattr("scaling.conclusion.Laws.analysis", lambda self: SURE)
+    monkeypatch.setattr(orders, "compare", compared)
     Path("g.yaml").write_text(GRID + DESIGN)
     return tmp_path
 
@@ -199,6 +207,10 @@ def test_a_study_of_rounds(here, capsys):
     spent = [one["spent_flops"] for one in design["rounds"]] + [design["stopped"]["spent_flops"]]
     assert np.allclose(np.diff(spent), [one["cost_flops"] for one in design["rounds"]], rtol=1e-12)
     assert "of the variance for" in design["rounds"][1]["reasons"][0]
+    told, spent = design["stopped"]["orders"], design["stopped"]["spent_flops"]
+    assert (told["num_cells"], told["bought"], told["first"], told["width"]) == (16, 14, 8, pytest.approx(0.08))
+    assert told["flops_of_all"] > told["flops"]
+    assert told["flops"] <= spent  # as if all were trained at once: nothing is left of these trunks between rounds
     status = {c["run_id"]: c["status"] for c in found["cells"]}
     bought = {run_id for one in design["rounds"] for run_id in one["cells"]}
     held_out = {c.run.run_id for c in cells if c.holdout}
@@ -356,10 +368,11 @@ sys.path.insert(0, {str(ENGINE)!r}); sys.path.insert(0, {str(ENGINE.parents[1])!
 import driver; driver.install()
 from scaling import conclusion, sweep
 from scaling.laws.answers import rounds
+from scaling.laws.answers.design import orders
 from scaling.rounds import Rounds
 from tests import adaptive, babble
 from tests import test_rounds
-rounds.by_proposal = test_rounds.dearest
+rounds.by_proposal, orders.compare = test_rounds.dearest, test_rounds.compared
 conclusion.Laws.analysis = lambda self: test_rounds.SURE
 at = int(sys.argv.pop(1))
 if at:
@@ -407,6 +420,7 @@ def real(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rounds, "by_proposal", by_horizon)
     monkeypatch.setattr("scaling.conclusion.Laws.analysis", lambda self: SURE)
+    monkeypatch.setattr(orders, "compare", compared)
     return tmp_path
 
 

@@ -19,6 +19,7 @@ from scaling.bench import published
 from scaling.laws.analysis import Analysis
 from scaling.laws.answers import allocation
 from scaling.laws.answers.design import Candidates, Target, propose
+from scaling.laws.answers.design import orders as orders_of
 from scaling.laws.answers.rounds import SPARE
 from scaling.laws.fitting import identify
 from scaling.laws.fitting.estimate import fit
@@ -33,8 +34,6 @@ TARGET = Target("a")
 WIDTH, LEVEL = 0.10, 0.90  # ±.05
 ABOVE_ALL = 1.25  # times what all rows leave: the width asked of a table that does not reach ``WIDTH``
 BATCH = 4
-SIZES = 5  # of a budget of the IsoFLOP order, as in the grids here
-STEP = 2.0  # from one budget to the next
 ORDERS = 20  # random ones
 # Published tables ($SCALING_PUBLISHED): rows that one law of N and D is of. Up to four epochs repeated tokens are worth
 # nearly as much as new ones (Muennighoff et al. 2023, arXiv 2305.16264).
@@ -108,21 +107,6 @@ def designed(rows: Observations, bought: np.ndarray, found: Analysis | None) -> 
     return rest[[step.candidate for step in proposal.steps]]
 
 
-def isoflop(rows: Observations, bought: np.ndarray) -> Iterator[int]:
-    """Rows budget by budget, from the cheapest up: of those within a factor ``STEP`` of C, ``SIZES`` spread evenly over
-    their sizes; then what is left, in order of compute."""
-    C, N = rows.columns["flops"], rows.columns["num_params"]
-    order: list[int] = []
-    number = np.floor(np.log(C / C.min()) / np.log(STEP) + 1e-9).astype(int)
-    for budget in range(number.max() + 1):
-        mine = np.flatnonzero(number == budget)
-        mine = mine[np.argsort(N[mine], kind="stable")]
-        spread = np.unique(np.linspace(0, len(mine) - 1, min(SIZES, len(mine))).round().astype(int))
-        order += mine[spread].tolist()
-    order += [i for i in np.argsort(C, kind="stable").tolist() if i not in order]
-    yield from (i for i in order if i not in bought)
-
-
 def along(order: Iterator[int]) -> Callable[[np.ndarray, Any], np.ndarray]:
     """The next rows of an order that is known before."""
     return lambda bought, found: np.array([i for _, i in zip(range(_batch(bought)), order)], dtype=int)
@@ -156,8 +140,7 @@ def measure(rows: Observations, orders: int = ORDERS) -> dict[str, Any]:
     start = begin(rows)
 
     def shuffled(seed: int) -> Iterator[int]:
-        rest = np.setdiff1d(np.arange(len(rows)), start)
-        return iter(np.random.default_rng(seed).permutation(rest).tolist())
+        return iter(orders_of.at_random(len(rows), start, seed))
 
     whole = buy(rows, lambda bought, found: np.zeros(0, dtype=int), np.arange(len(rows)))
     goal = WIDTH if whole["reached"] else ABOVE_ALL * whole["width"]
@@ -167,7 +150,7 @@ def measure(rows: Observations, orders: int = ORDERS) -> dict[str, Any]:
         "begin": {"runs": len(start), "flops": float(rows.columns["flops"][start].sum())},
         "all": whole,
         "designed": buy(rows, lambda bought, found: designed(rows, bought, found), start, goal),
-        "isoflop": buy(rows, along(isoflop(rows, start)), start, goal),
+        "isoflop": buy(rows, along(orders_of.by_budget(rows.columns, start)), start, goal),
         "random": [buy(rows, along(shuffled(seed)), start, goal) for seed in range(orders)],
     }
 

@@ -36,6 +36,10 @@ class Candidates:
         steps that they share once."""
         return Prices(rows, self._means(), steps=self.steps(rows))
 
+    def from_nothing(self, rows: Sequence[Row]) -> Prices:
+        """What some of these rows would cost together, had none of them been begun."""
+        return Prices(rows, self._means())
+
     def cost(self, rows: Sequence[Row]) -> float:
         """What those of these rows that are not done cost together."""
         left = [row for row in rows if not self._call.cells.is_done(row)]

@@ -542,12 +542,22 @@ def _rounds(seen: Seen) -> Drawing | None:
     if not any(r["width_after"] is not None for r in rounds):
         return None
     figure = Figure(figsize=(HALF, 4.2))
-    ax = plots_of_fits.interval_by_cost(figure.subplots(), rounds, design.get("interval"))
+    orders = design.get("orders")
+    ax = plots_of_fits.interval_by_cost(figure.subplots(), rounds, design.get("interval"), orders)
     ax.set_ylabel(f"width of the {100 * design['level']:.0f} % interval of {design['target']}")
     caption = (
         "After each round, from the cells bought by then, and what its choice had expected. Compute counts steps that "
         "runs share once, and no held-out cell."
     )
+    if orders:
+        took = {order: "no FLOPs of these cells" if c is None else f"{c:.3g} FLOPs"
+                for order, c in orders["reached_flops"].items()}  # fmt: skip
+        caption += (
+            " Lines: what cells in that order are expected to leave, all under the last law. For the width that the "
+            f"design ended with it took {took['designed']}; the same cells budget by budget would take "
+            f"{took['by_budget']}, at random {took['random']} ({took['random_low']} to {took['random_high']} in eight "
+            f"of ten orders of {orders['random']['orders']})."
+        )
     return Drawing("rounds", "Interval against compute bought", caption, figure)
 
 

@@ -11,7 +11,7 @@ from scipy import optimize
 from scaling.bench import designed
 from scaling.fit import analyse
 from scaling.laws.answers import allocation
-from scaling.laws.answers.design import Candidates, Target, mending, propose
+from scaling.laws.answers.design import Candidates, Target, mending, orders, propose
 from scaling.laws.answers.design.beliefs import believe
 from scaling.laws.fitting.coordinates import Model
 from scaling.laws.forms import catalogue
@@ -303,6 +303,57 @@ def test_what_is_no_target_is_said_in_a_line(text):
     assert "\n" not in str(e.value)
 
 
+def test_what_other_orders_leave_is_least_squares_in_the_laws_own_parameters():
+    """Each width against (Jᵀ J / σ²)⁻¹ of E, A, B, α, β, their slopes by differences of the law as it is written."""
+    found = analyse(data.isoflop(noise=0.004), laws=("chinchilla",), bootstrap=0)
+    rows, fitted = found.observations, found.fits["chinchilla"]
+    n, d, C = (rows.columns[c] for c in ("num_params", "num_tokens", "flops"))
+    names = list(fitted.params)
+    at = np.array([fitted.params[k] for k in names])
+
+    def slopes(function):
+        steps = 1e-5 * np.diag(at)
+        return np.array([(function(at + s) - function(at - s)) / (2 * s.sum()) for s in steps])
+
+    def log_loss(p):
+        p = dict(zip(names, p))
+        return np.log(p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"])
+
+    def exponent(p):
+        p = dict(zip(names, p))
+        return p["beta"] / (p["alpha"] + p["beta"])
+
+    J, g, sigma = slopes(log_loss), slopes(exponent), resampling.noise_scale(fitted)
+
+    def expected(chosen):
+        return np.sqrt(g @ np.linalg.inv(J[:, chosen] @ J[:, chosen].T) @ g) * sigma
+
+    columns = {"num_params": n, "num_tokens": d, "flops": C}
+    spread = orders.spread_of(found, Target("a"), columns)
+    order = np.argsort(C, kind="stable").tolist()
+    for chosen in (order, order[: len(order) // 2], order[::2]):
+        assert spread(chosen) == pytest.approx(expected(chosen), rel=1e-3)
+    assert spread([i for i in order if d[i] == d[order[0]]]) == np.inf  # one horizon tells no β
+
+    bought = [*order[:8], order[-1], order[-5], order[12]]
+    told = orders.compare(found, Target("a"), columns, lambda some: C[some].sum(), bought, 8, width=0.2)
+    assert told["designed"]["flops"] == pytest.approx(np.cumsum(C[bought])[7:])
+    unit = 0.2 / expected(bought)
+    assert told["designed"]["width"] == pytest.approx([unit * expected(bought[:k]) for k in range(8, 12)], rel=1e-3)
+    assert told["designed"]["width"][-1] == pytest.approx(0.2)
+    grid = [*bought[:8], *orders.by_budget(columns, bought[:8])]
+    assert sorted(grid) == list(range(len(n)))
+    widths = [unit * expected(grid[:k]) for k in range(8, len(n) + 1)]
+    assert told["by_budget"]["width"] == pytest.approx(widths, rel=1e-3)
+    enough = next(k for k, w in enumerate(widths) if w <= 0.2)
+    assert told["reached_flops"]["by_budget"] == pytest.approx(np.cumsum(C[grid])[7 + enough])
+    random, reached = told["random"], told["reached_flops"]
+    assert (random["narrow"] <= random["width"]).all()
+    assert (random["width"] <= random["wide"]).all()
+    assert random["width"][-1] == pytest.approx(widths[-1], rel=1e-3)  # all of them, whatever the order
+    assert reached["random_low"] <= reached["random"] <= reached["random_high"]
+
+
 @pytest.mark.slow
 def test_designed_runs_take_fewer_flops_than_an_isoflop_grid_and_random_ones():
     """Sixteen simulated studies: until the interval of a is .05 wide, from the same cheap runs on, what is proposed
@@ -321,7 +372,7 @@ def test_designed_runs_take_fewer_flops_than_an_isoflop_grid_and_random_ones():
         mixed = iter(rng.permutation(np.setdiff1d(np.arange(len(n)), start)).tolist())
         for name, following in {
             "designed": lambda bought, found, rows=rows: designed.designed(rows, bought, found),
-            "isoflop": designed.along(designed.isoflop(rows, start)),
+            "isoflop": designed.along(orders.by_budget(rows.columns, start)),
             "random": designed.along(mixed),
         }.items():
             told = designed.buy(rows, following, start, 0.05)

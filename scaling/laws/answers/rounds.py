@@ -216,4 +216,5 @@ def told(design: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "stopped": end.get("reason"),
         "reached": end.get("interval"),
+        "orders": end.get("orders"),
     }

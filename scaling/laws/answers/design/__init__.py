@@ -2,7 +2,7 @@
 
 ``target`` is what is asked, ``candidates`` the runs and their cost, ``beliefs`` what the fitted forms know of both,
 ``proposal`` the order in which runs are bought, ``certificate`` what no order can do, ``mending`` the run without which
-nothing is known.
+nothing is known, ``orders`` what other orders would have left.
 """
 
 from scaling.laws.answers.design.candidates import Candidates

@@ -1,0 +1,121 @@
+"""What an interval would have been after runs in another order: budget by budget as a grid goes, and at random.
+
+One law, that of all runs which were bought, says what each order's cells tell of the target: Laplace's variance
+gᵀ (Σ j jᵀ / σ²)⁻¹ g, j the slope of a cell's log loss in the parameters, σ its noise, g that of the target. Only its
+ratio to the variance after all that was bought is used, times the width that the interval has then.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scaling.laws.answers.design.beliefs import LEAST_NOISE, SINGULAR
+from scaling.laws.answers.design.target import Target
+from scaling.laws.fitting.coordinates import Model
+from scaling.laws.intervals import resampling
+
+if TYPE_CHECKING:
+    from scaling.laws.analysis import Analysis
+
+Columns = Mapping[str, np.ndarray]
+
+SIZES = 5  # of a budget of the IsoFLOP order, as in the grids here
+STEP = 2.0  # from one budget to the next
+ORDERS = 40  # random ones
+SHARES = (0.1, 0.5, 0.9)  # of random orders, that are at least so narrow
+POINTS = 60  # amounts spent at which these are told
+
+
+def by_budget(columns: Columns, bought: Collection[int] = ()) -> Iterator[int]:
+    """Rows that are not yet ``bought``, from the cheapest budget up: of those within a factor ``STEP`` of C, ``SIZES``
+    spread evenly over their sizes; then what is left, in order of compute."""
+    C, N = columns["flops"], columns["num_params"]
+    order: list[int] = []
+    number = np.floor(np.log(C / C.min()) / np.log(STEP) + 1e-9).astype(int)
+    for budget in range(number.max() + 1):
+        mine = np.flatnonzero(number == budget)
+        mine = mine[np.argsort(N[mine], kind="stable")]
+        spread = np.unique(np.linspace(0, len(mine) - 1, min(SIZES, len(mine))).round().astype(int))
+        order += mine[spread].tolist()
+    order += [i for i in np.argsort(C, kind="stable").tolist() if i not in order]
+    yield from (i for i in order if i not in bought)
+
+
+def at_random(num_rows: int, bought: Collection[int], seed: int) -> list[int]:
+    """Rows that are not yet ``bought``, in a random order."""
+    rest = np.setdiff1d(np.arange(num_rows), list(bought))
+    return np.random.default_rng(seed).permutation(rest).tolist()
+
+
+def spread_of(found: "Analysis", target: Target, columns: Columns) -> Callable[[Sequence[int]], float]:
+    """The standard deviation of a target after some rows of ``columns``, by number, under the surface law; infinite
+    where they leave a direction of it open."""
+    fitted = found.fits[str(found.surface)]
+    quantity = target.quantity(fitted.form, found.cost)
+    if quantity is None:
+        raise ValueError(f"{found.observations.source}: {fitted.form.name} has no {target.name}: write another --law")
+    own = {c: np.asarray(columns[c], dtype=np.float64) for c in fitted.form.columns}
+    model = Model(fitted.coordinates, own, fitted.problem.model.log)
+    slope = resampling.gradient(fitted, quantity)
+    sigma = max(resampling.noise_scale(fitted), LEAST_NOISE)
+    told = model.derivatives(fitted.theta[None])[1][0] / (sigma * fitted.noise_at(**own))  # (P, n)
+    place = target.place(found)
+    there = {c: place[c] for c in own}
+    noise = float(np.ravel(sigma * fitted.noise_at(**there))[0]) if target.kind.is_loss else 0.0
+
+    def spread(chosen: Sequence[int]) -> float:
+        information = told[:, chosen] @ told[:, chosen].T
+        scale = np.sqrt(np.diagonal(information))
+        if not (scale > 0).all():
+            return np.inf
+        values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
+        if values[0] < SINGULAR:
+            return np.inf
+        return float(np.sqrt((((slope / scale) @ vectors) ** 2 / values).sum() + noise**2))
+
+    return spread
+
+
+def compare(
+    found: "Analysis", target: Target, columns: Columns, cost: Callable[[Sequence[int]], float],
+    bought: Sequence[int], first: int, width: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Sets the order in which rows were ``bought`` against two others that begin with the same ``first`` rows.
+
+    Args:
+      columns: of all rows that could have been bought (n,), those bought among them; ``cost`` of some, by number.
+      width: of the target's interval after all that was bought.
+
+    Returns:
+      By order ("designed", "by_budget", "random") what had been spent (``flops``) and how wide the interval is expected
+      to be then (``width``), of random orders the middle one and the two that a tenth are below and above
+      (``narrow``, ``wide``); ``reached_flops``, what each took to be as narrow as the first, None where it was not.
+    """
+    spread = spread_of(found, target, columns)
+    n, begin = len(columns["flops"]), list(bought[:first])
+    unit = width / spread(list(bought))
+
+    def course(order: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        ends = range(first, len(order) + 1)
+        spent = [cost(list(order[:k])) for k in ends]
+        return np.array(spent), np.array([unit * spread(list(order[:k])) for k in ends])
+
+    def reached(spent: np.ndarray, widths: np.ndarray) -> float:
+        there = widths <= width * (1 + 1e-9)
+        return float(spent[there.argmax()]) if there.any() else np.inf
+
+    designed = course(list(bought))
+    grid = course([*begin, *by_budget(columns, begin)])
+    random = [course([*begin, *at_random(n, begin, seed)]) for seed in range(ORDERS)]
+    at = np.geomspace(designed[0][0], max(spent[-1] for spent, _ in random), POINTS)
+    each = np.array([w[np.searchsorted(s, at * (1 + 1e-9), side="right") - 1] for s, w in random])
+    narrow, middle, wide = np.quantile(each, SHARES, axis=0, method="inverted_cdf")
+    low, half, high = np.quantile([reached(*one) for one in random], SHARES, method="inverted_cdf")
+    return {
+        "designed": {"flops": designed[0], "width": designed[1]},
+        "by_budget": {"flops": grid[0], "width": grid[1]},
+        "random": {"flops": at, "width": middle, "narrow": narrow, "wide": wide, "orders": ORDERS},
+        "reached_flops": {"designed": reached(*designed), "by_budget": reached(*grid), "random": half,
+                          "random_low": low, "random_high": high},
+    }  # fmt: skip
