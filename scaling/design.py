@@ -2,17 +2,18 @@
 
     python -m scaling.design GRID.yaml --target a --budget 8e13 --batch 4
     python -m scaling.design SOURCE --sizes 1e6 1e7 1e8 --tokens 1e8 1e9 --target loss@1e21 --interval .05
+    python -m scaling.design GRID.yaml --target multiplier@1e14 --compare transformer lstm --batch 4
 
 Of a grid the candidates are its cells without a record, at the plan's prices; of another SOURCE (what
-``python -m scaling.fit`` reads) sizes × tokens or budgets. From Python the same is ``design(fit, target="a", …)`` of
-the package: the module itself can be called.
+``python -m scaling.fit`` reads) sizes × tokens or budgets; of a multiplier those of both groups. From Python the same
+is ``design(fit, target="a", …)`` of the package: the module itself can be called.
 """
 
 import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,14 +30,18 @@ from scaling.advise import (
     add_hardware,
     amount,
     check_numbers,
+    column_of,
     of_source,
     seconds,
     write_json,
 )  # fmt: skip
 from scaling.config import num_params_of
-from scaling.laws.answers.design import Candidates, Proposal, Target, propose
+from scaling.laws.answers.allocation import Cost, cost_of
+from scaling.laws.answers.design import Candidates, Proposal, Target, propose, propose_of_groups
 from scaling.laws.answers.design.mending import identifying
+from scaling.laws.answers.design.of_groups import numbers_of
 from scaling.laws.answers.design.proposal import EXPONENT, check_asked
+from scaling.laws.answers.multiplier import Comparison, compare
 from scaling.laws.fitting.identify import NotIdentified
 from scaling.laws.forms import catalogue
 from scaling.laws.tables.observations import from_table
@@ -58,7 +63,8 @@ def design(
 
     Args:
       fit: of a study (``study.Study.fit``), or an ``analysis.Analysis``.
-      target: a, allocation@C, loss@C, loss@N,D or E.
+      target: a, allocation@C, loss@C, loss@N,D or E; what two groups are worth to each other is
+        ``design.propose_of_groups``.
       sizes: of the candidates, × ``tokens`` or × compute ``budgets``; or the ``candidates`` themselves.
       options: batch, exponent, budget (in the candidates' unit, FLOPs of sizes), level, asked (a width).
 
@@ -67,15 +73,15 @@ def design(
     """
     found: Analysis = getattr(fit, "analysis", fit)
     if candidates is None:
-        candidates = of_sizes(found, sizes, tokens, budgets)
+        candidates = of_sizes(found.cost, sizes, tokens, budgets)
     return propose(found, candidates, Target.of(target), **options)
 
 
 def of_sizes(
-    found: "Analysis", sizes: Sequence[float], tokens: Sequence[float], budgets: Sequence[float],
-    unit: str = "FLOPs", machine: Machine | None = None, devices: float = 1.0,
+    cost: Cost, sizes: Sequence[float], tokens: Sequence[float], budgets: Sequence[float],
+    unit: str = "FLOPs", machine: Machine | None = None, devices: float = 1.0, called: str = "",
 ) -> Candidates:  # fmt: skip
-    """Sizes × tokens, or sizes × FLOP budgets under the rows' own cost of a token, as candidates.
+    """Sizes × tokens, or sizes × FLOP budgets under the rows' own ``cost`` of a token, as candidates ``called`` so.
 
     Their cost is in FLOPs, or in hours of ``devices`` of ``machine`` or dollars there. Raises ValueError.
     """
@@ -84,11 +90,11 @@ def of_sizes(
     n, other = (x.ravel() for x in np.meshgrid(np.unique(sizes), np.unique(tokens or budgets), indexing="ij"))
     if not (np.isfinite(n) & (n > 0) & np.isfinite(other) & (other > 0)).all():
         raise ValueError("--sizes, --tokens and --budgets are positive numbers: write 1e6, 13M, 2T")
-    a_token = found.cost.flops_per_token(n)
+    a_token = cost.flops_per_token(n)
     d = other if len(tokens) else other / a_token
     return Candidates(
         {"num_params": n, "num_tokens": d, "flops": d * a_token},
-        tuple(f"{size:.4g} on {data:.4g}" for size, data in zip(n, d)),
+        tuple(f"{called}{size:.4g} on {data:.4g}" for size, data in zip(n, d)),
         _alone(_priced(n, d * a_token, unit, machine, devices)), unit,
     )  # fmt: skip
 
@@ -111,26 +117,38 @@ def _priced(n: np.ndarray, flops: np.ndarray, unit: str, machine: Machine | None
 
 @dataclass(frozen=True)
 class Cells:
-    """What a design takes of a grid: its laws' rows and options, and the cells without a record, by number."""
+    """What a design takes of a grid: its laws' rows and options, and the cells without a record, by number; where
+    groups are told apart, ``by`` what, and the name of each candidate's (``group``)."""
 
     table: Any
     curves: Any
     options: dict[str, Any]
     candidates: Candidates
     notes: tuple[str, ...] = ()
+    by: str = ""
+    group: tuple[str, ...] = ()
 
 
-def of_grid(path: str, results: Path | None, workdir: Path | None, unit: str, hardware: dict[str, Any]) -> Cells:
+def of_grid(
+    path: str, results: Path | None, workdir: Path | None, unit: str, hardware: dict[str, Any], *,
+    groups: bool = False, by: str | None = None,
+) -> Cells:  # fmt: skip
     """The records of a grid, and its fitted cells that have none as candidates at the plan's prices.
 
-    Steps that a checkpoint in ``workdir`` has are not paid again. Raises ValueError.
+    Steps that a checkpoint in ``workdir`` has are not paid again. ``groups``: a target of several is asked, which the
+    coordinate ``by`` tells apart, or the grid's own. Raises ValueError.
     """
     from scaling import data
     from scaling.engine.folder import cells as folder
 
     known = grid.load(path, data.epochs_of(storage.cache_dir()))
-    if known.groups:
-        raise ValueError(f"{path}: its laws are apart by {known.fit.told_by[0]}: write a grid of one group")  # type: ignore[index]  # it has groups
+    by = by or (known.fit.told_by[0] if known.fit.told_by else "")
+    if known.groups and not groups:
+        raise ValueError(
+            f"{path}: its laws are apart by {by}: write a grid of one group, or --target multiplier@C, which is of two"
+        )
+    if groups and not by:
+        raise ValueError(f"{path}: it tells no groups apart: add --by, the coordinate whose values they are")
     cells = folder.Cells(known, results or Path("results") / known.name)
     complaints = cells.look(set_aside=False)
     runs = cells.recorded()
@@ -153,9 +171,13 @@ def of_grid(path: str, results: Path | None, workdir: Path | None, unit: str, ha
     labels = tuple(f"{row.run_id} {_named(row.cell.labels)}".rstrip() for row in rows)
     cost = _prices(known, rows, cells.rows, workdir or Path(".scaling") / known.name, unit, hardware)
     options = {**counts.options, "laws": _of_both(counts.laws), "source": str(cells.results)}
-    return Cells(
-        records.table(runs), records.curves(runs), options, Candidates(columns, labels, cost, unit), tuple(notes)
-    )
+    table = records.table(runs)
+    group: tuple[str, ...] = ()
+    if groups:
+        table = records.with_coordinate(table, runs, by)
+        group = tuple(str(grid.cell.coordinate(row.cell, by, "--by")) for row in rows)
+    candidates = Candidates(columns, labels, cost, unit)
+    return Cells(table, records.curves(runs), options, candidates, tuple(notes), by, group)
 
 
 def _of_both(laws: Sequence[str] | None) -> tuple[str, ...]:
@@ -208,7 +230,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SOURCE|GRID", help="a grid with records, or as of python -m scaling.fit")
     add = parser.add_argument
-    add("--target", required=True, help="a (β/(α+β)), allocation@C, loss@C, loss@N,D or E")
+    add("--target", required=True, help="a (β/(α+β)), allocation@C, loss@C, loss@N,D, E, or of two groups multiplier@C")
+    add("--compare", nargs=2, metavar=("GROUP", "OVER"), help="of a multiplier: at C FLOPs of GROUP")
+    add("--by", metavar="COLUMN", help="whose values these are (default: as the grid, or the folder's fit, has it)")
     add("--budget", type=spending, metavar="X", help="the most that the runs may cost: 1e15 (FLOPs), 12h or 500usd")
     add("--cost", choices=UNITS, help="what costs are counted in (default: as the budget, else FLOPs)")
     add("--batch", type=int, default=1, metavar="K", help="how many runs, each given those before it (default: 1)")
@@ -244,9 +268,22 @@ def _run(arguments: argparse.Namespace) -> None:
     asked: dict[str, Any] = {"batch": arguments.batch, "exponent": arguments.exponent}
     asked |= {"budget": budget, "asked": arguments.interval}
     check_asked(**asked)
-    found, candidates, notes = _of(arguments, unit)
-    proposal = propose(found, candidates, target, level=arguments.level, **asked)
-    printed.show_proposal(terminal.console(sys.stdout, width=160, fold=False), proposal, candidates, found)
+    of_groups = target.name == "multiplier"
+    if not of_groups and (arguments.compare or arguments.by):
+        raise ValueError(f"--compare and --by are of --target multiplier@C, and it is {target}: leave them out")
+    if of_groups and not arguments.compare:
+        raise ValueError(f"--target is {target}: add --compare GROUP OVER, the two groups that it is of")
+    if of_groups:
+        arguments.compare, written = [name.rpartition("=")[2] for name in arguments.compare], arguments.compare
+        arguments.by = arguments.by or next((n.rpartition("=")[0] for n in written if "=" in n), None)
+        compared, candidates, member, notes = _of_groups(arguments, unit)
+        source = compared.source
+        proposal = propose_of_groups(compared, arguments.compare, candidates, member, target, **asked)
+    else:
+        found, candidates, notes = _of(arguments, unit)
+        source = found.observations.source
+        proposal = propose(found, candidates, target, level=arguments.level, **asked)
+    printed.show_proposal(terminal.console(sys.stdout, width=160, fold=False), proposal, candidates, source)
     for note in notes:
         print(f"note {note}")
     if arguments.json:
@@ -256,34 +293,78 @@ def _run(arguments: argparse.Namespace) -> None:
         write_json(arguments.json, {**proposal.to_json(), "candidates": rows})
 
 
-def _of(arguments: argparse.Namespace, unit: str) -> tuple["Analysis", Candidates, tuple[str, ...]]:
-    """The fit, the candidates, and what to say of them."""
+def _is_grid(arguments: argparse.Namespace) -> bool:
+    return Path(arguments.source).suffix in (".yaml", ".yml")
+
+
+def _hardware(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What FLOPs are counted on, and whether SOURCE goes with the options of the other kind. Raises ValueError."""
     on = {name: getattr(arguments, name) for name in ("hardware", "devices", "price", "mfu")}
     check_numbers({name: v for name, v in on.items() if v is not None})
-    sized = bool(arguments.sizes or arguments.tokens or arguments.budgets)
-    if Path(arguments.source).suffix in (".yaml", ".yml"):
-        if sized:
-            raise ValueError(
-                f"{arguments.source}: its cells are the candidates: leave out --sizes, --tokens, --budgets"
-            )
-        if on["devices"] is not None:
-            if on["devices"] != int(on["devices"]):
-                raise ValueError(f"--devices is {on['devices']:g}: write a whole number")
-            on["devices"] = int(on["devices"])
-        results, workdir = (None if x is None else storage.folder(x) for x in (arguments.results, arguments.workdir))
-        of = of_grid(arguments.source, results, workdir, unit, on)
-        laws = {"laws": tuple(arguments.law)} if arguments.law else {}
-        options = {**of.options, **laws, "bootstrap": arguments.bootstrap}
+    if not _is_grid(arguments):
+        if arguments.results or arguments.workdir:
+            raise ValueError("--results and --workdir are a grid's: write the grid as SOURCE, or leave them out")
+        return on
+    if arguments.sizes or arguments.tokens or arguments.budgets:
+        raise ValueError(f"{arguments.source}: its cells are the candidates: leave out --sizes, --tokens, --budgets")
+    if on["devices"] is not None:
+        if on["devices"] != int(on["devices"]):
+            raise ValueError(f"--devices is {on['devices']:g}: write a whole number")
+        on["devices"] = int(on["devices"])
+    return on
+
+
+def _cells(arguments: argparse.Namespace, unit: str, **groups: Any) -> tuple[Cells, dict[str, Any]]:
+    """A grid's cells, and the options of their fit."""
+    on = _hardware(arguments)
+    results, workdir = (None if x is None else storage.folder(x) for x in (arguments.results, arguments.workdir))
+    of = of_grid(arguments.source, results, workdir, unit, on, **groups)
+    laws = {"laws": tuple(arguments.law)} if arguments.law else {}
+    return of, {**of.options, **laws, "bootstrap": arguments.bootstrap}
+
+
+def _sized(arguments: argparse.Namespace, unit: str) -> Callable[..., Candidates]:
+    """``of_sizes`` with all but the cost of a token given."""
+    on = _hardware(arguments)
+    machine = None if on["hardware"] is None else Machine(on["hardware"], on["price"], on["mfu"])
+    given = (arguments.sizes, arguments.tokens, arguments.budgets, unit, machine, on["devices"] or 1.0)
+    return lambda cost, called="": of_sizes(cost, *given, called=called)
+
+
+def _of(arguments: argparse.Namespace, unit: str) -> tuple["Analysis", Candidates, tuple[str, ...]]:
+    """The fit, the candidates, and what to say of them."""
+    if _is_grid(arguments):
+        of, options = _cells(arguments, unit)
         return _fitted(of.table, of.curves, of.candidates, options), of.candidates, of.notes
-    if arguments.results or arguments.workdir:
-        raise ValueError("--results and --workdir are a grid's: write the grid as SOURCE, or leave them out")
+    sized = _sized(arguments, unit)
     source, options = of_source(arguments)
     table, curves, _ = fitting.read(source)
     options["laws"] = arguments.law or _of_both(options.get("laws"))
-    machine = None if on["hardware"] is None else Machine(on["hardware"], on["price"], on["mfu"])
-    priced = (arguments.sizes, arguments.tokens, arguments.budgets, unit, machine, on["devices"] or 1.0)
-    found = _fitted(table, curves, lambda rows: of_sizes(rows, *priced), options)
-    return found, of_sizes(found, *priced), ()
+    found = _fitted(table, curves, sized, options)
+    return found, sized(found.cost), ()
+
+
+def _of_groups(arguments: argparse.Namespace, unit: str) -> tuple[Comparison, Candidates, np.ndarray, tuple[str, ...]]:
+    """The groups compared, the candidates, the group of each by its number, and what to say of them."""
+    if _is_grid(arguments):
+        of, options = _cells(arguments, unit, groups=True, by=arguments.by)
+        compared = compare(of.table, of.by, level=arguments.level, **fitting.compared_as(options))
+        numbers = {group.name: k for k, group in enumerate(compared.groups)}
+        known = [i for i, name in enumerate(of.group) if name in numbers]
+        member = np.array([numbers[of.group[i]] for i in known], dtype=int)
+        return compared, of.candidates.take(known), member, of.notes
+    sized = _sized(arguments, unit)
+    source, options = of_source(arguments)
+    column = arguments.by or column_of(source, arguments.compare)
+    table = fitting.read(source, column)[0]
+    compared = compare(table, column, level=arguments.level, **fitting.compared_as(options))
+    pair = numbers_of(compared, arguments.compare)
+    parts = [sized(compared.groups[k].cost, f"{compared.groups[k].name}: ") for k in pair]
+    member = np.repeat(pair, [len(part) for part in parts])
+    columns = {c: np.concatenate([part.columns[c] for part in parts]) for c in parts[0].columns}
+    costs = np.array([part.cost([i]) for part in parts for i in range(len(part))])
+    labels = tuple(label for part in parts for label in part.labels)
+    return compared, Candidates(columns, labels, _alone(costs), unit), member, ()
 
 
 def _fitted(table: Any, curves: Any, candidates: Any, options: dict[str, Any]) -> "Analysis":
@@ -297,8 +378,6 @@ def _fitted(table: Any, curves: Any, candidates: Any, options: dict[str, Any]) -
 def _mending(table: Any, candidates: Any, options: dict[str, Any]) -> str:
     """In words, the one candidate that would let the rows determine the law; empty where the rows cannot be read, or
     the law is of more than candidates say."""
-    from scaling.laws.answers.allocation import cost_of
-
     reading = {k: options[k] for k in ("num_params", "flops", "source") if k in options}
     form = catalogue.get(options["laws"][0])
     if set(form.columns) - {"num_params", "num_tokens", "flops"}:
@@ -308,8 +387,7 @@ def _mending(table: Any, candidates: Any, options: dict[str, Any]) -> str:
     except ValueError:
         return ""
     if callable(candidates):
-        bare = argparse.Namespace(cost=cost_of(*(rows.columns[c] for c in ("num_params", "num_tokens", "flops"))))
-        candidates = candidates(bare)
+        candidates = candidates(cost_of(*(rows.columns[c] for c in ("num_params", "num_tokens", "flops"))))
     mends = identifying(rows, candidates.columns, form) if len(candidates) else None
     if mends is None:
         return f"; no one of {len(candidates)} candidates mends it"

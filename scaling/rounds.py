@@ -233,6 +233,8 @@ def _require(call: Call, config: DesignConfig) -> None:
         target = Target.of(config.target)
     except ValueError as e:
         raise ValueError(f"{path}: {str(e).replace('--target is ', 'design.target: ', 1)}") from None
+    if target.name == "multiplier":
+        raise ValueError(f"{path}: design.target: {target} is of two groups, and rounds go by one law; write a")
     law = _law(call.grid.fit, path)
     if target.quantity(law, Cost()) is None:
         raise ValueError(f"{path}: design.target: {config.target}: {law.name} has none; write another law under fit")

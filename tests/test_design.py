@@ -92,14 +92,99 @@ def test_the_command_and_python_give_one_answer(runs, tmp_path, capsys):
     assert "a width of 0.2" in printed.out
 
 
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """Two families' runs under one set of exponents, the second dearer a token."""
+    rng, parts = np.random.default_rng(0), []
+    for name, truth, dearer in (("plain", data.HOFFMANN, 1.0), ("new", data.HOFFMANN | {"A": 300.0, "B": 350.0}, 1.3)):
+        part = data.isoflop(budgets=(1e18, 1e19, 1e20), sizes=5)[["num_params", "num_tokens"]]
+        n, d = part["num_params"], part["num_tokens"]
+        loss = data.chinchilla(n, d, truth) * np.exp(0.003 * rng.normal(size=len(part)))
+        parts.append(part.assign(flops=6 * dearer * n * d, loss=loss, family=name))
+    path = tmp_path_factory.mktemp("families") / "runs.csv"
+    pd.concat(parts).to_csv(path, index=False)
+    return str(path)
+
+
+def test_runs_of_two_groups_narrow_their_multiplier_as_least_squares_has_it(families, tmp_path, capsys):
+    """Each width against (Jᵀ J)⁻¹ of E, α, β and both groups' A and B, the multiplier by its closed form: with shared
+    exponents and costs in a fixed ratio r, L_new(C) = L_plain(m C) has m = (K_plain / K_new)^((α+β)/(α β)) / r, where
+    L* - E ∝ K C^(-αβ/(α+β)) and K = A^(β/(α+β)) B^(α/(α+β))."""
+    asked = ["--target", "multiplier@1e20", "--compare", "new", "family=plain", "--batch", "5", *SIZES]
+    code, found, printed = told([families, *asked], tmp_path, capsys)
+    assert code == 0, printed.err
+    rows = pd.read_csv(families)
+    compared = scaling.compare(rows, "family", bootstrap=0)
+    new = (rows["family"] == "new").to_numpy()
+    names = ["E", "alpha", "beta", "A0", "A1", "B0", "B1"]
+    first, second = compared.params("plain"), compared.params("new")
+    at = np.array([first[k] for k in names[:3]] + [first["A"], second["A"], first["B"], second["B"]])
+
+    def log_loss(p, n, d, new):
+        E, alpha, beta, A0, A1, B0, B1 = p
+        return np.log(E + np.where(new, A1, A0) * n**-alpha + np.where(new, B1, B0) * d**-beta)
+
+    def log_times(p):
+        _, alpha, beta, A0, A1, B0, B1 = p
+        return (np.log(A0 / A1) / alpha + np.log(B0 / B1) / beta) - np.log(1.3)
+
+    def slopes(function):
+        steps = 1e-6 * np.diag(at)
+        return np.array([(function(at + s) - function(at - s)) / (2 * s.sum()) for s in steps])
+
+    def spread(n, d, new):
+        J, g = slopes(lambda p: log_loss(p, np.array(n), np.array(d), np.array(new))), slopes(log_times)
+        return np.sqrt(g @ np.linalg.solve(J @ J.T, g))
+
+    n, d = rows["num_params"].tolist(), rows["num_tokens"].tolist()
+    assert np.log(found["interval"]).mean() == pytest.approx(log_times(at), abs=1e-3)
+    before, here = spread(n, d, new), list(new)
+    width = np.diff(np.log(found["interval"]))[0]
+    assert found["width"] == pytest.approx(width)
+    groups = []
+    for step in found["steps"]:
+        candidate = found["candidates"][str(step["candidate"])]
+        groups.append(candidate["label"].split(":")[0])
+        n.append(candidate["num_params"])
+        d.append(candidate["num_tokens"])
+        here.append(groups[-1] == "new")
+        assert step["width_after"] == pytest.approx(width * spread(n, d, here) / before, rel=2e-3)
+        dearer = 1.3 if here[-1] else 1.0
+        assert candidate["flops"] == pytest.approx(6 * dearer * n[-1] * d[-1], rel=1e-6)
+    assert set(groups) == {"new", "plain"}
+    assert "in log of it" in printed.out
+
+
+def test_a_grids_cells_without_a_record_narrow_the_multiplier_of_its_groups(tmp_path, capsys):
+    """Each candidate is of its own family, at its own cost; what is compared is the grid's own coordinate."""
+    path, folder = str(ROOT / "sweeps/families.yaml"), tmp_path / "families"
+    shutil.copytree(ROOT / "results/families", folder, ignore=shutil.ignore_patterns("figures", "fit.json", "*.html"))
+    cells = [cell for cell in grid.load(path).cells if not cell.holdout]
+    gone = {cell.run.run_id: cell for cell in cells[::4]}
+    for run_id in gone:
+        (folder / "runs" / f"{run_id}.json").unlink()
+    arguments = [path, "--results", str(folder), "--workdir", str(tmp_path / "none"), "--batch", "99"]
+    code, found, printed = told([*arguments, "--target", "multiplier@1e12", "--compare", "lstm", "transformer"],
+                                tmp_path, capsys)  # fmt: skip
+    assert code == 0, printed.err
+    chosen = [found["candidates"][str(s["candidate"])]["label"].split()[0] for s in found["steps"]]
+    assert sorted(chosen) == sorted(gone)
+    gain = {run_id: step["gain"] for run_id, step in zip(chosen, found["steps"])}
+    of_two = [g for run_id, g in gain.items() if gone[run_id].run.model.family in ("transformer", "recurrent")]
+    assert max(of_two) > max([g for g in gain.values() if g not in of_two], default=0.0)
+    code, _, printed = told([*arguments, "--target", "a"], tmp_path, capsys)
+    assert code == 2
+    assert "--target multiplier@C, which is of two" in printed.err
+
+
 def test_hours_and_dollars_of_sizes_are_those_of_advice(runs):
     found = scaling.open(runs).fit("chinchilla", bootstrap=0).analysis
     machine = advise.Machine("h100")
-    flops = design.of_sizes(found, [1e9], [2e10], []).cost([0])
+    flops = design.of_sizes(found.cost, [1e9], [2e10], []).cost([0])
     assert flops == pytest.approx(6 * 1e9 * 2e10)
-    hours = design.of_sizes(found, [1e9], [2e10], [], "hours", machine, 8).cost([0])
+    hours = design.of_sizes(found.cost, [1e9], [2e10], [], "hours", machine, 8).cost([0])
     assert hours == pytest.approx(flops / float(machine.rate(np.array(1e9))) / 8 / 3600)
-    dollars = design.of_sizes(found, [1e9], [2e10], [], "dollars", machine, 8).cost([0])
+    dollars = design.of_sizes(found.cost, [1e9], [2e10], [], "dollars", machine, 8).cost([0])
     assert dollars == pytest.approx(hours * 8 * 3600 * machine.paid())
 
 
@@ -118,7 +203,11 @@ def test_rows_that_determine_no_law_name_the_run_that_would_mend_them(tmp_path, 
     ("arguments", "said"),
     [
         (["--target", "b", *SIZES], "--target is b: write one of"),
-        (["--target", "multiplier", *SIZES], "--target is multiplier"),
+        (["--target", "multiplier", *SIZES], "--target is multiplier: write multiplier@C"),
+        (["--target", "multiplier@1e19", *SIZES], "add --compare GROUP OVER"),
+        (["--target", "a", "--compare", "x", "y", *SIZES], "--compare and --by are of --target multiplier@C"),
+        (["--target", "multiplier@1e19", "--compare", "x", "y", *SIZES], "add --by, the column whose values"),
+        (["--target", "multiplier@1e19", "--compare", "x", "y", "--by", "z", *SIZES], "'z', which is no column"),
         (["--target", "a"], "--sizes with --tokens or with --budgets"),
         (["--target", "a", "--sizes", "1e8", "--tokens", "1e9", "--budgets", "1e19"], "write two of them"),
         (["--target", "a", "--sizes", "-1", "--tokens", "1e9"], "positive numbers"),

@@ -262,12 +262,17 @@ def show_answer(console, answer) -> None:
         console.print(terminal.text(("note", "yellow"), f" {note}"), soft_wrap=True)
 
 
-def show_proposal(console, proposal, candidates, found) -> None:
+def _in_log(target) -> str:
+    """What a width is in, where it is one of logarithms."""
+    return f"in log {'N' if target.name == 'allocation' else 'of it'} " if target.kind.is_ratio else ""
+
+
+def show_proposal(console, proposal, candidates, source) -> None:
     """Prints what ``laws.answers.design`` proposes: the interval now, the runs in their order, when to stop, notes."""
-    share, width = f"{100 * proposal.level:.0f} %", "in log N " if proposal.target.kind.is_ratio else ""
+    share, width = f"{100 * proposal.level:.0f} %", _in_log(proposal.target)
     ends = [e if math.isfinite(e) else None for e in proposal.interval]
     now = f"{_number(proposal.width)} wide" if math.isfinite(proposal.width) else "without an end"
-    source, forms = found.observations.source, ", ".join(f"{n} {w:.2f}" for n, w in proposal.voters.items())
+    forms = ", ".join(f"{n} {w:.2f}" for n, w in proposal.voters.items())
     console.print(f"{source}: {proposal.target}, {share} {_range(ends)}, {width}{now}; asked of {forms or 'no form'}",
                   soft_wrap=True)  # fmt: skip
     table = _table("", "", "run", "N", "D", proposal.unit, "of the variance", "width then")

@@ -296,7 +296,9 @@ def test_rows_that_identify_nothing_are_mended_by_the_best_conditioned_run():
     assert mending.identifying(few, columns, form) is None
 
 
-@pytest.mark.parametrize("text", ["b", "a@1e9", "loss", "loss@1e9,2,3", "allocation@-1", "loss@x", "multiplier"])
+@pytest.mark.parametrize(
+    "text", ["b", "a@1e9", "loss", "loss@1e9,2,3", "allocation@-1", "loss@x", "multiplier", "multiplier@-1"]
+)
 def test_what_is_no_target_is_said_in_a_line(text):
     with pytest.raises(ValueError, match=r"^--target is .*: ") as e:
         Target.of(text)

@@ -328,21 +328,21 @@ def _pair(found: Comparison, g: int, h: int) -> Pair:
     def same_size(p: Params) -> np.ndarray:
         return log_multiplier_at_size(law_of(found, p, g, g), law_of(found, p, h, h), log_x)
 
-    curve = _curve(found, shared)
-    needed = at * curve.value
+    by_joint = curve(found, shared)
+    needed = at * by_joint.value
     outside = (at > spent[g].max() * 1.001) | (needed < spent[h].min() / 1.001) | (needed > spent[h].max() * 1.001)
     return Pair(
         group=found.groups[g].name,
         over=found.groups[h].name,
         at=at,
-        shared=curve,
+        shared=by_joint,
         apart=_apart(found, g, h, log_x),
-        same_size=None if found.groups[g].cost is None else _curve(found, same_size),
+        same_size=None if found.groups[g].cost is None else curve(found, same_size),
         extrapolated=outside,
     )
 
 
-def _curve(found: Comparison, log_value: Callable[[Params], np.ndarray]) -> Curve:
+def curve(found: Comparison, log_value: Callable[[Params], np.ndarray]) -> Curve:
     """A multiplier by the joint law, and its interval: percentiles of the resamples, or the delta method's."""
     value = log_value(found.joint.params)[0]
     if found.draws is None:

@@ -11,7 +11,7 @@ kept as a product of ``features``; a run with noise s² then is one more row of 
 S ← S - S φ φᵀ S / (s² + φᵀ S φ), exactly.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from scaling.laws.fitting.coordinates import Model
 from scaling.laws.fitting.estimate import Fit
 from scaling.laws.fitting.starts import distinct
 from scaling.laws.intervals import resampling
-from scaling.laws.intervals.profile import deviance_scale
+from scaling.laws.intervals.profile import Quantity, deviance_scale
 
 if TYPE_CHECKING:
     from scaling.laws.analysis import Analysis
@@ -89,12 +89,26 @@ def believe(found: "Analysis", columns: Mapping[str, np.ndarray], target: Target
         misses = sum(w * combined.misses(name, place)[0] ** 2 for name, w in weights.items())
     told, reasons = [], []
     for name, fitted in fits.items():
-        votes, why = _votes(fitted, columns, target, found)
+        votes, why = _votes(fitted, columns, target.quantity(fitted.form, found.cost), target.name, place)
         told += [(name, weights[name] * share, vote) for share, vote in votes]
         reasons += [f"{name} {why}"] if why else []
+    return _mixed(told, len(next(iter(columns.values()))), misses if target.kind.is_loss else None, reasons)
+
+
+def of_fit(fitted: Fit, columns: Mapping[str, np.ndarray], quantity: Quantity, name: str) -> Beliefs:
+    """What one fit knows of a quantity of its parameters called ``name``, (B,) each, that is no run's loss."""
+    votes, why = _votes(fitted, columns, quantity, name, {c: np.ones(1) for c in fitted.form.columns})
+    told = [(fitted.form.name, share, vote) for share, vote in votes]
+    return _mixed(told, len(next(iter(columns.values()))), None, [f"{fitted.form.name} {why}"] if why else [])
+
+
+def _mixed(
+    told: "Sequence[tuple[str, float, _Vote]]", n: int, misses: float | None, reasons: Sequence[str]
+) -> "Beliefs":
+    """The votes (name, weight, vote) on ``n`` candidates as one distribution. ``misses``: the variance of what forms
+    miss where a loss is asked; None where it is no loss."""
     total = sum(w for _, w, _ in told)
     if not told or total <= 0:
-        n = len(next(iter(columns.values())))
         return Beliefs(np.zeros(0), np.zeros((n, 0)), np.ones(n), 0.0, {}, tuple(reasons))
     shares = np.array([w / total for _, w, _ in told])
     value = np.array([vote.value for *_, vote in told])
@@ -102,7 +116,7 @@ def believe(found: "Analysis", columns: Mapping[str, np.ndarray], target: Target
     features.append(((value - shares @ value) * np.sqrt(shares)[:, None]).T)
     joint = np.concatenate(features, axis=1)
     noise = shares @ np.array([vote.noise for *_, vote in told])
-    rest = misses + float(shares @ [vote.noise_there for *_, vote in told]) if target.kind.is_loss else 0.0
+    rest = 0.0 if misses is None else misses + float(shares @ [vote.noise_there for *_, vote in told])
     voters: dict[str, float] = {}
     for (name, *_), w in zip(told, shares):
         voters[name] = voters.get(name, 0.0) + float(w)
@@ -120,24 +134,28 @@ class _Vote:
 
 
 def _votes(
-    fitted: Fit, columns: Mapping[str, np.ndarray], target: Target, found: "Analysis"
+    fitted: Fit,
+    columns: Mapping[str, np.ndarray],
+    quantity: Quantity | None,
+    name: str,
+    place: Mapping[str, np.ndarray],
 ) -> tuple[list[tuple[float, _Vote]], str]:
-    """(share, vote) of each optimum of a form, the shares summing to 1; and why it has none, in words."""
-    quantity = target.quantity(fitted.form, found.cost)
+    """(share, vote) of each optimum of a form, the shares summing to 1; and why it has none, in words. ``quantity``:
+    called ``name``, of the run at ``place``."""
     if quantity is None:
-        return [], f"has no {target.name}: it does not vote"
+        return [], f"has no {name}: it does not vote"
     own = {c: np.asarray(columns[c], dtype=np.float64) for c in fitted.form.columns}
     model = Model(fitted.coordinates, own, fitted.problem.model.log)
-    there = {c: v for c, v in target.place(found).items() if c in own}
+    there = {c: v for c, v in place.items() if c in own}
     votes, why = [], ""
     for share, at in optima(fitted):
         slope = resampling.gradient(at, quantity)
         value = quantity(at.params)
         if not (np.isfinite(slope).all() and np.isfinite(value).all()):
-            why = f"has no finite {target.name}: it does not vote"
+            why = f"has no finite {name}: it does not vote"
             continue
         if not (np.abs(slope) > FIXED).any():
-            why = f"fixes {target.name}: it does not vote"
+            why = f"fixes {name}: it does not vote"
             continue
         root = root_covariance(at)
         if root is None:

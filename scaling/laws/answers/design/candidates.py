@@ -26,3 +26,11 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, chosen: Sequence[int]) -> "Candidates":
+        """Those of these numbers."""
+        kept, price = list(chosen), self.cost
+        columns = {c: np.asarray(x)[kept] for c, x in self.columns.items()}
+        return Candidates(
+            columns, tuple(self.labels[i] for i in kept), lambda some: price([kept[i] for i in some]), self.unit
+        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scaling.laws.answers.allocation import FAR
+from scaling.laws.answers.allocation import FAR, Cost
 from scaling.laws.answers.design import mending
 from scaling.laws.answers.design.beliefs import Beliefs, believe, root_covariance
 from scaling.laws.answers.design.candidates import FREE, Candidates
@@ -117,12 +117,8 @@ def propose(
     steps = order.take(batch, budget)
     left = None if budget is None else budget - sum(s.cost for s in steps)
     following = order.best(left)
-    if not steps:
-        reasons.append(f"no candidate is within the budget of {budget:g} {candidates.unit}")
-    elif following is None:
-        reasons.append("no candidate is left within the budget" if len(order.chosen) < len(candidates) else
-                       "no candidate is left")  # fmt: skip
-    reasons += _far(found, candidates, steps)
+    reasons += what_is_left(order, candidates, steps, following, budget)
+    reasons += far(found.cost, candidates, [s.candidate for s in steps])
     certificate = None
     if asked is not None:
         start = Order(known, shown, candidates, exponent, width, first)
@@ -130,15 +126,27 @@ def propose(
     return proposal(steps, next=following, certificate=certificate)
 
 
-def _far(found: "Analysis", candidates: Candidates, steps: Sequence[Step]) -> list[str]:
-    """Which of the runs lie where no row is near, in words."""
-    low, high = found.cost.tokens_per_param or (0.0, math.inf)
+def what_is_left(
+    order: "Order", candidates: Candidates, steps: Sequence[Step], following: Step | None, budget: float | None
+) -> list[str]:
+    """Why there is no step, or none after those, in words."""
+    if not steps:
+        return [f"no candidate is within the budget of {budget:g} {candidates.unit}"]
+    if following is None:
+        within = " within the budget" if len(order.chosen) < len(candidates) else ""
+        return [f"no candidate is left{within}"]
+    return []
+
+
+def far(cost: Cost, candidates: Candidates, chosen: Sequence[int]) -> list[str]:
+    """Which of the runs lie where no row that ``cost`` is of is near, in words."""
+    low, high = cost.tokens_per_param or (0.0, math.inf)
     n, d = (candidates.columns[c] for c in ("num_params", "num_tokens"))
-    far = [s.candidate for s in steps if not low / FAR <= d[s.candidate] / n[s.candidate] <= high * FAR]
     return [
         f"{candidates.labels[i]} has {d[i] / n[i]:.3g} tokens per parameter, the rows {low:.3g} to {high:.3g}: what it "
         "tells goes by a law that is extrapolated there"
-        for i in far
+        for i in chosen
+        if not low / FAR <= d[i] / n[i] <= high * FAR
     ]
 
 

@@ -71,6 +71,10 @@ def _floor(form: Form, cost: Cost, at: tuple[float, ...]) -> Quantity | None:
     return (lambda p: p["E"]) if "E" in form.parameters else None
 
 
+def _of_groups(form: Form, cost: Cost, at: tuple[float, ...]) -> None:
+    """One law has no multiplier: see ``design.of_groups``."""
+
+
 def _drawn(p: Params) -> Mapping[str, np.ndarray]:
     return {k: np.atleast_1d(np.asarray(v, dtype=np.float64)) for k, v in p.items()}
 
@@ -80,12 +84,14 @@ KINDS = {
     "allocation": Kind(_log_size, ("C",), is_log=True, is_ratio=True),
     "loss": Kind(_log_loss, ("C", "N,D"), is_log=True, is_loss=True),
     "E": Kind(_floor, floor=0.0),
+    "multiplier": Kind(_of_groups, ("C",), is_log=True, is_ratio=True),
 }
 
 
 @dataclass(frozen=True)
 class Target:
-    """``a``, ``allocation@C``, ``loss@C``, ``loss@N,D`` or ``E``: a kind of quantity and where it is asked."""
+    """``a``, ``allocation@C``, ``loss@C``, ``loss@N,D``, ``E`` or, of two groups, ``multiplier@C``: a kind of quantity
+    and where it is asked."""
 
     name: str
     at: tuple[float, ...] = ()
@@ -94,11 +100,6 @@ class Target:
     def of(cls, text: str) -> "Target":
         """Raises ValueError, in one line, for what is no target."""
         name, _, rest = text.partition("@")
-        if name == "multiplier":
-            raise ValueError(
-                f"--target is {text}: a multiplier is of a law of several groups, and a candidate would need its group "
-                "and that group's cost, which none has here: design each group's own target, loss@C"
-            )
         numbers = tuple(parse(word) for word in rest.split(",")) if rest else ()
         known = ", ".join(f"{k}@{t}" if t else k for k, kind in KINDS.items() for t in kind.takes)
         if name not in KINDS or any(v is None or not (math.isfinite(v) and v > 0) for v in numbers):

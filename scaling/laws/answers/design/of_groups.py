@@ -1,0 +1,76 @@
+"""The next runs of two groups: those that narrow what one is worth over the other most for their cost.
+
+The joint law of the groups (``forms.joint``) is one form, so ``beliefs`` hold of it as of any: a run of either group
+tells of the exponents that they share and of its own group's amplitudes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from scaling.laws.answers.at_best import log_multiplier
+from scaling.laws.answers.design import beliefs
+from scaling.laws.answers.design.candidates import Candidates
+from scaling.laws.answers.design.certificate import least_budget
+from scaling.laws.answers.design.proposal import EXPONENT, Order, Proposal, check_asked, far, what_is_left
+from scaling.laws.answers.design.target import Target
+from scaling.laws.answers.multiplier import Comparison, curve, law_of
+from scaling.laws.forms.joint import indicator
+from scaling.laws.forms.law import Params
+
+
+def numbers_of(found: Comparison, names: Sequence[str]) -> tuple[int, int]:
+    """The numbers of two groups by their names. Raises ValueError for others."""
+    known = [g.name for g in found.groups]
+    if len(names) != 2 or len(set(names)) != 2 or not set(names) <= set(known):
+        asked = " ".join(names) or "nothing"
+        raise ValueError(f"{found.source}: --compare is {asked}: write two of {', '.join(known)}")
+    g, h = (known.index(name) for name in names)
+    return g, h
+
+
+def propose_of_groups(
+    found: Comparison, groups: Sequence[str], candidates: Candidates, member: np.ndarray, target: Target, *,
+    batch: int = 1, exponent: float = EXPONENT, budget: float | None = None, asked: float | None = None,
+) -> Proposal:  # fmt: skip
+    """Chooses the runs that narrow the multiplier of the first of two ``groups`` over the second most for their cost,
+    as ``propose`` does for a target of one law.
+
+    Args:
+      member: which group each candidate is of (n,), by its number among ``found.groups``.
+      target: ``multiplier@C``, C what the first group spends.
+
+    Raises:
+      ValueError: no such groups, or a law of one column, where there is no size to choose.
+    """
+    check_asked(batch, exponent, budget, asked)
+    g, h = numbers_of(found, groups)
+    if found.axis != "flops":
+        raise ValueError(f"{found.source}: no design: {found.form.name} is not of N and D: write --law chinchilla")
+    log_x = np.log(np.array(target.at))
+
+    def log_times(params: Params) -> np.ndarray:
+        return log_multiplier(law_of(found, params, g, g), law_of(found, params, h, h), log_x)
+
+    lower, upper = curve(found, log_times).interval[0]
+    interval = (float(lower), float(upper))
+    width = target.width(interval)
+    if not len(candidates):
+        why = "there is no candidate: every cell has its record, or none was named"
+        return Proposal(target, found.level, (), interval, width, width, candidates.unit, {}, (why,))
+    own = {indicator(k): np.where(member == k, np.e, 1.0) for k in range(1, len(found.groups))}
+    known = beliefs.of_fit(found.joint, {**candidates.columns, **own}, lambda p: log_times(p)[:, 0], target.name)
+    order = Order(known, known, candidates, exponent, width)
+    steps = order.take(batch, budget) if known.voters else []
+    following = order.best(None if budget is None else budget - order.spent) if known.voters else None
+    said = [*known.reasons, *(what_is_left(order, candidates, steps, following, budget) if known.voters else [])]
+    for k, group in enumerate(found.groups):
+        if group.cost is not None:
+            said += far(group.cost, candidates, [s.candidate for s in steps if member[s.candidate] == k])
+    certificate = None
+    if asked is not None and known.voters:
+        reached = Order(known, known, candidates, exponent, width).until(asked)
+        certificate = least_budget(known, candidates, width, asked, reached)
+    after = steps[-1].width_after if steps else width
+    return Proposal(target, found.level, tuple(steps), interval, width, after, candidates.unit, known.voters,
+                    tuple(said), following, certificate)  # fmt: skip
