@@ -42,6 +42,14 @@ axes: {horizon.steps: [20, 40, 80, 120]}
 holdout: {cells: [{steps: 120}]}
 """
 BRANCHES = {20: 16, 40: 32, 80: 0, 120: 64}
+# The cheapest eight cells begin, and each round buys two more: the driver's laws are none that a design could ask.
+ROUNDS = """
+recipe: default@1
+base: {batch_size: 8, optim: {warmup_tokens: 8192}}
+isoflop: {sizes: [8, 16, 24, 32], budgets: [2e9, 4e9, 8e9, {flops: 1.6e10, sizes: [24]}]}
+holdout: {budgets: [1.6e10]}
+design: {budget_flops: 1e12, batch: 2}
+"""
 SBATCH_HELP = """
   -L, --licenses=names        required license, comma separated
       --reservation=name      allocate resources from named reservation
@@ -330,6 +338,23 @@ def test_detached_jobs_finish_without_another_call(here):
     assert not list(Path(".scaling/g/slurm").glob("*.json"))
     assert not list(Path(".scaling/g/status").glob("*.json"))
     assert_as_inline()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detached", [False, True])
+def test_rounds_of_a_design_are_those_of_an_inline_sweep(here, monkeypatch, detached):
+    """Waited for, or each round submitted by the follow-up of the one before it, with no other call."""
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+    Path("g.yaml").write_text(ROUNDS)
+    assert run(*SLURM, *["--detach"] * detached) == 0
+    wait(Path("results/g/report.html").exists)
+    wait(lambda: not slurm_book.Book(Path(".scaling/g")).unfinished())
+    assert len(begun()) == 13  # each once
+    assert_as_inline()
+    designs = [json.loads(Path(f"results/{name}/sweep.json").read_text())["design"] for name in "gh"]
+    assert [len(one["cells"]) for one in designs[0]["rounds"]] == [8, 2, 2]
+    assert designs[0]["stopped"]["reason"] == "no law, and no candidate within what is left"
+    assert designs[0] == designs[1]
 
 
 def test_a_follow_up_of_jobs_that_left_no_record_submits_nothing(tmp_path, monkeypatch):

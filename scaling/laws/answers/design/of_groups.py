@@ -37,7 +37,7 @@ def propose_of_groups(
     as ``propose`` does for a target of one law.
 
     Args:
-      member: which group each candidate is of (n,), by its number among ``found.groups``.
+      member: which group each candidate is of (n,), by its number among those of ``found``.
       target: ``multiplier@C``, C what the first group spends.
 
     Raises:
