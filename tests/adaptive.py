@@ -85,7 +85,8 @@ def _analysed(rows: Observations, form: Form, target: Target, seed: int, combine
     """As ``analysis.analyse``, of one law, without what neither interval nor choice looks at."""
     fitted = fit(rows, form)
     noise = diagnosis.diagnose(fitted)
-    draws = diagnosis.resample(fitted, noise, 400, seed) if noise.groups is not None else _none(fitted, seed)
+    drawn = noise.groups is not None or bool(fitted.at_bound)  # E = 0 has no profile
+    draws = diagnosis.resample(fitted, noise, 400, seed) if drawn else _none(fitted, seed)
     columns = rows.columns
     cost = allocation.cost_of(columns["num_params"], columns["num_tokens"], columns["flops"])
     quantity = target.quantity(form, cost)
@@ -93,7 +94,7 @@ def _analysed(rows: Observations, form: Form, target: Target, seed: int, combine
     found = Analysis(
         observations=rows, fits={form.name: fitted}, draws={form.name: draws}, cost=cost, isoflop={}, envelope={},
         warnings=(), seed=seed, noise={form.name: noise},
-        profiles={form.name: {target.name: profile(fitted, quantity)}},
+        profiles={} if fitted.at_bound else {form.name: {target.name: profile(fitted, quantity)}},
     )  # fmt: skip
     members = tuple(dict.fromkeys([form.name, *MEMBERS]))
     return replace(found, combination=combine(rows, members, found.fits)) if combined else found
