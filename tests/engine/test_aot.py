@@ -92,6 +92,26 @@ ENTRY %main (a: f32[8]) -> f32[1] {
     }
 
 
+def test_devices_of_a_collective_are_read_in_every_way_that_they_are_written():
+    """Lines of a real program for h100:8x8 (JAX 0.10.2), data 16, fsdp 4; what cannot be read is said to be so."""
+    line = "  %r = ((bf16[8,64]{1,0}), bf16[8,16]{1,0}) reduce-scatter-start(%x), channel_id=1, replica_groups=GROUPS, "
+    ways = {
+        "{{0,1,2,3},{4,5,6,7}}": 4,
+        "[16,4]<=[64]": 4,
+        "[4,16]<=[16,4]T(1,0)": 16,
+        "mesh['axis_0'=1,'axis_1'=4,'axis_2'=16], device_ids=([16,4]T(1,0)) {'axis_1'}": 4,
+        "mesh['axis_0'=4,'axis_1'=16] {'axis_0','axis_1'}": 64,
+        "mesh['axis_0'=4,'axis_1'=16] {'axis_1':(1)8}": 8,
+        "{}": 64,
+    }
+    for written, group in ways.items():
+        text = "ENTRY %main (x: bf16[8,64]) -> bf16[8,16] {\n" + line.replace("GROUPS", written) + "dimensions={1}\n}\n"
+        sent = (group - 1) * 8 * 16 * 2
+        assert aot.collectives(text, 64) == {"reduce-scatter": {"count": 1, "sent_bytes": sent}}, written
+    text = "ENTRY %main (x: bf16[8,64]) -> bf16[8,16] {\n" + line.replace("GROUPS", "<new>") + "dimensions={1}\n}\n"
+    assert aot.collectives(text, 64)["reduce-scatter"]["unread"] == 1
+
+
 def test_tpu_text_of_a_product_that_gathers_as_it_goes():
     """Its loop is unrolled and its counter goes by twos to 4; a permute's result is (operand, result, two words). The
     shape is that of a real program (libtpu 0.0.42, v5p:2x2x2), where all of this adds up to the byte: 16 layers, each

@@ -256,7 +256,8 @@ def collectives(hlo: str, num_devices: int) -> dict[str, dict]:
     """Collective operations of a compiled program, by kind: ``count`` and ``sent_bytes`` of a device in one run of it.
 
     Read from the program's text. Inside a loop an operation counts as often as the loop goes round; where the text does
-    not say how often, once. A collective that was split into phases counts once. Bytes are those of a ring over the g
+    not say how often, once. A collective that was split into phases counts once. Where it does not say among which
+    devices, an operation is taken to be among all, and counted as ``unread``. Bytes are those of a ring over the g
     devices of a group: all-gather and reduce-scatter (g - 1) / g of the whole array, all-reduce twice that.
     """
     computations = _computations(hlo)
@@ -281,7 +282,10 @@ def collectives(hlo: str, num_devices: int) -> dict[str, dict]:
                 whole = sum(sizes)
                 entry = found.setdefault(op, {"count": 0, "sent_bytes": 0.0})
                 entry["count"] += times
-                entry["sent_bytes"] += times * _sent(op, whole, _group_size(line, num_devices), scattered)
+                group = _group_size(line, num_devices)
+                if group is None:
+                    entry["unread"] = entry.get("unread", 0) + times
+                entry["sent_bytes"] += times * _sent(op, whole, group or num_devices, scattered)
                 continue
             inner = times
             if " while(" in line:
@@ -346,15 +350,18 @@ def _bytes(shape: tuple[str, str]) -> int:
     return width * math.prod(int(d) for d in dims.split(",") if d)
 
 
-def _group_size(line: str, num_devices: int) -> int:
+def _group_size(line: str, num_devices: int) -> int | None:
+    """Devices that a collective is among; None where they are written in a way that is not known here."""
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return len(match[1].split(","))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
         return int(match[1])
-    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+    if match := re.search(
+        r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", line
+    ):  # the order of devices may stand between
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
-    return num_devices
+        return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2]))
+    return None if re.search(r"replica_groups=(?!\{\})", line) else num_devices
 
 
 def _sent(op: str, result_bytes: int, group: int, scattered: bool) -> float:

@@ -198,7 +198,10 @@ def show(
             if said := kernels.said(verdict.kernels):
                 reasons.append(f"{row.run_id}: {said}; seen with {verdict.checked_with}")
             for op, entry in sorted(verdict.collectives.items()):
-                reasons.append(f"{row.run_id}: {entry['count']} {op}, {entry['sent_bytes'] / 2**30:.2f} GiB a step")
+                doubt = f", {entry['unread']} taken to be among all devices" if entry.get("unread") else ""
+                reasons.append(
+                    f"{row.run_id}: {entry['count']} {op}, {entry['sent_bytes'] / 2**30:.2f} GiB a step{doubt}"
+                )
     console.print(table)
     for reason in reasons:
         console.print(reason, soft_wrap=True)
