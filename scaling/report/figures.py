@@ -541,8 +541,8 @@ def _rounds(seen: Seen) -> Drawing | None:
     rounds = design.get("rounds") or []
     if not any(r["width_after"] is not None for r in rounds):
         return None
-    figure = Figure(figsize=(HALF, 4.2))
     orders = design.get("orders")
+    figure = Figure(figsize=(FULL if orders else HALF, 4.2))
     ax = plots_of_fits.interval_by_cost(figure.subplots(), rounds, design.get("interval"), orders)
     ax.set_ylabel(f"width of the {100 * design['level']:.0f} % interval of {design['target']}")
     caption = (
@@ -550,13 +550,13 @@ def _rounds(seen: Seen) -> Drawing | None:
         "runs share once, and no held-out cell."
     )
     if orders:
-        took = {order: "no FLOPs of these cells" if c is None else f"{c:.3g} FLOPs"
+        took = {order: "more than all" if c is None else engineering_flops(c)
                 for order, c in orders["reached_flops"].items()}  # fmt: skip
         caption += (
             " Lines: what cells in that order are expected to leave, all under the last law. For the width that the "
-            f"design ended with it took {took['designed']}; the same cells budget by budget would take "
+            f"design ended with it took {took['designed']} FLOPs; the same cells budget by budget would take "
             f"{took['by_budget']}, at random {took['random']} ({took['random_low']} to {took['random_high']} in eight "
-            f"of ten orders of {orders['random']['orders']})."
+            f"of ten of {orders['random']['orders']} orders)."
         )
     return Drawing("rounds", "Interval against compute bought", caption, figure)
 
