@@ -39,7 +39,7 @@ from scaling.config import num_params_of
 from scaling.laws.answers.allocation import Cost, cost_of
 from scaling.laws.answers.design import Candidates, Proposal, Target, propose, propose_of_groups
 from scaling.laws.answers.design.mending import identifying
-from scaling.laws.answers.design.of_groups import numbers_of
+from scaling.laws.answers.design.of_groups import numbers_of, require_sizes
 from scaling.laws.answers.design.proposal import EXPONENT, check_asked
 from scaling.laws.answers.multiplier import Comparison, compare
 from scaling.laws.fitting.identify import NotIdentified
@@ -170,12 +170,16 @@ def of_grid(
     }
     labels = tuple(f"{row.run_id} {_named(row.cell.labels)}".rstrip() for row in rows)
     cost = _prices(known, rows, cells.rows, workdir or Path(".scaling") / known.name, unit, hardware)
-    options = {**counts.options, "laws": _of_both(counts.laws), "source": str(cells.results)}
+    laws = _of_both(counts.laws) if not groups else counts.laws[:1] if counts.laws else ()  # as the sweep compares
+    options = {**counts.options, "laws": laws, "source": str(cells.results)}
     table = records.table(runs)
     group: tuple[str, ...] = ()
     if groups:
+        found = [grid.cell.coordinate(row.cell, by, f"{path}: --by") for row in rows]
+        if None in found:
+            raise ValueError(f"{path}: --by is {by}, which is a section or not of every cell: write one value of each")
         table = records.with_coordinate(table, runs, by)
-        group = tuple(str(grid.cell.coordinate(row.cell, by, "--by")) for row in rows)
+        group = tuple(map(str, found))
     candidates = Candidates(columns, labels, cost, unit)
     return Cells(table, records.curves(runs), options, candidates, tuple(notes), by, group)
 
@@ -236,7 +240,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", type=spending, metavar="X", help="the most that the runs may cost: 1e15 (FLOPs), 12h or 500usd")
     add("--cost", choices=UNITS, help="what costs are counted in (default: as the budget, else FLOPs)")
     add("--batch", type=int, default=1, metavar="K", help="how many runs, each given those before it (default: 1)")
-    add("--interval", type=float, metavar="W", help="a width to reach: of an allocation that of log N")
+    add(
+        "--interval",
+        type=float,
+        metavar="W",
+        help="a width to reach: of an allocation that of log N, of a multiplier of its log",
+    )
     add("--level", type=float, default=0.9, help="of the interval (default: .9)")
     add("--exponent", type=float, default=EXPONENT, help=f"κ of gain / cost^κ (default: {EXPONENT})")
     add("--sizes", type=amount, nargs="+", default=[], metavar="N", help="candidates of a table: these sizes …")
@@ -274,8 +283,16 @@ def _run(arguments: argparse.Namespace) -> None:
     if of_groups and not arguments.compare:
         raise ValueError(f"--target is {target}: add --compare GROUP OVER, the two groups that it is of")
     if of_groups:
-        arguments.compare, written = [name.rpartition("=")[2] for name in arguments.compare], arguments.compare
-        arguments.by = arguments.by or next((n.rpartition("=")[0] for n in written if "=" in n), None)
+        columns = {name.rpartition("=")[0] for name in arguments.compare} | {arguments.by or ""}
+        if len(columns - {""}) > 1:
+            named = ", ".join(sorted(columns - {""}))
+            raise ValueError(
+                f"--compare {' '.join(arguments.compare)}: of two columns ({named}): write two values of one"
+            )
+        if arguments.law and len(arguments.law) > 1:
+            raise ValueError(f"--law is {' '.join(arguments.law)}: groups are compared by one law: write one")
+        arguments.compare = [name.rpartition("=")[2] for name in arguments.compare]
+        arguments.by = max(columns) or None
         compared, candidates, member, notes = _of_groups(arguments, unit)
         source = compared.source
         proposal = propose_of_groups(compared, arguments.compare, candidates, member, target, **asked)
@@ -348,17 +365,26 @@ def _of_groups(arguments: argparse.Namespace, unit: str) -> tuple[Comparison, Ca
     """The groups compared, the candidates, the group of each by its number, and what to say of them."""
     if _is_grid(arguments):
         of, options = _cells(arguments, unit, groups=True, by=arguments.by)
+        there = set(of.table[of.table["status"] == "completed"][of.by].astype(str))
+        apart = [name for name in dict.fromkeys(of.group) if name not in there]
+        for name in set(arguments.compare) & set(apart):
+            raise ValueError(f"{arguments.source}: no run of {name} is completed: train some first, "
+                             "python -m scaling.sweep --only")  # fmt: skip
         compared = compare(of.table, of.by, level=arguments.level, **fitting.compared_as(options))
         numbers = {group.name: k for k, group in enumerate(compared.groups)}
         known = [i for i, name in enumerate(of.group) if name in numbers]
         member = np.array([numbers[of.group[i]] for i in known], dtype=int)
-        return compared, of.candidates.take(known), member, of.notes
+        notes = [
+            f"{of.group.count(name)} cells of {name} are no candidates: no run of it is completed" for name in apart
+        ]
+        return compared, of.candidates.take(known), member, (*of.notes, *notes)
     sized = _sized(arguments, unit)
     source, options = of_source(arguments)
     column = arguments.by or column_of(source, arguments.compare)
     table = fitting.read(source, column)[0]
     compared = compare(table, column, level=arguments.level, **fitting.compared_as(options))
     pair = numbers_of(compared, arguments.compare)
+    require_sizes(compared)
     parts = [sized(compared.groups[k].cost, f"{compared.groups[k].name}: ") for k in pair]
     member = np.repeat(pair, [len(part) for part in parts])
     columns = {c: np.concatenate([part.columns[c] for part in parts]) for c in parts[0].columns}

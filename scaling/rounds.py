@@ -136,7 +136,7 @@ class Rounds:
 
     def _orders(self, fitted: Sequence[Row]) -> dict[str, Any] | None:
         """What other orders of the cells would have left of the interval (``design.orders``), each priced as if none
-        had been trained; None where the cells that are in set the interval no end, or have no such law."""
+        had been trained; None where there is no ratio of widths, or no such law."""
         from scaling.laws.answers.design import Target, orders
         from scaling.laws.payload import finite
 
@@ -149,8 +149,9 @@ class Rounds:
         first = sum(run_id in number for run_id in self._rounds[0]["cells"])
         columns, price = _columns(every, self._call.grid.fit), self._candidates.from_nothing(every)
         target = Target.of(self._config.target)  # type: ignore[union-attr]  # there is a design
+        blind = [i for i in bought if self._call.cells.found.get(every[i].run_id) != "completed"]
         try:
-            return finite(orders.compare(self._analyse(), target, columns, price, bought, first, width))
+            return finite(orders.compare(self._analyse(), target, columns, price, bought, first, width, blind))
         except ValueError:  # no law, which ``_decision`` has said
             return None
 

@@ -11,6 +11,7 @@ import pytest
 import scaling
 from scaling import advise, design, grid
 from scaling.engine.plan import table, trunks
+from scaling.laws.answers.design import Target, propose_of_groups
 from tests.laws import data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,6 +176,52 @@ def test_a_grids_cells_without_a_record_narrow_the_multiplier_of_its_groups(tmp_
     code, _, printed = told([*arguments, "--target", "a"], tmp_path, capsys)
     assert code == 2
     assert "--target multiplier@C, which is of two" in printed.err
+    for cell in cells:
+        if cell.labels["family"] == "lstm":
+            (folder / "runs" / f"{cell.run.run_id}.json").unlink(missing_ok=True)
+    asked = [*arguments, "--target", "multiplier@1e12", "--compare"]
+    code, found, printed = told([*asked, "gru", "transformer"], tmp_path, capsys)
+    assert code == 0
+    assert "12 cells of lstm are no candidates: no run of it is completed" in printed.out
+    code, _, printed = told([*asked, "lstm", "transformer"], tmp_path, capsys)
+    assert code == 2
+    assert "no run of lstm is completed: train some first" in printed.err
+    code, _, printed = told([*asked, "x", "y", "--by", "model"], tmp_path, capsys)
+    assert code == 2
+    assert "--by is model, which is a section" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--compare", "new", "plain", "--by", "family", "--law", "kaplan_n"],
+            "is not of N and D: write --law chinchilla",
+        ),
+        (["--compare", "family=new", "lr=plain"], "of two columns (family, lr): write two values of one"),
+        (["--compare", "family=new", "plain", "--by", "size"], "of two columns (family, size)"),
+        (["--compare", "new", "old", "--by", "family"], "--compare is new old: write two of plain, new"),
+        (["--compare", "new", "plain", "--by", "family", "--law", "joined", "chinchilla"], "by one law: write one"),
+    ],
+)
+def test_bad_groups_are_one_line(arguments, said, families, tmp_path, capsys):
+    code, _, printed = told([families, "--target", "multiplier@1e20", *arguments, *SIZES], tmp_path, capsys)
+    assert code == 2
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_python_says_where_a_multipliers_runs_are_designed(families):
+    fit = scaling.open(families).fit("chinchilla", bootstrap=0)
+    with pytest.raises(ValueError, match="of two groups: --compare GROUP OVER, or propose_of_groups"):
+        scaling.design(fit, target="multiplier@1e20", sizes=[1e8], budgets=[1e19])
+    compared = scaling.compare(pd.read_csv(families), "family", bootstrap=0)
+    some = design.of_sizes(compared.groups[0].cost, [1e8, 1e9], [], [1e19])
+    with pytest.raises(ValueError, match=r"write multiplier@C"):
+        propose_of_groups(compared, ("new", "plain"), some, [0, 1], Target.of("a"))
+    with pytest.raises(ValueError, match=r"member is not the number of a group of each, 0 to 1"):
+        propose_of_groups(compared, ("new", "plain"), some, [0, 7], Target.of("multiplier@1e20"))
+    assert propose_of_groups(compared, ("new", "plain"), some, [0, 1], Target.of("multiplier@1e20")).steps
 
 
 def test_hours_and_dollars_of_sizes_are_those_of_advice(runs):

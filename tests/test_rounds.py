@@ -156,9 +156,9 @@ def dearest(found, columns, cost, target):
     return choose
 
 
-def compared(found, target, columns, cost, bought, first, width):
+def compared(found, target, columns, cost, bought, first, width, blind):
     """Stands for ``orders.compare``: tells what it was asked."""
-    return {"num_cells": len(columns["flops"]), "bought": len(bought), "first": first, "width": width,
+    return {"num_cells": len(columns["flops"]), "bought": len(bought), "first": first, "width": width, "blind": blind,
             "flops": cost(bought), "flops_of_all": cost(range(len(columns["flops"])))}  # fmt: skip
 
 
@@ -475,6 +475,20 @@ def test_the_figure_shows_every_width_against_what_was_spent(tmp_path):
         assert list(zip(*found.get_data())) == [(1e12, 0.4), (4e12, 0.25)]
         assert list(zip(*expected.get_data())) == [(4e12, 0.2)]
         assert figures._rounds(figures.Seen(None, {})) is None
+        # Other orders, of which the first runs may set no limit, and a width asked that none of them reaches.
+        course = {"flops": [1e12, 2e12, 4e12], "width": [None, 0.3, 0.25]}
+        random = {**course, "narrow": [None, 0.26, 0.24], "wide": [None, None, 0.25], "orders": 40}
+        reached = dict.fromkeys(("designed", "by_budget", "random", "random_low", "random_high"), 4e12)
+        fit["design"] |= {
+            "interval": 0.02,
+            "orders": {"designed": course, "by_budget": course, "random": random, "reached_flops": reached},
+        }
+        drawn = figures._rounds(figures.Seen(None, fit))
+        (ax,) = drawn.figure.axes
+        assert [line.get_label() for line in ax.lines][:3] == ["at random (80 %: shaded)", "by budget", "as bought"]
+        low, high = ax.get_ylim()
+        assert low < 0.02 < 0.4 < high < 1
+        assert "the order as bought takes 4e12 FLOPs, budget by budget takes 4e12" in drawn.caption
 
 
 # ---- whether intervals stay honest ----------------------------------------------------------------------------------

@@ -550,13 +550,12 @@ def _rounds(seen: Seen) -> Drawing | None:
         "runs share once, and no held-out cell."
     )
     if orders:
-        took = {order: "more than all" if c is None else engineering_flops(c)
-                for order, c in orders["reached_flops"].items()}  # fmt: skip
+        took = {order: engineering_flops(c) for order, c in orders["reached_flops"].items()}
         caption += (
-            " Lines: what cells in that order are expected to leave, all under the last law. For the width that the "
-            f"design ended with it took {took['designed']} FLOPs; the same cells budget by budget would take "
-            f"{took['by_budget']}, at random {took['random']} ({took['random_low']} to {took['random_high']} in eight "
-            f"of ten of {orders['random']['orders']} orders)."
+            " Lines: what cells in that order are expected to leave, all under the last law, priced as if none had "
+            f"been trained. For the width at the end the order as bought takes {took['designed']} FLOPs, budget by "
+            f"budget takes {took['by_budget']}, at random {took['random']} ({took['random_low']} to "
+            f"{took['random_high']} in eight of ten of {orders['random']['orders']} orders)."
         )
     return Drawing("rounds", "Interval against compute bought", caption, figure)
 

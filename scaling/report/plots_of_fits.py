@@ -223,20 +223,19 @@ def interval_by_cost(
       asked: the width at which rounds end.
       orders: what other orders are expected to leave (``laws.answers.design.orders``).
     """
+    ends: list[float] = []
     if orders:
         random = orders["random"]
         told = [(c, a, b) for c, a, b in zip(random["flops"], random["narrow"], random["wide"]) if a is not None]
-        unlimited = 10 * max(w for order in ("by_budget", "random") for w in orders[order]["width"] if w is not None)
+        unlimited = 1e3 * max(a for _, a, _ in told)
         low, high = ([unlimited if v is None else v for v in ends] for ends in list(zip(*told))[1:])
         ax.fill_between(next(zip(*told)), low, high, color=tone(0.75), alpha=0.25, linewidth=0)
         styles = {"random": (tone(0.75), ":", "at random (80 %: shaded)"), "by_budget": (tone(0.45), "--", "by budget"),
                   "designed": (tone(0.1), "-", "as bought")}  # fmt: skip
-        ends = []
         for order, (colour, dashes, label) in styles.items():
             points = [(c, w) for c, w in zip(orders[order]["flops"], orders[order]["width"]) if w is not None]
             ax.plot(*zip(*points), color=colour, linestyle=dashes, linewidth=1.5, label=label)
             ends += [w for _, w in points]
-        ax.set_ylim(0.8 * min(ends), 1.6 * max(ends))
     points = [(r["spent_flops"] + r["cost_flops"], r) for r in rounds]
     known = [(spent, r["width_after"]) for spent, r in points if r["width_after"] is not None]
     expected = [(spent, r["width_expected"]) for spent, r in points if r["width_expected"] is not None]
@@ -246,6 +245,9 @@ def interval_by_cost(
         ax.plot(*zip(*known), "o" if orders else "o-", color="black", label="found")
     if asked is not None:
         ax.axhline(asked, color=MUTED, linestyle="--", linewidth=1.0, label="asked")
+    if orders:  # not by the band, which has no upper end where runs leave none
+        ends += [w for _, w in [*known, *expected]] + ([] if asked is None else [asked])
+        ax.set_ylim(0.8 * min(ends), 1.6 * max(ends))
     log_axis(ax.xaxis, "flops")
     ax.set_xlabel("training compute bought (FLOPs)")
     ax.set_yscale("log")

@@ -349,11 +349,39 @@ def test_what_other_orders_leave_is_least_squares_in_the_laws_own_parameters():
     assert told["by_budget"]["width"] == pytest.approx(widths, rel=1e-3)
     enough = next(k for k, w in enumerate(widths) if w <= 0.2)
     assert told["reached_flops"]["by_budget"] == pytest.approx(np.cumsum(C[grid])[7 + enough])
+    blind = [bought[-1]]  # it diverged: paid for, and told nothing, in any order
+    seen = orders.compare(found, Target("a"), columns, lambda some: C[some].sum(), bought, 8, 0.2, blind)
+    unit = 0.2 / expected(bought[:-1])
+    assert seen["designed"]["width"] == pytest.approx([unit * expected(bought[:k]) for k in (8, 9, 10, 10)], rel=1e-3)
+    whole = [i for i in grid if i not in blind]
+    assert seen["by_budget"]["width"][-1] == pytest.approx(unit * expected(whole), rel=1e-3)
     random, reached = told["random"], told["reached_flops"]
     assert (random["narrow"] <= random["width"]).all()
     assert (random["width"] <= random["wide"]).all()
     assert random["width"][-1] == pytest.approx(widths[-1], rel=1e-3)  # all of them, whatever the order
     assert reached["random_low"] <= reached["random"] <= reached["random_high"]
+
+
+def test_a_target_that_the_law_fixes_or_rows_leave_open_has_no_other_order():
+    found = analyse(data.isoflop(noise=0.004), laws=("chinchilla_tied",), bootstrap=0)
+    columns = {c: found.observations.columns[c] for c in ("num_params", "num_tokens", "flops")}
+    cost, order = (lambda some: columns["flops"][list(some)].sum()), np.argsort(columns["flops"]).tolist()
+    assert orders.compare(found, Target("a"), columns, cost, order[:9], 6, width=0.0) is None
+    found = analyse(data.isoflop(noise=0.004), laws=("chinchilla",), bootstrap=0)
+    horizon = [i for i in order if columns["num_tokens"][i] == columns["num_tokens"][order[0]]]
+    assert orders.compare(found, Target("a"), columns, cost, horizon, 1, width=0.1) is None
+
+
+def test_of_a_loss_other_orders_leave_what_no_run_takes_away():
+    """However many runs: the root of Laplace's variance of the surface law and of ``Beliefs.rest``."""
+    found = analyse(data.isoflop(noise=0.004), laws=("chinchilla", "chinchilla_tied"), bootstrap=0)
+    columns = {c: found.observations.columns[c] for c in ("num_params", "num_tokens", "flops")}
+    target, every = Target.of("loss@1e23"), list(range(len(columns["flops"])))
+    rest = believe(found, columns, target).rest
+    alone = believe(found, columns, target, alone=True)
+    assert rest > 0
+    at_all = orders.spread_of(found, target, columns)(every)
+    assert at_all**2 == pytest.approx(alone.variance(alone.start) + rest, rel=1e-3)
 
 
 @pytest.mark.slow

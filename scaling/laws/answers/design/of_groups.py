@@ -29,12 +29,18 @@ def numbers_of(found: Comparison, names: Sequence[str]) -> tuple[int, int]:
     return g, h
 
 
+def require_sizes(found: Comparison) -> None:
+    """Raises ValueError for a law of one column, of which there is no size to choose."""
+    if found.axis != "flops":
+        raise ValueError(f"{found.source}: no design: {found.form.name} is not of N and D: write --law chinchilla")
+
+
 def propose_of_groups(
     found: Comparison, groups: Sequence[str], candidates: Candidates, member: np.ndarray, target: Target, *,
     batch: int = 1, exponent: float = EXPONENT, budget: float | None = None, asked: float | None = None,
 ) -> Proposal:  # fmt: skip
     """Chooses the runs that narrow the multiplier of the first of two ``groups`` over the second most for their cost,
-    as ``propose`` does for a target of one law.
+    greedily as ``propose`` does; of an interval without an end it says so, and no width.
 
     Args:
       member: which group each candidate is of (n,), by its number among those of ``found``.
@@ -45,8 +51,12 @@ def propose_of_groups(
     """
     check_asked(batch, exponent, budget, asked)
     g, h = numbers_of(found, groups)
-    if found.axis != "flops":
-        raise ValueError(f"{found.source}: no design: {found.form.name} is not of N and D: write --law chinchilla")
+    require_sizes(found)
+    member = np.asarray(member)
+    if target.name != "multiplier":
+        raise ValueError(f"--target is {target}: of two groups write multiplier@C")
+    if member.shape != (len(candidates),) or not set(member.tolist()) <= set(range(len(found.groups))):
+        raise ValueError(f"candidates: member is not the number of a group of each, 0 to {len(found.groups) - 1}")
     log_x = np.log(np.array(target.at))
 
     def log_times(params: Params) -> np.ndarray:
@@ -67,6 +77,8 @@ def propose_of_groups(
     for k, group in enumerate(found.groups):
         if group.cost is not None:
             said += far(group.cost, candidates, [s.candidate for s in steps if member[s.candidate] == k])
+    if not np.isfinite(width):
+        said.append("the interval has no end yet: these runs tell most of the law at this C, and no width can be said")
     certificate = None
     if asked is not None and known.voters:
         reached = Order(known, known, candidates, exponent, width).until(asked)

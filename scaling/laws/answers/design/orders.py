@@ -1,8 +1,9 @@
 """What an interval would have been after runs in another order: budget by budget as a grid goes, and at random.
 
 One law, that of all runs which were bought, says what each order's cells tell of the target: Laplace's variance
-gᵀ (Σ j jᵀ / σ²)⁻¹ g, j the slope of a cell's log loss in the parameters, σ its noise, g that of the target. Only its
-ratio to the variance after all that was bought is used, times the width that the interval has then.
+gᵀ (Σ j jᵀ / σ²)⁻¹ g, j the slope of a cell's log loss in the parameters, σ its noise, g that of the target; of a loss
+also what no run takes away (``Beliefs.rest``). Only its ratio to the variance after all that was bought is used, times
+the width that the interval has then.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scaling.laws.answers.design.beliefs import LEAST_NOISE, SINGULAR
+from scaling.laws.answers.design.beliefs import LEAST_NOISE, SINGULAR, believe
 from scaling.laws.answers.design.target import Target
 from scaling.laws.fitting.coordinates import Model
 from scaling.laws.intervals import resampling
@@ -48,9 +49,11 @@ def at_random(num_rows: int, bought: Collection[int], seed: int) -> list[int]:
     return np.random.default_rng(seed).permutation(rest).tolist()
 
 
-def spread_of(found: "Analysis", target: Target, columns: Columns) -> Callable[[Sequence[int]], float]:
+def spread_of(
+    found: "Analysis", target: Target, columns: Columns, blind: Collection[int] = ()
+) -> Callable[[Sequence[int]], float]:
     """The standard deviation of a target after some rows of ``columns``, by number, under the surface law; infinite
-    where they leave a direction of it open."""
+    where they leave a direction of it open. Rows that are ``blind`` tell nothing."""
     fitted = found.fits[str(found.surface)]
     quantity = target.quantity(fitted.form, found.cost)
     if quantity is None:
@@ -60,9 +63,8 @@ def spread_of(found: "Analysis", target: Target, columns: Columns) -> Callable[[
     slope = resampling.gradient(fitted, quantity)
     sigma = max(resampling.noise_scale(fitted), LEAST_NOISE)
     told = model.derivatives(fitted.theta[None])[1][0] / (sigma * fitted.noise_at(**own))  # (P, n)
-    place = target.place(found)
-    there = {c: place[c] for c in own}
-    noise = float(np.ravel(sigma * fitted.noise_at(**there))[0]) if target.kind.is_loss else 0.0
+    told[:, list(blind)] = 0.0
+    rest = believe(found, {c: x[:1] for c, x in columns.items()}, target).rest if target.kind.is_loss else 0.0
 
     def spread(chosen: Sequence[int]) -> float:
         information = told[:, chosen] @ told[:, chosen].T
@@ -72,29 +74,34 @@ def spread_of(found: "Analysis", target: Target, columns: Columns) -> Callable[[
         values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
         if values[0] < SINGULAR:
             return np.inf
-        return float(np.sqrt((((slope / scale) @ vectors) ** 2 / values).sum() + noise**2))
+        return float(np.sqrt((((slope / scale) @ vectors) ** 2 / values).sum() + rest))
 
     return spread
 
 
 def compare(
     found: "Analysis", target: Target, columns: Columns, cost: Callable[[Sequence[int]], float],
-    bought: Sequence[int], first: int, width: float,
-) -> dict[str, Any]:  # fmt: skip
+    bought: Sequence[int], first: int, width: float, blind: Collection[int] = (),
+) -> dict[str, Any] | None:  # fmt: skip
     """Sets the order in which rows were ``bought`` against two others that begin with the same ``first`` rows.
 
     Args:
       columns: of all rows that could have been bought (n,), those bought among them; ``cost`` of some, by number.
       width: of the target's interval after all that was bought.
+      blind: rows that were paid for and gave no loss, diverged ones.
 
     Returns:
       By order ("designed", "by_budget", "random") what had been spent (``flops``) and how wide the interval is expected
       to be then (``width``), of random orders the middle one and the two that a tenth are below and above
-      (``narrow``, ``wide``); ``reached_flops``, what each took to be as narrow as the first, None where it was not.
+      (``narrow``, ``wide``); ``reached_flops``, what each took to be as narrow as the first. None where what was bought
+      leaves the target open, or the law fixes it: there is no ratio.
     """
-    spread = spread_of(found, target, columns)
+    spread = spread_of(found, target, columns, blind)
+    left = spread(list(bought))
+    if not (0 < left < np.inf and 0 < width < np.inf):
+        return None
     n, begin = len(columns["flops"]), list(bought[:first])
-    unit = width / spread(list(bought))
+    unit = width / left
 
     def course(order: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         ends = range(first, len(order) + 1)

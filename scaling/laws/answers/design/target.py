@@ -151,6 +151,8 @@ class Target:
         law = str(found.surface)
         fitted, draws = found.fits[law], found.draws.get(law)
         quantity = self.quantity(fitted.form, found.cost)
+        if quantity is None and self.name == "multiplier":
+            raise ValueError(f"--target is {self}: it is of two groups: --compare GROUP OVER, or propose_of_groups")
         if quantity is None:
             raise ValueError(f"{found.observations.source}: {law} has no {self.name}: write another --law")
         held = [fitted.form.parameters[name] for name in fitted.at_bound]
