@@ -383,10 +383,10 @@ class Loaded:
 def _run(arguments: argparse.Namespace) -> None:
     source, options = of_source(arguments)
     if arguments.compare is not None:
-        first, second = (name.rpartition("=")[2] for name in arguments.compare)
-        column = arguments.by or column_of(source, arguments.compare)
+        pair, column = pair_of(arguments.compare, arguments.by)
+        column = column or column_of(source, pair)
         table = fitting.read(source, column)[0]
-        answer = advise_between(compare_groups(table, column, **fitting.compared_as(options)), first, second)
+        answer = advise_between(compare_groups(table, column, **fitting.compared_as(options)), *pair)
     else:
         table, curves, _ = fitting.read(source)
         asked = {k: v for k, v in vars(arguments).items() if k not in _NOT_ASKED and v is not None}
@@ -425,15 +425,23 @@ def runs_of(source: Path) -> Path:
     raise ValueError(f"{source}: its runs are not beside it, and intervals are made from them: write them as SOURCE")
 
 
-def column_of(source: Path, names: Sequence[str]) -> str:
-    """The column whose values two groups are: as written, COLUMN=VALUE, or as the folder compares them."""
-    written = {name.rpartition("=")[0] for name in names} - {""}
+def pair_of(names: Sequence[str], by: str | None) -> tuple[tuple[str, str], str | None]:
+    """The two groups that --compare names, and the column whose values they are: of --by or of COLUMN=VALUE, None where
+    neither is written. Raises ValueError for two columns."""
+    columns = sorted({column for column in (*(name.rpartition("=")[0] for name in names), by) if column})
+    if len(columns) > 1:
+        said = f"--compare {' '.join(names)}: of two columns ({', '.join(columns)})"
+        raise ValueError(f"{said}: write two values of one")
+    first, second = (name.rpartition("=")[2] for name in names)
+    return (first, second), columns[0] if columns else None
+
+
+def column_of(source: Path, pair: Sequence[str]) -> str:
+    """The column by which a results folder's own fit compares groups. Raises ValueError where it compares none."""
     known = records.read_json(source / "fit.json").get("multiplier") if source.is_dir() else None
-    if len(written) > 1:
-        raise ValueError(f"--compare {' '.join(names)}: groups of two columns: write two values of one")
-    if not written and not known:
-        raise ValueError(f"--compare {' '.join(names)}: add --by, the column whose values these are")
-    return written.pop() if written else known["column"]  # type: ignore[index]  # known, then
+    if not known:
+        raise ValueError(f"--compare {' '.join(pair)}: add --by, the column whose values these are")
+    return str(known["column"])
 
 
 class Called(ModuleType):

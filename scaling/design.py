@@ -32,6 +32,7 @@ from scaling.advise import (
     check_numbers,
     column_of,
     of_source,
+    pair_of,
     seconds,
     write_json,
 )  # fmt: skip
@@ -283,19 +284,12 @@ def _run(arguments: argparse.Namespace) -> None:
     if of_groups and not arguments.compare:
         raise ValueError(f"--target is {target}: add --compare GROUP OVER, the two groups that it is of")
     if of_groups:
-        columns = {name.rpartition("=")[0] for name in arguments.compare} | {arguments.by or ""}
-        if len(columns - {""}) > 1:
-            named = ", ".join(sorted(columns - {""}))
-            raise ValueError(
-                f"--compare {' '.join(arguments.compare)}: of two columns ({named}): write two values of one"
-            )
         if arguments.law and len(arguments.law) > 1:
             raise ValueError(f"--law is {' '.join(arguments.law)}: groups are compared by one law: write one")
-        arguments.compare = [name.rpartition("=")[2] for name in arguments.compare]
-        arguments.by = max(columns) or None
-        compared, candidates, member, notes = _of_groups(arguments, unit)
+        pair, column = pair_of(arguments.compare, arguments.by)
+        compared, candidates, member, notes = _of_groups(arguments, unit, pair, column)
         source = compared.source
-        proposal = propose_of_groups(compared, arguments.compare, candidates, member, target, **asked)
+        proposal = propose_of_groups(compared, pair, candidates, member, target, **asked)
     else:
         found, candidates, notes = _of(arguments, unit)
         source = found.observations.source
@@ -361,13 +355,18 @@ def _of(arguments: argparse.Namespace, unit: str) -> tuple["Analysis", Candidate
     return found, sized(found.cost), ()
 
 
-def _of_groups(arguments: argparse.Namespace, unit: str) -> tuple[Comparison, Candidates, np.ndarray, tuple[str, ...]]:
-    """The groups compared, the candidates, the group of each by its number, and what to say of them."""
+def _of_groups(
+    arguments: argparse.Namespace, unit: str, pair: tuple[str, str], column: str | None
+) -> tuple[Comparison, Candidates, np.ndarray, tuple[str, ...]]:
+    """The groups compared, the candidates, the group of each by its number, and what to say of them.
+
+    ``pair`` and ``column`` are those of ``advise.pair_of``; a grid or a folder says the column where they do not.
+    """
     if _is_grid(arguments):
-        of, options = _cells(arguments, unit, groups=True, by=arguments.by)
+        of, options = _cells(arguments, unit, groups=True, by=column)
         there = set(of.table[of.table["status"] == "completed"][of.by].astype(str))
         apart = [name for name in dict.fromkeys(of.group) if name not in there]
-        for name in set(arguments.compare) & set(apart):
+        for name in set(pair) & set(apart):
             raise ValueError(f"{arguments.source}: no run of {name} is completed: train some first, "
                              "python -m scaling.sweep --only")  # fmt: skip
         compared = compare(of.table, of.by, level=arguments.level, **fitting.compared_as(options))
@@ -380,13 +379,13 @@ def _of_groups(arguments: argparse.Namespace, unit: str) -> tuple[Comparison, Ca
         return compared, of.candidates.take(known), member, (*of.notes, *notes)
     sized = _sized(arguments, unit)
     source, options = of_source(arguments)
-    column = arguments.by or column_of(source, arguments.compare)
+    column = column or column_of(source, pair)
     table = fitting.read(source, column)[0]
     compared = compare(table, column, level=arguments.level, **fitting.compared_as(options))
-    pair = numbers_of(compared, arguments.compare)
+    numbered = numbers_of(compared, pair)
     require_sizes(compared)
-    parts = [sized(compared.groups[k].cost, f"{compared.groups[k].name}: ") for k in pair]
-    member = np.repeat(pair, [len(part) for part in parts])
+    parts = [sized(compared.groups[k].cost, f"{compared.groups[k].name}: ") for k in numbered]
+    member = np.repeat(numbered, [len(part) for part in parts])
     columns = {c: np.concatenate([part.columns[c] for part in parts]) for c in parts[0].columns}
     costs = np.array([part.cost([i]) for part in parts for i in range(len(part))])
     labels = tuple(label for part in parts for label in part.labels)

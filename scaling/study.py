@@ -193,11 +193,11 @@ class Fit:
     def table(self) -> pd.DataFrame:
         """The study's runs, counted as the fit counts, held-out rows marked."""
         from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT, as_counted
-        from scaling.report import figures
+        from scaling.report.figures import drawing
 
         table = as_counted(self.study.table, self.analysis.observations.convention)
         excluded = [row["run"] for row in self.payload["excluded"] if row["reason"] in (HELD_OUT, LEFT_OUT)]
-        return table if "holdout" in table else table.assign(holdout=[n in excluded for n in figures.labels(table)])
+        return table if "holdout" in table else table.assign(holdout=[n in excluded for n in drawing.labels(table)])
 
     @property
     def done(self) -> pd.DataFrame:
@@ -231,9 +231,9 @@ class Fit:
         """Exponents of N* ∝ C^a and D* ∝ C^b by every approach, with intervals."""
         import pandas as pd
 
-        from scaling.report import figures
+        from scaling.report.figures import of_laws
 
-        return pd.DataFrame(figures.exponent_rows(self.payload)).set_index("name")
+        return pd.DataFrame(of_laws.exponent_rows(self.payload)).set_index("name")
 
     @property
     def exponent(self) -> dict[str, Any]:
@@ -402,10 +402,11 @@ def exponents(fits: Mapping[str, Fit]) -> pd.DataFrame:
 @styled
 def plot_exponents(fits: Mapping[str, Fit], ax: Axes | None = None) -> Axes:
     """``exponents`` side by side."""
-    from scaling.report import figures, plots
+    from scaling.report import plots
+    from scaling.report.figures import of_laws
 
     rows = [(name, fit.exponent["a"], fit.exponent["interval"]) for name, fit in fits.items()]
-    return plots.exponents(axes(ax, 0.9 + 0.36 * len(rows)), rows, figures.PUBLISHED_EXPONENTS)
+    return plots.exponents(axes(ax, 0.9 + 0.36 * len(rows)), rows, of_laws.PUBLISHED_EXPONENTS)
 
 
 @dataclass(frozen=True)
@@ -463,10 +464,11 @@ class Plot:
     @styled
     def exponents(self, ax: Axes | None = None) -> Axes:
         """The exponent of N* by every approach."""
-        from scaling.report import figures, plots
+        from scaling.report import plots
+        from scaling.report.figures import of_laws
 
         rows = [(name, row["a"], row["a_interval"]) for name, row in self.fit.exponents.iterrows()]
-        return plots.exponents(axes(ax), rows, figures.PUBLISHED_EXPONENTS)
+        return plots.exponents(axes(ax), rows, of_laws.PUBLISHED_EXPONENTS)
 
     @styled
     def power_law(self, quantity: str = "flops", ax: Axes | None = None) -> Axes:

@@ -9,6 +9,7 @@ import pytest
 
 from scaling import accounting, fit, grid, records
 from scaling.report import figures
+from scaling.report.figures import of_groups, of_laws
 from scaling.report.page import build, headlines, read
 from tests import synthetic
 from tests.test_sweep import here, run, trained  # noqa: F401
@@ -63,7 +64,7 @@ def test_a_groups_folder_is_a_results_folder(tmp_path, capsys):
 @pytest.fixture
 def one_figure(monkeypatch):
     """Reports draw one figure beside the curves: the others are drawn in test_report."""
-    monkeypatch.setattr(figures, "FIGURES", (figures._isoflop,))
+    monkeypatch.setattr(figures, "FIGURES", (of_laws.isoflop,))
 
 
 @pytest.mark.slow
@@ -221,7 +222,7 @@ def compared(folder: Path) -> dict[str, list[records.RunRecord]]:
 
 @pytest.mark.slow
 def test_groups_of_a_results_folder_are_compared_by_a_path_into_their_runs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(figures, "FIGURES", (figures._multiplier,))
+    monkeypatch.setattr(figures, "FIGURES", (of_groups.multiplier,))
     compared(tmp_path)
     assert fit.main([str(tmp_path), "--compare", "optim.name", "--bootstrap", "20"]) == 0
     assert "lion, adamw" in capsys.readouterr().out

@@ -16,6 +16,8 @@ from scaling import numbers, records
 from scaling.fit import analyse
 from scaling.laws.tables.observations import as_counted
 from scaling.report import axes, figures, plots, plots_of_fits
+from scaling.report.figures import of_training
+from scaling.report.figures.drawing import Seen
 from tests import synthetic
 
 
@@ -289,7 +291,7 @@ def test_loss_by_place_is_a_line_for_the_longest_run_of_each_size_and_family(run
     table = records.positions([*some, dataclasses.replace(runs[6], loss_by_position=None)])
     assert set(table["run_id"]) == {run.run_id for run in some}
     with plots.style():
-        drawing = figures._positions(figures.Seen(records.table(some), {}, some))
+        drawing = of_training.positions(Seen(records.table(some), {}, some))
     [ax] = drawing.figure.axes
     longest = {}
     for run in some:

@@ -14,7 +14,8 @@ from scaling import records
 from scaling.fit import analyse, forecast
 from scaling.laws.answers import learning_rates, of_runs
 from scaling.report import __main__ as report
-from scaling.report import figures, page
+from scaling.report import page
+from scaling.report.figures import of_groups
 from scaling.report.page import Results, build, forecast_seal, headlines, warnings, with_sealed_forecast
 from scaling.report.words import amount
 from tests import synthetic
@@ -344,11 +345,11 @@ def test_groups_stand_side_by_side_and_a_pair_told_the_other_way_is_turned_round
                        "tokens_per_param": {"1e12": {"value": 20.0, "interval": [10, 30]}, "9e13": {"value": 5.0}}},
         "laws": {"chinchilla": {"params": {"E": 1.1}, "intervals": {"E": [1.0, 1.2]}}},
     }  # fmt: skip
-    rows = figures.group_rows({"cell=lstm": law, "cell=gru": {}, "cell=rnn": law}, {"axis": "flops", "pairs": pairs})
+    rows = of_groups.group_rows({"cell=lstm": law, "cell=gru": {}, "cell=rnn": law}, {"axis": "flops", "pairs": pairs})
     lstm, gru, rnn = rows
     assert (lstm["a"], lstm["ratio"], lstm["E_interval"], lstm["times"]) == (0.6, 20.0, [1.0, 1.2], None)
     assert (gru["a"], gru["times"], gru["times_interval"]) == (None, 2.0, [1.6, 2.5])
     assert rnn["times"] == 0.5
     assert rnn["times_interval"] == [None, 1 / 1.6]
     rejected = {"axis": "flops", "pairs": pairs, "sharing": {"rejected": True}}
-    assert figures.group_rows({"cell=lstm": law, "cell=gru": {}}, rejected)[1]["times"] == 4.0
+    assert of_groups.group_rows({"cell=lstm": law, "cell=gru": {}}, rejected)[1]["times"] == 4.0

@@ -19,7 +19,8 @@ from scaling.grid import strict
 from scaling.laws.answers import rounds
 from scaling.laws.answers.design import orders
 from scaling.laws.forms import catalogue
-from scaling.report import figures, page, plots
+from scaling.report import page, plots
+from scaling.report.figures import drawing, of_forecasts
 from scaling.rounds import Rounds
 from tests import adaptive, babble
 
@@ -470,11 +471,11 @@ def test_the_figure_shows_every_width_against_what_was_spent(tmp_path):
     }
     fit = {"design": {"target": "a", "level": 0.9, "interval": 0.3, "rounds": [first, second]}}
     with plots.style():
-        drawn = figures._rounds(figures.Seen(None, fit))
+        drawn = of_forecasts.rounds(drawing.Seen(None, fit))
         found, expected = drawn.figure.axes[0].lines[1], drawn.figure.axes[0].lines[0]
         assert list(zip(*found.get_data())) == [(1e12, 0.4), (4e12, 0.25)]
         assert list(zip(*expected.get_data())) == [(4e12, 0.2)]
-        assert figures._rounds(figures.Seen(None, {})) is None
+        assert of_forecasts.rounds(drawing.Seen(None, {})) is None
         # Other orders, of which the first runs may set no limit, and a width asked that none of them reaches.
         course = {"flops": [1e12, 2e12, 4e12], "width": [None, 0.3, 0.25]}
         random = {**course, "narrow": [None, 0.26, 0.24], "wide": [None, None, 0.25], "orders": 40}
@@ -483,7 +484,7 @@ def test_the_figure_shows_every_width_against_what_was_spent(tmp_path):
             "interval": 0.02,
             "orders": {"designed": course, "by_budget": course, "random": random, "reached_flops": reached},
         }
-        drawn = figures._rounds(figures.Seen(None, fit))
+        drawn = of_forecasts.rounds(drawing.Seen(None, fit))
         (ax,) = drawn.figure.axes
         assert [line.get_label() for line in ax.lines][:3] == ["at random (80 %: shaded)", "by budget", "as bought"]
         low, high = ax.get_ylim()

@@ -7,7 +7,7 @@ from typing import Any
 
 from scaling import devices, records, storage
 from scaling.config import num_params_of
-from scaling.report import figures
+from scaling.report.figures import drawing
 
 COUNTS = ("non_embedding", "total", "active")
 DIGITS = 6
@@ -25,7 +25,7 @@ def of(fit: Mapping, runs: Sequence[records.RunRecord], folder: Path, page: Path
         "ask": fit.get("ask") or None,
         "machines": machines(),
         "unit": unit,
-        "convention": dict(figures.convention(fit)),
+        "convention": dict(drawing.convention(fit)),
         "laws": _laws(fit, folder),
         "runs": _runs([run for run in runs if run.status == "completed"]),
         "records": _records_from(page, folder),

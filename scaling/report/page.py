@@ -22,6 +22,7 @@ from scaling import records, storage
 from scaling.laws.answers import multiplier, of_runs, precision
 from scaling.laws.intervals import influence
 from scaling.report import figures, live, words
+from scaling.report.figures import drawing, of_groups, of_laws, of_training
 from scaling.report.words import fixed, num, scientific, span
 
 MOST_ROWS = 500  # of the table of runs: ten thousand would be most of the page
@@ -136,7 +137,7 @@ def forecast_seal(forecast: Mapping) -> str | None:
 def headlines(results: Results, cells: Sequence[Mapping]) -> list[dict]:
     """The answer: {value, interval, text (HTML)} for each of the few numbers that a reader came for."""
     out, table = [], results.table
-    if not figures.is_about_rates(cells, table):
+    if not of_training.is_about_rates(cells, table):
         out += [*_exponent_headline(results.fit), *_ratio_headline(results.fit), *_forecast_headline(results.fit)]
         out += _irreducible_headline(results)
     out += _multiplier_headlines(results.fit)
@@ -263,7 +264,7 @@ def warnings(results: Results, cells: Sequence[Mapping]) -> list[str]:
             "non-embedding N and exact FLOPs whatever the grid's fit asks, without resamples; figures and forecast "
             "come with the last cell."
         )
-    if fit.get("laws") and figures.is_about_rates(cells, results.table):
+    if fit.get("laws") and of_training.is_about_rates(cells, results.table):
         out.append(
             "Most runs are here to find a learning rate, most of them at a worse one: no law through them is meant."
         )
@@ -399,7 +400,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         waiting_share=_waiting_share(results.runs),
         costs=records.plan_against_actual(results.manifest, results.runs),
         sources=list(dict.fromkeys(f"{r.data['source']} ({r.data['tokenizer']})" for r in results.runs if r.data)),
-        convention=next(filter(None, conventions), figures.convention({})),
+        convention=next(filter(None, conventions), drawing.convention({})),
         headlines=headlines(results, cells),
         warnings=warnings(results, cells),
         doubts=_doubts_by_law(fit),
@@ -417,21 +418,21 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         troubles=[r for r in rows if r["trouble"]],
         learning_rates=cells,
         fit=fit,
-        loss_unit=figures.loss_unit(fit),
+        loss_unit=drawing.loss_unit(fit),
         truth=results.fit.get("truth"),
         irreducible=_irreducible(results),
-        exponents=figures.exponent_rows(fit),
+        exponents=of_laws.exponent_rows(fit),
         leverage=influence.told(fit["leverage"]) if fit.get("leverage") else [],
         design=fit.get("design") or {},
         frontier=_spread(fit.get("frontier") or [], 9),
         environment=_environments(results),
-        page=live.of(fit, results.runs, results.folder, out, figures.loss_unit(fit)),
+        page=live.of(fit, results.runs, results.folder, out, drawing.loss_unit(fit)),
     )
 
 
 def _group_rows(results: Results) -> list[dict]:
     compared = results.fit.get("multiplier") or {}
-    return figures.group_rows({group.folder.name: group.fit for group in results.groups}, compared)
+    return of_groups.group_rows({group.folder.name: group.fit for group in results.groups}, compared)
 
 
 def _group(results: Results, page: str | None) -> dict:

@@ -228,7 +228,7 @@ def interval_by_cost(
         random = orders["random"]
         told = [(c, a, b) for c, a, b in zip(random["flops"], random["narrow"], random["wide"]) if a is not None]
         unlimited = 1e3 * max(a for _, a, _ in told)
-        low, high = ([unlimited if v is None else v for v in ends] for ends in list(zip(*told))[1:])
+        low, high = ([unlimited if v is None else v for v in edge] for edge in list(zip(*told))[1:])
         ax.fill_between(next(zip(*told)), low, high, color=tone(0.75), alpha=0.25, linewidth=0)
         styles = {"random": (tone(0.75), ":", "at random (80 %: shaded)"), "by_budget": (tone(0.45), "--", "by budget"),
                   "designed": (tone(0.1), "-", "as bought")}  # fmt: skip

@@ -9,7 +9,7 @@ from scaling.laws.answers.allocation import Cost, cost_of, no_optimum, optimal_n
 from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.forms import catalogue
 from scaling.laws.payload import allocation_entry
-from scaling.report.figures import exponent_rows
+from scaling.report.figures.of_laws import exponent_rows
 from tests.laws import data
 from tests.laws.test_catalogue import TRUTH
 
