@@ -363,7 +363,8 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
 def add_fit(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the fit that an answer is from, and where it is written."""
     parser.add_argument("--law", nargs="+", help="as of python -m scaling.fit (default: as the folder's fit)")
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (0: the delta method)")
+    said = "resamples (default: as the folder's own fit, else 1000; 0: the delta method)"
+    parser.add_argument("--bootstrap", type=int, metavar="N", help=said)
     parser.add_argument("--json", metavar="FILE", help="also write the answer there")
 
 
@@ -404,7 +405,12 @@ def of_source(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     options = fitting.asked(source) if runs else {}  # --num-params is a question here
     if (laws := arguments.law or options.pop("laws", None)) is not None:
         options["laws"] = tuple(laws)
-    return source, {**options, "bootstrap": arguments.bootstrap, "source": str(source)}
+    return source, {**options, **resamples_of(arguments), "source": str(source)}
+
+
+def resamples_of(arguments: argparse.Namespace) -> dict[str, int]:
+    """The option of a fit that --bootstrap is; none where it was not written."""
+    return {} if arguments.bootstrap is None else {"bootstrap": arguments.bootstrap}
 
 
 _NOT_ASKED = {"source", "law", "bootstrap", "json", "compare", "by"}

@@ -33,6 +33,7 @@ from scaling.advise import (
     column_of,
     of_source,
     pair_of,
+    resamples_of,
     seconds,
     write_json,
 )  # fmt: skip
@@ -331,7 +332,7 @@ def _cells(arguments: argparse.Namespace, unit: str, **groups: Any) -> tuple[Cel
     results, workdir = (None if x is None else storage.folder(x) for x in (arguments.results, arguments.workdir))
     of = of_grid(arguments.source, results, workdir, unit, on, **groups)
     laws = {"laws": tuple(arguments.law)} if arguments.law else {}
-    return of, {**of.options, **laws, "bootstrap": arguments.bootstrap}
+    return of, {**of.options, **laws, **resamples_of(arguments)}
 
 
 def _sized(arguments: argparse.Namespace, unit: str) -> Callable[..., Candidates]:

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def on_source(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Runs a command on a SOURCE; returns its exit code (2: bad input, said in one line)."""
     try:
-        if arguments.bootstrap < 0:
+        if arguments.bootstrap is not None and arguments.bootstrap < 0:
             raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
         run(arguments)
     except ValueError as e:
@@ -204,10 +204,10 @@ def read(source: Path, compare: str | None = None):
 
 def asked(folder: Path) -> dict[str, Any]:
     """What the fit of a results folder was asked for, by its grid or its command, as ``analyse`` takes it: laws, loss,
-    delta, tau, noise, and how N and C are counted; empty without a fit.json.
+    delta, tau, noise, bootstrap, and how N and C are counted; empty without a fit.json.
 
     One written before it held the question says the laws that it has, their objective (whose δ may have been given or
-    found, and is found again) and whether noise was measured.
+    found, and is found again), their resamples and whether noise was measured.
 
     Raises ValueError where it cannot be read.
     """
@@ -217,8 +217,11 @@ def asked(folder: Path) -> dict[str, Any]:
         return counted | {k: v for k, v in known["asked"].items() if k in ASKED}
     if not (laws := known.get("laws")):
         return counted
-    loss = next(iter(laws.values()))["loss"]["name"]
-    return counted | {"laws": list(laws), "loss": loss} | ({"noise": "measured"} if known.get("run_noise") else {})
+    first = next(iter(laws.values()))
+    found = counted | {"laws": list(laws), "loss": first["loss"]["name"]}
+    if first.get("num_bootstrap"):
+        found["bootstrap"] = first["num_bootstrap"]
+    return found | ({"noise": "measured"} if known.get("run_noise") else {})
 
 
 def compared_as(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +286,7 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         law = _one_law(arguments)
         compared = compare(table, arguments.compare, law=law, **options)
-        payload = of_comparison(compared, {"laws": [law] if law else None, **objective, **noise})
+        payload = of_comparison(compared, {"laws": [law] if law else None, **objective, **noise, **resampling})
     if runs:
         payload = of_runs.complete(payload, runs)
     if "all" in asked:

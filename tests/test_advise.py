@@ -347,25 +347,36 @@ def test_a_folder_is_refitted_as_its_own_fit_was_asked(folder, tmp_path, capsys,
     known = fit.asked(path)
     assert known["laws"] == ["chinchilla_tied", "kaplan_d"]
     assert known["delta"] == 1e-3
-    again = scaling.open(path).fit(bootstrap=0, combined=False)
+    assert known["bootstrap"] == 0
+    again = scaling.open(path).fit(combined=False)
+    assert not again.analysis.draws
     assert {name: f.params for name, f in again.analysis.fits.items()} == {
         name: law["params"] for name, law in written["laws"].items()
     }
     analyse = advising.analyse
-    monkeypatch.setattr(advising, "analyse", lambda *table, **asked: analyse(*table, **asked, combined=False))  # faster
+    resamples = []
+
+    def faster(*table, **asked):
+        resamples.append(asked.get("bootstrap"))
+        return analyse(*table, **asked, combined=False)
+
+    monkeypatch.setattr(advising, "analyse", faster)
     for more, law in (([], "chinchilla_tied"), (["--law", "chinchilla"], "chinchilla")):
         out = tmp_path / "answer.json"
-        asked = [str(path), "--flops", "1e12", "--bootstrap", "0", "--json", str(out), *more]
+        asked = [str(path), "--flops", "1e12", "--json", str(out), *more]
         assert advising.main(asked) == 0
         assert json.loads(out.read_text())["law"] == law
+    assert advising.main([str(path), "--flops", "1e12", "--bootstrap", "20"]) == 0
+    assert resamples == [0, 0, 20]
     capsys.readouterr()
 
 
 def test_a_fit_json_from_before_it_held_the_question_says_its_laws_and_objective(tmp_path):
     from scaling import fit
 
-    laws = {"chinchilla_tied": {"loss": {"name": "squared", "delta": None}}}
+    laws = {"chinchilla_tied": {"loss": {"name": "squared", "delta": None}, "num_bootstrap": 300}}
     records.write_json(tmp_path / "fit.json", {"laws": laws, "convention": {"num_params": "total", "unit": "x"}})
-    assert fit.asked(tmp_path) == {"num_params": "total", "laws": ["chinchilla_tied"], "loss": "squared"}
+    known = {"num_params": "total", "laws": ["chinchilla_tied"], "loss": "squared", "bootstrap": 300}
+    assert fit.asked(tmp_path) == known
     records.write_json(tmp_path / "fit.json", {"error": "none"})
     assert fit.asked(tmp_path) == {}

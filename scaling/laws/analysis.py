@@ -129,7 +129,7 @@ def analyse(
     clusters, said = diagnosis.run_clusters(observations)
     objective: dict[str, Any] = {"loss": loss, "delta": delta, "tau": tau}
     names = [law if isinstance(law, str) else catalogue.get(law).name for law in laws]
-    asked: dict[str, Any] = {"laws": names, "noise": noise, **objective}
+    asked: dict[str, Any] = {"laws": names, "noise": noise, "bootstrap": bootstrap, **objective}
     measured, told_of_noise = run_noise.asked(noise, observations, map(catalogue.get, laws), objective)
     if measured is not None:
         objective["variance"] = measured.variance

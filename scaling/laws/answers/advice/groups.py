@@ -43,7 +43,7 @@ def of_groups(found: Comparison, first: str, second: str) -> Answer:
     places = [int(np.argmin(np.abs(np.log(at / x)))) for x in (top, top * 10, top * 100)]
     numbers = {}
     for i, beyond in zip(places, (0, 1, 2)):
-        where = f"{beyond} decades beyond the fit" if beyond else "at the largest fitted"
+        where = f"{beyond} decade{'s' * (beyond > 1)} beyond the fit" if beyond else "at the largest fitted"
         numbers[f"times the {UNITS[found.axis]} that {second} takes, {where}"] = Number(
             float(np.exp(value[i])), (float(ends[0, i]), float(ends[1, i])), "times"
         )
