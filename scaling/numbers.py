@@ -18,6 +18,15 @@ def compact(value: float, _position: Any = None) -> str:
     return f"{value / 1000**group:.3g}{suffixes[group]}"
 
 
+# No count, loss or amplitude is so large: an end of an interval that resamples or a profile put there is none.
+NO_END = 1e40
+
+
+def ended(end: float | None) -> float | None:
+    """An end of an interval; None, unbounded, for one that the data do not set."""
+    return end if end is not None and (end == 0 or 1 / NO_END < abs(end) < NO_END) else None
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as 8.4 s, 3:07 or 2:05:00; a dash for what is not known."""
     if seconds is None:

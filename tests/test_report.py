@@ -14,10 +14,10 @@ from scaling import records
 from scaling.fit import analyse, forecast
 from scaling.laws.answers import learning_rates, of_runs
 from scaling.report import __main__ as report
-from scaling.report import page
+from scaling.report import page, printed
 from scaling.report.figures import of_groups
 from scaling.report.page import Results, build, forecast_seal, headlines, warnings, with_sealed_forecast
-from scaling.report.words import amount
+from scaling.report.words import amount, span
 from tests import synthetic
 
 
@@ -298,6 +298,20 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, says):
 )  # fmt: skip
 def test_amounts_have_their_unit(value, unit, text):
     assert amount(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        ([31.9, 1.7e285], "31.9 … unbounded"),
+        ([8.4e-294, None], "unbounded … unbounded"),
+        ([0.0, 2e12], "0 … 2.000e+12"),
+        ([-1.5, 0.5], "-1.5 … 0.5"),
+    ],
+)
+def test_an_end_that_no_data_set_is_called_unbounded(interval, text):
+    assert printed._range(interval) == text
+    assert span(interval).count("unbounded") == text.count("unbounded")
 
 
 def test_plan_and_actual_stand_side_by_side(tmp_path):

@@ -21,7 +21,8 @@ const Words = (() => {
     parameters: compact, tokens: compact, steps: compact, FLOPs: scientific, nats: v => v.toFixed(4),
     dollars: v => v >= 1000 ? Math.round(v).toLocaleString("en") : digits(v), "%": v => digits(v, 2),
   };
-  const write = (v, unit) => Number.isFinite(v) ? (BY_UNIT[unit] ?? digits)(v) : "unbounded";
+  const ended = v => v === 0 || (Math.abs(v) > 1e-40 && Math.abs(v) < 1e40); // as scaling.numbers has it
+  const write = (v, unit) => ended(v) ? (BY_UNIT[unit] ?? digits)(v) : "unbounded";
   const range = (ends, unit) => !ends ? "" : ends[0] === ends[1] ? write(ends[0], unit)
     : `${write(ends[0], unit)}\u200a–\u200a${write(ends[1], unit)}`;
   return { digits, scientific, compact, write, range };

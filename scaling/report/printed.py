@@ -5,6 +5,7 @@ import math
 from scaling import terminal
 from scaling.laws.answers import multiplier
 from scaling.laws.intervals import influence
+from scaling.numbers import ended
 
 
 def show(console, payload: dict) -> None:
@@ -68,7 +69,7 @@ def _range(interval) -> str:
     """An end that is null is one the data do not set."""
     if not interval:
         return "–"
-    return " … ".join("unbounded" if end is None else _number(end) for end in interval)
+    return " … ".join("unbounded" if ended(end) is None else _number(end) for end in interval)
 
 
 def _law_table(name: str, entry: dict):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from scaling.numbers import compact
+from scaling.numbers import compact, ended
 
 PROVISIONAL = 'class="provisional"'  # of the page's first tag, where its sweep still runs
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ"}
@@ -67,7 +67,7 @@ def span(pair: Sequence[float] | None, write=num) -> str:
     """An interval; an end that is null is one the data do not set."""
     if not pair:
         return ""
-    return Markup("{}&hairsp;–&hairsp;{}").format(*("unbounded" if end is None else write(end) for end in pair))
+    return Markup("{}&hairsp;–&hairsp;{}").format(*("unbounded" if ended(end) is None else write(end) for end in pair))
 
 
 # What the template calls them.
