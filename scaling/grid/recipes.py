@@ -71,6 +71,26 @@ def default_v2(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperpara
     return dataclasses.replace(before, warmup_tokens=int(warmup_tokens))
 
 
+def default_v3(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperparameters:
+    r"""peak_lr = .0075 (N / 50,000)^(-1/3), batch = 512 (D / 1.6M)^.6 tokens: smooth in N and D, down to 30K tokens.
+
+    N is non-embedding. default@2's batch falls by halves with the horizon, a step in the loss between neighbours, and not
+    below 512 tokens, which costs .02 to .12 nats at 74K to 290K tokens. The batch here is where the best of 1, 2, 4 and 8
+    windows of 128 lay at 116K to 6.4M tokens; the rate's constant is the best of .0046, .0065 and .0091 at 9K parameters
+    and 342K tokens, and of two thirds to once default@2's at 1.6M to 6.4M (results/README.md). Warm-up, β2 and weight
+    decay as default@2.
+    """
+    num_params = accounting.param_counts(model)["non_embedding"]
+    batch_tokens = 512 * (num_tokens / 1.6e6) ** 0.6
+    return Hyperparameters(
+        peak_lr=0.0075 * (num_params / 50_000) ** (-1 / 3),
+        batch_tokens=batch_tokens,
+        warmup_tokens=int(min(DEFAULT_WARMUP_STEPS * batch_tokens, MAX_WARMUP_FRACTION * num_tokens)),
+        beta2=0.98,
+        weight_decay=0.1,
+    )
+
+
 def porian_v1(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperparameters:
     r"""peak_lr = .0047 (N / 108M)^(-1/3), batch = 160 × 2,048 (N / 108M)^(2/3) tokens.
 
@@ -137,6 +157,7 @@ def deepseek_v1(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperpar
 RECIPES: dict[str, Callable[[ModelConfig, float, int], Hyperparameters]] = {
     "default@1": default_v1,
     "default@2": default_v2,
+    "default@3": default_v3,
     "porian@1": porian_v1,
     "steplaw@1": steplaw_v1,
     "deepseek@1": deepseek_v1,
