@@ -95,3 +95,22 @@ def test_every_recipe_is_sane(name, tokens):
 
 def test_names_carry_a_version():
     assert all(name.rpartition("@")[2].isdigit() for name in recipes.RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("width", "num_tokens", "best"),
+    [(24, 74e3, 128), (32, 116e3, 128), (24, 185e3, 128), (32, 290e3, 128), (16, 342e3, 256), (24, 6.5e6, 1408)],
+)
+def test_the_third_default_is_where_trials_had_their_best_batch(width, num_tokens, best):
+    """Of batches four times apart (results/README.md); whole windows of 128."""
+    found = recipes.default_v3(model(width, 3, width // 8, 4 * width, 256), num_tokens, 128)
+    assert 0.8 <= 128 * max(1, round(found.batch_tokens / 128)) / best <= 1.25
+
+
+def test_the_third_default_is_smooth_and_near_the_best_rate_tried():
+    """Of .7, 1 and 1.4 × .0114 at 9K parameters, six seeds each, the middle one."""
+    found = recipes.default_v3(model(16, 3, 2, 64, 256), 342_656, 128)
+    assert 0.7 < found.peak_lr / 0.0114 < 1.4
+    batches = [recipes.default_v3(TINY, d, 128).batch_tokens for d in (1e5, 1.01e5, 1e7, 1.01e7)]
+    assert batches[1] / batches[0] == pytest.approx(1.01**0.6)
+    assert batches[3] / batches[2] == pytest.approx(1.01**0.6)

@@ -74,11 +74,11 @@ def default_v2(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperpara
 def default_v3(model: ModelConfig, num_tokens: float, seq_len: int) -> Hyperparameters:
     r"""peak_lr = .0075 (N / 50,000)^(-1/3), batch = 512 (D / 1.6M)^.6 tokens: smooth in N and D, down to 30K tokens.
 
-    N is non-embedding. default@2's batch falls by halves with the horizon, a step in the loss between neighbours, and not
-    below 512 tokens, which costs .02 to .12 nats at 74K to 290K tokens. The batch here is where the best of 1, 2, 4 and 8
-    windows of 128 lay at 116K to 6.4M tokens; the rate's constant is the best of .0046, .0065 and .0091 at 9K parameters
-    and 342K tokens, and of two thirds to once default@2's at 1.6M to 6.4M (results/README.md). Warm-up, β2 and weight
-    decay as default@2.
+    N is non-embedding. default@2's batch falls by halves with the horizon, a step in the loss between neighbours, and
+    never below 512 tokens. Here it is near the best of those tried (results/README.md): 128 beat 512 and 640 by .05 to
+    .13 nats at 74K to 290K tokens, 256 beat 128 by .02 at 342K, 1,408 beat 512 by .05 at 6.5M; between, a factor of two
+    is within the noise of seeds (1 %). Of rate constants .0065 was the best of .0046, .0065 and .0091 at 9K parameters
+    and 342K tokens; default@2's .01 is near it from a million tokens on. Warm-up, β2 and weight decay as default@2.
     """
     num_params = accounting.param_counts(model)["non_embedding"]
     batch_tokens = 512 * (num_tokens / 1.6e6) ** 0.6
