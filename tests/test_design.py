@@ -21,13 +21,16 @@ SIZES = ["--sizes", "1e7", "1e8", "1e9", "--budgets", "1e18", "1e19"]
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """The default sweep's folder without seven of its fitted cells."""
-    folder = tmp_path_factory.mktemp("half") / "chinchilla"
-    shutil.copytree(ROOT / "results/chinchilla", folder, ignore=shutil.ignore_patterns("figures", "fit.json", "*.html"))
-    fitted = [cell.run.run_id for cell in grid.load(GRID).cells if not cell.holdout]
-    for run_id in fitted[::3]:
-        (folder / "runs" / f"{run_id}.json").unlink()
-    return folder, fitted[::3]
+    """(a grid whose cells share trunks, a folder with the records of some of them, the ids of the others): the adaptive
+    study as if no round chose."""
+    folder = tmp_path_factory.mktemp("half")
+    text = (ROOT / "sweeps/adaptive.yaml").read_text(encoding="utf-8")
+    path = folder / "half.yaml"
+    path.write_text(text[: text.index("design:")], encoding="utf-8")
+    shutil.copytree(ROOT / "results/adaptive/runs", folder / "results/runs")
+    there = {file.stem for file in (folder / "results/runs").iterdir()}
+    fitted = [cell.run.run_id for cell in grid.load(path).cells if not cell.holdout]
+    return str(path), folder / "results", [run_id for run_id in fitted if run_id not in there]
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +49,13 @@ def told(arguments, tmp_path, capsys):
 
 def test_cells_without_a_record_are_candidates_at_the_plans_prices(half, tmp_path, capsys):
     """FLOPs together are those of the plan's trunks for the cells alone; held-out cells are no candidates."""
-    folder, missing = half
-    arguments = [GRID, "--results", str(folder), "--workdir", str(tmp_path / "none"), "--target", "a", "--batch", "9"]
+    path, folder, missing = half
+    arguments = [path, "--results", str(folder), "--workdir", str(tmp_path / "none"), "--target", "a", "--batch", "20"]
     code, found, _ = told(arguments, tmp_path, capsys)
     assert code == 0
     chosen = [found["candidates"][str(s["candidate"])]["label"].split()[0] for s in found["steps"]]
     assert sorted(chosen) == sorted(missing)
-    rows = [row for row in table.rows(grid.load(GRID).cells) if row.run_id in missing]
+    rows = [row for row in table.rows(grid.load(path).cells) if row.run_id in missing]
     assert found["cost"] == pytest.approx(trunks.flops(trunks.share(rows))["spent"])
     assert found["cost"] < trunks.flops(rows)["spent"]
     by_id = {row.run_id: row for row in rows}
@@ -65,8 +68,8 @@ def test_cells_without_a_record_are_candidates_at_the_plans_prices(half, tmp_pat
 
 @pytest.mark.slow
 def test_hours_and_dollars_of_a_grid_are_those_of_the_hardware_named(half, tmp_path, capsys):
-    folder, _ = half
-    arguments = [GRID, "--results", str(folder), "--workdir", str(tmp_path / "none"), "--target", "a", "--hardware",
+    path, folder, _ = half
+    arguments = [path, "--results", str(folder), "--workdir", str(tmp_path / "none"), "--target", "a", "--hardware",
                  "h100", "--mfu", ".4", "--price", "2"]  # fmt: skip
     _, flops, _ = told([*arguments, "--cost", "FLOPs"], tmp_path, capsys)
     _, hours, _ = told([*arguments, "--budget", "1h"], tmp_path, capsys)
@@ -303,8 +306,8 @@ def test_a_number_out_of_its_range_prices_nothing(runs, tmp_path, capsys, option
 
 
 def test_options_of_the_fit_are_a_grids_too(half, tmp_path, capsys):
-    folder, _ = half
-    own = [GRID, "--results", str(folder), "--workdir", str(tmp_path / "none"), "--target", "a"]
+    path, folder, _ = half
+    own = [path, "--results", str(folder), "--workdir", str(tmp_path / "none"), "--target", "a"]
     code, _, printed = told([*own, "--law", "nonsense"], tmp_path, capsys)
     assert code == 2
     assert "nonsense" in printed.err
