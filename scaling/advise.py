@@ -43,6 +43,7 @@ SERVING = {
     "value": ("downstream",),
 }  # fmt: skip
 _COUNTS = {2: "two", 3: "three"}
+FIT = "fit.json"
 FITTED = "runs"  # of ``critical_batch``: what these runs' own batches say
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -91,8 +92,10 @@ def advise(
     if dollars is not None or hours is not None:
         given["flops"] = _needed(machine, "--dollars and --hours").flops_of(found, dollars, hours, devices)
     if loss is not None:
-        given["loss"] = loss / factor
+        given |= {"loss": loss / factor, "asked": f"{loss:g}{'' if unit == 'nats' else ' ' + unit.replace('_', ' ')}"}
     answer = _valued(found, given, table) if value else _answered(found, given, machine, table)
+    if machine is not None and (dollars is not None or hours is not None):
+        answer = dataclasses.replace(answer, notes=(*answer.notes, *machine.other_size(found, given["flops"])))
     return answer if unit == "nats" else answer.in_unit(factor, unit.replace("_", " "))
 
 
@@ -147,7 +150,7 @@ def _answered(found: Analysis, given: Mapping[str, Any], machine: "Machine | Non
         raise ValueError("--unique-tokens is a part of the tokens there are: write --tokens with it")
     asked: dict[str, Callable[[], Answer]] = {
         "flops": lambda: questions.of_flops(found, given["flops"]),
-        "loss": lambda: questions.of_loss(found, given["loss"]),
+        "loss": lambda: questions.of_loss(found, given["loss"], given["asked"]),
         "tokens": lambda: questions.of_data(found, given["tokens"], given.get("unique_tokens")),
         "num_params": lambda: questions.of_num_params(found, given["num_params"]),
     }
@@ -229,6 +232,24 @@ class Machine:
         for _ in range(60):
             n = np.exp(law.best_size(np.log(seconds * self.rate(n))))
         return float(seconds * self.rate(n)[0, 0])
+
+    def other_size(self, found: Analysis, flops: float) -> tuple[str, ...]:
+        """A note, where another size reaches a lower loss in the time that the best size for ``flops`` takes: the size
+        of best utilisation is not that of best compute."""
+        from scaling.laws.answers.advice.basis import Basis, loss_at
+
+        law = Basis(found).best
+        log_n = law.best_size(np.log([[flops]]))
+        near = log_n + np.linspace(-3, 3, 601)[None]
+        spent = np.log(flops) + np.log(self.rate(np.exp(near)) / self.rate(np.exp(log_n)))
+        loss = loss_at(law, near, spent - law.cost.log_flops_per_token(near))  # type: ignore[union-attr]  # of N and D
+        best = int(np.argmin(loss[0]))
+        if loss[0, best] > (1 - 1e-4) * law.loss(np.log([[flops]]))[0, 0]:
+            return ()
+        return (
+            f"{np.exp(near[0, best]):.3g} parameters reach {loss[0, best]:.4g} nats in the same time, since their "
+            f"utilisation is another: {np.exp(spent[0, best]):.3g} FLOPs there",
+        )
 
     def prices(self, serving: Mapping[str, Any]) -> machines.Prices:
         """Dollars a FLOP in training, prefill and decoding.
@@ -399,10 +420,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def of_source(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """SOURCE, and how it is fitted: options of ``analyse``, of a results folder as its own fit was asked."""
-    source = runs_of(storage.folder(arguments.source))
-    runs = source.is_dir() or storage.is_remote(source)
-    options = fitting.asked(source) if runs else {}  # --num-params is a question here
+    """SOURCE, and how it is fitted: options of ``analyse``, of a results folder or a fit.json as that fit was asked."""
+    given = storage.folder(arguments.source)
+    source = runs_of(given)
+    fitted = given.parent if given.name == FIT else source
+    is_folder = fitted.is_dir() or storage.is_remote(fitted)
+    options = fitting.asked(fitted) if is_folder else {}  # --num-params is a question here
     if (laws := arguments.law or options.pop("laws", None)) is not None:
         options["laws"] = tuple(laws)
     return source, {**options, **resamples_of(arguments), "source": str(source)}
@@ -419,14 +442,18 @@ _NOT_ASKED = {"source", "law", "bootstrap", "json", "compare", "by"}
 def runs_of(source: Path) -> Path:
     """The results folder that a fit.json was made from; another SOURCE as it is. Raises ValueError where its runs are
     not beside it: draws and other forms are not in the file."""
-    if source.name != "fit.json":
+    if source.name != FIT:
         return source
     for folder in (source.parent, source.parent.parent):
         if (folder / "runs").is_dir():
             return folder
-    table = Path(str(records.read_json(source).get("source", "")))
-    for path in (table, source.parent / table.name):
+    known = records.read_json(source)
+    table = Path(str(known.get("source", "")))
+    for path in (source.parent / table.name, table):
         if table.suffix and path.is_file():
+            rows = known.get("num_observations", 0) + len(known.get("excluded") or ())
+            if rows != (there := len(fitting.read(path)[0])):
+                raise ValueError(f"{source}: it is of {rows} runs, and {path} has {there}: write the table as SOURCE")
             return path
     raise ValueError(f"{source}: its runs are not beside it, and intervals are made from them: write them as SOURCE")
 

@@ -204,7 +204,7 @@ def read(source: Path, compare: str | None = None):
 
 def asked(folder: Path) -> dict[str, Any]:
     """What the fit of a results folder was asked for, by its grid or its command, as ``analyse`` takes it: laws, loss,
-    delta, tau, noise, bootstrap, and how N and C are counted; empty without a fit.json.
+    delta, tau, noise, bootstrap, holdout_flops, and how N and C are counted; empty without a fit.json.
 
     One written before it held the question says the laws that it has, their objective (whose δ may have been given or
     found, and is found again), their resamples and whether noise was measured.
@@ -286,7 +286,7 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         law = _one_law(arguments)
         compared = compare(table, arguments.compare, law=law, **options)
-        payload = of_comparison(compared, {"laws": [law] if law else None, **objective, **noise, **resampling})
+        payload = of_comparison(compared, {"laws": [law] if law else None, **options})
     if runs:
         payload = of_runs.complete(payload, runs)
     if "all" in asked:

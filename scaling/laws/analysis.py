@@ -130,6 +130,7 @@ def analyse(
     objective: dict[str, Any] = {"loss": loss, "delta": delta, "tau": tau}
     names = [law if isinstance(law, str) else catalogue.get(law).name for law in laws]
     asked: dict[str, Any] = {"laws": names, "noise": noise, "bootstrap": bootstrap, **objective}
+    asked["holdout_flops"] = holdout_flops
     measured, told_of_noise = run_noise.asked(noise, observations, map(catalogue.get, laws), objective)
     if measured is not None:
         objective["variance"] = measured.variance

@@ -19,7 +19,7 @@ from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT
 
 SCHEMA = 1
 # Of what a fit was asked for, that which a refit of the same runs takes.
-ASKED = ("laws", "loss", "delta", "tau", "noise", "bootstrap")
+ASKED = ("laws", "loss", "delta", "tau", "noise", "bootstrap", "holdout_flops")
 FRONTIER_POINTS = 25
 # The frontier is drawn this far beyond the largest compute there is a run for.
 FRONTIER_BEYOND = 10.0

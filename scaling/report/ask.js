@@ -100,7 +100,7 @@ const Ask = (() => {
       byForm: Object.fromEntries(others.map(([form, row]) => [form, row[i]])),
     }]));
   }
-  const decadesOf = (data, flops) => Math.log10(flops / data.top);
+  const decadesOf = (data, flops) => Math.log10(flops < data.bottom ? data.bottom / flops : flops / data.top);
 
   // What to train for the budget of this number (questions.of_flops).
   function ofBudget(data, index, withDraws) {

@@ -120,8 +120,8 @@ function askPanel(page) {
     return element;
   }
   const reach = decades => decades > Ask.MAX_DECADES
-    ? `${decades.toFixed(1)} decades beyond the fitted compute: no interval is worth it there; what other forms say stands instead.`
-    : decades > 0.02 ? `${decades.toFixed(1)} decades beyond the fitted compute.` : "Within the fitted compute.";
+    ? `${decades.toFixed(1)} decades outside the fitted compute: no interval is worth it there; what other forms say stands instead.`
+    : decades > 0.02 ? `${decades.toFixed(1)} decades outside the fitted compute.` : "Within the fitted compute.";
 
   // A strip of sizes: how far from the best the loss stays within a share of it.
   function strip(numbers) {

@@ -244,7 +244,7 @@ def show_answer(console, answer) -> None:
     """Prints an answer of ``laws.answers.advice``: its numbers with intervals and other forms' range, tables, notes."""
     how = ""
     if answer.decades is not None:
-        beyond = f"{answer.decades:.2f} decades beyond" if answer.decades > 0 else "within"
+        beyond = f"{answer.decades:.2f} decades outside" if answer.decades > 0 else "within"
         how = f"; {beyond} the fitted compute"
     console.print(f"{answer.source}: {answer.asked}, by {answer.law}{how}", soft_wrap=True)
     table = _table("", "", "value", f"{100 * answer.level:.0f} % interval", "by other forms", "")

@@ -14,7 +14,7 @@ from scipy import stats
 from scaling.laws.answers import allocation, rows_by_group
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.at_best import LawAtBest, log_multiplier, log_multiplier_at_size
-from scaling.laws.fitting import run_noise
+from scaling.laws.fitting import identify, run_noise
 from scaling.laws.fitting.estimate import Draws, Fit, fit
 from scaling.laws.fitting.run_noise import RunNoise
 from scaling.laws.forms.joint import joint, of_group
@@ -203,6 +203,7 @@ def compare(
         objective["variance"] = measured.variance
     fitted = fit(together, joint(form, len(groups)), **objective)
     member = rows_by_group.member_of(parts)
+    _require_amplitudes(fitted, form, groups)
     deltas = [fitted.loss.delta * unit for unit in _units(fitted, member, len(groups))]
     groups = [
         replace(g, alone=_alone(g.observations, form, objective | {"delta": delta})) for g, delta in zip(groups, deltas)
@@ -253,6 +254,30 @@ def sentences(compared: Mapping[str, Any]) -> list[str]:
 
 
 # ---- fitting --------------------------------------------------------------------------------------------------------
+
+
+# The logarithms of a group's amplitudes must be known to this much (one standard error), exponents and floor given:
+# beyond it any split of its loss between size and data fits, and a multiplier is what the fit's bounds make of it.
+AMPLITUDES_KNOWN_TO = 0.5
+
+
+def _require_amplitudes(fitted: Fit, form: Form, groups: Sequence[Group]) -> None:
+    """Raises ValueError for a group whose rows do not tell its amplitudes apart, as along one line of size and data."""
+    names = [name for name, _ in form.powers.terms]  # type: ignore[union-attr]  # a sum of powers
+    noise = max(fitted.residual_rmse, identify.LEAST_NOISE)
+    for k, group in enumerate(groups):
+        rows = group.observations
+        mine = of_group(form, {name: np.atleast_1d(v) for name, v in fitted.params.items()}, k)
+        params = {name: float(v[0]) for name, v in mine.items()}
+        columns = {c: rows.columns[c] for c in form.columns}
+        level, step = np.log(form.predict(params, **columns)), 1e-4
+        moved = [np.log(form.predict(params | {n: params[n] * np.exp(step)}, **columns)) - level for n in names]
+        least = np.linalg.svd(np.array(moved) / step, compute_uv=False)[-1] if np.isfinite(moved).all() else 0.0
+        if len(names) > 1 and noise > AMPLITUDES_KNOWN_TO * least:
+            raise ValueError(
+                f"{rows.source}: its {len(rows)} runs do not tell its amplitudes apart, and no multiplier is known: "
+                "train one at another number of tokens per parameter, far from these"
+            )
 
 
 def _alone(observations: Observations, form: Form, objective: Mapping[str, Any]) -> Fit | None:

@@ -154,8 +154,12 @@ def between(e: np.ndarray, groups: np.ndarray) -> float:
     return float(((mean[groups] - e.mean()) ** 2).sum() / max(((e - e.mean()) ** 2).sum(), 1e-300))
 
 
+MIN_SHARED = 3  # groups of more than one row
+
+
 def groupings(observations: Observations) -> dict[str, np.ndarray]:
-    """Numbers rows by what they may share, {kind: (n,)}: size, budget and cell, where three or more are different."""
+    """Numbers rows by what they may share, {kind: (n,)}: size, budget and cell, where three or more are different and
+    three or more are shared: of one pair nothing is seen."""
     columns, out = observations.columns, {}
     size, tokens = (columns.get(c) for c in ("num_params", "num_tokens"))
     if size is not None:
@@ -170,7 +174,7 @@ def groupings(observations: Observations) -> dict[str, np.ndarray]:
         out["budget"][order] = np.cumsum(steps > TOLERANCE)
     if size is not None and tokens is not None:
         out["cell"] = np.unique(np.stack([size, tokens]), axis=1, return_inverse=True)[1].ravel()
-    return {kind: g for kind, g in out.items() if g.max() >= 2}
+    return {kind: g for kind, g in out.items() if g.max() >= 2 and (np.bincount(g) > 1).sum() >= MIN_SHARED}
 
 
 def intraclass(e: np.ndarray, groups: np.ndarray) -> float:

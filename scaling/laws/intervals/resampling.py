@@ -84,10 +84,25 @@ def wild(fit: Fit, groups: np.ndarray, num: int = 1000, *, seed: int = 0) -> Dra
     score, information = np.zeros((m, free.sum())), np.zeros((m, free.sum(), free.sum()))
     np.add.at(score, groups, (w * psi * J[free]).T)
     np.add.at(information, groups, share * np.einsum("pn,qn,n->npq", J[free], J[free], w))
-    rest = information.sum(axis=0) - information
-    step = (np.linalg.pinv(rest, rcond=1e-12, hermitian=True) @ score[:, :, None])[:, :, 0]
+    step = _without(information, score)
     dof = max(fit.degrees_of_freedom if m == fit.num_observations else m - 1, 1)
     return _students_t(fit, free, (m - 1) / m * step.T @ step, dof, num, seed, "wild")
+
+
+# A group without which a direction has less than this share of its information moves it by no more than that many times
+# its own step: an interval then is very wide there, as it should be, and not narrow for want of a step.
+LEAST_LEFT = 1e-4
+
+
+def _without(information: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """The step (m, P) of leaving each of m groups out: the inverse of the others' information (P, P) times its score,
+    in coordinates in which all information is the unit matrix."""
+    values, vectors = np.linalg.eigh(information.sum(axis=0))
+    known = values > 1e-12 * values[-1]
+    root = vectors[:, known] / np.sqrt(values[known])  # (P, p)
+    left, turned = np.linalg.eigh(np.eye(known.sum()) - root.T @ information @ root)
+    to = root @ turned  # (m, P, p)
+    return ((to / np.maximum(left, LEAST_LEFT)[:, None, :]) @ (to.transpose(0, 2, 1) @ score[:, :, None]))[:, :, 0]
 
 
 def uneven(fit: Fit, num: int = 1000, *, seed: int = 0) -> Draws:

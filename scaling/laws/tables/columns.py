@@ -48,7 +48,11 @@ UNITS = {
     8.64e19,
 }  # fmt: skip
 PREFIXED = {"gflops": 1e9, "tflops": 1e12, "pflops": 1e15, "eflops": 1e18, "zflops": 1e21}
+OF_FLOPS = UNITS | PREFIXED | {name.removesuffix("s"): size for name, size in PREFIXED.items()}
+PF_DAY = UNITS["pf_day"]
+OF_FLOPS |= dict.fromkeys(("pflop_s_days", "pflop_s_day", "pflops_days", "pflop_days", "petaflop_s_day"), PF_DAY)
 MAX_IN_UNIT = 1e6
+IN_BITS = float(np.log(2.0))  # nats in a bit: a loss is in nats here
 # Words of a loss on held-out text, and words that say a column is about the loss but is not it.
 HELD_OUT = {"val", "valid", "validation", "eval", "evaluation", "test", "dev", "heldout", "held", "out"}
 PLAIN = HELD_OUT | {"loss", "final", "last", "best", "mean", "avg", "lm", "ce", "summary", "metrics", "nats", "min"}
@@ -85,7 +89,7 @@ def meaning(name: Any) -> tuple[str, int, float] | None:
         return text, 0, 1.0
     if text in ALIASES:
         return ALIASES[text], 1, 1.0
-    *path, last = re.split(r"[/.]", text)
+    *path, last = re.split(r"[/.](?![^(\[]*[)\]])", text)  # not within a bracket: compute (PFLOP/s-days)
     if {words_of(p) for p in path} & (HELD_OUT | {"dataset", "teacher"}):
         return None
     bracket = re.fullmatch(r"(.*?)\s*[(\[](.*)[)\]]", last)
@@ -93,11 +97,17 @@ def meaning(name: Any) -> tuple[str, int, float] | None:
         word = words_of(bare)
         if not unit and not bracket and not path and bare == text and (split := _unit_of(word, bare)):
             word, unit, bare = split
-        factor = 1.0 if unit in ("", "flops", "flop", "total", "train", "training") else UNITS.get(unit)
         found = bare if bare in ("N", "D", "C", "U") else word
+        of_flops = (ALIASES.get(found) or _THIRD.get(found) or found) == "flops"
+        units = OF_FLOPS if of_flops else UNITS
+        factor = 1.0 if unit in ("", "flops", "flop", "total", "train", "training") else units.get(unit)
+        if factor is None and of_flops and (power := re.fullmatch(r"1e_?(\d+)(_flops?)?", unit)):
+            factor = 10.0 ** int(power[1])
         for prefix, size in PREFIXED.items():
             if word in (f"total_{prefix}", f"train_{prefix}", f"training_{prefix}"):
                 return "flops", 2, size
+        if OF_FLOPS.get(word) == PF_DAY:  # the unit is the name: pf_days
+            return "flops", 2, PF_DAY
         if factor is not None:
             known = ALIASES.get(found) or _THIRD.get(found) or (found if found in KNOWN and found != "loss" else None)
             if known and (factor == 1.0 or known in MEASURED[:4]):
@@ -107,7 +117,7 @@ def meaning(name: Any) -> tuple[str, int, float] | None:
 
 def _unit_of(word: str, name: str) -> tuple[str, str, str] | None:
     """A trailing unit of a name: params_m, N_B, compute_pf_days."""
-    for unit in sorted(UNITS, key=len, reverse=True):
+    for unit in sorted(OF_FLOPS, key=len, reverse=True):
         if word.endswith(f"_{unit}"):
             return word[: -len(unit) - 1], unit, name[: -len(unit) - 1]
     return None
@@ -128,6 +138,16 @@ def losses(names: list[Any]) -> list[Any]:
     return found
 
 
+def unread(names: list[Any]) -> list[Any]:
+    """Columns called training FLOPs in a unit that is not known: of ``compute (xyz)``, which nobody would miss."""
+    found = []
+    for name in names:
+        bracket = re.fullmatch(r"\s*(.*?)\s*[(\[].*[)\]]\s*", str(name))
+        if bracket and not meaning(name) and (known := meaning(bracket[1])) and known[0] == "flops":
+            found.append(name)
+    return found
+
+
 def choose(table: "pd.DataFrame") -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Which column stands for which: ({old: (new, unit)}, {new: columns that differ and could all be it})."""
     found: dict[str, list[Any]] = {}
@@ -136,7 +156,7 @@ def choose(table: "pd.DataFrame") -> tuple[dict[str, Any], dict[str, list[Any]]]
             found.setdefault(known[0], []).append((known[1], name, known[2]))
     candidates = losses([c for c in table.columns if not meaning(c)])
     if "loss" not in found:
-        found["loss"] = [(2, name, 1.0) for name in candidates]
+        found["loss"] = [(2, name, IN_BITS if "bits" in words_of(name).split("_") else 1.0) for name in candidates]
     chosen, ambiguous = {}, {}
     for new, options in found.items():
         best = min((rank for rank, *_ in options), default=0)
@@ -166,16 +186,22 @@ def canonical(table: "pd.DataFrame", source: str = "table") -> "pd.DataFrame":
     """A table under the names of this project, its numbers numbers and its words read, with ``attrs["notes"]`` and, in
     ``attrs["names"]``, what each renamed column was called.
 
-    Done twice it is done once. Raises ValueError on a word of ``holdout``, ``split`` or ``status`` that is not known.
+    Done twice it is done once. Raises ValueError on a word of ``holdout``, ``split`` or ``status`` that is not known,
+    and on training FLOPs in a unit that is not.
     """
     notes = list(table.attrs.get(NOTES, ()))
     chosen, _ = choose(table)
+    if lost := [] if "flops" in {new for new, _ in chosen.values()} else unread(list(table.columns)):
+        raise ValueError(
+            f"{source}: {listed(lost)}: training FLOPs in a unit that is not known: write FLOPs, GFLOPs … ZFLOPs, "
+            "PF-days or 1e18 in the bracket, or rename the column if it is something else"
+        )
     table = table.copy()
     mapped = []
     for old, (new, unit) in chosen.items():
         if new in MEASURED:
             table[old] = _numbers(table[old], unit, old, source)
-            if unit != 1 and new != "flops":
+            if unit != 1 and new not in ("flops", "loss"):
                 _require_in_unit(table[old], unit, old, source)
         if old != new:
             mapped.append(f"{old} as {new}" + (f" × {unit:g}" if unit != 1 else ""))

@@ -185,6 +185,8 @@ def _records(text: str) -> tuple[list[str], list[list[Any]]]:
         whole = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError:
         whole = [_line(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    except RecursionError:
+        raise ValueError("JSON nested too deep for a table: write a list of objects, one a run") from None
     rows = _rows(whole)
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError("JSON without rows: write a list of objects, one a run, or one object a line")
@@ -211,6 +213,10 @@ def _rows(whole: Any) -> list[Any]:
     if isinstance(whole, list):
         return whole
     if "data" in whole and "columns" in whole:  # pandas' orient="split"
+        if not all(isinstance(row, list) for row in (whole["data"] if isinstance(whole["data"], list) else [None])):
+            raise ValueError("data beside columns is no list of rows: write data as [[…], …]")
+        if not isinstance(whole["columns"], list):
+            raise ValueError('columns beside data is no list of names: write columns as ["num_params", …]')
         if any(len(row) != len(whole["columns"]) for row in whole["data"]):
             raise ValueError(f"a row of data has not {len(whole['columns'])} values, one a column")
         return [dict(zip(whole["columns"], row)) for row in whole["data"]]

@@ -10,6 +10,7 @@ MAX_TINY = (1e4, 1e5)  # parameters and tokens: a table with none above both is 
 TOKENS_PER_PARAM = (0.01, 1e6)
 # C/(6ND): a head of half of a small model's parameters, attention over long contexts and recomputation stay within.
 COST_RATIO = (0.03, 30.0)
+LETTERS = {"thousands": "k", "millions": "m", "billions": "b", "trillions": "t"}  # as a name carries it
 UNITS = {1e3: "thousands", 1e6: "millions", 1e9: "billions", 1e12: "trillions"}
 COST_UNITS = {
     8.64e19: "PF-days", 1e9: "GFLOP", 1e12: "TFLOP", 1e15: "PFLOP", 1e18: "EFLOP", 1e21: "ZFLOP",
@@ -39,16 +40,17 @@ def check(num_params: np.ndarray, num_tokens: np.ndarray, source: str, *, in_one
     if small:
         said = " and ".join(f"{name} is {x.min():.4g} to {x.max():.4g}" for name, x in small)
         units = [_unit(name, N, D) for name, _ in small]
+        first = small[0][0]
         raise ValueError(
             f"{source}: {said}: in {' and '.join(dict.fromkeys(units))}? write numbers in ones (53300000, 53.3M), or "
-            f"the unit in the name ({small[0][0]}_{units[0][0]}{f'; {small[0][0]}_ones if so it is' if tiny else ''})"
+            f"the unit in the name ({first}_{LETTERS[units[0]]}{f'; {first}_ones if so it is' if tiny else ''})"
         )
     if ratio.min() < lo or ratio.max() > hi:
         worst = ratio.max() if ratio.max() > hi else ratio.min()
         guess = "num_params" if worst > hi else "num_tokens"
         raise ValueError(
             f"{source}: num_tokens / num_params is {worst:.3g} and no run is beyond {lo:g} to {hi:g}: is {guess} in "
-            f"{_unit(guess, N, D)}? write both in ones, or the unit in the name ({guess}_{_unit(guess, N, D)[0]})"
+            f"{_unit(guess, N, D)}? write both in ones, or the unit in the name ({guess}_{LETTERS[_unit(guess, N, D)]})"
         )
 
 

@@ -44,7 +44,7 @@ class Answer:
       asked: the question in words.
       numbers: by name; units are the numbers' own.
       tables: by title, rows of plain numbers.
-      decades: log10 of the answer's compute over the largest fitted; negative within the fit.
+      decades: log10 of the answer's compute over the largest fitted, or of the least over it; negative within the fit.
       notes: what a reader must know, in words.
     """
 
@@ -113,7 +113,22 @@ class Basis:
                 "chinchilla"
             )
         self.source, self.cost, self.level = source, found.cost, found.level
-        self.top = float(found.observations.columns["flops"].max())
+        self.top, self.bottom = (float(of(found.observations.columns["flops"])) for of in (np.max, np.min))
+        terms = self.fitted.form.powers.terms if self.fitted.form.powers is not None else ()
+        powers = {name for amplitude, exponents in terms for name in (amplitude, *exponents.values())}
+        if stuck := sorted(map(str, powers & set(self.fitted.at_bound))):
+            raise ValueError(
+                f"{source}: {found.surface} holds {', '.join(stuck)} at a bound: these runs do not determine it, and "
+                "nothing follows from it: add runs, or write another --law"
+            )
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What a reader of any answer must know of the fit, in words."""
+        said = [f"{self.found.surface}: not converged: {reason}" for reason in self.fitted.reasons]
+        if self.cost.max_error > allocation.SAID_ERROR:
+            said.append(f"{self.cost.describe()} misses the C of a row by {self.cost.max_error:.0%}")
+        return tuple(said)
 
     def law(self, params: Params) -> LawAtBest:
         return LawAtBest(self.fitted.form, {k: np.atleast_1d(v) for k, v in params.items()}, self.cost)
@@ -133,9 +148,9 @@ class Basis:
         }
 
     def decades(self, flops: float) -> float:
-        """How many decades C lies beyond the largest compute fitted."""
+        """How many decades C lies beyond the largest compute fitted, or below the least; negative between them."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return float(np.log10(flops / self.top))
+            return float(np.log10(flops / self.top if flops >= self.bottom else self.bottom / flops))
 
     def number(self, quantity: Quantity, unit: str, decades: float | None) -> Number:
         """A positive quantity of the law, its interval (``optimum.band``) unless it lies too far, and other forms'."""
@@ -144,7 +159,7 @@ class Basis:
         return Number(float(value[0]), self.worth((ends[0, 0], ends[0, 1]), decades), unit, by_form)
 
     def worth(self, ends: Any, decades: float | None) -> tuple[float, float] | None:
-        """The interval, or None where it would be of compute more than ``MAX_DECADES`` beyond the fit."""
+        """The interval, or None where it would be of compute more than ``MAX_DECADES`` outside the fit."""
         if decades is None or decades > MAX_DECADES or not np.isfinite(decades):
             return None
         return float(ends[0]), float(ends[1])
@@ -154,8 +169,9 @@ class Basis:
         tables: Mapping[str, list[dict[str, float]]] | None = None,
     ) -> Answer:  # fmt: skip
         if decades is not None and decades > MAX_DECADES:
-            far = f"{decades:.1f} decades beyond the fitted compute: no interval is worth it there"
+            far = f"{decades:.1f} decades outside the fitted compute: no interval is worth it there"
             notes = (f"{far}, the forms' spread stands instead", *notes)
+        notes = (*notes, *self.doubts)
         return Answer(
             asked, self.source, str(self.found.surface), self.level, decades, dict(numbers), dict(tables or {}), notes
         )

@@ -44,6 +44,7 @@ def of(found: Surfaced) -> dict[str, Any]:
         "law": found.surface,
         "level": found.level,
         "top": basis.top,
+        "bottom": basis.bottom,
         "cost": cost_of(found.cost),
         "best": best[:, 0].tolist(),
         "others": {name: six[:, 0].tolist() for name, six in held.items()},

@@ -14,7 +14,8 @@ def of_groups(found: Comparison, first: str, second: str) -> Answer:
     """Which of two groups has the lower loss at equal compute, from where on, and with which probability.
 
     The probability at C is the share of the comparison's draws, spread by its ``widening``, in which the second takes
-    more than C for the loss that the first has for C.
+    more than C for the loss that the first has for C: of laws that share exponents, or, where the test rejects that, of
+    the groups' own.
 
     Raises ValueError for a name that is none of the groups.
     """
@@ -31,10 +32,17 @@ def of_groups(found: Comparison, first: str, second: str) -> Answer:
     top = max(x.max() for x in spent)
     at = np.geomspace(min(x.min() for x in spent), top * 10**MAX_DECADES, POINTS)
 
-    def log_times(params: Params) -> np.ndarray:
-        return log_multiplier(law_of(found, params, g, g), law_of(found, params, h, h), np.log(at))
+    def log_times(one: Params, other: Params, place: int, over: int) -> np.ndarray:
+        return log_multiplier(law_of(found, one, g, place), law_of(found, other, h, over), np.log(at))
 
-    value, draws = log_times(found.joint.params)[0], log_times(found.draws.params)
+    one, other = found.groups[g], found.groups[h]
+    apart = found.sharing is not None and found.sharing.rejected
+    if apart and one.alone and other.alone and one.alone_draws and other.alone_draws:
+        value = log_times(one.alone.params, other.alone.params, 0, 0)[0]
+        draws = log_times(one.alone_draws.params, other.alone_draws.params, 0, 0)
+    else:
+        value = log_times(found.joint.params, found.joint.params, g, h)[0]
+        draws = log_times(found.draws.params, found.draws.params, g, h)
     draws = np.where(np.isfinite(draws), value + found.widening * (draws - value), draws)
     # Half a draw to each side: of a thousand draws that agree none is certainty.
     better = ((draws > 0).sum(axis=0) + 0.5) / ((~np.isnan(draws)).sum(axis=0) + 1)
@@ -59,9 +67,7 @@ def of_groups(found: Comparison, first: str, second: str) -> Answer:
     table = [
         {found.axis: float(x), f"probability that {first} is better": float(p)} for x, p in zip(at[::8], better[::8])
     ]
-    shared = (
-        "exponents shared by the groups do not fit: see multiplier" if found.sharing and found.sharing.rejected else ""
-    )
+    shared = "by the groups' own laws: exponents that they share do not fit" if apart else ""
     return Answer(
         f"{first} or {second}", found.source, found.form.name, found.level, None, numbers,
         {"by compute": table}, tuple(note for note in (said, shared) if note),

@@ -97,8 +97,12 @@ def overhead(law: LawAtBest, log_c: np.ndarray, factor: float) -> np.ndarray:
     return np.exp(law.log_paid_at_size(law.loss(log_c), log_n) - log_c)[:, 0]
 
 
-def of_loss(found: Surfaced, loss: float) -> Answer:
-    """The least compute for a loss, its N and D; or that no compute reaches it, where it lies below the floor E."""
+def of_loss(found: Surfaced, loss: float, asked: str = "") -> Answer:
+    """The least compute for a loss in nats, its N and D; or that none reaches it, where it lies below the floor E.
+
+    ``asked``: the loss as it was written, in another unit.
+    """
+    asked = f"loss {asked or f'{loss:g}'}"
     basis = Basis(found)
     start = np.log([[basis.top]])
 
@@ -124,8 +128,8 @@ def of_loss(found: Surfaced, loss: float) -> Answer:
         "" if draws is None else f"{(basis.law(draws.params).floor >= loss).mean():.0%} of the draws have E above it"
     )
     if basis.best.floor[0, 0] >= loss:
-        said = f"cannot be reached: E is {floor.value:.4g}"
-        return basis.answer(f"loss {loss:g}", None, {"E": floor}, (f"{said}; {below}" if below else said,))
+        said = "cannot be reached: it lies below E"
+        return basis.answer(asked, None, {"E": floor}, (f"{said}; {below}" if below else said,))
     flops = float(np.exp(log_c(basis.best))[0, 0])
     decades = basis.decades(flops)
     numbers = {
@@ -135,7 +139,7 @@ def of_loss(found: Surfaced, loss: float) -> Answer:
         "E": floor,
     }
     doubtful = floor.interval is not None and floor.interval[1] >= loss
-    return basis.answer(f"loss {loss:g}", decades, numbers, (f"perhaps out of reach: {below or 'E'}",) * doubtful)
+    return basis.answer(asked, decades, numbers, (f"perhaps out of reach: {below or 'E'}",) * doubtful)
 
 
 def of_num_params(found: Surfaced, num_params: float) -> Answer:
