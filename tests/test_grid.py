@@ -283,10 +283,11 @@ def test_default_grid_is_what_the_readme_promises():
         if not cell.holdout:
             fitted.setdefault(cell.labels["budget_flops"], []).append(accounting.plan(cell.run))
     held = {c.labels["budget_flops"] for c in found.cells if c.holdout}
-    assert len(fitted) >= 4
-    assert all(len(plans) >= 5 for plans in fitted.values())
-    assert min(held) > max(fitted)
-    assert min(plan.num_steps for plans in fitted.values() for plan in plans) >= 800
+    assert len(fitted) == 6
+    assert max(fitted) / min(fitted) == pytest.approx(10**1.9, rel=0.01)
+    assert all(len({plan.num_params["non_embedding"] for plan in plans}) >= 4 for plans in fitted.values())
+    assert min(held) == pytest.approx(4 * max(fitted))
+    assert min(plan.num_steps for plans in fitted.values() for plan in plans) >= 600
 
 
 # ---- what a grid refuses: (text, what the one line must say) --------------------------------------------------------
@@ -344,7 +345,7 @@ BAD = {
     "base: {horizon: {tokens: 10}, model: {width: 16}}": "base.horizon.tokens: horizon asks for 10 tokens, less than",
     "base: {horizon: {tokens: 1e299}, model: {width: 16}}": "base.horizon.tokens: 4.88e+295 steps do not fit",
     "base: {horizon: {steps: 100}, model: {width: 16}}": "base.horizon.steps: steps need batch_size too",
-    f"recipe: defualt@1\nbase: {{{RUN}}}": "recipe: 'defualt@1' is not one of default@1, default@2, porian@1",
+    f"recipe: defualt@1\nbase: {{{RUN}}}": "recipe: 'defualt@1' is not one of default@1, default@2, default@3",
     f"recipe: {{lr_scale: -1}}\nbase: {{{RUN}}}": "recipe.lr_scale: -1.0 is not positive; write e.g. 0.5",
     f"recipe: {{lr_scale: 2}}\nbase: {{{RUN}, optim: {{peak_lr: 1}}}}": (
         "recipe.lr_scale: 2.0 has no effect beside base.optim.peak_lr; write one of them"
