@@ -157,15 +157,55 @@ def _of_gaussian(fit: Fit, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _students_t(fit: Fit, free: np.ndarray, covariance: np.ndarray, dof: int, num: int, seed: int, kind: str) -> Draws:
-    """θ about the fit's, multivariate t in the ``free`` parameters, within bounds."""
+    """θ about the fit's, multivariate t in the ``free`` parameters to first order (``_on_the_law``), within bounds."""
     rng = np.random.default_rng(seed)
     values, vectors = np.linalg.eigh(covariance)
     normal = rng.normal(size=(num, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
     theta = np.repeat(fit.theta[None], num, axis=0)
     theta[:, free] += normal / np.sqrt(rng.chisquare(dof, size=(num, 1)) / dof)
-    theta = np.clip(theta, fit.problem.lower, fit.problem.upper)
+    theta = _on_the_law(fit, free, theta)
     at_bound = ((theta <= fit.problem.lower) | (theta >= fit.problem.upper)).mean(axis=0)
     return Draws(fit.coordinates.decode(theta), theta, 1.0, dict(zip(fit.coordinates.names, at_bound.tolist())), kind)
+
+
+MOVES, ENOUGH = 40, 1e-10  # of Levenberg and Marquardt; relative, of a sum of squares, below which nothing is gained
+
+
+def _on_the_law(fit: Fit, free: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """The laws (B, P) that predict of the fitted rows what steps to ``theta`` along the tangent at the fit say of them.
+
+    Parameters of a law lie along curved ridges. A straight step as long as few clusters allow leaves the ridge, and all
+    such steps predict higher losses than the rows have, most of all where the data are. So a step δ stands for its
+    predictions to first order, f + J δ, and θ minimises Σ w (f(θ) - f - J δ)²: the fit itself where δ is 0, θ + δ where
+    the law is linear.
+    """
+    model, root = fit.problem.model, np.sqrt(fit.observations.weight)
+    lower, upper = fit.problem.lower[free], fit.problem.upper[free]
+    start = model.derivatives(fit.theta[None])
+    target = (start[0] + (theta - fit.theta) @ start[1][0]) * root
+    at = np.repeat(fit.theta[None], len(theta), axis=0)
+    value, slope = np.repeat(start[0] * root, len(at), axis=0), np.repeat(start[1][:, free] * root, len(at), axis=0)
+    cost, damping, going = ((target - value) ** 2).sum(axis=1), np.full(len(at), 1e-3), np.arange(len(at))
+    for _ in range(MOVES):
+        J = slope[going]
+        curvature = J @ J.transpose(0, 2, 1)
+        diagonal = np.einsum("bpp->bp", curvature)
+        diagonal += damping[going, None] * diagonal + 1e-300
+        pull = J @ (target - value)[going][:, :, None]
+        moved = at[going].copy()
+        moved[:, free] = np.clip(moved[:, free] + np.linalg.solve(curvature, pull)[:, :, 0], lower, upper)
+        with np.errstate(all="ignore"):
+            found, steep = model.derivatives(moved)[:2]
+        left = ((target[going] - found * root) ** 2).sum(axis=1)
+        better = left < cost[going]  # not where it is not finite
+        gained = np.where(better, cost[going] - left, np.inf) > ENOUGH * np.maximum(cost[going], 1e-30)
+        kept, damping[going] = going[better], damping[going] * np.where(better, 0.2, 5.0)
+        at[kept], value[kept], slope[kept] = moved[better], (found * root)[better], (steep[:, free] * root)[better]
+        cost[kept] = left[better]
+        going = going[gained & (damping[going] < 1e8)]
+        if not len(going):
+            break
+    return at
 
 
 def _jacobian(fit: Fit) -> np.ndarray:
