@@ -231,8 +231,8 @@ def test_coverage_under_noise_that_exists(kind):
 
 
 def test_draws_by_steps_stay_on_a_curved_law():
-    """Of powers that join, whose parameters lie along bent ridges: rows of .7 % noise in all are predicted to 2 %, about
-    the fit itself. Straight steps predict them to 16 %."""
+    """Of powers that join, whose parameters lie along bent ridges: rows of .7 % noise in all are predicted to 2 %,
+    about the fit itself. Straight steps predict them to 16 %."""
     law = {"E": 0.0, "A": 7.3, "alpha": 0.17, "B": 15.7, "beta": 0.177, "gamma": 0.41}
     n, c = (x.ravel() for x in np.meshgrid(np.geomspace(2e3, 2e5, 8), np.geomspace(3e10, 2.4e12, 6), indexing="ij"))
     rng = np.random.default_rng(3)
