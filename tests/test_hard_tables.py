@@ -13,7 +13,6 @@ from scaling.laws.tables import units
 from scaling.laws.tables.columns import canonical, meaning
 from tests.laws import data
 
-COLUMNS = ["num_params", "num_tokens", "loss", "group"]
 FAST = {"laws": "chinchilla", "bootstrap": 60, "combined": False}
 
 
@@ -139,7 +138,7 @@ def test_json_that_is_no_table_is_one_line(text, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_fit_json_of_a_table_is_advised_as_it_was_fitted(tmp_path, capsys, monkeypatch):
+def test_a_fit_json_of_a_table_is_advised_as_it_was_fitted(tmp_path, capsys):
     table = tmp_path / "runs.csv"
     data.isoflop(noise=0.003).to_csv(table, index=False)
     out = tmp_path / "out"
