@@ -9,7 +9,6 @@ its name.
 
 import argparse
 import dataclasses
-import functools
 import math
 import numbers
 import re
@@ -27,6 +26,7 @@ from scaling.devices import DEVICE_BATCH, DTYPE, PROFILES, Profile
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
 from scaling.laws.answers.advice import batches, downstream, groups, machines, questions
 from scaling.laws.answers.advice.basis import Answer
+from scaling.laws.answers.advice.budget import Budget
 from scaling.laws.answers.multiplier import compare as compare_groups
 from scaling.laws.payload import finite
 from scaling.laws.tables.reading import parse
@@ -42,6 +42,7 @@ SERVING = {
     "deadline": ("device_batch", "critical_batch"),
     "value": ("downstream",),
 }  # fmt: skip
+BUDGETS = ("flops", "dollars", "hours")
 _COUNTS = {2: "two", 3: "three"}
 FIT = "fit.json"
 FITTED = "runs"  # of ``critical_batch``: what these runs' own batches say
@@ -87,15 +88,15 @@ def advise(
     given = {name: v for name, v in given.items() if v is not None} | ({"value": True} if value else {})
     _check(given, serving)
     machine = None if hardware is None else Machine(hardware, price, mfu)
-    if len([name for name in ("flops", "dollars", "hours") if name in given]) > 1:
+    if len([name for name in BUDGETS if name in given]) > 1:
         raise ValueError("--flops, --dollars and --hours are one budget: write one of them")
-    if dollars is not None or hours is not None:
-        given["flops"] = _needed(machine, "--dollars and --hours").flops_of(found, dollars, hours, devices)
+    if flops is not None:
+        given["budget"] = Budget.of_flops(flops)
+    elif dollars is not None or hours is not None:
+        given["budget"] = _needed(machine, "--dollars and --hours").budget(dollars, hours, devices)
     if loss is not None:
         given |= {"loss": loss / factor, "asked": f"{loss:g}{'' if unit == 'nats' else ' ' + unit.replace('_', ' ')}"}
     answer = _valued(found, given, table) if value else _answered(found, given, machine, table)
-    if machine is not None and (dollars is not None or hours is not None):
-        answer = dataclasses.replace(answer, notes=(*answer.notes, *machine.other_size(found, given["flops"])))
     return answer if unit == "nats" else answer.in_unit(factor, unit.replace("_", " "))
 
 
@@ -128,9 +129,8 @@ def _check(given: Mapping[str, Any], serving: Mapping[str, Any]) -> None:
     ways = [name for name in ("deadline", "inference_tokens", "value") if name in given]
     if len(ways) > 1:
         raise ValueError(f"{' and '.join(map(_option, ways))} are {_COUNTS[len(ways)]} questions: write one")
-    budgets = ("flops", "dollars", "hours")
-    taken = {"deadline": (), "inference_tokens": (*budgets, "loss", "num_params"), "value": budgets}
-    asked = ("flops", "dollars", "hours", "loss", "tokens", "unique_tokens", "num_params")
+    taken = {"deadline": (), "inference_tokens": (*BUDGETS, "loss", "num_params"), "value": BUDGETS}
+    asked = (*BUDGETS, "loss", "tokens", "unique_tokens", "num_params")
     for question in ways:
         if other := [name for name in asked if name in given and name not in taken[question]]:
             said = ", ".join(_option(name) for name in other)
@@ -143,13 +143,13 @@ def _answered(found: Analysis, given: Mapping[str, Any], machine: "Machine | Non
         return _by_deadline(found, given, _needed(machine, "--deadline"), table)
     if "inference_tokens" in given:
         prices = None if machine is None else machine.prices(given)
-        quality = {name: given.get(name) for name in ("flops", "loss", "num_params")}
+        quality = {name: given.get(name) for name in ("loss", "num_params")} | {"flops": _flops(found, given)}
         share = given.get("share_read", 0.0)
         return machines.of_inference(found, given["inference_tokens"], **quality, share_read=share, prices=prices)
     if "unique_tokens" in given and "tokens" not in given:
         raise ValueError("--unique-tokens is a part of the tokens there are: write --tokens with it")
     asked: dict[str, Callable[[], Answer]] = {
-        "flops": lambda: questions.of_flops(found, given["flops"]),
+        **dict.fromkeys(BUDGETS, lambda: questions.of_budget(found, given["budget"])),
         "loss": lambda: questions.of_loss(found, given["loss"], given["asked"]),
         "tokens": lambda: questions.of_data(found, given["tokens"], given.get("unique_tokens")),
         "num_params": lambda: questions.of_num_params(found, given["num_params"]),
@@ -162,14 +162,19 @@ def _answered(found: Analysis, given: Mapping[str, Any], machine: "Machine | Non
     return next(answer for name, answer in asked.items() if name in given)()
 
 
+def _flops(found: Analysis, given: Mapping[str, Any]) -> float | None:
+    """The FLOPs of the budget, at the size that is best for it; None where none is given."""
+    return given["budget"].flops_at_best(found) if "budget" in given else None
+
+
 def _valued(found: Analysis, given: Mapping[str, Any], table: Any) -> Answer:
     if (column := given.get("downstream")) is None:
-        return questions.value(found, given.get("flops"))
+        return questions.value(found, _flops(found, given))
     if table is None:
         raise ValueError("--downstream is of a table: advise a fit of runs (scaling.open)")
     drawn = len(next(iter(found.draws.values()), ()))
     error, notes = downstream.fitted(table, column, found.observations, drawn)
-    answer = questions.value(found, given.get("flops"), error)
+    answer = questions.value(found, _flops(found, given), error)
     return dataclasses.replace(answer, notes=(*answer.notes, *notes))
 
 
@@ -211,10 +216,9 @@ class Machine:
         return None if self.price is None else self.price / 3600
 
     def rate(self, num_params: np.ndarray) -> np.ndarray:
-        """FLOP/s of one device in training a model of N parameters."""
-        one = functools.partial(self.profile.flops_per_second, DTYPE, mfu=self.mfu)
-        sizes = np.asarray(num_params, dtype=np.float64)
-        return np.array([one(n) for n in sizes.ravel()], dtype=np.float64).reshape(sizes.shape)
+        """FLOP/s of one device in training a model of N parameters, shaped like it."""
+        reached = self.profile.flops_per_second(DTYPE, num_params, self.mfu)
+        return np.broadcast_to(reached, np.shape(num_params))
 
     def paid(self) -> float:
         """Dollars a second. Raises ValueError where no price is known."""
@@ -222,34 +226,12 @@ class Machine:
             raise ValueError(f"--hardware {self.profile.name} has no known price: add --price, dollars per device-hour")
         return self.dollars_per_second
 
-    def flops_of(self, found: Analysis, dollars: float | None, hours: float | None, devices: float) -> float:
-        """The training FLOPs that money, or hours of so many devices, buy at the size that is best for them."""
-        from scaling.laws.answers.advice.basis import Basis
-
-        law = Basis(found).best
+    def budget(self, dollars: float | None, hours: float | None, devices: float) -> Budget:
+        """Money, or hours of so many devices, as time of one of them. Raises ValueError where no price is known."""
         seconds = 3600 * hours * devices if hours is not None else dollars / self.paid()  # type: ignore[operator]  # one of two
-        n = np.array([[1e9]])
-        for _ in range(60):
-            n = np.exp(law.best_size(np.log(seconds * self.rate(n))))
-        return float(seconds * self.rate(n)[0, 0])
-
-    def other_size(self, found: Analysis, flops: float) -> tuple[str, ...]:
-        """A note, where another size reaches a lower loss in the time that the best size for ``flops`` takes: the size
-        of best utilisation is not that of best compute."""
-        from scaling.laws.answers.advice.basis import Basis, loss_at
-
-        law = Basis(found).best
-        log_n = law.best_size(np.log([[flops]]))
-        near = log_n + np.linspace(-3, 3, 601)[None]
-        spent = np.log(flops) + np.log(self.rate(np.exp(near)) / self.rate(np.exp(log_n)))
-        loss = loss_at(law, near, spent - law.cost.log_flops_per_token(near))  # type: ignore[union-attr]  # of N and D
-        best = int(np.argmin(loss[0]))
-        if loss[0, best] > (1 - 1e-4) * law.loss(np.log([[flops]]))[0, 0]:
-            return ()
-        return (
-            f"{np.exp(near[0, best]):.3g} parameters reach {loss[0, best]:.4g} nats in the same time, since their "
-            f"utilisation is another: {np.exp(spent[0, best]):.3g} FLOPs there",
-        )
+        name = self.profile.name
+        said = f"{hours:g} hours of {devices:g} {name}" if hours is not None else f"{dollars:g} dollars of {name}"
+        return Budget.of_time(seconds, self.rate, said)
 
     def prices(self, serving: Mapping[str, Any]) -> machines.Prices:
         """Dollars a FLOP in training, prefill and decoding.
@@ -471,7 +453,7 @@ def pair_of(names: Sequence[str], by: str | None) -> tuple[tuple[str, str], str 
 
 def column_of(source: Path, pair: Sequence[str]) -> str:
     """The column by which a results folder's own fit compares groups. Raises ValueError where it compares none."""
-    known = records.read_json(source / "fit.json").get("multiplier") if source.is_dir() else None
+    known = records.read_json(source / FIT).get("multiplier") if source.is_dir() else None
     if not known:
         raise ValueError(f"--compare {' '.join(pair)}: add --by, the column whose values these are")
     return str(known["column"])

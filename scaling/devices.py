@@ -8,6 +8,9 @@ follow from it is not known either.
 import itertools
 import math
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 DTYPE = "bfloat16"  # of training, where advice takes a device's peak
 # Tokens of a step that keep one device busy: a sequence as long as those at which the utilisations were published
@@ -106,12 +109,13 @@ class Profile:
     mfu: tuple[MfuPoint, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
-    def flops_per_second(self, dtype: str, num_params: float, mfu: float | None = None) -> float | None:
-        """What one device reaches in training: its peak times ``mfu``, or a published one for models of that size. None
-        without either."""
-        peak, known = self.peak_flops.get(dtype), mfu_of(self.mfu, num_params)
-        share = mfu if mfu is not None else known and known.mfu
-        return peak * share if peak and share else None
+    def flops_per_second(self, dtype: str, num_params: Any, mfu: float | None = None) -> Any:
+        """What one device reaches in training: its peak times ``mfu``, or the published one for models of that size,
+        a number or an array of them. None where either is not known."""
+        peak = self.peak_flops.get(dtype)
+        if not peak or (mfu is None and not self.mfu):
+            return None
+        return peak * (mfu_at(self.mfu, num_params) if mfu is None else mfu)
 
 
 def _gpu(
@@ -174,15 +178,18 @@ PROFILES: dict[str, Profile] = {
 
 
 def mfu_of(points: tuple[MfuPoint, ...], num_params: float) -> MfuPoint | None:
-    """Between two published sizes linear in log N; outside them the nearest one's. None where nothing is published."""
+    """The published utilisation for a size (``mfu_at``), with its source; None where nothing is published."""
     if not points:
         return None
     if num_params <= points[0].num_params:
         return points[0]
     for low, high in itertools.pairwise(points):
         if num_params <= high.num_params:
-            share = math.log(num_params / low.num_params) / math.log(high.num_params / low.num_params)
-            return MfuPoint(
-                num_params, low.mfu + share * (high.mfu - low.mfu), f"between {low.source} and {high.source}"
-            )
+            source = f"between {low.source} and {high.source}"
+            return MfuPoint(num_params, float(mfu_at(points, num_params)), source)
     return points[-1]
+
+
+def mfu_at(points: tuple[MfuPoint, ...], num_params: np.ndarray | float) -> np.ndarray:
+    """Between two published sizes linear in log N; outside them the nearest one's. Shaped like ``num_params``."""
+    return np.interp(np.log(num_params), [math.log(p.num_params) for p in points], [p.mfu for p in points])

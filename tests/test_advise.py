@@ -19,6 +19,10 @@ from scaling.devices import PROFILES, mfu_of
 from scaling.engine.plan.hardware import Hardware
 from scaling.laws.answers import comparison
 from scaling.laws.answers.advice import batches
+from scaling.laws.answers.advice.budget import Budget
+from scaling.laws.answers.allocation import Cost
+from scaling.laws.answers.at_best import LawAtBest
+from scaling.laws.forms import catalogue
 from tests import synthetic
 from tests.laws import data
 
@@ -37,18 +41,50 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_money_and_hours_buy_what_the_plan_says_they_do(fit):
-    """Against the plan's own seconds for the FLOPs (``Hardware``), at the utilisation of the size that is best."""
-    machine = advising.Machine("h100")
-    flops = machine.flops_of(fit.analysis, 1000.0, None, 1)
-    size = fit.advise(flops=flops).numbers["num_params"].value
-    mfu, hardware = mfu_of(PROFILES["h100"].mfu, size).mfu, Hardware(PROFILES["h100"], 1)
-    wall = flops / (989.4e12 * mfu)
-    assert hardware.cost(wall).dollars == pytest.approx(1000.0, rel=1e-9)
-    assert fit.advise(dollars=1000, hardware="h100").numbers["num_params"].value == pytest.approx(size, rel=1e-9)
-    hours = 1000 / 3.99 / 8
-    by_hours = fit.advise(hours=hours, devices=8, hardware="h100")
-    assert by_hours.numbers["num_params"].value == pytest.approx(size, rel=1e-9)
+def test_money_and_hours_go_to_the_size_of_least_loss_in_them(fit):
+    """Against every size tried one by one, with the plan's own dollars for the FLOPs (``Hardware``)."""
+    answer = fit.advise(dollars=1000, hardware="h100").numbers
+    size, flops = answer["num_params"].value, answer["flops"].value
+    hardware, p = Hardware(PROFILES["h100"], 1), fit.params
+    assert hardware.cost(flops / (989.4e12 * mfu_of(PROFILES["h100"].mfu, size).mfu)).dollars == pytest.approx(1000)
+    sizes = np.exp(np.linspace(np.log(size) - 4, np.log(size) + 4, 8001))
+    bought = np.array([1000 / 3.99 * 3600 * 989.4e12 * mfu_of(PROFILES["h100"].mfu, n).mfu for n in sizes])
+    loss = p["E"] + p["A"] * sizes ** -p["alpha"] + p["B"] * (bought / 6 / sizes) ** -p["beta"]
+    assert size == pytest.approx(sizes[loss.argmin()], rel=2e-3)
+    assert abs(size / fit.advise(flops=flops).numbers["num_params"].value - 1) > 0.05  # not the best by compute
+    within = sizes[loss <= 1.01 * loss.min()]
+    for word, end in (("least", within[0]), ("most", within[-1])):
+        assert answer[f"num_params within 1 % of the best loss, {word}"].value == pytest.approx(end, rel=2e-3)
+    twice = np.interp(2 * size, sizes, loss)
+    assert answer["loss lost by twice the size"].value == pytest.approx(100 * (twice / loss.min() - 1), rel=1e-3)
+    by_hours = fit.advise(hours=1000 / 3.99 / 8, devices=8, hardware="h100").numbers
+    assert by_hours["num_params"].value == pytest.approx(size, rel=1e-6)
+
+
+def test_of_two_dips_in_the_loss_the_lower_is_taken():
+    """A machine twice as fast beyond a size makes a second dip there: the size is that of the lower one, at either."""
+    law = LawAtBest(catalogue.FORMS["chinchilla"], {k: np.array([v]) for k, v in data.HOFFMANN.items()}, Cost())
+    alone = Budget.of_time(1e6, lambda n: np.full_like(n, 1e15), "").best_size(law)[0, 0]
+    for gain, stays in ((1.05, True), (2.0, False)):
+        edge = alone + 1.0
+
+        def rate(n, gain=gain, edge=edge):
+            return 1e15 * (1 + (gain - 1) * (1 + np.tanh(25 * (np.log(n) - edge))) / 2)
+
+        budget = Budget.of_time(1e6, rate, "")
+        every = np.linspace(alone - 3, alone + 3, 6001)[None]
+        best = every[0, budget.loss(law, every).argmin()]
+        assert (abs(best - alone) < 0.1) == stays
+        assert budget.best_size(law)[0, 0] == pytest.approx(best, abs=2e-3)
+
+
+def test_where_utilisation_is_one_number_time_is_compute(fit):
+    timed = fit.advise(hours=100, devices=8, hardware="h100", mfu=0.4)
+    flops = 100 * 8 * 3600 * 0.4 * 989.4e12
+    assert timed.numbers["flops"].value == pytest.approx(flops, rel=1e-12)
+    for name, number in fit.advise(flops=flops).numbers.items():
+        # Far from flat only: a lowest point found by comparing values is good to the root of rounding.
+        assert timed.numbers[name].value == pytest.approx(number.value, rel=1e-6), name
 
 
 def test_decoding_is_bound_by_reading_the_weights(fit):

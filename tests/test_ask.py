@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 import scaling
-from scaling import records
+from scaling import numbers, records
 from scaling.devices import PROFILES
 from scaling.laws.answers.advice import carried, questions
+from scaling.laws.answers.advice.budget import Budget
 from scaling.laws.forms import catalogue
 from scaling.laws.payload import finite
 from scaling.report import live
@@ -79,7 +80,7 @@ def advised(analysis, budget, kind, *rest):
         return scaling.advise(analysis, flops=budget, inference_tokens=rest[0])
     if kind == "deadline":
         return scaling.advise(analysis, deadline=rest[0], devices=rest[1], hardware=rest[2])
-    tokens = questions.of_flops(analysis, budget).numbers["num_tokens"].value
+    tokens = questions.of_budget(analysis, Budget.of_flops(budget)).numbers["num_tokens"].value
     return scaling.advise(analysis, num_tokens=tokens, unique_tokens=rest[0])
 
 
@@ -124,6 +125,12 @@ def test_the_page_answers_as_advise_does(name, kinds, num):
         if kind != "data":  # which answers more than the panel asks
             assert set(answer["numbers"]) == set(expected.numbers)
     assert intervals >= 10
+
+
+def test_ends_that_no_data_set_are_unbounded_on_the_page_too():
+    ends = [0.0, 1.0, -3.0, 1e39, 9e39, 1e40, 2e40, -2e40, 1e-39, 1e-40, 1e-41, math.pi]
+    said = javascript.value_of("given.map(v => Words.write(v, 'FLOPs') === 'unbounded')", ends, "panel.js")
+    assert said == [numbers.ended(v) is None for v in ends]
 
 
 def test_budgets_are_those_a_person_writes():

@@ -2,7 +2,7 @@
 // Answers the questions of scaling/laws/answers/advice from what fit.json carries for it (advice/carried.py).
 // A second implementation, held to the first by tests/test_ask.py: what is asked and why stands there.
 const Ask = (() => {
-  const MAX_DECADES = 2, WIDTH = 100, SPAN = Math.log(1e4), GOLDEN = (Math.sqrt(5) - 1) / 2, FORWARD = 1 / 3;
+  const MAX_DECADES = 2, WIDTH = 100, SCANNED = 33, SPAN = Math.log(1e4), GOLDEN = (Math.sqrt(5) - 1) / 2, FORWARD = 1 / 3;
   const FLAT = [0.001, 0.005, 0.01], KAPLAN_BATCH = 2.1e8, KAPLAN_EXPONENT = 4.8;
   const E = 0, LOG_A = 1, ALPHA = 2, LOG_B = 3, BETA = 4, GAMMA = 5;  // a law: E + (A N^-α + B D^-β)^γ
   const numbers = text => text ? text.split(" ").map(Number) : [];
@@ -59,9 +59,14 @@ const Ask = (() => {
     return (low + high) / 2;
   }
 
-  function lowest(f, low, high) {  // where a function with one dip is lowest, by golden section
+  // Where a function is lowest: the best of some places, then golden section between its neighbours (basis.lowest).
+  function lowest(f, low, high) {
+    const place = i => low + Math.min(Math.max(i, 0), SCANNED - 1) / (SCANNED - 1) * (high - low);
+    let best = 0, least = Infinity;
+    for (let i = 0; i < SCANNED; i++) { const v = f(place(i)); if (v < least) { best = i; least = v; } }
+    [low, high] = [place(best - 1), place(best + 1)];
     let c = high - GOLDEN * (high - low), d = low + GOLDEN * (high - low), atC = f(c), atD = f(d);
-    for (let i = 0; i < 50; i++) {
+    for (let i = 0; i < 45; i++) {
       if (atC < atD) { high = d; d = c; atD = atC; c = high - GOLDEN * (high - low); atC = f(c); }
       else { low = c; c = d; atC = atD; d = low + GOLDEN * (high - low); atD = f(d); }
     }

@@ -9,6 +9,7 @@ import pytest
 from scaling.fit import analyse
 from scaling.laws.answers import allocation
 from scaling.laws.answers.advice import basis, machines, questions
+from scaling.laws.answers.advice.budget import Budget
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.forms import catalogue
@@ -41,7 +42,7 @@ def closed_size(C, p):
 
 @pytest.mark.parametrize("flops", [1e19, 1e21, 1e23])
 def test_a_budget_is_allocated_as_allocation_has_it(found, flops):
-    answer = questions.of_flops(found, flops)
+    answer = questions.of_budget(found, Budget.of_flops(flops))
     form, params = found.fits["chinchilla"].form, found.fits["chinchilla"].params
     best = allocation.optimal_num_params(form, params, np.array([flops]), found.cost)[0]
     assert answer.numbers["num_params"].value == pytest.approx(best, rel=1e-10)
@@ -50,7 +51,7 @@ def test_a_budget_is_allocated_as_allocation_has_it(found, flops):
 
 
 def test_the_flat_region_ends_where_the_loss_is_that_much_worse(found):
-    answer, p = questions.of_flops(found, 1e21), found.fits["chinchilla"].params
+    answer, p = questions.of_budget(found, Budget.of_flops(1e21)), found.fits["chinchilla"].params
     least = data.chinchilla(closed_size(1e21, p), 1e21 / 6 / closed_size(1e21, p), p)
     for share in questions.FLAT:
         for word in ("least", "most"):
@@ -66,7 +67,7 @@ def test_compute_overhead_of_another_size_is_the_closed_form(k):
     law = LawAtBest(catalogue.FORMS["chinchilla"], {n: np.array([v]) for n, v in p.items()}, Cost())
     G = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
     tokens = (1 - (k ** -p["alpha"] - 1) * p["A"] / p["B"] * G ** (-p["alpha"] - p["beta"])) ** (-1 / p["beta"])
-    assert questions.overhead(law, np.log([1e21]), k)[0] == pytest.approx(k * tokens, rel=1e-10)
+    assert questions.overhead(law, Budget.of_flops(1e21), k)[0] == pytest.approx(k * tokens, rel=1e-10)
 
 
 def test_a_loss_costs_the_budget_that_gives_it_and_none_below_the_floor(found):
@@ -146,13 +147,13 @@ def test_a_doubling_is_worth_what_the_law_says(found):
 
 def test_intervals_are_the_frontiers_and_end_two_decades_out(found):
     frontier = found.to_json()["frontier"][0]
-    answer = questions.of_flops(found, frontier["flops"])
+    answer = questions.of_budget(found, Budget.of_flops(frontier["flops"]))
     for name in ("num_params", "num_tokens", "tokens_per_param"):
         assert answer.numbers[name].interval == tuple(frontier[f"{name}_interval"])
     # A run's own noise is drawn for all runs that are asked of at once.
     assert answer.numbers["loss"].interval == pytest.approx(frontier["loss_interval"], rel=0.01)
     top = found.observations.columns["flops"].max()
-    near, far = (questions.of_flops(found, top * 10**x) for x in (1.99, 2.01))
+    near, far = (questions.of_budget(found, Budget.of_flops(top * 10**x)) for x in (1.99, 2.01))
     assert near.numbers["loss"].interval is not None
     assert all(number.interval is None for number in far.numbers.values())
     assert len(far.numbers["loss"].by_form) > 1

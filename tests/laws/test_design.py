@@ -435,3 +435,5 @@ def test_without_a_candidate_the_interval_is_told_and_nothing_is_proposed(found)
     assert told.steps == ()
     assert told.interval == Target("a").interval(found, 0.9)
     assert "no candidate" in " ".join(told.reasons)
+    assert told.certificate.least is None
+    assert told.certificate.reason == "none: there is no candidate"

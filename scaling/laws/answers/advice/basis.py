@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_DECADES = 2.0
 HALVINGS = 70  # of a bracket of 200 in a logarithm: down to rounding
 WIDTH = 100.0
+SCANNED = 33
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 Quantity = Callable[[LawAtBest], np.ndarray]  # of laws (B,): an array (B,)
@@ -199,7 +200,12 @@ def root(rises: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.nd
 
 
 def lowest(function: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Where a function with one dip is lowest between two ends, by golden section."""
+    """Where a function of (B, m) is lowest between two ends (B, 1): the best of ``SCANNED`` places, then golden section
+    between its neighbours. Utilisation has kinks where it was published, so that there may be two dips."""
+    places = low + np.linspace(0.0, 1.0, SCANNED) * (high - low)
+    seen = function(places)
+    at = np.where(np.isnan(seen), np.inf, seen).argmin(axis=1)[:, None]
+    low, high = (np.take_along_axis(places, np.clip(at + side, 0, SCANNED - 1), axis=1) for side in (-1, 1))
     for _ in range(HALVINGS):
         c, d = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         left = function(c) < function(d)

@@ -25,7 +25,7 @@ def of(found: Surfaced) -> dict[str, Any]:
 
     A law is (E, log A, α, log B, β, γ) of E + (A N^-α + B D^-β)^γ; columns of numbers are texts, one line each.
     ``open_ends`` says which ends of an optimum's interval the profile at the largest compute does not have. ``optimum``
-    has the loss of the run that is best for each budget, as it is forecast (``questions.of_flops``).
+    has the loss of the run that is best for each budget, as it is forecast (``questions.of_budget``).
     """
     try:
         basis = Basis(found)

@@ -18,6 +18,7 @@ from scaling.laws.answers.advice.basis import (
     loss_at,
     root,
 )
+from scaling.laws.answers.advice.budget import Budget
 from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.answers.forecast import forecast
 from scaling.laws.answers.optimum import Surfaced
@@ -30,71 +31,80 @@ FLAT = (0.001, 0.005, 0.01)  # shares of the best loss that a flat region is tol
 OVERTRAINED = (1.0, 2.0, 4.0, 10.0)  # times the tokens at which a size is compute-optimal
 
 
-def of_flops(found: Surfaced, flops: float) -> Answer:
-    """What to train for C FLOPs: N*, D*, the run's loss, the sizes that are nearly as good, what a wrong one costs.
+def of_budget(found: Surfaced, budget: Budget) -> Answer:
+    """What to train for a budget: N*, D*, the run's loss, the sizes that are nearly as good, what a wrong one costs.
 
-    The loss is the run's own forecast (``forecast``); flat region and costs are the law's. With L* the least loss at C,
-    the flat region at ε is all N with L(N, C/c(N)) ≤ (1 + ε) L*; ``overhead`` is the further compute, over C, that a
-    size needs to reach L*.
+    N* = argmin_N L(N, D(N)), with D(N) what the budget buys at that size: C/c(N) of C FLOPs. The loss is the run's own
+    forecast (``forecast``); flat region and costs are the law's. With L* the least loss, the flat region at ε is all N
+    with L(N, D(N)) ≤ (1 + ε) L*; ``overhead`` is how much more, over the budget, a size needs to reach L*.
+
+    Args:
+      budget: FLOPs, or the time of a machine whose FLOP/s depend on N (``Budget``).
+
+    Raises:
+      ValueError: the law has no interior optimum there.
     """
     basis = Basis(found)
-    decades, log_c = basis.decades(flops), np.log([flops])
+    flops = budget.flops_at_best(found)
+    decades = basis.decades(flops)
     rows = optimum.rows(found, np.array([flops]))
     if not rows:
         raise ValueError(f"{basis.source}: {found.surface} has no interior optimum at {flops:.3g} FLOPs")
-    (row,), numbers = rows, {}
-    (said,) = forecast(found, rows, found.level)
-    of_form: dict[str, Quantity] = {
-        "num_params": lambda law: np.exp(law.best_size(log_c))[:, 0],
-        "num_tokens": lambda law: flops / law.cost.flops_per_token(np.exp(law.best_size(log_c)))[:, 0],  # type: ignore[union-attr]  # of N and D
+    quantities: dict[str, tuple[Quantity, str]] = {
+        "num_params": (lambda law: np.exp(budget.best_size(law))[:, 0], "parameters"),
+        "num_tokens": (lambda law: np.exp(budget.log_tokens(law, budget.best_size(law)))[:, 0], "tokens"),
     }
-    of_form["tokens_per_param"] = lambda law: of_form["num_tokens"](law) / of_form["num_params"](law)
-    units = {"num_params": "parameters", "num_tokens": "tokens", "tokens_per_param": "tokens per parameter"}
-    for name, unit in units.items():
-        by_form = {form: float(of_form[name](law)[0]) for form, law in basis.others().items()}
-        numbers[name] = Number(row[name], basis.worth(row[f"{name}_interval"], decades), unit, by_form)
-    numbers["loss"] = Number(row["loss"], basis.worth(row["loss_interval"], decades), "nats", said["by_law"])
+    tokens_of, size_of = quantities["num_tokens"][0], quantities["num_params"][0]
+    quantities["tokens_per_param"] = (lambda law: tokens_of(law) / size_of(law), "tokens per parameter")
+    numbers = {name: basis.number(quantity, unit, decades) for name, (quantity, unit) in quantities.items()}
+    if budget.flops is not None:  # with the ends that the profile at the largest compute has
+        (row,) = rows
+        for name in quantities:
+            numbers[name] = replace(numbers[name], interval=basis.worth(row[f"{name}_interval"], decades))
+    num_params, num_tokens = numbers["num_params"].value, numbers["num_tokens"].value
+    numbers["loss"] = _run_loss(basis, num_params, num_tokens, flops, decades)
+    if budget.flops is None:
+        numbers["flops"] = Number(flops, None, "FLOPs")
     for share in FLAT:
         for side, word in ((-1, "least"), (1, "most")):
             name = f"num_params within {100 * share:g} % of the best loss, {word}"
-            numbers[name] = basis.number(functools.partial(_flat, log_c, share, side), "parameters", decades)
+            numbers[name] = basis.number(functools.partial(_flat, budget, share, side), "parameters", decades)
     for factor, word in ((0.5, "half the size"), (2.0, "twice the size")):
-        numbers[f"loss lost by {word}"] = basis.number(functools.partial(_loss_lost, log_c, factor), "%", decades)
-        numbers[f"overhead of {word}"] = basis.number(functools.partial(_overhead, log_c, factor), "%", decades)
-    return basis.answer(f"{flops:.3g} FLOPs", decades, numbers)
+        numbers[f"loss lost by {word}"] = basis.number(functools.partial(_loss_lost, budget, factor), "%", decades)
+        numbers[f"overhead of {word}"] = basis.number(functools.partial(_overhead, budget, factor), "%", decades)
+    return basis.answer(budget.asked, decades, numbers)
 
 
-def _flat(log_c: np.ndarray, share: float, side: int, law: LawAtBest) -> np.ndarray:
-    """N at which the loss for C is ``share`` above the least, below (side -1) or above N*, (B,)."""
-    best, worst = law.best_size(log_c), law.loss(log_c) * (1 + share)
+def _flat(budget: Budget, share: float, side: int, law: LawAtBest) -> np.ndarray:
+    """N at which the loss for the budget is ``share`` above the least, below (side -1) or above N*, (B,)."""
+    best = budget.best_size(law)
+    worst = budget.loss(law, best) * (1 + share)
 
     def rises(step: np.ndarray) -> np.ndarray:
-        log_n = best + side * step
-        loss = loss_at(law, log_n, log_c - log_flops(log_n, np.zeros(1), law))
+        loss = budget.loss(law, best + side * step)
         return np.where(np.isnan(loss), np.inf, loss) - worst
 
     return np.exp(best + side * root(rises, np.zeros_like(best), np.full_like(best, WIDTH)))[:, 0]
 
 
-def _loss_lost(log_c: np.ndarray, factor: float, law: LawAtBest) -> np.ndarray:
-    """By how many per cent the loss for C is above the least at ``factor`` times the best size, (B,)."""
-    log_n = law.best_size(log_c) + math.log(factor)
-    loss = loss_at(law, log_n, log_c - log_flops(log_n, np.zeros(1), law))
-    return 100 * (loss / law.loss(log_c) - 1)[:, 0]
+def _loss_lost(budget: Budget, factor: float, law: LawAtBest) -> np.ndarray:
+    """By how many per cent the loss for the budget is above the least at ``factor`` times the best size, (B,)."""
+    best = budget.best_size(law)
+    return 100 * (budget.loss(law, best + math.log(factor)) / budget.loss(law, best) - 1)[:, 0]
 
 
-def _overhead(log_c: np.ndarray, factor: float, law: LawAtBest) -> np.ndarray:
-    return 100 * (overhead(law, log_c, factor) - 1)
+def _overhead(budget: Budget, factor: float, law: LawAtBest) -> np.ndarray:
+    return 100 * (overhead(law, budget, factor) - 1)
 
 
-def overhead(law: LawAtBest, log_c: np.ndarray, factor: float) -> np.ndarray:
-    """Compute of a model of ``factor`` times the best size for the loss that C FLOPs buy at best, over C, (B,).
+def overhead(law: LawAtBest, budget: Budget, factor: float) -> np.ndarray:
+    """What a model of ``factor`` times the best size needs for the loss that a budget buys at best, over it, (B,).
 
-    For C = 6 N D that is k_N (1 - (k_N^-α - 1) (A/B) G^(-α-β))^(-1/β), k_N the factor and G = (αA/βB)^(1/(α+β)) (de
-    Vries 2023, "Go smol or go home"). inf where no tokens bring that size there.
+    For C = 6 N D FLOPs that is k_N (1 - (k_N^-α - 1) (A/B) G^(-α-β))^(-1/β), k_N the factor and G = (αA/βB)^(1/(α+β))
+    (de Vries 2023, "Go smol or go home"). inf where no tokens bring that size there.
     """
-    log_n = law.best_size(log_c) + math.log(factor)
-    return np.exp(law.log_paid_at_size(law.loss(log_c), log_n) - log_c)[:, 0]
+    best = budget.best_size(law)
+    return np.exp(budget.log_overhead(law, best + math.log(factor), budget.loss(law, best)))[:, 0]
 
 
 def of_loss(found: Surfaced, loss: float, asked: str = "") -> Answer:

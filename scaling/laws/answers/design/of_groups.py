@@ -12,7 +12,15 @@ from scaling.laws.answers.at_best import log_multiplier
 from scaling.laws.answers.design import beliefs
 from scaling.laws.answers.design.candidates import Candidates
 from scaling.laws.answers.design.certificate import least_budget
-from scaling.laws.answers.design.proposal import EXPONENT, Order, Proposal, check_asked, far, what_is_left
+from scaling.laws.answers.design.proposal import (
+    EXPONENT,
+    Order,
+    Proposal,
+    check_asked,
+    far,
+    unreached,
+    what_is_left,
+)
 from scaling.laws.answers.design.target import Target
 from scaling.laws.answers.multiplier import Comparison, curve, law_of
 from scaling.laws.forms.joint import indicator
@@ -72,7 +80,8 @@ def propose_of_groups(
     width = target.width(interval)
     if not len(candidates):
         why = "there is no candidate: every cell has its record, or none was named"
-        return Proposal(target, found.level, (), interval, width, width, candidates.unit, {}, (why,))
+        return Proposal(target, found.level, (), interval, width, width, candidates.unit, {}, (why,),
+                        certificate=unreached(asked, "there is no candidate"))  # fmt: skip
     own = {indicator(k): np.where(member == k, np.e, 1.0) for k in range(1, len(found.groups))}
     known = beliefs.of_fit(found.joint, {**candidates.columns, **own}, lambda p: log_times(p)[:, 0], target.name)
     order = Order(known, known, candidates, exponent, width)
@@ -84,7 +93,7 @@ def propose_of_groups(
             said += far(group.cost, candidates, [s.candidate for s in steps if member[s.candidate] == k])
     if not np.isfinite(width):
         said.append("the interval has no end yet: these runs tell most of the law at this C, and no width can be said")
-    certificate = None
+    certificate = unreached(asked, "no form tells of the target yet")
     if asked is not None and known.voters:
         reached = Order(known, known, candidates, exponent, width).until(asked)
         certificate = least_budget(known, candidates, width, asked, reached)

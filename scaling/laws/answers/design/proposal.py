@@ -93,7 +93,8 @@ def propose(
     width = target.width(interval)
     if not len(candidates):
         why = "there is no candidate: every cell has its record, or none was named"
-        return Proposal(target, level, (), interval, width, width, candidates.unit, {}, (why,))
+        return Proposal(target, level, (), interval, width, width, candidates.unit, {}, (why,),
+                        certificate=unreached(asked, "there is no candidate"))  # fmt: skip
     known = believe(found, candidates.columns, target)
     reasons = list(known.reasons)
     if target.name == "E":
@@ -105,7 +106,8 @@ def propose(
                         tuple(reasons), **others)  # fmt: skip
 
     if not known.voters:
-        return proposal(_closing(found, candidates, budget, reasons))
+        certificate = unreached(asked, "no form tells of the target yet")
+        return proposal(_closing(found, candidates, budget, reasons), certificate=certificate)
     first = None
     if not math.isfinite(width):
         scored = _by_score(known, candidates, exponent, budget)
@@ -124,6 +126,11 @@ def propose(
         start = Order(known, shown, candidates, exponent, width, first)
         certificate = least_budget(shown, candidates, width, asked, start.until(asked))
     return proposal(steps, next=following, certificate=certificate)
+
+
+def unreached(asked: float | None, why: str) -> Certificate | None:
+    """What is said of a width that was asked for where nothing is known of reaching it; None where none was asked."""
+    return None if asked is None else Certificate(asked, None, None, 0.0, f"none: {why}")
 
 
 def what_is_left(
