@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.optimize
 
-from scaling.laws.fitting import estimate, starts
+from scaling.laws.fitting import estimate, solver, starts
 from scaling.laws.fitting.estimate import fit
 from scaling.laws.forms import catalogue
 from scaling.laws.tables.observations import from_table
@@ -166,3 +168,27 @@ def test_farseers_optimum_from_a_sample(monkeypatch):
     fast = fit(table, "farseer")
     monkeypatch.setattr(estimate, "MANY_ROWS", 10_000)
     assert fast.objective == pytest.approx(fit(table, "farseer").objective, rel=1e-7)
+
+
+def test_one_singular_matrix_costs_the_other_lanes_nothing():
+    """Leaving a row out can leave a matrix singular to the last digit, for which NumPy refuses the whole stack."""
+    rng = np.random.default_rng(0)
+    matrices, right = rng.normal(size=(5, 3, 3)), rng.normal(size=(5, 3))
+    matrices[2] = 0.0
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.solve(matrices, right[:, :, None])
+    solved = solver.solve_each(matrices, right)
+    assert np.isnan(solved[2]).all()
+    for i in (0, 1, 3, 4):
+        np.testing.assert_allclose(matrices[i] @ solved[i], right[i], atol=1e-12)
+
+
+def test_a_step_where_the_hessian_is_singular_still_descends():
+    problem = SimpleNamespace(held=lambda lanes: np.zeros((2, 2), bool), lower=np.full(2, -9.0), upper=np.full(2, 9.0))
+    hessian = np.array([np.diag([-1e-14, 1.0]), np.diag([1.0, 1.0])])  # and 1e-14 of the identity is added to each
+    lanes = SimpleNamespace(theta=np.zeros((2, 2)), gradient=np.array([[1.0, 2.0]] * 2), hessian=hessian,
+                            gauss=np.array([np.eye(2)] * 2))  # fmt: skip
+    stepped = solver._step(problem, lanes, np.zeros(2))
+    assert stepped[0, 0] == -9.0  # flat there: as far as it may go
+    assert stepped[0, 1] == pytest.approx(-2.0)
+    assert stepped[1] == pytest.approx([-1.0, -2.0])

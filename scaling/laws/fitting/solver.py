@@ -6,6 +6,7 @@ rounding, not when an iteration count or a tolerance on the objective says so (S
 robust objective of a good fit is about 1e-3).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,6 +238,18 @@ def _solve_chunk(problem: Problem, start: np.ndarray, weights: np.ndarray, max_i
     return everyone, iterations
 
 
+def solve_each(matrices: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solves systems (B, P, P) for right sides (B, P): (B, P), NaN where a matrix is singular to the last digit, which
+    NumPy refuses all of them for."""
+    with suppress(np.linalg.LinAlgError):
+        return np.linalg.solve(matrices, right[:, :, None])[:, :, 0]
+    out = np.full(right.shape, np.nan)
+    for one, matrix, side in zip(out, matrices, right):
+        with suppress(np.linalg.LinAlgError):
+            one[:] = np.linalg.solve(matrix, side)
+    return out
+
+
 def _step(problem: Problem, lanes: _Lanes, damping: np.ndarray) -> np.ndarray:
     """θ after a damped, projected Newton step."""
     held = problem.held(lanes)
@@ -245,9 +258,10 @@ def _step(problem: Problem, lanes: _Lanes, damping: np.ndarray) -> np.ndarray:
     identity = np.eye(held.shape[1])
     matrix = (lanes.hessian + damping[:, None, None] * lanes.gauss) * scale[:, :, None] * scale[:, None, :]
     matrix += ((1e-4 * damping + 1e-14)[:, None] + held)[:, :, None] * identity
-    direction = np.linalg.solve(matrix, (lanes.gradient * scale)[:, :, None])[:, :, 0]
-    # Where the Hessian is indefinite Newton's step may climb: take the magnitudes of its eigenvalues instead.
-    climbs = (direction * lanes.gradient * scale).sum(axis=1) <= 0
+    direction = solve_each(matrix, lanes.gradient * scale)
+    # Where the Hessian is indefinite Newton's step may climb, and where it is singular there is none: take the
+    # magnitudes of its eigenvalues instead.
+    climbs = ~((direction * lanes.gradient * scale).sum(axis=1) > 0) & np.isfinite(matrix).all(axis=(1, 2))
     if climbs.any():
         eigenvalues, vectors = np.linalg.eigh(matrix[climbs])
         projected = (vectors * (lanes.gradient * scale)[climbs][:, :, None]).sum(axis=1)

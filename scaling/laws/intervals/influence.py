@@ -15,7 +15,7 @@ from scaling.laws.answers import allocation, budgets
 from scaling.laws.fitting import identify
 from scaling.laws.fitting.estimate import Fit, conditioning
 from scaling.laws.fitting.redescending import MAD_TO_SIGMA, trimmed_starts
-from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, Solution, solve
+from scaling.laws.fitting.solver import DEFAULT_DELTA, Objective, Solution, solve, solve_each
 from scaling.laws.fitting.starts import distinct
 from scaling.laws.intervals import resampling
 from scaling.laws.intervals.profile import Quantity
@@ -153,7 +153,7 @@ def one_step(fit: Fit) -> np.ndarray:
     without = gauss[None] - np.einsum("pi,qi,i->ipq", J, J, w * omega)
     scale = np.sqrt(np.maximum(np.diagonal(gauss), 1e-300))
     without = without / scale[:, None] / scale + 1e-12 * np.eye(len(scale))
-    step = np.linalg.solve(without, ((J / scale[:, None]) * (w * psi)).T[:, :, None])[:, :, 0] / scale
+    step = np.nan_to_num(solve_each(without, ((J / scale[:, None]) * (w * psi)).T)) / scale
     theta = np.repeat(fit.theta[None], fit.num_observations, axis=0)
     theta[:, free] += step
     return np.clip(theta, fit.problem.lower, fit.problem.upper)

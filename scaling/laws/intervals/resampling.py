@@ -7,7 +7,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from scaling.laws.fitting.estimate import Draws, Fit
-from scaling.laws.fitting.solver import Solution, solve
+from scaling.laws.fitting.solver import Solution, solve, solve_each
 
 LEAST_FREE = 0.05  # of a residual's variance, that of a row which the law goes through
 
@@ -191,9 +191,9 @@ def _on_the_law(fit: Fit, free: np.ndarray, theta: np.ndarray) -> np.ndarray:
         curvature = J @ J.transpose(0, 2, 1)
         diagonal = np.einsum("bpp->bp", curvature)
         diagonal += damping[going, None] * diagonal + 1e-300
-        pull = J @ (target - value)[going][:, :, None]
+        pull = (J @ (target - value)[going][:, :, None])[:, :, 0]
         moved = at[going].copy()
-        moved[:, free] = np.clip(moved[:, free] + np.linalg.solve(curvature, pull)[:, :, 0], lower, upper)
+        moved[:, free] = np.clip(moved[:, free] + solve_each(curvature, pull), lower, upper)
         with np.errstate(all="ignore"):
             found, steep = model.derivatives(moved)[:2]
         left = ((target[going] - found * root) ** 2).sum(axis=1)
