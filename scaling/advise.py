@@ -106,6 +106,8 @@ def check_numbers(given: Mapping[str, Any]) -> None:
         option = _option(name)
         if name == "critical_batch" and isinstance(v, str) and v != FITTED:
             raise ValueError(f"{option} is {v}: write a number of tokens, or {FITTED}")
+        if isinstance(v, str) and name not in ("critical_batch", "downstream"):
+            raise ValueError(f"{option} is {v!r}: write a number")
         if not isinstance(v, numbers.Real):  # a column's name, a law of the critical batch
             continue
         number = float(v)
@@ -143,7 +145,7 @@ def _answered(found: Analysis, given: Mapping[str, Any], machine: "Machine | Non
         return _by_deadline(found, given, _needed(machine, "--deadline"), table)
     if "inference_tokens" in given:
         prices = None if machine is None else machine.prices(given)
-        quality = {name: given.get(name) for name in ("loss", "num_params")} | {"flops": _flops(found, given)}
+        quality = {name: given.get(name) for name in ("budget", "loss", "num_params")}
         share = given.get("share_read", 0.0)
         return machines.of_inference(found, given["inference_tokens"], **quality, share_read=share, prices=prices)
     if "unique_tokens" in given and "tokens" not in given:

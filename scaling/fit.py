@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scaling import records, storage, terminal
+from scaling import numbers, records, storage, terminal
 from scaling.laws.analysis import DEFAULT_LAWS, Analysis, analyse
 from scaling.laws.answers import approaches, comparison, of_runs
 from scaling.laws.answers.forecast import forecast
@@ -61,8 +61,7 @@ def fit_law(
     >>> fitted = scaling.fit_law(table, "chinchilla", bootstrap=1000)
     >>> fitted.params["alpha"], fitted.converged, uncertainty.interval(fitted.draws.params["alpha"])
     """
-    if bootstrap < 0:
-        raise ValueError(f"bootstrap is {bootstrap}: write 0 or more")
+    numbers.check_resamples("bootstrap", bootstrap)
     law = catalogue.get(law)
     reading: dict[str, Any] = {"num_params": num_params, "flops": flops, "holdout_flops": holdout_flops}
     observations = from_table(
@@ -90,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def on_source(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Runs a command on a SOURCE; returns its exit code (2: bad input, said in one line)."""
     try:
-        if arguments.bootstrap is not None and arguments.bootstrap < 0:
-            raise ValueError(f"--bootstrap is {arguments.bootstrap}: write 0 or more")
+        if arguments.bootstrap is not None:
+            numbers.check_resamples("--bootstrap", arguments.bootstrap)
         run(arguments)
     except ValueError as e:
         print(e, file=sys.stderr)

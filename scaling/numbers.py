@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: counts, durations, dollars."""
+"""Numbers as a person reads and writes them: counts, durations, dollars, how many resamples."""
 
 import math
 from typing import Any
@@ -45,3 +45,12 @@ def dollars(value: float | None) -> str:
     if value is None:
         return "–"
     return f"${value:,.0f}" if value >= 100 else f"${value:.2f}" if value >= 0.1 else f"${value:.2g}"
+
+
+MIN_RESAMPLES = 20  # of fewer the ends of an interval are the first that came, as if it had none
+
+
+def check_resamples(name: str, given: Any) -> None:
+    """Raises ValueError on a number of resamples that makes no interval."""
+    if not isinstance(given, int) or isinstance(given, bool) or not (given == 0 or given >= MIN_RESAMPLES):
+        raise ValueError(f"{name} is {given!r}: write {MIN_RESAMPLES} or more, or 0 for the delta method")

@@ -48,7 +48,7 @@ class RunRecord:
     num_tokens: int  # trained on (at the last step, if diverged)
     num_steps: int
     batch_tokens: int
-    unique_tokens: int  # of the train split, those that lie in a window
+    unique_tokens: int  # of the train split, those that lie in a window; of a mixture see Mixture.distinct_tokens
     epochs: float  # num_tokens / unique_tokens
     tokens_per_param: float
     flops: dict[str, float]  # achieved training FLOPs by rule

@@ -60,6 +60,8 @@ def open(source: str | Path | pd.DataFrame) -> Study:  # named as pandas and xar
     Raises ValueError, or OSError, saying what it should be.
     """
     if not isinstance(source, str | Path):
+        if not hasattr(source, "columns"):
+            raise ValueError(f"{type(source).__name__} is no table of runs: write a pandas table, or where one is")
         return Study("table", source)
     from scaling import fit
 
@@ -302,13 +304,18 @@ class Fit:
         return pd.DataFrame([{"num_params": sizes[row["run_id"]], **row} for row in self.payload["forecast"]])
 
     def optimum(self, flops: float) -> pd.Series:
-        """N*, D*, D*/N* and the loss for C FLOPs, with intervals. Raises ValueError where the law has no optimum."""
+        """N*, D*, D*/N* and the loss for C FLOPs, with intervals. Raises ValueError where none follows from the law."""
         import numpy as np
         import pandas as pd
 
-        from scaling.laws.answers import optimum
+        from scaling.laws.answers import allocation, optimum
+        from scaling.laws.answers.advice.basis import Basis
 
-        rows = optimum.rows(self.analysis, np.array([float(flops)])) if self.law else []
+        found, rows = self.analysis, []
+        if self.law and (found.no_allocation or allocation.has_two_powers(found.fits[self.law].form)):
+            Basis(found)  # refuses, as advice does, where runs do not determine an optimum
+        if self.law:
+            rows = optimum.rows(found, np.array([float(flops)]))
         if not rows:
             raise ValueError(f"{self.study.source}: {self.law} has no interior optimum at {flops:.3g} FLOPs")
         return pd.Series(rows[0])
@@ -355,15 +362,17 @@ class Compared:
 
     @property
     def table(self) -> pd.DataFrame:
-        """Of each pair the multiplier and its interval where it is told (``multiplier.told``)."""
+        """Of each pair the multiplier and its interval where it is told (``multiplier.told``); ``by`` says of which
+        laws: those that share exponents, or, where the test rejects these, the groups' own."""
         import pandas as pd
 
         from scaling.laws.answers import multiplier
 
-        axis = self.payload["axis"]
+        axis, (lead, _) = self.payload["axis"], multiplier.prefixes(self.payload)
         rows = [
-            {"first": pair["group"], "second": pair["over"], axis: p[axis], "times": p["value"],
-             "interval": p["interval"], "extrapolated": p["extrapolated"]}
+            {"first": pair["group"], "second": pair["over"], axis: p[axis], "times": p.get(f"{lead}value"),
+             "interval": p.get(f"{lead}interval"), "by": "laws apart" if lead else "shared exponents",
+             "extrapolated": p["extrapolated"]}
             for pair in self.payload["pairs"] for p in multiplier.told(pair["points"])
         ]  # fmt: skip
         return pd.DataFrame(rows)
@@ -389,7 +398,7 @@ class Compared:
         """Multipliers against what is paid, a line for each pair."""
         from scaling.report import plots_of_fits
 
-        return plots_of_fits.multipliers(axes(ax), self.payload["pairs"], self.payload["axis"], self.found.level)
+        return plots_of_fits.multipliers(axes(ax), self.payload)
 
 
 def exponents(fits: Mapping[str, Fit]) -> pd.DataFrame:

@@ -202,7 +202,10 @@ def test_a_deadline_by_the_critical_batch_of_these_runs():
     read, worth, batch = (answer.numbers[k].value for k in ("num_tokens", "tokens they are worth", "batch"))
     crit = answer.numbers["critical batch"]
     assert crit.value == pytest.approx(3e3 * read**0.4, rel=1e-5)
-    assert read / worth == pytest.approx(1 + batch / crit.value, rel=1e-9)
+    # The best batch tried, which is fitted, is a tenth of B_crit; the loss is the truth's at the batch asked for.
+    assert read / worth == pytest.approx((1 + batch / crit.value) / 1.1, rel=1e-5)
+    truth = data.chinchilla(answer.numbers["num_params"].value, read / (1 + batch / crit.value))
+    assert answer.numbers["loss"].value == pytest.approx(truth, rel=1e-6)
     assert "B_crit is of 75 runs whose batches differ" in " ".join(answer.notes)
     with pytest.raises(ValueError, match="advise a fit of runs"):
         scaling.advise(fit.analysis, **asked, critical_batch="runs")

@@ -147,7 +147,7 @@ def test_every_machine_with_a_published_utilisation_is_there():
 
 def test_a_law_without_an_optimum_carries_nothing():
     table = data.isoflop(noise=0.003)
-    alone = scaling.open(table[["num_params", "loss"]].assign(num_tokens=1e9)).fit("kaplan_n", bootstrap=10).analysis
+    alone = scaling.open(table[["num_params", "loss"]].assign(num_tokens=1e9)).fit("kaplan_n", bootstrap=20).analysis
     assert carried.of(alone) == {}
     assert carried.of(SimpleNamespace(observations=alone.observations, surface=None, no_allocation=None)) == {}
 

@@ -314,7 +314,7 @@ def test_options_of_the_fit_are_a_grids_too(half, tmp_path, capsys):
     code, _, printed = told([*own, "--devices", "2.5", "--hardware", "h100"], tmp_path, capsys)
     assert (code, printed.err) == (2, "--devices is 2.5: write a whole number\n")
     assert design.main([*own, "--bootstrap", "-1"]) == 2
-    assert capsys.readouterr().err == "--bootstrap is -1: write 0 or more\n"
+    assert capsys.readouterr().err == "--bootstrap is -1: write 20 or more, or 0 for the delta method\n"
 
 
 def test_a_law_of_more_than_candidates_say_is_refused_in_one_line(tmp_path, capsys):

@@ -54,7 +54,7 @@ seeds: [0, 1]
 exclude: [{batch_scale: 0.5, width: 16}]
 holdout: {budgets: [6e11], cells: [{size: 16x2, seed: 1}]}
 execution: {mesh: {data: 1}}
-fit: {flops: exact, bootstrap: 10}
+fit: {flops: exact, bootstrap: 20}
 """,
 ]
 TREES = {text: yaml.safe_load(text) for text in SEEDS}

@@ -1,6 +1,7 @@
 """Tables on which a wrong number once looked right: groups that tell nothing apart, units in names, fits in doubt."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,11 @@ import pytest
 import scaling
 from scaling import advise as advising
 from scaling import design, fit
+from scaling.laws.answers.advice import questions
+from scaling.laws.answers.advice.budget import Budget
+from scaling.laws.answers.allocation import Cost
+from scaling.laws.answers.at_best import LawAtBest, log_multiplier
+from scaling.laws.forms import catalogue
 from scaling.laws.tables import units
 from scaling.laws.tables.columns import canonical, meaning
 from tests.laws import data
@@ -161,7 +167,7 @@ def test_one_pair_of_rows_makes_no_clusters():
     error, and leaving it out nothing of the law."""
     A0 = data.HOFFMANN["beta"] / (data.HOFFMANN["alpha"] + data.HOFFMANN["beta"])
     held = 0
-    for seed in range(30):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         n = np.append(np.geomspace(2e7, 2e9, 8), 2e7)
         d = np.append(20 * n[:8], 2.5e7)
@@ -169,4 +175,125 @@ def test_one_pair_of_rows_makes_no_clusters():
         table = pd.DataFrame({"num_params": n, "num_tokens": d, "loss": loss})
         low, high = scaling.open(table).fit("chinchilla", bootstrap=100, combined=False).exponent["interval"]
         held += (low or 0) <= A0 <= (1 if high is None else high)
-    assert held >= 26  # of a binomial of .95: fewer with probability .02
+    assert held >= 17  # of a binomial of .95: fewer with probability .02
+
+
+def _repeats():
+    """Muennighoff et al. 2023's law: every second run reads its data thirty times."""
+    sizes, unique = np.repeat(np.geomspace(1e8, 3e9, 6), 8), np.tile(np.repeat(np.geomspace(1e9, 3e10, 4), 2), 6)
+    columns = {"num_params": sizes, "num_tokens": unique * np.tile([1.0, 30.0], 24), "unique_tokens": unique}
+    loss = catalogue.FORMS["data_constrained"].predict(data.HOFFMANN | {"R_D": 15.0, "R_N": 5.0}, **columns)
+    return pd.DataFrame({**columns, "loss": loss * np.exp(0.003 * np.random.default_rng(0).normal(size=len(loss)))})
+
+
+@pytest.fixture(scope="module")
+def repeating():
+    return scaling.open(_repeats()).fit(laws=("chinchilla", "data_constrained"), bootstrap=0, combined=False)
+
+
+@pytest.mark.slow
+def test_tokens_that_repeat_are_said_where_a_law_takes_them_for_new(repeating):
+    fit = repeating
+    said = "24 of 48 runs read their data up to 30 times, and a law of N and D takes every token for new"
+    assert any(line.startswith(said) for line in fit.doubts)
+    assert any(said in note for note in fit.advise(num_tokens=1e10).notes)
+    once = _repeats().query("num_tokens < 1.01 * unique_tokens")
+    assert not any(
+        "for new" in line for line in scaling.open(once).fit("chinchilla", bootstrap=0, combined=False).doubts
+    )
+
+
+@pytest.mark.slow
+def test_epochs_are_those_of_the_tokens_that_were_asked_for(repeating):
+    answer = repeating.advise(num_tokens=1e11, unique_tokens=1e9)
+    assert answer.numbers["epochs"].value == 100
+    assert answer.numbers["epochs, tokens repeated"].value < 100
+    assert any("for the same" in note for note in answer.notes)
+
+
+def test_groups_whose_exponents_differ_are_told_by_their_own_laws():
+    truths = {"x": data.HOFFMANN | {"alpha": 0.5, "A": 7000.0}, "y": data.HOFFMANN}
+    table = pd.concat(
+        [data.isoflop(params=p, noise=0.002, seed=i).assign(group=g) for i, (g, p) in enumerate(truths.items())]
+    )
+    found = scaling.open(table).compare("group", bootstrap=60)
+    assert found.sharing.rejected
+    assert set(found.table["by"]) == {"laws apart"}
+    rows = found.table.query("not extrapolated and first == 'x'")
+    form, cost = catalogue.FORMS["chinchilla"], Cost()
+    x, y = (LawAtBest(form, {k: np.array([v]) for k, v in p.items()}, cost) for p in truths.values())
+    for row in rows.itertuples():
+        truth = np.exp(log_multiplier(x, y, np.log([[row.flops]])))[0, 0]
+        assert row.times == pytest.approx(truth, rel=0.1)
+
+
+@pytest.mark.parametrize("what", ["one side", "no size"])
+def test_an_optimum_is_refused_where_advice_is(what):
+    if what == "one side":
+        table = data.isoflop(sizes=15, noise=0.002)
+        table = table[table["num_params"] < 0.5 * data.optimum(table["flops"])]
+    else:
+        table = data.isoflop()
+        loss = 1.7 + 400 * table["num_tokens"] ** -0.3
+        table["loss"] = loss * np.exp(0.002 * np.random.default_rng(0).normal(size=len(table)))
+    fit = scaling.open(table).fit("chinchilla", bootstrap=60, combined=False)
+    why = "one side" if what == "one side" else "at a bound|no allocation"
+    with pytest.raises(ValueError, match=why) as advised:
+        fit.advise(flops=1e20)
+    with pytest.raises(ValueError, match=why) as optimum:
+        fit.optimum(1e20)
+    assert str(optimum.value) == str(advised.value)
+    if what == "no size" and fit.analysis.fits["chinchilla"].undetermined:
+        assert fit.payload["allocation"]["a_interval"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "n, d, level, said",
+    [
+        (1e9, 0.0, 0.9, "num_tokens is 0.0"),
+        (-1e9, 1e9, 0.9, "num_params is -1"),
+        (math.nan, 1e9, 0.9, "num_params is nan"),
+        (1e9, 1e10, 90, "level is 90"),
+    ],
+)
+def test_a_run_that_cannot_be_has_no_loss(n, d, level, said):
+    fit = scaling.open(data.isoflop(noise=0.002)).fit("chinchilla", bootstrap=0, combined=False)
+    with pytest.raises(ValueError, match=said), np.errstate(all="ignore"):
+        fit.predict(n, d, interval=level)
+
+
+@pytest.mark.parametrize("given", [1, 19, -1, True, "x", 2.5])
+def test_too_few_resamples_are_refused(given):
+    with pytest.raises(ValueError, match="write 20 or more, or 0"):
+        scaling.open(data.isoflop(noise=0.002)).fit("chinchilla", bootstrap=given)
+
+
+def test_a_flat_region_ends_at_its_outermost_size():
+    """A machine twice as fast beyond a size: sizes there are as good again, past some that are not."""
+    law = LawAtBest(catalogue.FORMS["chinchilla"], {k: np.array([v]) for k, v in data.HOFFMANN.items()}, Cost())
+    alone = Budget.of_time(1e6, lambda n: np.full_like(n, 1e15), "").best_size(law)[0, 0]
+    budget = Budget.of_time(1e6, lambda n: 1e15 * (1 + 0.16 * (1 + np.tanh(25 * (np.log(n) - alone - 1.2)))), "")
+    every = np.linspace(alone - 6, alone + 6, 60001)[None]
+    loss = budget.loss(law, every)[0]
+    for share in (0.001, 0.005, 0.01):
+        within = np.exp(every[0][loss <= loss.min() * (1 + share)])
+        assert questions._flat(budget, share, -1, law)[0] == pytest.approx(within[0], rel=1e-3)
+        assert questions._flat(budget, share, 1, law)[0] == pytest.approx(within[-1], rel=1e-3)
+
+
+@pytest.mark.parametrize("question", [{"flops": "1e21"}, {"deadline": "30d"}, {"num_tokens": "10B"}])
+def test_a_number_written_as_text_is_refused_in_words(question):
+    fit = scaling.open(data.isoflop(noise=0.002)).fit("chinchilla", bootstrap=0, combined=False)
+    with pytest.raises(ValueError, match="write a number"):
+        fit.advise(**question, hardware="h100")
+
+
+def test_what_is_no_table_of_runs_is_said():
+    runs = data.isoflop()
+    with pytest.raises(ValueError, match="column loss is there twice"):
+        scaling.open(pd.concat([runs, runs[["loss"]] + 1], axis=1)).fit("chinchilla", bootstrap=0)
+    levels = runs.set_axis(pd.MultiIndex.from_product([["run"], runs.columns]), axis=1)
+    with pytest.raises(ValueError, match="2 levels"):
+        scaling.open(levels).fit("chinchilla", bootstrap=0)
+    with pytest.raises(ValueError, match="dict is no table"):
+        scaling.open(runs.to_dict("list"))

@@ -307,6 +307,7 @@ def test_loss_by_place_is_a_line_for_the_longest_run_of_each_size_and_family(run
 def test_a_multipliers_axis_can_be_read_however_narrow_it_is(middle):
     point = {"value": middle, "interval": [0.9 * middle, 1.1 * middle], "extrapolated": False}
     points = [{**point, "flops": flops} for flops in (1e11, 1e12)]
-    ax = plots_of_fits.multipliers(Figure().subplots(), [{"group": "a", "over": "b", "points": points}], "flops", 0.9)
+    compared = {"pairs": [{"group": "a", "over": "b", "points": points}], "axis": "flops", "level": 0.9}
+    ax = plots_of_fits.multipliers(Figure().subplots(), compared)
     low, high = ax.get_ylim()
     assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 3

@@ -76,6 +76,10 @@ class Corpus:
         """Targets that lie in a window, which is what an epoch trains on."""
         return self.windows_per_epoch * self.seq_len
 
+    def distinct_tokens(self, num_tokens: float) -> int:
+        """Different tokens that a run of ``num_tokens`` has to read, beyond which they repeat."""
+        return self.epoch_tokens
+
     def describe(self) -> dict:
         """What the record says of the data. Bits per byte = loss in nats per token × tokens_per_byte / ln 2."""
         return description.describe(self.manifest, train_tokens=self.train_tokens, epoch_tokens=self.epoch_tokens)

@@ -137,7 +137,15 @@ class Mixture:
 
     @property
     def epoch_tokens(self) -> int:
-        return sum(corpus.epoch_tokens for corpus in self.corpora)
+        """Tokens until the first of the sources has been read once and is read again."""
+        return int(min(corpus.epoch_tokens / weight for weight, corpus in zip(self.weights, self.corpora)))
+
+    def distinct_tokens(self, num_tokens: float) -> int:
+        """As ``Corpus.distinct_tokens``; where a source repeats, what is read of each, once."""
+        if num_tokens <= self.epoch_tokens:
+            return self.epoch_tokens
+        each = zip(self.weights, self.corpora)
+        return int(sum(min(weight * num_tokens, corpus.epoch_tokens) for weight, corpus in each))
 
     @property
     def validation_tokens(self) -> int:
@@ -161,6 +169,7 @@ class Mixture:
             "fingerprint": self.fingerprint,
             **first,
             **{name: total(name) for name in (*counts, "text_bytes")},
+            "epoch_tokens": self.epoch_tokens,
             "tokens_per_byte": 1 / bytes_per_token if known else None,  # type: ignore[operator]  # known
             "sources": [{**part, "weight": weight} for weight, part in zip(self.weights, parts)],
         }

@@ -76,6 +76,10 @@ class Stream:
     def epoch_tokens(self) -> int:
         return self.train_tokens
 
+    def distinct_tokens(self, num_tokens: float) -> int:
+        """As ``Corpus.distinct_tokens``."""
+        return self.epoch_tokens
+
     @property
     def validation_tokens(self) -> int:
         return math.ceil(VALIDATION_TOKENS / self.seq_len) * self.seq_len

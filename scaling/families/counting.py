@@ -119,7 +119,8 @@ class Counts:
       groups: parameters by group; tables of tokens and positions are ``embedding``, a head of its own ``unembedding``.
       products: the matrix products that a token meets. The head is in group ``unembedding``, also where it is tied.
       mixing: how tokens meet.
-      inactive: parameters that a token does not meet (experts that were not chosen).
+      inactive: parameters of the model that a token does not meet (experts that were not chosen).
+      inactive_apart: the same of the groups ``apart``.
       lookups: weights of the tables of tokens that a token is read from; None: as many as the head's.
       apart: groups that do not count as the model's N (a generator that is thrown away, say).
     """
@@ -128,6 +129,7 @@ class Counts:
     products: tuple[Product, ...]
     mixing: tuple[Mixing, ...] = ()
     inactive: int = 0
+    inactive_apart: int = 0
     lookups: int | None = None
     apart: tuple[str, ...] = field(default=())
 
@@ -144,6 +146,11 @@ class Counts:
     def held(self) -> int:
         """Parameters that are trained and kept, groups apart too."""
         return sum(self.groups.values())
+
+    @property
+    def worked_on(self) -> int:
+        """Of those, the ones that a token meets."""
+        return self.held - self.inactive - self.inactive_apart
 
     @property
     def inner_weights(self) -> float:
@@ -181,11 +188,11 @@ def _is_head(product: Product) -> bool:
 
 
 def six_nd(counts: Counts, lengths: Lengths) -> float:
-    return 6.0 * (counts.held - counts.inactive - sum(counts.groups[g] for g in ("embedding", "unembedding")))
+    return 6.0 * (counts.worked_on - sum(counts.groups[g] for g in ("embedding", "unembedding")))
 
 
 def six_nd_total(counts: Counts, lengths: Lengths) -> float:
-    return 6.0 * (counts.held - counts.inactive)
+    return 6.0 * counts.worked_on
 
 
 def kaplan(counts: Counts, lengths: Lengths) -> float:

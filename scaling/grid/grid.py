@@ -60,6 +60,7 @@ from scaling.grid.choices import Entry, of
 from scaling.grid.designed import DesignConfig
 from scaling.grid.recipes import RECIPES
 from scaling.grid.strict import GridError, Leaves, shown
+from scaling.numbers import check_resamples
 from scaling.objectives import OBJECTIVES, ObjectiveConfig
 
 MAX_CELLS = 100_000
@@ -99,8 +100,7 @@ class FitConfig:
             raise ValueError(f"flops is {self.flops!r}: write one of {', '.join(RULES)}")
         if self.delta is not None and not (math.isfinite(self.delta) and self.delta > 0):
             raise ValueError(f"delta is {self.delta!r}: write a positive number")
-        if self.bootstrap < 0:
-            raise ValueError(f"bootstrap is {self.bootstrap!r}: write an integer ≥ 0")
+        check_resamples("bootstrap", self.bootstrap)
         if self.compare is not None and self.by not in (None, self.compare):
             raise ValueError(f"compare is {self.compare!r} beside by {self.by!r}: write one, or the same for both")
 

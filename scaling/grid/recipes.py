@@ -8,7 +8,8 @@ Each paper counts N its own way, so each recipe here says which N it uses. Const
 what a paper leaves open (marked below) is this project's choice:
 
 - warm-up: linear, min(tokens the recipe asks for, a tenth of the run). One token per parameter is what Porian et al.
-  2024 found enough; a longer warm-up alone moved their exponent from .60 to .71.
+  2024 found enough; a longer warm-up alone moved their exponent from .60 to .71. Where a recipe asks for steps they are
+  of the batch that it proposes: under ``batch_scale``, or a batch written out, the tokens stay and the steps do not.
 - batches are rounded to whole sequences, at least one, where a run is built (``grid``).
 """
 

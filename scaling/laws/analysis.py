@@ -19,6 +19,7 @@ from scaling.laws.forms import catalogue
 from scaling.laws.intervals import diagnosis, influence
 from scaling.laws.intervals.profile import Profile, Quantity, positive_profile, profile
 from scaling.laws.tables.observations import Observations, from_table, settings_of
+from scaling.numbers import check_resamples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +115,7 @@ def analyse(
     Raises:
       ValueError: the table cannot be read as observations, or identifies none of the laws; says what would mend it.
     """
+    check_resamples("bootstrap", bootstrap)
     reading: dict[str, Any] = {
         "num_params": num_params,
         "flops": flops,
@@ -137,6 +139,9 @@ def analyse(
     fits, draws, diagnoses, selections, problems = {}, {}, {}, {}, []
     refused: dict[str, Unidentified] = {}
     warnings = [*observations.warnings, *([said] if said else []), *told_of_noise]
+    forms = [catalogue.get(law) for law in laws]
+    if observations.repeated and any({"num_tokens"} == {"num_tokens", "unique_tokens"} & set(f.columns) for f in forms):
+        warnings.append(observations.repeated)
     for form in map(catalogue.get, laws):
         if form.target != "loss":
             raise ValueError(

@@ -314,7 +314,9 @@ def _exponents_by_law(found: Found, ends: tuple[float, float]) -> dict[str, dict
             value = float(np.asarray(quantity({k: np.atleast_1d(v) for k, v in fitted.params.items()}))[0])
             if not np.isfinite(value):
                 continue
-            if drawn is None:
+            if fitted.undetermined:
+                band = np.array([-math.inf, math.inf])
+            elif drawn is None:
                 band = np.array(resampling.delta_interval(fitted, quantity, found.level)[1:])
             else:
                 band = resampling.percentiles(quantity(drawn.params)[:, None], found.level)[0]
@@ -383,6 +385,8 @@ def _exponent(found: Found, name: str, quantity: Quantity, by_construction: list
     if not np.any(np.abs(resampling.gradient(found.fits[found.surface], quantity)) > 1e-9):  # type: ignore[index]  # fitted
         by_construction.append(name)
         return {name: float(value[0]), f"{name}_interval": None}
+    if found.fits[found.surface].undetermined:  # type: ignore[index]  # fitted
+        return {name: float(value[0]), f"{name}_interval": [-math.inf, math.inf]}
     band, profiled = band[0], found.derived.get(name)
     shown = band
     if profiled is not None:

@@ -122,7 +122,8 @@ def counts(config: ReplacedToken, model: "ModelConfig", of_model: Counts) -> Cou
         },
         products=(*inner, *theirs, *heads),
         mixing=(*of_model.mixing, *of_generator.mixing),
-        inactive=of_model.inactive + of_generator.inactive,
+        inactive=of_model.inactive,
+        inactive_apart=of_generator.inactive,
         lookups=V * (D + small_D),
         apart=(*of_model.apart, "generator"),
     )

@@ -186,7 +186,7 @@ const Ask = (() => {
       const [at, loss] = least(p, unique);
       return [sizes[at], read[at] / unique, loss, loss - least(p, 2 * unique)[1]];
     };
-    const units = { "num_params, tokens repeated": "parameters", epochs: "epochs", "loss, tokens repeated": "nats",
+    const units = { "num_params, tokens repeated": "parameters", "epochs, tokens repeated": "epochs", "loss, tokens repeated": "nats",
       "loss less by twice the unique tokens": "nats" };
     const value = quantities(data.repeated.params), near = decades <= MAX_DECADES;
     const drawn = withDraws && near && data.repeated.draws ? data.repeated.draws.map(quantities) : null;
@@ -215,7 +215,8 @@ const Ask = (() => {
       const seen = read(x);
       let d = seen;
       for (let i = 0; i < 60; i++) {
-        const next = 0.5 * (d + seen - Math.log1p(batch / crit(lossAt(law, x, d)))), step = Math.abs(next - d);
+        const paid = Math.log1p(data.own_batch ?? 0) - Math.log1p(batch / crit(lossAt(law, x, d)));
+        const next = 0.5 * (d + seen + paid), step = Math.abs(next - d);
         d = next;
         if (step < 1e-12) break;
       }

@@ -202,13 +202,13 @@ def _forecast_headline(fit: Mapping) -> list[dict]:
 def _multiplier_headlines(fit: Mapping) -> list[dict]:
     """Of each pair that was compared the multiplier at the most compute within the fitted runs."""
     compared = fit.get("multiplier") or {}
-    apart = (compared.get("sharing") or {}).get("rejected", False)
-    out = []
+    key, _ = multiplier.prefixes(compared)
+    apart, out = bool(key), []
     for pair in compared.get("pairs", ()):
         inside = [p for p in pair["points"] if not p["extrapolated"]]
         if not inside:
             continue
-        point, key = inside[-1], "apart_" if apart else ""
+        point = inside[-1]
         what = multiplier.UNITS[compared["axis"]]
         text = (
             f"as many {what} takes {escape(pair['over'])} as {escape(pair['group'])} for the loss that this has for "
@@ -225,11 +225,16 @@ def _compared(found: Mapping) -> dict:
         return {}
     rows = [{**p, "at": p[found["axis"]], "group": pair["group"], "over": pair["over"]}
             for pair in found["pairs"] for p in multiplier.told(pair["points"])]  # fmt: skip
+    lead, other = multiplier.prefixes(found)
+    keys = (lead, other, *(["same_size_"] if not lead and any("same_size_value" in row for row in rows) else []))
     return {
         **found,
         "rows": rows,
         "axis_unit": multiplier.UNITS[found["axis"]],
         "sentences": multiplier.sentences(found),
+        "heads": multiplier.HEADS[lead, other],
+        "sized": len(keys) > 2,
+        "keys": keys,
     }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
+from scaling.laws.answers import multiplier
 from scaling.numbers import compact
 from scaling.report.axes import DASHES, LABELS, MARKERS, MUTED, STAR, LogTicks, log_axis, scientific, tone
 
@@ -131,28 +132,32 @@ def cloud(ax: Axes, draws: Mapping[str, Sequence[float]], params: Mapping[str, f
     return ax
 
 
-def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> Axes:
-    """What each pair's first group is worth against its second, over ``axis``: a line and its band a pair, and dotted
-    what laws fitted apart say.
+def multipliers(ax: Axes, compared: Mapping) -> Axes:
+    """What each pair's first group is worth against its second, over what is paid: a line and its band a pair, and
+    dotted the other of laws that share exponents and laws fitted apart (``multiplier.prefixes``).
 
-    ``pairs``: fit.json's multiplier.pairs. Dashed where a group lies outside its fitted rows. An end of a band that is
+    ``compared``: fit.json's multiplier. Dashed where a group lies outside its fitted rows. An end of a band that is
     null is one the data do not set: the band then leaves the axes.
     """
-    known = [p["value"] for pair in pairs for p in pair["points"] if p["value"] is not None]
+    pairs, axis, (lead, other) = compared["pairs"], compared["axis"], multiplier.prefixes(compared)
+
+    def numbers(points: Sequence[Mapping], key: str) -> np.ndarray:
+        return np.array([p.get(key) for p in points], dtype=float)
+
+    known = [v for pair in pairs for p in pair["points"] if (v := p.get(f"{lead}value")) is not None]
     for i, pair in enumerate(pairs):
-        colour = tone(0.84 * i / max(1, len(pairs) - 1))
-        x = np.array([p[axis] for p in pair["points"]])
-        value = np.array([p["value"] for p in pair["points"]], dtype=float)
-        lower, upper = np.array([p["interval"] for p in pair["points"]], dtype=float).T
+        colour, points = tone(0.84 * i / max(1, len(pairs) - 1)), pair["points"]
+        x, value = np.array([p[axis] for p in points]), numbers(points, f"{lead}value")
+        ends = [p.get(f"{lead}interval") or [None, None] for p in points]
+        lower, upper = np.array(ends, dtype=float).T
         lower, upper = np.where(np.isnan(lower), value / 1e3, lower), np.where(np.isnan(upper), value * 1e3, upper)
         ax.fill_between(x, lower, upper, color=colour, alpha=0.18, linewidth=0)
-        inside = np.array([not p["extrapolated"] for p in pair["points"]])
+        inside = np.array([not p["extrapolated"] for p in points])
         ax.plot(x, value, color=colour, linestyle="--", linewidth=1)
         named = f"{pair['group']} over {pair['over']}"
         ax.plot(x, np.where(inside, value, np.nan), color=colour, linewidth=1.8, label=named)
-        apart = np.array([p.get("apart_value") for p in pair["points"]], dtype=float)
-        apart = np.where(inside, apart, np.nan)  # laws apart, two exponents a group, say little beyond their runs
-        ax.plot(x, apart, color=colour, linestyle=":", linewidth=1)
+        # Laws apart, two exponents a group, say little beyond their runs.
+        ax.plot(x, np.where(inside, numbers(points, f"{other}value"), np.nan), color=colour, linestyle=":", linewidth=1)
     ax.axhline(1.0, color="0.4", linewidth=0.8)
     log_axis(ax.xaxis, axis)
     ax.set_yscale("log")
@@ -163,7 +168,9 @@ def multipliers(ax: Axes, pairs: Sequence[Mapping], axis: str, level: float) -> 
     ax.yaxis.set_minor_locator(ticker.NullLocator())
     ax.set_ylabel("times as much for the same loss")
     ax.legend(
-        title=f"band: {100 * level:.0f} %; dotted: fitted apart", loc="center left", bbox_to_anchor=(1.01, 0.5)
+        title=f"band: {100 * compared['level']:.0f} %; dotted: {multiplier.HEADS[lead, other][1]}",
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
     )  # beside the axes, whose whole width the lines take
     return ax
 

@@ -169,12 +169,14 @@ def _show_multiplier(console, compared: dict) -> None:
         f"{compared['equation']}, shared: {shared}; {'; '.join(_group_words(g) for g in compared['groups'])}"
     )
     interval = f"{100 * compared['level']:.0f} %"
-    sized = any("same_size_value" in p for pair in compared["pairs"] for p in pair["points"])
-    columns = ["first, second", axis, "times", interval, "fitted apart", interval]
+    lead, other = multiplier.prefixes(compared)
+    sized = not lead and any("same_size_value" in p for pair in compared["pairs"] for p in pair["points"])
+    first, second = multiplier.HEADS[lead, other]
+    columns = ["first, second", axis, first, interval, second, interval]
     table = _table(title, *columns, *(["at one size", interval] if sized else []), "")
     for pair in compared["pairs"]:
         for p in multiplier.told(pair["points"]):
-            kinds = ("", "apart_", *(["same_size_"] if sized else []))
+            kinds = (lead, other, *(["same_size_"] if sized else []))
             cells = [w for k in kinds for w in (_number(p.get(f"{k}value")), _range(p.get(f"{k}interval")))]
             beyond = "extrapolated" if p["extrapolated"] else ""
             table.add_row(f"{pair['group']}, {pair['over']}", f"{p[compared['axis']]:.3g}", *cells, beyond)

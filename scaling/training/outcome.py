@@ -24,7 +24,7 @@ def record(
     num_tokens = ended_at * plan.batch_tokens if diverged else plan.num_tokens
     share = num_tokens / plan.num_tokens
     loss, standard_error = (None, None) if diverged else (evaluated.loss, evaluated.standard_error)
-    lengths, described = run.lengths, corpus.describe()
+    lengths, described, unique_tokens = run.lengths, corpus.describe(), corpus.distinct_tokens(num_tokens)
     bits_per_byte = None
     tokens_per_byte = described["tokens_per_byte"]  # None: no text, or its maker did not say
     for source in described.get("sources", ()):  # of a mixture: how each fared and how often it was read
@@ -44,8 +44,8 @@ def record(
         num_tokens=num_tokens,
         num_steps=plan.num_steps,
         batch_tokens=plan.batch_tokens,
-        unique_tokens=corpus.epoch_tokens,
-        epochs=num_tokens / corpus.epoch_tokens,
+        unique_tokens=unique_tokens,
+        epochs=num_tokens / unique_tokens,
         tokens_per_param=num_tokens / plan.num_params["non_embedding"],
         flops={rule: flops * share for rule, flops in plan.flops.items()},
         loss=loss,

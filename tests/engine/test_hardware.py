@@ -6,7 +6,7 @@ import math
 import pytest
 
 from scaling import accounting, devices
-from scaling.config import Horizon, OptimConfig, RunConfig
+from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig
 from scaling.devices import PROFILES
 from scaling.engine.plan import hardware
 from scaling.engine.plan.hardware import Hardware
@@ -75,6 +75,23 @@ def test_mfu_is_published_between_linear_in_the_logarithm_and_flat_outside():
     assert devices.mfu_of((), 1e9) is None
     total = accounting.param_counts(run_of().model)["total"]
     assert of("a100").mfu_for(run_of()) == devices.mfu_of(points, total)
+
+
+@pytest.mark.parametrize(
+    "name, width, layers, heads, tokens_per_s",  # of one GPU, as published (llm-foundry), sequences of 2,048
+    [("a100", 768, 12, 12, 142_830), ("a100", 1024, 24, 16, 58_782), ("a100", 1536, 24, 12, 32_434),
+     ("a100", 2048, 24, 16, 20_513), ("a100", 4096, 32, 32, 4_641), ("h100", 1536, 24, 12, 63_147),
+     ("h100", 2048, 24, 16, 45_455), ("h100", 4096, 32, 32, 10_643)],
+)  # fmt: skip
+def test_published_tokens_per_second_are_what_a_plan_has(name, width, layers, heads, tokens_per_s):
+    """Of the published model itself, built and counted here: the count of FLOPs is the plan's, not the publisher's."""
+    model = TransformerConfig(
+        d_model=width, num_layers=layers, num_heads=heads, head_dim=width // heads, num_kv_heads=heads, d_ff=4 * width,
+        vocab_size=50_368, tied_embeddings=True, positions="learned", num_positions=2048, norm="layer",
+        dtype="bfloat16",
+    )  # fmt: skip
+    run = RunConfig(model, OptimConfig(1e-3, 100), Horizon(steps=1), batch_size=1, data=DataConfig(seq_len=2048))
+    assert of(name).seconds(run, accounting.flops_of(run)["exact"] * 1e6) == pytest.approx(1e6 / tokens_per_s, rel=3e-3)
 
 
 @pytest.mark.parametrize(

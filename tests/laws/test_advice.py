@@ -109,12 +109,12 @@ def test_sardana_figure_1(exact):
 
 
 def test_without_inference_the_compute_optimal_model_is_the_cheapest(found):
-    answer = machines.of_inference(found, 1.0, flops=1e21)
+    answer = machines.of_inference(found, 1.0, budget=Budget.of_flops(1e21))
     best = closed_size(1e21, found.fits["chinchilla"].params)
     assert answer.numbers["num_params"].value == pytest.approx(best, rel=1e-5)
     dear = machines.Prices(decoding=lambda n: np.full_like(n, 50.0), unit="dollars")
-    costly = machines.of_inference(found, 1e10, flops=1e21, prices=dear).numbers["num_params"].value
-    assert costly < machines.of_inference(found, 1e10, flops=1e21).numbers["num_params"].value < best
+    costly = machines.of_inference(found, 1e10, budget=Budget.of_flops(1e21), prices=dear).numbers["num_params"].value
+    assert costly < machines.of_inference(found, 1e10, budget=Budget.of_flops(1e21)).numbers["num_params"].value < best
 
 
 def test_scarce_devices_tend_to_the_compute_optimal_answer(found):
@@ -132,6 +132,45 @@ def test_scarce_devices_tend_to_the_compute_optimal_answer(found):
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(8, rel=0.1)
     assert 0 < errors[2] < 3e-4
+
+
+@pytest.mark.parametrize("devices", [64, 244.140625, 1000])
+def test_a_batch_is_charged_for_beside_those_of_the_fitted_runs(devices):
+    """Runs of L(N, D/(1 + B/B_crit)) at half of B_crit: at their batch the law itself, at another the truth."""
+    critical, own = 1e6, 0.5
+    table = data.scattered(30)
+    read = table["num_tokens"] * (1 + own)
+    runs = table.assign(num_tokens=read, flops=6 * table["num_params"] * read, batch_tokens=own * critical)
+    found = analyse(runs, laws=("chinchilla",), bootstrap=0, combined=False)
+    cluster = machines.Cluster(devices, lambda n: np.full_like(n, 4e14), device_batch=2048.0)
+    numbers = machines.of_deadline(found, 1e21 / 4e14 / devices, cluster, critical_batch=critical).numbers
+    n, d, batch = (numbers[name].value for name in ("num_params", "num_tokens", "batch"))
+    truth = data.chinchilla(n, d / (1 + batch / critical), data.HOFFMANN)
+    assert numbers["loss"].value == pytest.approx(truth, rel=1e-6)
+    around = n * np.exp(np.linspace(-0.5, 0.5, 101))
+    by_truth = data.chinchilla(around, 1e21 / 6 / around / (1 + batch / critical), data.HOFFMANN)
+    assert around[by_truth.argmin()] == pytest.approx(n, rel=0.011)
+
+
+def test_money_buys_the_quality_that_serving_is_asked_for(found):
+    """One token served costs nothing: the cheapest model is the one that the time alone is best for."""
+
+    def rate(n):
+        return 1e14 * (n / 1e9) ** 0.2
+
+    def price(n):
+        return 1 / rate(n)
+
+    budget, prices = Budget.of_time(1e7, rate, ""), machines.Prices(price, price, price)
+    numbers = machines.of_inference(found, 1.0, budget=budget, prices=prices).numbers
+    assert numbers["lifetime cost"].value == pytest.approx(1e7, rel=1e-6)
+    assert numbers["its share saved"].value == pytest.approx(0, abs=1e-4)
+
+
+def test_a_loss_out_of_reach_is_served_by_no_model(found):
+    answer = machines.of_inference(found, 1e12, loss=found.fits["chinchilla"].params["E"] - 0.1)
+    assert answer.numbers == {}
+    assert "cannot be reached" in answer.notes[0]
 
 
 def test_a_doubling_is_worth_what_the_law_says(found):

@@ -163,6 +163,13 @@ def test_a_run_on_a_mixture_says_how_each_source_fared(tmp_path):
     assert record.loss == pytest.approx(0.75 * first["loss"] + 0.25 * second["loss"])
     assert first["loss"] != second["loss"]
     assert first["epochs"] * first["epoch_tokens"] == pytest.approx(0.75 * record.num_tokens)
+    # Until the first is read again every token is another; from there on its own, and those read of the second.
+    least, opened = int(first["epoch_tokens"] / 0.75), data.open(config, tmp_path / "cache")
+    assert record.unique_tokens == record.data["epoch_tokens"] == least
+    assert record.epochs == record.num_tokens / least == pytest.approx(first["epochs"], rel=1e-3)
+    longer = 2 * least
+    assert opened.distinct_tokens(longer) == pytest.approx(first["epoch_tokens"] + 0.25 * longer, abs=1)
+    assert opened.distinct_tokens(1e12) == first["epoch_tokens"] + second["epoch_tokens"]
     assert record.bits_per_byte == pytest.approx(record.loss / np.log(2) * record.data["tokens_per_byte"])
 
 

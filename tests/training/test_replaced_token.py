@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal, assert_array_less
 from scaling import accounting
 from scaling.config import DataConfig, Horizon, OptimConfig, RunConfig
 from scaling.execution import ExecutionConfig, MeshConfig
+from scaling.families.experts import ExpertsConfig
 from scaling.families.transformer import TransformerConfig
 from scaling.objectives import OBJECTIVES, replaced_token
 from scaling.objectives.replaced_token import ReplacedToken
@@ -62,6 +63,20 @@ def test_counts_are_those_of_the_parameters_group_by_group(model):
     alone = accounting.param_counts(model)
     assert counts.num_params["non_embedding"] == alone["non_embedding"]  # the generator is no part of N
     assert counts.num_params["total"] == alone["total"] + model.d_model + 1
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
+def test_a_generators_idle_experts_are_none_of_the_models(width):
+    """N's ``active`` is the model's own, whatever the generator; the FLOP rules leave out the idle ones of both."""
+    mlp = ExpertsConfig(experts=8, active=2)
+    model = dataclasses.replace(MODEL, mlp=mlp)
+    run = dataclasses.replace(run_of(model), objective=ReplacedToken(generator_width=width))
+    alone, both = accounting.param_counts(model), accounting.trained(model, run.objective)
+    assert both.num_params["active"] == alone["active"]
+    small = replaced_token.generator(run.objective, model)
+    idle = [6 * m.num_layers * 2 * m.d_model * m.d_ff for m in (model, small)]  # six of eight experts, up and down
+    assert both.inactive == idle[0]
+    assert both.held - both.worked_on == sum(idle)
 
 
 def test_rule_chinchilla_reads_both_tables():

@@ -55,8 +55,11 @@ def forecast(analysis: Fitted, cells: Sequence[Mapping[str, Any]], level: float 
       cells: each with run_id, flops, and the columns of the laws (num_params, num_tokens in the analysis's convention).
 
     Raises:
-      ValueError: no law that could forecast was fitted, or a cell lacks a column.
+      ValueError: no law that could forecast was fitted, a cell lacks a column or has no positive number in it, or level
+        is no share.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: write a share, above 0 and below 1")
     if analysis.forecaster is None:
         why = "; ".join(analysis.warnings) or "none was asked for"
         raise ValueError(f"{analysis.observations.source}: no law to forecast from: {why}")
@@ -67,6 +70,9 @@ def forecast(analysis: Fitted, cells: Sequence[Mapping[str, Any]], level: float 
     for cell in cells:
         if missing := [c for c in wanted if cell.get(c) is None]:
             raise ValueError(f"cell {cell.get('run_id')}: {', '.join(missing)} is missing: the laws are of it")
+        if bad := [c for c in wanted if not (math.isfinite(float(cell[c])) and float(cell[c]) > 0)]:
+            said = ", ".join(f"{c} is {cell[c]}" for c in bad)
+            raise ValueError(f"cell {cell.get('run_id')}: {said}: write a positive number")
     columns = {c: np.array([float(cell[c]) for cell in cells]) for c in wanted}
     if combined is None:
         by_law = {analysis.forecaster: alone.predict(**columns)}

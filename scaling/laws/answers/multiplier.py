@@ -231,6 +231,17 @@ def told(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [p for i, p in enumerate([*chosen, points[-1]]) if p not in chosen[:i]]
 
 
+def prefixes(compared: Mapping[str, Any]) -> tuple[str, str]:
+    """Prefixes of a point's value and interval in fit.json's multiplier, those that lead first: of laws that share
+    exponents, or, where the test rejects these, of the groups' own ("apart_")."""
+    rejected = (compared.get("sharing") or {}).get("rejected", False)
+    return ("apart_", "") if rejected else ("", "apart_")
+
+
+# The words over each, first and second.
+HEADS = {("", "apart_"): ("times", "fitted apart"), ("apart_", ""): ("times, fitted apart", "shared, rejected")}
+
+
 def sentences(compared: Mapping[str, Any]) -> list[str]:
     """What fit.json's multiplier says beside its numbers: whether exponents may be shared, what the forecasts move if
     they are not, and how intervals were found."""

@@ -94,6 +94,13 @@ class Fit:
         return 1.0 if self.spread is None else self.spread(columns)
 
     @property
+    def undetermined(self) -> tuple[str, ...]:
+        """Amplitudes and exponents of its powers that are held at a bound: nothing that follows from them is known."""
+        terms = self.form.powers.terms if self.form.powers is not None else ()
+        powers = {name for amplitude, exponents in terms for name in (amplitude, *exponents.values())}
+        return tuple(sorted(map(str, powers & set(self.at_bound))))
+
+    @property
     def num_observations(self) -> int:
         return len(self.residuals)
 

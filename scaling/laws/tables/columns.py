@@ -190,6 +190,10 @@ def canonical(table: "pd.DataFrame", source: str = "table") -> "pd.DataFrame":
     and on training FLOPs in a unit that is not.
     """
     notes = list(table.attrs.get(NOTES, ()))
+    if table.columns.nlevels > 1:
+        raise ValueError(f"{source}: its columns have {table.columns.nlevels} levels: write one, as loss, num_params")
+    if twice := list(table.columns[table.columns.duplicated()].unique()):
+        raise ValueError(f"{source}: column {listed(twice)} is there twice: drop one")
     chosen, _ = choose(table)
     if lost := [] if "flops" in {new for new, _ in chosen.values()} else unread(list(table.columns)):
         raise ValueError(

@@ -24,6 +24,7 @@ RECIPE = {
 }  # fmt: skip
 DATA = {"unique_tokens", "data", "dataset", "dataset_name", "corpus", "group", "subset", "tokenizer"}
 HELD_OUT, LEFT_OUT = "holdout", "holdout (afterwards)"  # the reasons of ``excluded``; the second: its loss was known
+ONE_EPOCH = 1.05  # times the different tokens: the last batch of one epoch is no second epoch
 SAME_HORIZON = 1.01  # steps of another batch size end at nearly the same token
 
 
@@ -69,6 +70,18 @@ class Observations:
         """How many runs are not fitted, in words, a line for each reason."""
         counts = sorted(Counter(row["reason"] for row in self.excluded).items())
         return [f"{n} {reason} {'run is' if n == 1 else 'runs are'} not fitted" for reason, n in counts]
+
+    @property
+    def repeated(self) -> str | None:
+        """That rows repeat their tokens, in words; None where none does, or it is not said."""
+        tokens, unique = (self.columns.get(c) for c in ("num_tokens", "unique_tokens"))
+        if tokens is None or unique is None or not (again := tokens > ONE_EPOCH * unique).any():
+            return None
+        most = (tokens / unique).max()
+        return (
+            f"{again.sum()} of {len(self)} runs read their data up to {most:.3g} times, and a law of N and D takes "
+            "every token for new: write --law data_constrained, or leave them out"
+        )
 
     def take(self, rows: np.ndarray) -> "Observations":
         """The rows of a mask or an index array."""

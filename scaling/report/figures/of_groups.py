@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from scaling import records
+from scaling.laws.answers import multiplier as multiplier_of
 from scaling.report import plots, plots_of_fits
 from scaling.report.figures.drawing import FULL, Drawing, Seen, part
 from scaling.report.figures.of_laws import PUBLISHED_EXPONENTS
@@ -82,11 +83,14 @@ def multiplier(seen: Seen) -> Drawing | None:
     if not compared.get("pairs"):  # of groups that could not be compared there is the column alone
         return None
     figure = Figure(figsize=(FULL, 4.4))
-    plots_of_fits.multipliers(figure.subplots(), compared["pairs"], compared["axis"], compared["level"])
+    plots_of_fits.multipliers(figure.subplots(), compared)
+    by, dotted = "with exponents shared", "by laws fitted apart"
+    if multiplier_of.prefixes(compared)[0]:
+        by, dotted = "fitted to each group apart", "with exponents shared, which the test rejects"
     caption = (
         "How many times as much the second of two groups takes for the loss that the first has for what is on the "
-        f"axis, by {compared['equation']} with exponents shared, and its {100 * compared['level']:.0f} % interval. "
-        "Dashed: outside what was fitted; dotted: by laws fitted apart."
+        f"axis, by {compared['equation']} {by}, and its {100 * compared['level']:.0f} % interval. "
+        f"Dashed: outside what was fitted; dotted: {dotted}."
     )
     return Drawing("multiplier", "How much better", caption, figure)
 

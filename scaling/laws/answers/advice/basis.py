@@ -115,9 +115,7 @@ class Basis:
             )
         self.source, self.cost, self.level = source, found.cost, found.level
         self.top, self.bottom = (float(of(found.observations.columns["flops"])) for of in (np.max, np.min))
-        terms = self.fitted.form.powers.terms if self.fitted.form.powers is not None else ()
-        powers = {name for amplitude, exponents in terms for name in (amplitude, *exponents.values())}
-        if stuck := sorted(map(str, powers & set(self.fitted.at_bound))):
+        if stuck := self.fitted.undetermined:
             raise ValueError(
                 f"{source}: {found.surface} holds {', '.join(stuck)} at a bound: these runs do not determine it, and "
                 "nothing follows from it: add runs, or write another --law"
@@ -127,6 +125,8 @@ class Basis:
     def doubts(self) -> tuple[str, ...]:
         """What a reader of any answer must know of the fit, in words."""
         said = [f"{self.found.surface}: not converged: {reason}" for reason in self.fitted.reasons]
+        if self.found.observations.repeated and "unique_tokens" not in self.fitted.form.columns:
+            said.append(self.found.observations.repeated)
         if self.cost.max_error > allocation.SAID_ERROR:
             said.append(f"{self.cost.describe()} misses the C of a row by {self.cost.max_error:.0%}")
         return tuple(said)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from scaling.laws.answers.advice.basis import MAX_DECADES, Basis
+from scaling.laws.answers.advice.machines import critical, own_batches
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.answers.forecast import forecast
@@ -46,6 +47,7 @@ def of(found: Surfaced) -> dict[str, Any]:
         "top": basis.top,
         "bottom": basis.bottom,
         "cost": cost_of(found.cost),
+        "own_batch": own_batches(found.observations, critical(None)),
         "best": best[:, 0].tolist(),
         "others": {name: six[:, 0].tolist() for name, six in held.items()},
         "draws": None if draws is None else [_text(column) for column in draws],

@@ -18,10 +18,12 @@ from scaling.laws.answers.advice.basis import (
     loss_at,
     lowest,
 )
+from scaling.laws.answers.advice.budget import Budget
 from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.answers.optimum import Surfaced
 from scaling.laws.fitting.estimate import Fit
 from scaling.laws.intervals.profile import positive_profile
+from scaling.laws.tables.observations import Observations
 from scaling.numbers import compact
 
 # A forward pass of the three that training comes to.
@@ -52,30 +54,36 @@ class Prices:
 
 
 def of_inference(
-    found: Surfaced, inference_tokens: float, *, flops: float | None = None, loss: float | None = None,
+    found: Surfaced, inference_tokens: float, *, budget: Budget | None = None, loss: float | None = None,
     num_params: float | None = None, share_read: float = 0.0, prices: Prices | None = None,
 ) -> Answer:  # fmt: skip
     """The model of least lifetime cost at a given loss: training it and T tokens of inference (Sardana et al. 2024).
 
     N, D minimise p c(N) D + (r q + (1 - r) s) c(N) T / 3 with L(N, D) = L, where c(N) is the cost of a training token,
     p, q, s the ``prices`` of a FLOP in training, prefill and decoding, and r the share of the T tokens that is read. L
-    is ``loss``, or that of the compute-optimal model for ``flops``, or of ``num_params`` parameters.
+    is ``loss``, or that of the best model for ``budget``, or of the compute-optimal one of ``num_params`` parameters.
 
     Raises:
-      ValueError: none, or several, of flops, loss and num_params say which quality.
+      ValueError: none, or several, of budget, loss and num_params say which quality.
     """
-    given = [v for v in (flops, loss, num_params) if v is not None]
+    given = [v for v in (budget, loss, num_params) if v is not None]
     if len(given) != 1:
         raise ValueError("--inference-tokens asks for one quality: write one of --flops, --loss, --num-params with it")
     basis, prices = Basis(found), prices or Prices()
     start = math.log(basis.top)
 
-    def log_c(law: LawAtBest) -> np.ndarray:
-        if flops is not None:
-            return np.full_like(law.floor, math.log(flops))
+    def trained_alone(law: LawAtBest) -> tuple[np.ndarray, np.ndarray]:
+        """log N and loss of the model that is best without inference; inf where the loss is out of reach."""
+        if budget is not None:
+            best = budget.best_size(law)
+            return best, budget.loss(law, best)
         if loss is not None:
-            return law.log_paid(np.full_like(law.floor, loss), np.full((1, 1), start))
-        return log_flops_where(law, float(num_params), start, of_size=True)  # type: ignore[arg-type]  # one of three
+            at = law.log_paid(np.full_like(law.floor, loss), np.full((1, 1), start))
+        else:
+            at = log_flops_where(law, float(num_params), start, of_size=True)  # type: ignore[arg-type]  # one of three
+        known = np.isfinite(at)
+        at = np.where(known, at, start)
+        return np.where(known, law.best_size(at), np.inf), law.loss(at)
 
     def cost(law: LawAtBest, log_n: np.ndarray, target: np.ndarray) -> np.ndarray:
         n = np.exp(log_n)
@@ -86,15 +94,18 @@ def of_inference(
 
     def solved(law: LawAtBest) -> tuple[np.ndarray, ...]:
         """(log N, log D, lifetime cost, that of the compute-optimal model), each (B,)."""
-        at = log_c(law)
-        known = np.isfinite(at)
-        at = np.where(known, at, start)
-        best, target = law.best_size(at), law.loss(at)
+        best, target = trained_alone(law)
+        known = np.isfinite(best)
+        best = np.where(known, best, 0.0)
         log_n = lowest(lambda x: cost(law, x, target), best - SPAN, best + SPAN / 4)
         log_d = law.log_paid_at_size(target, log_n) - log_flops(log_n, np.zeros(1), law)
         out = log_n, log_d, cost(law, log_n, target), cost(law, best, target)
         return tuple(np.where(known, v, np.inf)[:, 0] for v in out)
 
+    if not np.isfinite(trained_alone(basis.best)[0]).all():
+        floor = float(basis.best.floor[0, 0])
+        why = f"a loss of {loss:g} nats cannot be reached: it lies below E, {floor:.4g}"
+        return basis.answer(f"{compact(inference_tokens)} tokens of inference", None, {}, (why,))
     size = float(np.exp(solved(basis.best)[0])[0])
     spent = float(
         np.exp(solved(basis.best)[0] + solved(basis.best)[1])[0] * basis.cost.flops_per_token(np.array(size)) / size
@@ -138,12 +149,21 @@ class Cluster:
     price: float | None = None
 
 
-def _critical(given: "float | Fit | None") -> Critical:
+def critical(given: "float | Fit | None") -> Critical:
+    """B_crit as it was given: a number, a law of it (``batches.fitted``), or None, Kaplan's."""
     if given is None:
         return lambda loss, log_d: KAPLAN_BATCH * loss**-KAPLAN_EXPONENT
     if isinstance(given, Fit):
         return lambda loss, log_d: batches.critical_batch(given.params, log_d)
     return lambda loss, log_d: np.full_like(loss, given)
+
+
+def own_batches(rows: Observations, crit: Critical) -> float | None:
+    """The median of batch over critical batch of the fitted runs; None where their batches are not said."""
+    batch = rows.columns.get("batch_tokens")
+    if batch is None:
+        return None
+    return float(np.median(batch / crit(rows.loss, np.log(rows.columns["num_tokens"]))))
 
 
 def of_deadline(
@@ -152,14 +172,16 @@ def of_deadline(
     """The best model by a deadline on so many devices: N, D, batch, steps.
 
     A run of S(B) = S_min (1 + B_crit/B) steps reads D (1 + B/B_crit) tokens for what D = S_min B_crit are worth in
-    small batches (McCandlish et al. 2018; Kaplan et al. 2020, section 5.1). As a step takes c(N) B / (devices ·
-    FLOP/s), the loss L(N, D) that time allows is least at the least batch that keeps all devices busy, B = devices ·
-    device_batch.
+    small batches (McCandlish et al. 2018; Kaplan et al. 2020, section 5.1). The fitted runs have paid for batches of
+    their own, B_own/B_crit = r in the median: D tokens that are read at B are worth D (1 + r)/(1 + B/B_crit) of theirs.
+    As a step takes c(N) B / (devices · FLOP/s), the loss L(N, D) that time allows is least at the least batch that
+    keeps all devices busy, B = devices · device_batch.
 
     Args:
       critical_batch: B_crit in tokens, or the law of it that these runs say (``batches.fitted``); None takes Kaplan's.
     """
-    basis, crit = Basis(found), _critical(critical_batch)
+    basis, crit = Basis(found), critical(critical_batch)
+    own = own_batches(found.observations, crit)
 
     def read(log_n: np.ndarray, time: float, on: Cluster) -> np.ndarray:
         """log of the tokens that the time is enough for."""
@@ -173,7 +195,7 @@ def of_deadline(
         for _ in range(FIXED_POINT_STEPS):
             before, loss = log_d, loss_at(law, log_n, log_d)
             with np.errstate(over="ignore", divide="ignore"):  # next to no tokens: no batch is small enough
-                log_d = seen - np.log1p(batch / crit(loss, seen))
+                log_d = seen + np.log1p(own or 0.0) - np.log1p(batch / crit(loss, seen))
             if np.array_equal(log_d, before) or np.nanmax(np.abs(log_d - before)) < FIXED_POINT:
                 break
         return log_d, loss_at(law, log_n, log_d)
@@ -215,6 +237,11 @@ def of_deadline(
                    "num_tokens": float(np.exp(read(at, time, on))[0, 0])}  # fmt: skip
             table.append(row | ({} if cluster.price is None else {"dollars": cluster.price * on.devices * time}))
     notes = []
+    if own is None:
+        notes.append(
+            "the batches of these runs are not said (a column batch_tokens): they are taken to be far below B_crit; "
+            "where they were not, the loss is lower than this"
+        )
     if critical_batch is None:
         notes.append(
             "B_crit is Kaplan et al.'s of WebText2 by its loss in nats per token: of other text or tokens it is a "

@@ -28,6 +28,7 @@ from scaling.laws.intervals.resampling import interval
 from scaling.numbers import compact
 
 FLAT = (0.001, 0.005, 0.01)  # shares of the best loss that a flat region is told for
+FLAT_STEPS = np.linspace(0.0, 12.0, 121)  # in log N from the best, where its ends are looked for
 OVERTRAINED = (1.0, 2.0, 4.0, 10.0)  # times the tokens at which a size is compute-optimal
 
 
@@ -76,7 +77,8 @@ def of_budget(found: Surfaced, budget: Budget) -> Answer:
 
 
 def _flat(budget: Budget, share: float, side: int, law: LawAtBest) -> np.ndarray:
-    """N at which the loss for the budget is ``share`` above the least, below (side -1) or above N*, (B,)."""
+    """The least (side -1) or largest N at which the loss for the budget is ``share`` above the least, (B,). In time the
+    loss may dip twice: of several crossings the outermost."""
     best = budget.best_size(law)
     worst = budget.loss(law, best) * (1 + share)
 
@@ -84,7 +86,10 @@ def _flat(budget: Budget, share: float, side: int, law: LawAtBest) -> np.ndarray
         loss = budget.loss(law, best + side * step)
         return np.where(np.isnan(loss), np.inf, loss) - worst
 
-    return np.exp(best + side * root(rises, np.zeros_like(best), np.full_like(best, WIDTH)))[:, 0]
+    steps = np.append(FLAT_STEPS, WIDTH)
+    inside = (rises(np.broadcast_to(FLAT_STEPS, (len(best), len(FLAT_STEPS)))) <= 0) * np.arange(len(FLAT_STEPS))
+    last = inside.max(axis=1)[:, None]  # the place of N* itself, at the least
+    return np.exp(best + side * root(rises, steps[last], steps[last + 1]))[:, 0]
 
 
 def _loss_lost(budget: Budget, factor: float, law: LawAtBest) -> np.ndarray:
@@ -236,6 +241,11 @@ def of_data(found: Surfaced, num_tokens: float, unique_tokens: float | None = No
             )
         elif repeated is not None:
             numbers |= _repeated(basis, repeated, flops, unique_tokens, decades)
+            epochs = numbers["epochs, tokens repeated"].value
+            notes.append(
+                f"tokens repeated: by {repeated.form.name}, the size that is best for the same {flops:.3g} FLOPs, and "
+                f"reads its data {epochs:.3g} times; the lines above take every token for new"
+            )
     return basis.answer(asked, decades, numbers, tuple(notes))
 
 
@@ -254,7 +264,7 @@ def _repeated(basis: Basis, fitted: Fit, flops: float, unique_tokens: float, dec
 
     quantities = {
         "num_params, tokens repeated": ("parameters", lambda p: np.exp(least(p, unique_tokens)[0])),
-        "epochs": (
+        "epochs, tokens repeated": (
             "epochs",
             lambda p: np.exp(log_c - basis.cost.log_flops_per_token(least(p, unique_tokens)[0])) / unique_tokens,
         ),
