@@ -33,6 +33,7 @@ from scaling.laws.tables.reading import parse
 from scaling.report import printed
 
 UNITS = ("nats", "bits", "bits_per_byte")
+WORDS = ("critical_batch", "downstream", "hardware")  # beside numbers
 SHARES = ("mfu", "share_read", "prefill_mfu", "decoding_mfu")  # of one
 # What questions of serving, of a deadline and of worth take beside what all may (``advise``).
 SERVING = {
@@ -106,7 +107,7 @@ def check_numbers(given: Mapping[str, Any]) -> None:
         option = _option(name)
         if name == "critical_batch" and isinstance(v, str) and v != FITTED:
             raise ValueError(f"{option} is {v}: write a number of tokens, or {FITTED}")
-        if isinstance(v, str) and name not in ("critical_batch", "downstream"):
+        if isinstance(v, str) and name not in WORDS:
             raise ValueError(f"{option} is {v!r}: write a number")
         if not isinstance(v, numbers.Real):  # a column's name, a law of the critical batch
             continue

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "execution": {"fields", "devices"},
     "accounting": {"fields", "families", "objectives", "config"},
     "records": {"fields", "objectives", "config", "storage", "accounting"},
-    "grid": {"fields", "families", "objectives", "config", "execution", "accounting"},
+    "grid": {"fields", "numbers", "families", "objectives", "config", "execution", "accounting"},
     "laws": {"records", "numbers"},
     "report": GROUND | {"records", "laws"},
     "fit": GROUND | {"records", "laws", "report"},

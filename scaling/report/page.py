@@ -226,15 +226,15 @@ def _compared(found: Mapping) -> dict:
     rows = [{**p, "at": p[found["axis"]], "group": pair["group"], "over": pair["over"]}
             for pair in found["pairs"] for p in multiplier.told(pair["points"])]  # fmt: skip
     lead, other = multiplier.prefixes(found)
-    keys = (lead, other, *(["same_size_"] if not lead and any("same_size_value" in row for row in rows) else []))
+    prefixes = (lead, other, *(["same_size_"] if not lead and any("same_size_value" in row for row in rows) else []))
     return {
         **found,
         "rows": rows,
         "axis_unit": multiplier.UNITS[found["axis"]],
         "sentences": multiplier.sentences(found),
         "heads": multiplier.HEADS[lead, other],
-        "sized": len(keys) > 2,
-        "keys": keys,
+        "sized": len(prefixes) > 2,
+        "prefixes": prefixes,
     }
 
 
