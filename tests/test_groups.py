@@ -237,6 +237,12 @@ def test_groups_of_a_results_folder_are_compared_by_a_path_into_their_runs(tmp_p
     assert f"{inside[-1]['value']:.2f}×" in page
     assert "How much better, by optim.name" in page
     assert "One set of exponents for all groups" in page
+    assert "times, fitted apart" not in page
+    found["multiplier"]["sharing"]["rejected"] = True  # then the groups' own laws lead
+    records.write_json(tmp_path / "fit.json", found)
+    own = build(tmp_path).read_text()
+    assert own.index("times, fitted apart") < own.index("shared, rejected")
+    assert f"{inside[-1]['apart_value']:.2f}×" in own
     assert (tmp_path / "figures" / "multiplier.svg").exists()
     error = {"schema": 1, "error": "too few runs", "multiplier": {"column": "optim.name"}}
     records.write_json(tmp_path / "fit.json", error)
