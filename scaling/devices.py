@@ -78,7 +78,7 @@ def _foundry(num_params: float, width: int, layers: int, mfu: float, devices: st
     return MfuPoint(num_params, mfu * exact / theirs, source)
 
 
-# Theirs by their own counts of FLOPs, which these sizes make one of 6 N but for a few per cent.
+# By their publishers' own counts of FLOPs, which for MaxText's sizes differ from ``exact`` by a few per cent.
 _MAXTEXT = "MaxText, configs/v5e, one v5e-256"
 
 

@@ -1,6 +1,7 @@
 """Numbers as a person reads and writes them: counts, durations, dollars, how many resamples."""
 
 import math
+import numbers
 from typing import Any
 
 
@@ -52,5 +53,6 @@ MIN_RESAMPLES = 20  # of fewer the ends of an interval are the first that came, 
 
 def check_resamples(name: str, given: Any) -> None:
     """Raises ValueError on a number of resamples that makes no interval."""
-    if not isinstance(given, int) or isinstance(given, bool) or not (given == 0 or given >= MIN_RESAMPLES):
+    whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+    if not whole or 0 != int(given) < MIN_RESAMPLES:
         raise ValueError(f"{name} is {given!r}: write {MIN_RESAMPLES} or more, or 0 for the delta method")

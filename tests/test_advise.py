@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,13 @@ def test_where_utilisation_is_one_number_time_is_compute(fit):
     for name, number in fit.advise(flops=flops).numbers.items():
         # Far from flat only: a lowest point found by comparing values is good to the root of rounding.
         assert timed.numbers[name].value == pytest.approx(number.value, rel=1e-6), name
+        assert timed.numbers[name].interval == pytest.approx(number.interval, rel=1e-6), name
+    # An end that the profile at the largest compute does not have is none of the answer in time either.
+    open_ended = {"num_params": SimpleNamespace(interval=np.array([1.0, np.inf]))}
+    doubtful = dataclasses.replace(fit.analysis, derived=fit.analysis.derived | open_ended)
+    for question in ({"flops": flops}, {"hours": 100, "devices": 8, "hardware": "h100", "mfu": 0.4}):
+        low, high = scaling.advise(doubtful, **question).numbers["num_params"].interval
+        assert (math.isfinite(low), high) == (True, math.inf)
 
 
 def test_decoding_is_bound_by_reading_the_weights(fit):

@@ -242,6 +242,7 @@ def test_groups_of_a_results_folder_are_compared_by_a_path_into_their_runs(tmp_p
     records.write_json(tmp_path / "fit.json", found)
     own = build(tmp_path).read_text()
     assert own.index("times, fitted apart") < own.index("shared, rejected")
+    assert "exponents shared by all are rejected" in own
     assert f"{inside[-1]['apart_value']:.2f}×" in own
     assert (tmp_path / "figures" / "multiplier.svg").exists()
     error = {"schema": 1, "error": "too few runs", "multiplier": {"column": "optim.name"}}

@@ -136,16 +136,21 @@ class Mixture:
         return sum(corpus.train_tokens for corpus in self.corpora)
 
     @property
+    def shares(self) -> list[float]:
+        """Of the windows, source by source: the weights in whole windows of a block."""
+        return [count / MIXTURE_BLOCK for count in self._counts]
+
+    @property
     def epoch_tokens(self) -> int:
         """Tokens until the first of the sources has been read once and is read again."""
-        return int(min(corpus.epoch_tokens / weight for weight, corpus in zip(self.weights, self.corpora)))
+        return int(min(corpus.epoch_tokens / share for share, corpus in zip(self.shares, self.corpora)))
 
     def distinct_tokens(self, num_tokens: float) -> int:
         """As ``Corpus.distinct_tokens``; where a source repeats, what is read of each, once."""
         if num_tokens <= self.epoch_tokens:
             return self.epoch_tokens
-        each = zip(self.weights, self.corpora)
-        return int(sum(min(weight * num_tokens, corpus.epoch_tokens) for weight, corpus in each))
+        each = zip(self.shares, self.corpora)
+        return int(sum(min(share * num_tokens, corpus.epoch_tokens) for share, corpus in each))
 
     @property
     def validation_tokens(self) -> int:

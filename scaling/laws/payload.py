@@ -255,7 +255,7 @@ def _sample(found: Found, name: str) -> dict[str, Any]:
 
 def _frontier(found: Found) -> list[dict[str, Any]]:
     """The optimum from the least compute fitted to beyond the largest known, where the law has one."""
-    if found.surface is None or found.no_allocation:
+    if found.surface is None or found.no_allocation or found.fits[found.surface].undetermined:
         return []
     fitted = found.observations.columns["flops"]
     known = _flops_held_out(found)
@@ -294,7 +294,7 @@ def allocation_entry(found: Found) -> dict[str, Any]:
         name: {"value": p.value, "interval": p.interval, "grid": p.grid, "deviance": p.deviance}
         for name, p in found.derived.items()
     }
-    out["tokens_per_param"] = {} if found.no_allocation else _ratios(found, ends)
+    out["tokens_per_param"] = {} if found.no_allocation or fitted.undetermined else _ratios(found, ends)
     return out
 
 

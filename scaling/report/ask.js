@@ -107,7 +107,7 @@ const Ask = (() => {
   }
   const decadesOf = (data, flops) => Math.log10(flops < data.bottom ? data.bottom / flops : flops / data.top);
 
-  // What to train for the budget of this number (questions.of_flops).
+  // What to train for the budget of this number (questions.of_budget).
   function ofBudget(data, index, withDraws) {
     const { optimum } = data, flops = optimum.flops[index], logC = Math.log(flops), decades = decadesOf(data, flops);
     const units = { num_params: "parameters", num_tokens: "tokens", tokens_per_param: "tokens per parameter" };

@@ -234,6 +234,7 @@ def _compared(found: Mapping) -> dict:
         "sentences": multiplier.sentences(found),
         "heads": multiplier.HEADS[lead, other],
         "sized": len(prefixes) > 2,
+        "rejected": bool(lead),
         "prefixes": prefixes,
     }
 

@@ -182,7 +182,7 @@ function askPanel(page) {
     }
     if (Number.isFinite(setting.unique)) {
       const found = Ask.ofData(data, setting.budget, setting.unique, drawn), d = found.numbers;
-      const titles = { [found.covered ? "epochs, tokens repeated" : "epochs"]: "epochs", "num_params, tokens repeated": "parameters",
+      const titles = { [d["epochs, tokens repeated"] ? "epochs, tokens repeated" : "epochs"]: "epochs", "num_params, tokens repeated": "parameters",
         "loss, tokens repeated": `loss, ${page.unit}`, "loss less by twice the unique tokens": "less by twice the unique tokens" };
       parts.push(make("h3", `With ${Words.compact(setting.unique)} tokens that are different`), table("",
         Object.entries(titles).filter(([name]) => d[name]).map(([name, title]) => [title, d[name]]), found.decades, drawn));

@@ -144,13 +144,18 @@ def multipliers(ax: Axes, compared: Mapping) -> Axes:
     def numbers(points: Sequence[Mapping], key: str) -> np.ndarray:
         return np.array([p.get(key) for p in points], dtype=float)
 
-    known = [v for pair in pairs for p in pair["points"] if (v := p.get(f"{lead}value")) is not None]
+    known = [
+        v for pair in pairs for p in pair["points"]
+        if (v := p.get(f"{lead}value")) is not None and not (lead and p["extrapolated"])
+    ]  # fmt: skip
     for i, pair in enumerate(pairs):
         colour, points = tone(0.84 * i / max(1, len(pairs) - 1)), pair["points"]
         x, value = np.array([p[axis] for p in points]), numbers(points, f"{lead}value")
         ends = [p.get(f"{lead}interval") or [None, None] for p in points]
         lower, upper = np.array(ends, dtype=float).T
+        none = np.isnan(lower) & np.isnan(upper) if lead else np.zeros(len(x), dtype=bool)  # no draws, no interval
         lower, upper = np.where(np.isnan(lower), value / 1e3, lower), np.where(np.isnan(upper), value * 1e3, upper)
+        lower, upper = np.where(none, np.nan, lower), np.where(none, np.nan, upper)
         ax.fill_between(x, lower, upper, color=colour, alpha=0.18, linewidth=0)
         inside = np.array([not p["extrapolated"] for p in points])
         ax.plot(x, value, color=colour, linestyle="--", linewidth=1)

@@ -164,12 +164,13 @@ def _show_multiplier(console, compared: dict) -> None:
         for name, value in compared["groups"][0]["params"].items()
         if all(group["params"][name] == value for group in compared["groups"])
     )
+    lead, other = multiplier.prefixes(compared)
     title = (
         f"\nHow many times the {axis} of the first the second takes for the same loss ({compared['unit']})\n"
-        f"{compared['equation']}, shared: {shared}; {'; '.join(_group_words(g) for g in compared['groups'])}"
+        f"{compared['equation']}, shared{' (rejected)' if lead else ''}: {shared}; "
+        f"{'; '.join(_group_words(g) for g in compared['groups'])}"
     )
     interval = f"{100 * compared['level']:.0f} %"
-    lead, other = multiplier.prefixes(compared)
     sized = not lead and any("same_size_value" in p for pair in compared["pairs"] for p in pair["points"])
     first, second = multiplier.HEADS[lead, other]
     columns = ["first, second", axis, first, interval, second, interval]

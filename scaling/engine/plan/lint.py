@@ -304,11 +304,14 @@ def repeated_data(rows: Sequence[Row], expected: Expected) -> list[Finding]:
         bad = [row for row in of_data if row.plan.num_tokens > unique + row.plan.batch_tokens]
         if bad:
             most = max(row.plan.num_tokens for row in bad) / unique
+            of = f"{unique:,} tokens of {data.source}"
+            if " + " in data.source:  # of a mixture the tokens until one of its sources is read again
+                of = f"that source of {data.source} which is read again first, from {unique:,} tokens on"
             findings.append(
                 Finding(
                     "repeated data",
                     _ids(bad),
-                    f"up to {most:.2g} epochs of {unique:,} tokens of {data.source}: repeated tokens are worth less "
+                    f"up to {most:.2g} epochs of {of}: repeated tokens are worth less "
                     "(as new to about four epochs, little beyond sixteen; Muennighoff et al. 2023), which a law of N "
                     "and D reads as a smaller β",
                     "a larger source or shorter horizons, or fit --law data_constrained, which counts epochs",

@@ -24,6 +24,7 @@ from scaling.laws.intervals.diagnosis import MIN_CLUSTERS
 from scaling.laws.intervals.profile import deviance_scale
 from scaling.laws.tables.columns import NAMES, canonical
 from scaling.laws.tables.observations import Observations
+from scaling.numbers import check_resamples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,6 +185,7 @@ def compare(
       ValueError: the column is not there or has one value, a group has too few rows for its amplitudes, losses cannot
         be compared, or the law cannot be fitted; says what would mend it.
     """
+    check_resamples("bootstrap", bootstrap)
     table = canonical(table, source)
     column = {old: new for new, old in table.attrs[NAMES].items()}.get(column, column)
     names = rows_by_group.values_of(table, column, source)
@@ -364,17 +366,18 @@ def _pair(found: Comparison, g: int, h: int) -> Pair:
     def same_size(p: Params) -> np.ndarray:
         return log_multiplier_at_size(law_of(found, p, g, g), law_of(found, p, h, h), log_x)
 
-    by_joint = curve(found, shared)
-    needed = at * by_joint.value
-    outside = (at > spent[g].max() * 1.001) | (needed < spent[h].min() / 1.001) | (needed > spent[h].max() * 1.001)
+    by_joint, apart = curve(found, shared), _apart(found, g, h, log_x)
+    own = apart is not None and found.sharing is not None and found.sharing.rejected
+    needed = at * (apart.value if own else by_joint.value)  # type: ignore[union-attr]  # then there is one
+    within = (at <= spent[g].max() * 1.001) & (needed >= spent[h].min() / 1.001) & (needed <= spent[h].max() * 1.001)
     return Pair(
         group=found.groups[g].name,
         over=found.groups[h].name,
         at=at,
         shared=by_joint,
-        apart=_apart(found, g, h, log_x),
+        apart=apart,
         same_size=None if found.groups[g].cost is None else curve(found, same_size),
-        extrapolated=outside,
+        extrapolated=~within,
     )
 
 

@@ -58,10 +58,11 @@ def of_budget(found: Surfaced, budget: Budget) -> Answer:
     tokens_of, size_of = quantities["num_tokens"][0], quantities["num_params"][0]
     quantities["tokens_per_param"] = (lambda law: tokens_of(law) / size_of(law), "tokens per parameter")
     numbers = {name: basis.number(quantity, unit, decades) for name, (quantity, unit) in quantities.items()}
-    if budget.flops is not None:  # with the ends that the profile at the largest compute has
-        (row,) = rows
-        for name in quantities:
-            numbers[name] = replace(numbers[name], interval=basis.worth(row[f"{name}_interval"], decades))
+    for name in quantities:  # with the ends that the profile at the largest compute has, and no others
+        ends, number = rows[0][f"{name}_interval"], numbers[name]
+        if budget.flops is None and number.interval is not None:
+            ends = [own if math.isfinite(end) else end for own, end in zip(number.interval, ends)]
+        numbers[name] = replace(number, interval=basis.worth(ends, decades))
     num_params, num_tokens = numbers["num_params"].value, numbers["num_tokens"].value
     numbers["loss"] = _run_loss(basis, num_params, num_tokens, flops, decades)
     if budget.flops is None:
@@ -241,6 +242,7 @@ def of_data(found: Surfaced, num_tokens: float, unique_tokens: float | None = No
             )
         elif repeated is not None:
             numbers |= _repeated(basis, repeated, flops, unique_tokens, decades)
+        if num_tokens > unique_tokens and repeated is not None:
             epochs = numbers["epochs, tokens repeated"].value
             notes.append(
                 f"tokens repeated: by {repeated.form.name}, the size that is best for the same {flops:.3g} FLOPs, and "
