@@ -23,7 +23,7 @@ from scaling.engine.folder.signs import read_signs
 from tests import babble
 
 ENGINE = Path(__file__).parent / "engine"
-KILLS = int(os.environ.get("CHAOS_KILLS", "5"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
 SCALE = float(os.environ.get("CHAOS_SCALE", "1"))  # of the real runs' length
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 CHECKPOINT_SECONDS = 1.0
