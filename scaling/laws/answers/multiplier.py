@@ -141,6 +141,11 @@ class Comparison:
         k = [g.name for g in self.groups].index(name)
         return {p: float(v) for p, v in of_group(self.form, self.joint.params, k).items()}
 
+    @property
+    def leads_apart(self) -> bool:
+        """Whether the groups' own laws are to be believed: the test rejects exponents that they share."""
+        return self.sharing is not None and self.sharing.rejected
+
     def params_apart(self, name: str) -> dict[str, float] | None:
         """Those of the group's own law, where it has one."""
         alone = next(g.alone for g in self.groups if g.name == name)
@@ -367,8 +372,7 @@ def _pair(found: Comparison, g: int, h: int) -> Pair:
         return log_multiplier_at_size(law_of(found, p, g, g), law_of(found, p, h, h), log_x)
 
     by_joint, apart = curve(found, shared), _apart(found, g, h, log_x)
-    own = apart is not None and found.sharing is not None and found.sharing.rejected
-    needed = at * (apart.value if own else by_joint.value)  # type: ignore[union-attr]  # then there is one
+    needed = at * (apart.value if apart is not None and found.leads_apart else by_joint.value)
     within = (at <= spent[g].max() * 1.001) & (needed >= spent[h].min() / 1.001) & (needed <= spent[h].max() * 1.001)
     return Pair(
         group=found.groups[g].name,

@@ -19,9 +19,9 @@ def group_rows(groups: Mapping[str, Mapping], compared: Mapping) -> list[dict]:
       groups: fit.json by the group's name.
       compared: fit.json's multiplier of all of them; may be empty.
     """
-    names, apart = list(groups), (compared.get("sharing") or {}).get("rejected", False)
+    names, (lead, _) = list(groups), multiplier_of.prefixes(compared)
     return [
-        {"name": name, **_answers_of(fit), **_times(compared, *(n.rpartition("=")[2] for n in (name, names[0])), apart)}
+        {"name": name, **_answers_of(fit), **_times(compared, *(n.rpartition("=")[2] for n in (name, names[0])), lead)}
         for name, fit in groups.items()
     ]
 
@@ -44,14 +44,13 @@ def _answers_of(fit: Mapping) -> dict:
     }  # fmt: skip
 
 
-def _times(compared: Mapping, name: str, first: str, apart: bool) -> dict:
+def _times(compared: Mapping, name: str, first: str, lead: str) -> dict:
     """How many times as much ``first`` takes as this group, at the most compute inside both groups' fits."""
-    key = "apart_" if apart else ""
     for pair in compared.get("pairs") or ():
         inside = [p for p in pair["points"] if not p["extrapolated"]]
         if {pair["group"], pair["over"]} != {name, first} or name == first or not inside:
             continue
-        value, ends = inside[-1].get(f"{key}value"), inside[-1].get(f"{key}interval")
+        value, ends = inside[-1].get(f"{lead}value"), inside[-1].get(f"{lead}interval")
         if pair["group"] == first and value:  # told the other way
             value, ends = 1 / value, ends and [None if end is None else 1 / end for end in reversed(ends)]
         return {"times": value, "times_interval": ends}

@@ -36,7 +36,7 @@ def of_groups(found: Comparison, first: str, second: str) -> Answer:
         return log_multiplier(law_of(found, one, g, place), law_of(found, other, h, over), np.log(at))
 
     one, other = found.groups[g], found.groups[h]
-    apart = found.sharing is not None and found.sharing.rejected
+    apart = found.leads_apart
     if apart and one.alone and other.alone and one.alone_draws and other.alone_draws:
         value = log_times(one.alone.params, other.alone.params, 0, 0)[0]
         draws = log_times(one.alone_draws.params, other.alone_draws.params, 0, 0)

@@ -65,9 +65,10 @@ def propose_of_groups(
         raise ValueError(f"--target is {target}: of two groups write multiplier@C")
     if member.shape != (len(candidates),) or not set(member.tolist()) <= set(range(len(found.groups))):
         raise ValueError(f"candidates: member is not the number of a group of each, 0 to {len(found.groups) - 1}")
-    if found.sharing is not None and found.sharing.rejected:
+    if found.leads_apart:
+        p_value = found.sharing.p_value  # type: ignore[union-attr]  # the test was made: it rejects
         raise ValueError(
-            f"{found.source}: no design: exponents shared by the groups do not fit (p {found.sharing.p_value:.2g}), "
+            f"{found.source}: no design: exponents shared by the groups do not fit (p {p_value:.2g}), "
             "and a multiplier by them is another number: narrow each group's own law, --target loss@C"
         )
     log_x = np.log(np.array(target.at))
