@@ -33,18 +33,18 @@ ANSWERS = """(() => {
 
 @functools.cache
 def study(name):
-    """An analysis: of a cost with a head's share and several forms; of 6 N D; of powers that join; of tokens that
-    repeat."""
+    """An analysis: of a cost with a head's share and several forms; of 6 N D; of powers that join, or stay below a
+    ceiling; of tokens that repeat."""
     options = {"bootstrap": 25, "laws": ("chinchilla",)}
     if name == "head":
         return scaling.open(records.table(synthetic.sweep_records())).fit(**options).analysis
-    if name == "joined":
-        runs = data.isoflop()
-        loss = catalogue.FORMS["joined"].predict(
-            data.HOFFMANN | {"gamma": 0.5}, num_params=runs["num_params"], num_tokens=runs["num_tokens"]
+    if name in ("joined", "saturating"):
+        runs, more = data.isoflop(), {"joined": {"gamma": 0.5}, "saturating": {"L_0": 4.0}}[name]
+        loss = catalogue.FORMS[name].predict(
+            data.HOFFMANN | more, num_params=runs["num_params"], num_tokens=runs["num_tokens"]
         )
         runs = runs.assign(loss=loss * np.exp(0.002 * np.random.default_rng(0).normal(size=len(loss))))
-        return scaling.open(runs).fit(**options | {"laws": ("joined", "chinchilla")}).analysis
+        return scaling.open(runs).fit(**options | {"laws": (name, "chinchilla")}).analysis
     if name == "plain":
         return scaling.open(data.isoflop(noise=0.003)).fit(**options, combined=False).analysis
     truth = {**data.HOFFMANN, "R_D": 15.0, "R_N": 5.0}
@@ -97,6 +97,7 @@ FREE = ("budget", "budget", "inference", "inference")
 @pytest.mark.parametrize("name, kinds, num", [
     ("plain", ("budget", "inference"), 4),
     ("joined", ("budget", "inference"), 4),
+    ("saturating", ("budget", "inference"), 4),
     pytest.param("head", ("deadline", *FREE), 20, marks=pytest.mark.slow),
     pytest.param("plain", ("deadline", *FREE), 15, marks=pytest.mark.slow),
     pytest.param("repeated", ("data", "data", "data", *FREE), 15, marks=pytest.mark.slow),

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_LAWS = ("chinchilla", "kaplan_n", "kaplan_d", "kaplan_c")
-STRAIGHT = ("chinchilla", "chinchilla_tied")  # sums of powers, which ``joined`` has in it
+STRAIGHT = ("chinchilla", "chinchilla_tied")  # sums of powers, which those that bend have in them
+BENDING = ("joined", "saturating")
 # Above this many rows profiles would take longer than everything else together.
 MAX_PROFILED_ROWS = 2000
 
@@ -234,8 +235,9 @@ def _with_evidence(found: Analysis) -> Analysis:
     derived = _derived(found) if found.surface in profiles else {}
     residuals = {law: influence.residuals(fitted) for law, fitted in found.fits.items()}
     warnings += [line for law, tests in residuals.items() for line in tests.describe(law)]
-    if found.surface in STRAIGHT and residuals[found.surface].bends and "joined" not in found.fits:
-        warnings.append(f"{found.surface}: a law of N and D that may bend so: --law {found.surface} joined")
+    if found.surface in STRAIGHT and residuals[found.surface].bends and not found.fits.keys() & set(BENDING):
+        laws = " ".join((found.surface, *BENDING))
+        warnings.append(f"{found.surface}: laws of N and D that may bend so: --law {laws}")
     warnings += [
         f"{law}: {p.describe(name)}: weakly identified"
         for law, entries in profiles.items()

@@ -4,7 +4,7 @@
 const Ask = (() => {
   const MAX_DECADES = 2, WIDTH = 100, SCANNED = 33, SPAN = Math.log(1e4), GOLDEN = (Math.sqrt(5) - 1) / 2, FORWARD = 1 / 3;
   const FLAT = [0.001, 0.005, 0.01], KAPLAN_BATCH = 2.1e8, KAPLAN_EXPONENT = 4.8;
-  const E = 0, LOG_A = 1, ALPHA = 2, LOG_B = 3, BETA = 4, GAMMA = 5;  // a law: E + (A N^-α + B D^-β)^γ
+  const E = 0, LOG_A = 1, ALPHA = 2, LOG_B = 3, BETA = 4, GAMMA = 5, PER_SPAN = 6;
   const numbers = text => text ? text.split(" ").map(Number) : [];
   const rows = columns => columns[0].map((_, i) => columns.map(column => column[i]));
 
@@ -28,9 +28,16 @@ const Ask = (() => {
   }
   const headShare = (cost, x) => 1 / (1 + Math.exp(cost.gamma * (x - Math.log(cost.scale))));
 
-  const power = law => law[GAMMA] ?? 1;  // a fit.json of before carries five numbers: γ was 1
-  const lossAt = (law, n, d) =>
-    law[E] + (Math.exp(law[LOG_A] - law[ALPHA] * n) + Math.exp(law[LOG_B] - law[BETA] * d)) ** power(law);
+  // A law: E + r / (1 + k r), r = (A N^-α + B D^-β)^γ. A fit.json of before carries fewer numbers: γ was 1, k 0.
+  const power = law => law[GAMMA] ?? 1, perSpan = law => law[PER_SPAN] ?? 0;
+  function lossAt(law, n, d) {
+    const r = (Math.exp(law[LOG_A] - law[ALPHA] * n) + Math.exp(law[LOG_B] - law[BETA] * d)) ** power(law);
+    return law[E] + r / (1 + perSpan(law) * r);
+  }
+  function riseOf(law, loss) {  // r of a loss: infinite from the ceiling on
+    const above = loss - law[E], left = 1 - perSpan(law) * above;
+    return left > 0 ? above / left : Infinity;
+  }
 
   // log N* for log C: in closed form for C = f 6 N D, else the root of the balance, by Newton's steps or by halving.
   function bestSize(data, law, logC) {
@@ -75,7 +82,7 @@ const Ask = (() => {
 
   // log C at which a model of this size has the loss; infinite where no tokens bring it there.
   function logPaidAtSize(data, law, loss, x) {
-    const rest = (loss - law[E]) ** (1 / power(law)) - Math.exp(law[LOG_A] - law[ALPHA] * x);
+    const rest = riseOf(law, loss) ** (1 / power(law)) - Math.exp(law[LOG_A] - law[ALPHA] * x);
     return rest > 0 ? (law[LOG_B] - Math.log(rest)) / law[BETA] + logCost(data.cost, x) : Infinity;
   }
 

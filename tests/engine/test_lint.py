@@ -66,6 +66,11 @@ def sizes_alone(*widths):
     return {"base": {"horizon": {"tokens": 1e7}}, "axes": {"model.width": list(widths)}}
 
 
+def small(recipe, tokens, **more):
+    base = {"model": {"width": 16}, "data": {"seq_len": 128}, "horizon": {"tokens": tokens}, **more}
+    return {"recipe": recipe, "base": base}
+
+
 GOOD_AND_BAD = [
     (lint.long_warmup, one({"warmup_tokens": 102_400}), one({"warmup_tokens": 204_800}), "20%"),
     (lint.few_steps, one(horizon={"steps": 200}), one(horizon={"steps": 199}), "batch_size at most 7"),
@@ -81,6 +86,10 @@ GOOD_AND_BAD = [
     (lint.foreign_recipe, one(), one(model={"width": 16, "family": "recurrent"}), "are of model.family recurrent:"),
     (lint.foreign_recipe, spans(recipe="none", optim=WRITTEN), spans(), "of model.family encoder_decoder under obj"),
     (lint.foreign_recipe, spans(axes={"recipe.lr_scale": [1, 2]}), one(objective={"name": "masked"}), "objective mask"),
+    # default@3 asks for 512 (D / 1.6M)^.6 tokens, 89.2 at 87K.
+    (lint.batch_of_one, small("default@3", 1.2e5), small("default@3", 8.7e4), "1.43 times the recipe's"),
+    (lint.batch_of_one, small("default@3", 8.7e4, data={"seq_len": 64}), small("default@3", 8.7e4), "at most 89"),
+    (lint.batch_of_one, small("none", 8.7e4, batch_size=1, optim=WRITTEN), small("default@3", 8.7e4), "(exclude)"),
     (lint.mixed_data, isoflop(), isoflop(axes={"data.source": ["python-stdlib", "text:a"]}), "fit.by data.source"),
     (lint.mixed_data, isoflop(seeds=[0, 1]), isoflop(axes={"data.tokenizer": ["bytes", "bpe:512"]}), "fit.by data.tok"),
 ]

@@ -165,11 +165,17 @@ def search(form, params, cost):
     return optimal_num_params(plain, params, FLOPS, cost)
 
 
-@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize(
+    "name, changed",
+    [
+        *(("joined", {"gamma": gamma}) for gamma in (0.3, 1.0, 2.5)),
+        *(("saturating", {"L_0": ceiling}) for ceiling in (3.0, 8.0)),
+    ],
+)
 @pytest.mark.parametrize("cost", [Cost(), Cost(1, 3e8, 0.6)])
-def test_powers_that_join_have_their_optimum_and_its_inverse(gamma, cost):
+def test_powers_that_join_or_saturate_have_their_optimum_and_its_inverse(name, changed, cost):
     """Against a search for N*, against L itself for the least loss, what it takes, and what a wrong size takes."""
-    form, params = catalogue.FORMS["joined"], TRUTH["joined"] | {"gamma": gamma}
+    form, params = catalogue.FORMS[name], TRUTH[name] | changed
     best = optimal_num_params(form, params, FLOPS, cost)
     np.testing.assert_allclose(best, search(form, params, cost), rtol=1e-6)
     law = LawAtBest(form, {k: np.array([v]) for k, v in params.items()}, cost)
@@ -181,6 +187,9 @@ def test_powers_that_join_have_their_optimum_and_its_inverse(gamma, cost):
     np.testing.assert_allclose(again, loss, rtol=1e-12)
     slope = (law.excess(log_c + 1e-6)[0] - law.excess(log_c - 1e-6)[0]) / 2e-6
     np.testing.assert_allclose(law.excess(log_c)[1], slope, rtol=1e-6)
+    floor, ceiling = params["E"], params.get("L_0", np.inf)
+    outside = law.log_paid(np.array([[floor - 0.1, floor, ceiling, ceiling + 0.1]]), log_c[None, :1])
+    np.testing.assert_array_equal(outside, [[np.inf, np.inf, -np.inf, -np.inf]])
 
 
 def test_powers_that_join_are_added_at_one_and_kaplans_without_a_floor():
@@ -259,7 +268,7 @@ def test_every_law_of_size_and_data_says_its_exponent(bent, bootstrap):
 def test_a_sum_that_misses_a_bend_names_the_law_that_may_have_it(bent):
     alone = analyse(bent, laws=("chinchilla",), bootstrap=0, combined=False)
     assert any("the form misses a bend" in line for line in alone.warnings)
-    assert any(line.endswith("--law chinchilla joined") for line in alone.warnings)
+    assert any(line.endswith("--law chinchilla joined saturating") for line in alone.warnings)
     both = analyse(bent, laws=("chinchilla", "joined"), bootstrap=0, combined=False)
     assert not any("--law chinchilla joined" in line for line in both.warnings)
     assert not any(line.startswith("joined: its residuals follow") for line in both.warnings)

@@ -21,6 +21,7 @@ TRUTH = {
     "kaplan_c_offset": {"E": 1.6, "C_c": 3e19, "alpha": 0.15},
     "chinchilla": {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28},
     "joined": {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28, "gamma": 0.5},
+    "saturating": {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28, "L_0": 8.0},
     "chinchilla_tied": {"E": 1.8, "A": 560.0, "B": 1750.0, "alpha": 0.357},
     "kaplan_joint": {"N_c": 8.8e13, "alpha_N": 0.076, "D_c": 5.4e13, "alpha_D": 0.103},
     "kaplan_steps": {"N_c": 6.5e13, "alpha_N": 0.077, "S_c": 2.1e3, "alpha_S": 0.76},
@@ -146,7 +147,7 @@ def test_jacobian_against_central_differences(name):
         np.testing.assert_allclose(jacobian[0, j], difference, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["chinchilla", "joined", "finite_batch"])
+@pytest.mark.parametrize("name", ["chinchilla", "joined", "saturating", "finite_batch"])
 @pytest.mark.parametrize("log", [True, False])
 def test_second_derivatives_against_central_differences(name, log):
     data = observations(name, num=20)
@@ -161,6 +162,26 @@ def test_second_derivatives_against_central_differences(name, log):
         differences.append((ahead - behind) @ v[0] / 2e-5)
     expected = (jacobian[0] * c) @ jacobian[0].T + np.array(differences)
     np.testing.assert_allclose(second(c, v)[0], expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+
+
+def test_a_law_below_a_ceiling_is_the_published_ones():
+    """Alabdulmohsin et al.'s M4 of one column at α = 1, arXiv 2605.09189 without repetition, Hoffmann's far below."""
+    form, truth = catalogue.FORMS["saturating"], TRUTH["saturating"]
+    n, d = np.meshgrid(np.geomspace(1e1, 1e10, 7), np.geomspace(1e2, 1e12, 7))
+    loss = form.predict(truth, num_params=n, num_tokens=d)
+    E, top = truth["E"], truth["L_0"]
+    r = truth["A"] * n ** -truth["alpha"] + truth["B"] * d ** -truth["beta"]
+    np.testing.assert_allclose((loss - E) / (top - loss), r / (top - E), rtol=1e-12)
+    assert (loss < top).all()
+    assert loss[0, 0] > top - 0.5
+    other = {"E": E, "L_0": top, "alpha": truth["alpha"], "beta": truth["beta"], "c": 0.0, "gamma": 1.0, "delta": 1.0}
+    other |= {"a": truth["A"] * top / (top - E), "b": truth["B"] * top / (top - E)}  # theirs over L_0, not L_0 - E
+    published = catalogue.FORMS["repeated_overfit"].predict(other, num_params=n, num_tokens=d, unique_tokens=d)
+    np.testing.assert_allclose(loss, published, rtol=1e-12)
+    high = form.predict(truth | {"L_0": 1e15}, num_params=n, num_tokens=d)
+    plain = {k: truth[k] for k in ("E", "A", "alpha", "B", "beta")}
+    hoffmann = catalogue.FORMS["chinchilla"].predict(plain, num_params=n, num_tokens=d)
+    np.testing.assert_allclose(high, hoffmann, rtol=1e-9)
 
 
 @pytest.mark.slow

@@ -76,18 +76,19 @@ def test_multipliers_are_those_of_a_search():
     assert np.ptp(pair.shared.value) > 0.05
 
 
-def test_multipliers_of_powers_that_join():
+@pytest.mark.parametrize("name, more", [("joined", {"gamma": 0.5}), ("saturating", {"L_0": 4.0})])
+def test_multipliers_of_powers_that_join_or_saturate(name, more):
     """b takes 1.5 times the parameters and the tokens of a, each 1.5^.5, for any loss: 1.5 times the compute."""
-    joined, times = catalogue.FORMS["joined"], 1.5**0.5
-    truth = data.HOFFMANN | {"gamma": 0.5}
+    form, times = catalogue.FORMS[name], 1.5**0.5
+    truth = data.HOFFMANN | more
     table = data.isoflop(budgets=(1e18, 1e19, 1e20), sizes=7)[["num_params", "num_tokens"]]
     n, d = table["num_params"], table["num_tokens"]
     a, b = (
-        joined.predict(truth, num_params=n, num_tokens=d),
-        joined.predict(truth, num_params=n / times, num_tokens=d / times),
+        form.predict(truth, num_params=n, num_tokens=d),
+        form.predict(truth, num_params=n / times, num_tokens=d / times),
     )
     both = pd.concat([table.assign(loss=a, family="a"), table.assign(loss=b, family="b")], ignore_index=True)
-    (pair,) = compare(both, "family", law="joined", **QUICK).pairs
+    (pair,) = compare(both, "family", law=name, **QUICK).pairs
     assert {pair.group, pair.over} == {"a", "b"}
     expected = 1.5 if pair.group == "a" else 1 / 1.5
     np.testing.assert_allclose(pair.shared.value, expected, rtol=1e-5)

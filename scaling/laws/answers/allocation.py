@@ -238,11 +238,21 @@ def join_of(form: Form, params: Params) -> np.ndarray:
 
 def floor_of(form: Form, params: Params) -> np.ndarray:
     """E of a sum of powers, shaped like ``params``; 0 of one without a floor."""
+    return _of_powers(form, params, "offset", 0.0)
+
+
+def ceiling_of(form: Form, params: Params) -> np.ndarray:
+    """L_0 of a sum of powers that stays below one (``PowerSum``), shaped like ``params``; inf of one without."""
+    return _of_powers(form, params, "ceiling", np.inf)
+
+
+def _of_powers(form: Form, params: Params, role: str, absent: float) -> np.ndarray:
+    """The parameter that has a ``role`` in a sum of powers, or is held there; ``absent`` where none has."""
     original, held = _original(form)
-    offset, some = original.powers.offset, next(iter(params.values()))  # type: ignore[union-attr]  # a sum of powers
-    if offset is None:
-        return np.zeros(np.shape(some))
-    return params[offset] if offset in params else np.full(np.shape(some), held[offset])
+    name, some = getattr(original.powers, role), next(iter(params.values()))
+    if name is None:
+        return np.full(np.shape(some), absent)
+    return params[name] if name in params else np.full(np.shape(some), held[name])
 
 
 def _powers_of_both(form: Form, params: Params) -> list[tuple[np.ndarray, dict[str, np.ndarray]]] | None:

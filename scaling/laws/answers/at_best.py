@@ -33,13 +33,26 @@ class LawAtBest:
         """γ of L = E + (Σ T^(1/γ))^γ, (B, 1): 1 where the powers are added."""
         return allocation.join_of(self.form, {k: v[:, None] for k, v in self.params.items()})
 
+    @property
+    def per_span(self) -> np.ndarray:
+        """k = 1/(L_0 - E) of L = E + r / (1 + k r), (B, 1): 0 where nothing holds the rise r below a ceiling L_0."""
+        ceiling = allocation.ceiling_of(self.form, {k: v[:, None] for k, v in self.params.items()})
+        return 1 / (ceiling - self.floor)
+
+    def rise(self, loss: np.ndarray) -> np.ndarray:
+        """r of L = E + r / (1 + k r), (B, m): negative below the floor, inf from the ceiling on."""
+        above = loss - self.floor
+        with np.errstate(divide="ignore"):
+            left = np.maximum(1 - self.per_span * above, 0.0)
+            return np.where(left > 0, above / left, np.inf)
+
     def best_size(self, log_x: np.ndarray) -> np.ndarray:
         """log N* for what is paid, (B, m)."""
         return np.log(allocation.optimal_num_params(self.form, self.params, np.exp(log_x), self.cost))  # type: ignore[arg-type]  # of N and D
 
     def excess(self, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """log (L* - E) and its slope in log x, (B, m) each, for log x paid. At the optimum's own size the slope is
-        that of tokens alone."""
+        """log r and its slope in log x, (B, m) each, for log x paid: r = L* - E where no ceiling holds it. At the
+        optimum's own size the slope is that of tokens alone."""
         terms = self.terms()
         if self.cost is None:
             ((log_a, exponents),) = terms
@@ -54,13 +67,14 @@ class LawAtBest:
         return gamma * total, -beta * np.exp(logs["num_tokens"] / gamma - total)
 
     def loss(self, log_x: np.ndarray) -> np.ndarray:
-        return self.floor + np.exp(self.excess(log_x)[0])
+        rise = np.exp(self.excess(log_x)[0])
+        return self.floor + rise / (1 + self.per_span * rise)
 
     def log_paid(self, loss: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """log x at which the least loss is ``loss``, (B, m), by Newton's steps on log (L* - E), which is all but a
-        straight line in log x; inf where the law's floor lies above it."""
+        """log x at which the least loss is ``loss``, (B, m), by Newton's steps on log r, which is all but straight in
+        log x; inf where the law's floor lies above the loss, -inf where its ceiling lies below."""
         with np.errstate(all="ignore"):
-            target = np.log(loss - self.floor)
+            target = np.log(self.rise(loss))
             x = np.broadcast_to(start, loss.shape).astype(np.float64)
             for _ in range(NEWTON_STEPS):
                 value, slope = self.excess(x)
@@ -68,14 +82,14 @@ class LawAtBest:
                 x = x + step
                 if not (np.abs(step) > 1e-12 * np.maximum(np.abs(x), 1.0)).any():
                     break
-        return np.where(loss > self.floor, x, np.inf)
+        return np.select([loss <= self.floor, np.isinf(target)], [np.inf, -np.inf], x)
 
     def log_paid_at_size(self, loss: np.ndarray, log_n: np.ndarray) -> np.ndarray:
         """log C at which a model of this size has the loss; inf where no tokens bring it there."""
         (of_n, of_d) = (next(t for t in self.terms() if c in t[1]) for c in ("num_params", "num_tokens"))
         gamma = self.join
         with np.errstate(all="ignore"):
-            rest = (loss - self.floor) ** (1 / gamma) - np.exp((of_n[0] - of_n[1]["num_params"] * log_n) / gamma)
+            rest = self.rise(loss) ** (1 / gamma) - np.exp((of_n[0] - of_n[1]["num_params"] * log_n) / gamma)
             log_d = (of_d[0] - gamma * np.log(rest)) / of_d[1]["num_tokens"]
         return np.where(rest > 0, log_d + self.cost.log_flops_per_token(log_n), np.inf)  # type: ignore[union-attr]  # of N and D
 

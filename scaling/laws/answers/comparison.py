@@ -219,7 +219,7 @@ def _moved(observations: Observations, fitted: Fit, bootstrap: int, seed: int) -
         }
     if cost.problem is None and allocation.has_two_powers(fitted.form):
         law = LawAtBest(fitted.form, {k: np.atleast_1d(v) for k, v in fitted.params.items()}, cost)
-        best = carried.six_of(law)[:, 0].tolist()
+        best = carried.numbers_of(law)[:, 0].tolist()
         out["ask"] = {"law": fitted.form.name, "best": best, "cost": carried.cost_of(cost)}
     exponents = allocation.exponents(fitted.form, fitted.params)
     out["a"] = None if exponents is None else float(exponents[0])

@@ -213,13 +213,16 @@ class Model:
         (B, P), n = theta.shape, len(self.columns[0])
         jacobian = np.zeros((B, P, n))
         level = np.zeros((B, n))
-        if self.form.powers.offset is not None:  # type: ignore[union-attr]  # a sum of powers
-            j = self.coordinates.index[self.form.powers.offset]  # type: ignore[union-attr]  # a sum of powers
+        powers = self.form.powers
+        assert powers is not None  # a sum of powers
+        if powers.offset is not None and powers.ceiling is None:
+            j = self.coordinates.index[powers.offset]
             level += theta[:, j, None]
             jacobian[:, j] = 1.0
         logs = [theta[:, indices] @ design + constant for indices, design, constant, _ in self.terms]
-        rises = self._joined if self.form.powers.join else self._summed  # type: ignore[union-attr]  # a sum of powers
-        bend = rises(theta, logs, level, jacobian)
+        bend = (self._joined if powers.join else self._summed)(theta, logs, level, jacobian)
+        if powers.ceiling is not None:
+            level, jacobian, bend = self._below(theta, level, jacobian, bend)
         inverse: np.ndarray | float
         if self.log:
             with np.errstate(all="ignore"):
@@ -302,6 +305,43 @@ class Model:
             hessian[:, at, at] += (v * gamma * (spread + entropy)).sum(axis=1)
 
         return bend
+
+    def _below(
+        self, theta: np.ndarray, rise: np.ndarray, slope: np.ndarray, bend_rise: Bend
+    ) -> tuple[np.ndarray, np.ndarray, Bend]:
+        """E + g, g = r S / (r + S), S = L_0 - E, of a rise r whose slopes are given and whose ∇² ``bend_rise`` adds.
+
+        With E = θ_e and L_0 = e^θ_c: ∂g/∂r = (S/(r+S))², ∂g/∂S = (r/(r+S))², and of second order -2 S²/(r+S)³,
+        -2 r²/(r+S)³ and, mixed, 2 r S/(r+S)³. NaN where L_0 is not above E.
+        """
+        powers = self.form.powers
+        assert powers is not None
+        assert powers.ceiling is not None
+        at = self.coordinates.index[powers.ceiling]
+        top = np.exp(theta[:, at])[:, None]
+        floor = 0.0 if powers.offset is None else theta[:, self.coordinates.index[powers.offset], None]
+        with np.errstate(all="ignore"):
+            span = np.where(top > floor, top - floor, np.nan)
+            of_rise, of_span = 1 / (1 + rise / span), 1 / (1 + span / rise)  # S/(r+S), r/(r+S)
+        by_rise, by_span = of_rise**2, of_span**2
+        spans = np.zeros_like(slope)  # ∂S/∂θ
+        spans[:, at] = top
+        if powers.offset is not None:
+            spans[:, self.coordinates.index[powers.offset]] = -1.0
+        jacobian = by_rise[:, None] * slope + by_span[:, None] * spans
+        if powers.offset is not None:
+            jacobian[:, self.coordinates.index[powers.offset]] += 1.0
+
+        def bend(u: np.ndarray, hessian: np.ndarray) -> None:
+            with np.errstate(all="ignore"):
+                curve = -2 * u / (rise + span)
+            # -2 (of_rise ∂r - of_span ∂S)(…)' / (r + S): the form is homogeneous of the first degree in r and S.
+            away = of_rise[:, None] * slope - of_span[:, None] * spans
+            hessian += (away * curve[:, None]) @ away.swapaxes(1, 2)
+            bend_rise(u * by_rise, hessian)
+            hessian[:, at, at] += (u * by_span * top).sum(axis=1)
+
+        return floor + span * of_span, jacobian, bend
 
     def _step_derivatives(self, theta: np.ndarray) -> Derivatives:
         value = self.value(theta)

@@ -154,6 +154,28 @@ def joined(num_params, num_tokens, *, E, A, alpha, B, beta, gamma):
     return E + larger * (1 + ratio ** (1 / gamma)) ** gamma
 
 
+@law(
+    "arXiv 2605.09189 (Practical Scaling Laws, 2026) where no token repeats; of one column Alabdulmohsin et al. 2022 "
+    "(Revisiting Neural Scaling Laws), M4 at α = 1",
+    powers=PowerSum("E", (("A", {"num_params": "alpha"}), ("B", {"num_tokens": "beta"})), ceiling="L_0"),
+    E=offset(),
+    L_0=positive(4.0, 12.0, 40.0, unit="nats/token", upper=1e3),
+    A=amplitude("alpha", "num_params"),
+    alpha=exponent(*ADDITIVE),
+    B=amplitude("beta", "num_tokens"),
+    beta=exponent(*ADDITIVE),
+)
+def saturating(num_params, num_tokens, *, E, L_0, A, alpha, B, beta):
+    """L(N, D) = E + r / (1 + r / (L₀ - E)), r = A N^-α + B D^-β
+
+    Hoffmann's law, E + r, where r is small, and never above L₀ however small the model and its data: for laws over so
+    many decades that the least runs have learnt little more than how often each token comes, whose entropy is near L₀
+    then. (The first paper's a, b are A, B over L₀ - E; the second's (ε - ε_∞) / (ε_0 - ε)^α is r / (L₀ - E).)
+    """
+    r = A * num_params**-alpha + B * num_tokens**-beta
+    return E + r / (1 + r / (L_0 - E))
+
+
 def _kaplan_joint_gradient(num_params, num_tokens, *, N_c, alpha_N, D_c, alpha_D):
     ratio = alpha_N / alpha_D
     distance = np.log(N_c / num_params)

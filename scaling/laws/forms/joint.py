@@ -1,5 +1,6 @@
 """One law for several groups of rows: exponents and floor shared, amplitudes each group's own."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def joint(form: Form, num_groups: int) -> Form:
         amplitudes[name] = Parameter("amplitude", lower=0.0, unit="nats/token", of=of, linear=True)
         amplitudes |= {ratio: Parameter(lower=-LOG_RATIO_BOUND, upper=LOG_RATIO_BOUND, starts=(0.0,)) for ratio in own}
         terms.append((name, {**exponents, **{c: ratio for ratio, c in own.items()}}))
-    powers = PowerSum(form.powers.offset, tuple(terms), form.powers.join)
+    powers = dataclasses.replace(form.powers, terms=tuple(terms))
     names = (*form.columns, *columns)
 
     def function(*x: np.ndarray, **p: Any) -> Any:
@@ -51,15 +52,19 @@ def joint(form: Form, num_groups: int) -> Form:
 
 
 def _value(powers: PowerSum, x: dict[str, np.ndarray], p: Params) -> Any:
-    """E + Σ_k A_k Π_j x_j^-α_kj, or the terms joined."""
+    """E + Σ_k A_k Π_j x_j^-α_kj, or the terms joined, or below a ceiling."""
     floor = p[powers.offset] if powers.offset is not None else 0.0
-    total, gamma = (floor, 1.0) if powers.join is None else (0.0, p[powers.join])
+    plain = powers.join is None and powers.ceiling is None
+    total, gamma = (floor if plain else 0.0), (1.0 if powers.join is None else p[powers.join])
     for name, exponents in powers.terms:
         term = p[name]
         for column, e in exponents.items():
             term = term * x[column] ** -resolve(e, p)
         total = total + (term if powers.join is None else term ** (1 / gamma))
-    return total if powers.join is None else floor + total**gamma
+    if plain:
+        return total
+    rise = total if powers.join is None else total**gamma
+    return floor + (rise if powers.ceiling is None else rise / (1 + rise / (p[powers.ceiling] - floor)))
 
 
 def of_group(form: Form, params: Params, k: int) -> dict[str, Any]:

@@ -91,12 +91,14 @@ class PowerSum:
 
     ``terms``: (amplitude's name, {column: α's name, "-name" for its negative, or a fixed number}). With ``join``, the
     name of a γ that is fitted in its logarithm, L = E + (Σ_k T_k^(1/γ))^γ of the terms T_k: each alone is the loss
-    over E where the others vanish, and γ says how sharply one takes over from another.
+    over E where the others vanish, and γ says how sharply one takes over from another. With ``ceiling``, the name of a
+    loss L_0 that is fitted in its logarithm, L = E + r / (1 + r / (L_0 - E)) of that rise r over E: never above L_0.
     """
 
     offset: str | None
     terms: tuple[tuple[str, Mapping[str, str | float]], ...]
     join: str | None = None
+    ceiling: str | None = None
 
 
 @dataclass(frozen=True)

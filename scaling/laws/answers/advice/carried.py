@@ -24,9 +24,9 @@ OPTIMA = ("num_params", "num_tokens", "tokens_per_param")
 def of(found: Surfaced) -> dict[str, Any]:
     """Returns what ``scaling/report/ask.js`` answers from, in fit.json's plain numbers; empty where advice has no law.
 
-    A law is (E, log A, α, log B, β, γ) of E + (A N^-α + B D^-β)^γ; columns of numbers are texts, one line each.
-    ``open_ends`` says which ends of an optimum's interval the profile at the largest compute does not have. ``optimum``
-    has the loss of the run that is best for each budget, as it is forecast (``questions.of_budget``).
+    A law is (E, log A, α, log B, β, γ, k) of E + r / (1 + k r), r = (A N^-α + B D^-β)^γ; columns of numbers are texts,
+    one line each. ``open_ends`` says which ends of an optimum's interval the profile at the largest compute does not
+    have. ``optimum`` has the loss of the run that is best for each budget, as it is forecast (``questions.of_budget``).
     """
     try:
         basis = Basis(found)
@@ -36,8 +36,8 @@ def of(found: Surfaced) -> dict[str, Any]:
     laws = {"best": basis.best, **basis.others()}
     if drawn is not None:
         laws["draws"] = basis.law(drawn.params)
-    held = {name: six_of(law) for name, law in laws.items()}
-    if not all(np.isfinite(six).all() and (six[[2, 4]] > 0).all() for six in held.values()):
+    held = {name: numbers_of(law) for name, law in laws.items()}
+    if not all(np.isfinite(law).all() and (law[[2, 4]] > 0).all() for law in held.values()):
         return {}  # a loss that does not fall with N or D has no optimum to ask for
     flops = found.observations.columns["flops"]
     draws, best = held.pop("draws", None), held.pop("best")
@@ -49,7 +49,7 @@ def of(found: Surfaced) -> dict[str, Any]:
         "cost": cost_of(found.cost),
         "own_batch": own_batches(found.observations, critical(None)),
         "best": best[:, 0].tolist(),
-        "others": {name: six[:, 0].tolist() for name, six in held.items()},
+        "others": {name: law[:, 0].tolist() for name, law in held.items()},
         "draws": None if draws is None else [_text(column) for column in draws],
         "open_ends": {
             name: [not np.isfinite(end) for end in found.derived[name].interval]
@@ -74,14 +74,15 @@ def cost_of(cost: Cost) -> dict[str, float]:
     return {"sign": cost.sign, "scale": cost.scale, "gamma": cost.gamma, "factor": cost.factor}
 
 
-def six_of(law: LawAtBest) -> np.ndarray:
-    """(6, B): E, log A, α, log B, β, γ of laws of two powers, as they stand inside the power γ."""
+def numbers_of(law: LawAtBest) -> np.ndarray:
+    """(7, B): E, log A, α, log B, β, γ, k of laws of two powers, as they stand inside the power γ; k of a ceiling
+    (``LawAtBest.per_span``)."""
     by_column = {next(iter(exponents)): (log_a, exponents) for log_a, exponents in law.terms()}
     rows = [law.floor]
     for column in ("num_params", "num_tokens"):
         log_amplitude, exponents = by_column[column]
         rows += [log_amplitude / law.join, exponents[column] / law.join]
-    rows.append(law.join)
+    rows += [law.join, law.per_span]
     return np.stack([np.broadcast_to(row, law.floor.shape)[:, 0] for row in rows])
 
 
