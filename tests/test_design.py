@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import scaling
 from scaling import advise, design, grid
@@ -21,16 +22,21 @@ SIZES = ["--sizes", "1e7", "1e8", "1e9", "--budgets", "1e18", "1e19"]
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """(a grid whose cells share trunks, a folder with the records of some of them, the ids of the others): the adaptive
-    study as if no round chose."""
+    """(a grid whose cells share trunks, a folder with the records of some of them, the ids of the others): the
+    Transformers among the families' runs, and larger budgets."""
     folder = tmp_path_factory.mktemp("half")
-    text = (ROOT / "sweeps/adaptive.yaml").read_text(encoding="utf-8")
+    raw = yaml.safe_load((ROOT / "sweeps/families.yaml").read_text(encoding="utf-8"))
+    raw = {key: raw[key] for key in ("recipe", "base", "isoflop")}
+    raw["isoflop"]["sizes"].remove(64)
+    raw["isoflop"]["budgets"] += [1.2e12, 2.4e12]
     path = folder / "half.yaml"
-    path.write_text(text[: text.index("design:")], encoding="utf-8")
-    shutil.copytree(ROOT / "results/adaptive/runs", folder / "results/runs")
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    shutil.copytree(ROOT / "results/families/runs", folder / "results/runs")
     there = {file.stem for file in (folder / "results/runs").iterdir()}
     fitted = [cell.run.run_id for cell in grid.load(path).cells if not cell.holdout]
-    return str(path), folder / "results", [run_id for run_id in fitted if run_id not in there]
+    missing = [run_id for run_id in fitted if run_id not in there]
+    assert len(missing) == 8
+    return str(path), folder / "results", missing
 
 
 @pytest.fixture(scope="module")

@@ -283,9 +283,14 @@ def test_default_grid_is_what_the_readme_promises():
         if not cell.holdout:
             fitted.setdefault(cell.labels["budget_flops"], []).append(accounting.plan(cell.run))
     held = {c.labels["budget_flops"] for c in found.cells if c.holdout}
-    assert len(fitted) == 6
-    assert max(fitted) / min(fitted) == pytest.approx(10**1.9, rel=0.01)
-    assert all(len({plan.num_params["non_embedding"] for plan in plans}) >= 4 for plans in fitted.values())
+    assert len(fitted) == 7
+    assert max(fitted) / min(fitted) == pytest.approx(10**2.3, rel=0.01)
+    assert [len({plan.num_params["non_embedding"] for plan in plans}) for plans in fitted.values()] == [
+        3,
+        *[4] * 4,
+        5,
+        5,
+    ]
     assert min(held) == pytest.approx(4 * max(fitted))
     assert min(plan.num_steps for plans in fitted.values() for plan in plans) >= 600
 

@@ -93,8 +93,17 @@ def test_the_cheapest_cells_that_identify_a_law_come_first():
     with pytest.raises(ValueError, match=r"4 candidates: write design\.seed_cells, or more cells"):
         rounds.begin({k: x[one] for k, x in columns.items()}, c[one], catalogue.FORMS["chinchilla"])
     ray = {"num_params": n, "num_tokens": 20 * n, "flops": 120 * n**2}
+    with pytest.raises(ValueError, match="12 observations of 4 different num_params and num_tokens: 6 or more"):
+        rounds.begin(ray, ray["flops"], catalogue.FORMS["chinchilla"])
+    n = np.geomspace(1e4, 1e5, 12)
+    ray = {"num_params": n, "num_tokens": 20 * n, "flops": 120 * n**2}
     with pytest.raises(ValueError, match="move together"):
         rounds.begin(ray, ray["flops"], catalogue.FORMS["chinchilla"])
+    # Seeds of a cell are no cells: nine runs at five places leave six parameters to the noise.
+    twice = {k: np.repeat(x, 2) for k, x in columns.items()}
+    form = catalogue.FORMS["saturating"]
+    begun = rounds.begin(twice, twice["flops"], form)
+    assert len({(twice["num_params"][i], twice["num_tokens"][i]) for i in begun}) >= len(form.parameters) + 1
 
 
 @dataclasses.dataclass(frozen=True)

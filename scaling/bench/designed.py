@@ -30,6 +30,7 @@ from scaling.laws.payload import finite
 from scaling.laws.tables.observations import Observations, from_table, read_csv
 
 LAW = "chinchilla"
+OWN_LAW = "saturating"  # of the default sweep, over whose decades a sum of two powers misses a bend
 TARGET = Target("a")
 WIDTH, LEVEL = 0.10, 0.90  # ±.05
 ABOVE_ALL = 1.25  # times what all rows leave: the width asked of a table that does not reach ``WIDTH``
@@ -44,46 +45,46 @@ PUBLISHED = {
 }
 
 
-def tables() -> dict[str, Observations]:
-    """The candidates: published ones that are there, and the default sweep's own records."""
+def tables() -> dict[str, tuple[Observations, str]]:
+    """The candidates and the law that is fitted: published ones that are there, and the default sweep's own records."""
     folder, out = published.folder(), {}
     for name, rows in PUBLISHED.items():
         path = folder / f"{name}.csv"
         if path.is_file():
-            out[name] = from_table(rows(read_csv(path)), source=str(path))
+            out[name] = from_table(rows(read_csv(path)), source=str(path)), LAW
     own = Path("results/chinchilla")
     if (own / "runs").is_dir():
         table = records.load(own)
-        out[str(own)] = from_table(table.assign(holdout=False), source=str(own))
+        out[str(own)] = from_table(table.assign(holdout=False), source=str(own)), OWN_LAW
     return out
 
 
-def known(rows: Observations, **options: Any) -> Analysis:
-    """The law of these rows with what its interval is made of, and nothing else of an analysis; ``options`` of ``fit``.
+def known(rows: Observations, law: str = LAW, **options: Any) -> Analysis:
+    """A law of these rows with what its interval is made of, and nothing else of an analysis; ``options`` of ``fit``.
 
     Raises ValueError where they do not identify it.
     """
-    fitted = fit(rows, LAW, **options)
+    fitted = fit(rows, law, **options)
     told = diagnosis.diagnose(fitted)
     # Draws are the interval where errors are shared or uneven, and cost nothing there, or E is 0; else the profile is.
     count = 1000 if told.groups is not None else 200 if fitted.at_bound else 1
     draws = diagnosis.resample(fitted, told, count)
-    profiles = {} if fitted.at_bound else {LAW: {"E": profile(fitted, "E", LEVEL)}}
+    profiles = {} if fitted.at_bound else {law: {"E": profile(fitted, "E", LEVEL)}}
     cost = allocation.cost_of(*(rows.columns[c] for c in ("num_params", "num_tokens", "flops")))
     return Analysis(
-        rows, {LAW: fitted}, {LAW: draws}, cost, {}, {}, (), profiles=profiles, noise={LAW: told},
+        rows, {law: fitted}, {law: draws}, cost, {}, {}, (), profiles=profiles, noise={law: told},
     )  # fmt: skip
 
 
-def begin(rows: Observations) -> np.ndarray:
+def begin(rows: Observations, law: str = LAW) -> np.ndarray:
     """The cheapest rows that identify the law, in order of cost."""
     order = np.argsort(rows.columns["flops"], kind="stable")
-    form = catalogue.FORMS[LAW]
+    form = catalogue.FORMS[law]
     for k in range(len(form.parameters) + SPARE, len(order)):
         chosen = rows.take(order[:k])
         try:
             identify.check(chosen, form)
-            known(chosen)
+            known(chosen, law)
         except ValueError:
             continue
         if not identify.on_a_ray(chosen):
@@ -113,21 +114,25 @@ def along(order: Iterator[int]) -> Callable[[np.ndarray, Any], np.ndarray]:
 
 
 def buy(
-    rows: Observations, following: Callable[[np.ndarray, Any], np.ndarray], start: np.ndarray, goal: float = WIDTH
+    rows: Observations,
+    following: Callable[[np.ndarray, Any], np.ndarray],
+    start: np.ndarray,
+    goal: float = WIDTH,
+    law: str = LAW,
 ) -> dict[str, Any]:
     """Buys until the interval is at most ``goal`` wide or nothing is left: runs, flops, a, interval, width and whether
     it was reached."""
     bought = start
     while True:
         try:
-            found = known(rows.take(bought))
+            found = known(rows.take(bought), law)
         except ValueError:  # more of these rows did worse: on to the next
             found = None
         interval = (-np.inf, np.inf) if found is None else TARGET.interval(found, LEVEL)
         reached = TARGET.width(interval) <= goal
         more = np.zeros(0, dtype=int) if reached or len(bought) == len(rows) else following(bought, found)
         if not len(more):
-            a = None if found is None else float(allocation.exponents(found.fits[LAW].form, found.fits[LAW].params)[0])  # type: ignore[index]  # it has them
+            a = None if found is None else float(allocation.exponents(found.fits[law].form, found.fits[law].params)[0])  # type: ignore[index]  # it has them
             return {
                 "runs": len(bought), "flops": float(rows.columns["flops"][bought].sum()), "a": a,
                 "interval": interval, "width": TARGET.width(interval), "reached": reached,
@@ -135,23 +140,23 @@ def buy(
         bought = np.concatenate([bought, more])
 
 
-def measure(rows: Observations, orders: int = ORDERS) -> dict[str, Any]:
+def measure(rows: Observations, orders: int = ORDERS, law: str = LAW) -> dict[str, Any]:
     """What each order takes of one table; of random ones all."""
-    start = begin(rows)
+    start = begin(rows, law)
 
     def shuffled(seed: int) -> Iterator[int]:
         return iter(orders_of.at_random(len(rows), start, seed))
 
-    whole = buy(rows, lambda bought, found: np.zeros(0, dtype=int), np.arange(len(rows)))
+    whole = buy(rows, lambda bought, found: np.zeros(0, dtype=int), np.arange(len(rows)), law=law)
     goal = WIDTH if whole["reached"] else ABOVE_ALL * whole["width"]
     return {
         "num_runs": len(rows),
         "goal": goal,
         "begin": {"runs": len(start), "flops": float(rows.columns["flops"][start].sum())},
         "all": whole,
-        "designed": buy(rows, lambda bought, found: designed(rows, bought, found), start, goal),
-        "isoflop": buy(rows, along(orders_of.by_budget(rows.columns, start)), start, goal),
-        "random": [buy(rows, along(shuffled(seed)), start, goal) for seed in range(orders)],
+        "designed": buy(rows, lambda bought, found: designed(rows, bought, found), start, goal, law),
+        "isoflop": buy(rows, along(orders_of.by_budget(rows.columns, start)), start, goal, law),
+        "random": [buy(rows, along(shuffled(seed)), start, goal, law) for seed in range(orders)],
     }
 
 
@@ -166,8 +171,8 @@ def show(console: Console, orders: int, out: Path | None) -> None:
         return f"{row['flops']:.2e} ({row['runs']} runs; {ends}{'' if row['reached'] else '; not reached'})"
 
     found = {}
-    for name, rows in tables().items():
-        found[name] = row = measure(rows, orders)
+    for name, (rows, law) in tables().items():
+        found[name] = row = measure(rows, orders, law)
         spent = sorted(r["flops"] if r["reached"] else math.inf for r in row["random"])
         middle = f"{statistics.median(spent):.2e}, {spent[0]:.2e} to {spent[-1]:.2e}"
         held = sum(r["interval"][0] <= row["all"]["a"] <= r["interval"][1] for r in row["random"])

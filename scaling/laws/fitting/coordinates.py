@@ -312,7 +312,7 @@ class Model:
         """E + g, g = r S / (r + S), S = L_0 - E, of a rise r whose slopes are given and whose ∇² ``bend_rise`` adds.
 
         With E = θ_e and L_0 = e^θ_c: ∂g/∂r = (S/(r+S))², ∂g/∂S = (r/(r+S))², and of second order -2 S²/(r+S)³,
-        -2 r²/(r+S)³ and, mixed, 2 r S/(r+S)³. NaN where L_0 is not above E.
+        -2 r²/(r+S)³ and, mixed, 2 r S/(r+S)³.
         """
         powers = self.form.powers
         assert powers is not None
@@ -321,7 +321,7 @@ class Model:
         top = np.exp(theta[:, at])[:, None]
         floor = 0.0 if powers.offset is None else theta[:, self.coordinates.index[powers.offset], None]
         with np.errstate(all="ignore"):
-            span = np.where(top > floor, top - floor, np.nan)
+            span = top - floor
             of_rise, of_span = 1 / (1 + rise / span), 1 / (1 + span / rise)  # S/(r+S), r/(r+S)
         by_rise, by_span = of_rise**2, of_span**2
         spans = np.zeros_like(slope)  # ∂S/∂θ

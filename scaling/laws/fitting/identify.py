@@ -155,6 +155,11 @@ def _by_design(observations: Observations, form: Form) -> Unidentified | None:
                 f"the exponent of {column} in {form.name} cannot be known", f"{column} takes {what} only",
                 f"add runs with {needed} or more different values of {column}",
             )  # fmt: skip
+    # Repeats tell the noise and nothing of the law: through as many places as parameters it goes whatever they say.
+    places = len(np.unique(np.round([_axis(observations.columns[c]) for c in form.columns], 3), axis=1).T)
+    if places < P + 1:
+        why = f"{form.name} has {P} parameters and {n} observations of {places} different {' and '.join(form.columns)}"
+        return Unidentified("", why, f"{P + 1} or more different ones are needed")
     varied, centred = _varied(observations, form)
     if (len(varied) > 1 or form.columns == ("flops",)) and (told := _of_one_budget(observations, form)):
         return told
@@ -391,6 +396,11 @@ def _with_run(observations: Observations, run: Run) -> Observations:
 
 
 # ---- columns --------------------------------------------------------------------------------------------------------
+
+
+def _axis(x: np.ndarray) -> np.ndarray:
+    """A column as runs lie along it: its logarithm where it is positive."""
+    return np.log(x) if (x > 0).all() else x
 
 
 def _bases(observations: Observations, form: Form) -> list[str]:
