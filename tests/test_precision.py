@@ -74,16 +74,29 @@ def test_the_page_says_it(runs, tmp_path):
 
 
 def test_of_the_committed_sweep_it_is_what_the_readme_says():
-    """.037 nats over half a million tokens by parts of the text, of which neighbours are alike: six times what windows
-    say that are taken as independent. (.037 / .002)² = 350 times as many are 180 million."""
+    """.06 nats over half a million tokens: by 64 parts .037 were they strangers, but documents lie in several; by means
+    of eight parts one after another, which are nearly so, .068. Windows taken as independent say a tenth of it."""
     runs = records.load_records(REPO / "results" / "chinchilla")
     [row] = precision.of(runs)
     assert 5.1e5 < row["num_tokens"] < 5.17e5
-    worst = max(np.std(run.loss_by_block["loss"], ddof=1) / 8 for run in runs)
-    assert row["standard_error"] == pytest.approx(worst, rel=0.01)
-    assert 0.036 < row["standard_error"] < 0.039
-    assert max(run.loss_standard_error for run in runs) < row["standard_error"] / 5
+    eights = max(np.std(np.reshape(run.loss_by_block["loss"], (8, 8)).mean(axis=1), ddof=1) / 8**0.5 for run in runs)
+    assert row["standard_error"] == pytest.approx(eights, rel=0.15)
+    assert 0.055 < row["standard_error"] < 0.068
+    assert max(run.loss_standard_error for run in runs) < row["standard_error"] / 8
     assert row["tokens_needed"] == pytest.approx(row["num_tokens"] * (row["standard_error"] / 0.002) ** 2, rel=1e-6)
+
+
+def test_neighbouring_parts_that_are_alike_say_less():
+    """Of a chain x' = ρ x + ε the variance of a mean is (1 + ρ) / (1 - ρ) times that of independent draws."""
+    rng, rho, told = np.random.default_rng(0), 0.5, []
+    for _ in range(400):
+        x = rng.normal(size=264)
+        for i in range(1, 264):
+            x[i] = rho * x[i - 1] + (1 - rho**2) ** 0.5 * x[i]
+        blocks = {"source": [0] * 64, "weight": [1.0] * 64, "num_tokens": [1000] * 64}
+        told.append(precision._of_blocks(blocks, x[200:])[1])
+    exact = ((1 + rho) / (1 - rho) / 64) ** 0.5
+    assert 0.8 * exact < np.sqrt(np.mean(np.square(told))) < 1.02 * exact  # 64 parts see most of it; alone .58
 
 
 def test_of_a_mixture_each_source_is_by_its_own_parts(runs):
@@ -92,7 +105,11 @@ def test_of_a_mixture_each_source_is_by_its_own_parts(runs):
     run = by_block(validated(runs[0], 50_000), [*x, *y], source=[0] * 20 + [1] * 30, weight=[0.7] * 20 + [0.3] * 30)
     sources = [{"source": name, "validation_tokens": 1000 * n} for name, n in (("text:a", 20), ("text:b", 30))]
     rows = precision.of([dataclasses.replace(run, data=run.data | {"sources": sources})])
-    assert [row["standard_error"] for row in rows] == pytest.approx([x.std(ddof=1) / 20**0.5, y.std(ddof=1) / 30**0.5])
+    # What neighbours share is added where it is more, so that of strangers it is a fifth too much at times.
+    alone = np.array([x.std(ddof=1) / 20**0.5, y.std(ddof=1) / 30**0.5])
+    told = np.array([row["standard_error"] for row in rows])
+    assert (alone * (1 - 1e-9) <= told).all()
+    assert (told < 1.3 * alone).all()
 
 
 def by_block(run, loss, num_tokens=None, source=None, weight=None):
@@ -111,8 +128,9 @@ def test_a_difference_of_two_runs_is_the_paired_test_s(runs):
     one, other = (by_block(validated(run, 64_000), x) for run, x in zip(runs, (a, b)))
     value, error = precision.difference(one, other)
     assert value == pytest.approx((a - b).mean(), rel=1e-9)
-    assert value / error == pytest.approx(stats.ttest_rel(a, b).statistic, rel=1e-9)
-    assert precision.shared_error([one, other]) == pytest.approx(a.std(ddof=1) / 8, rel=1e-9)
+    paired = value / stats.ttest_rel(a, b).statistic  # which takes parts for strangers: what neighbours share is added
+    assert paired * (1 - 1e-9) <= error < 1.25 * paired
+    assert 1 - 1e-9 <= precision.shared_error([one, other]) / (a.std(ddof=1) / 8) < 1.35
     assert error < precision.shared_error([one, other]) / 8
     [row] = precision.of([one, other])
     assert row["difference"] == pytest.approx(error)
@@ -147,14 +165,19 @@ def test_other_text_or_other_parts_have_no_paired_difference(runs):
 def test_the_interval_of_E_carries_what_all_losses_share(runs):
     """√(half² + (1.96 SE)²) on either side, an end that is none stays none; the source's truth on this very split is
     held against the interval without it."""
-    law = {"params": {"E": 1.5, "A": 2.0}, "level": 0.95, "interval_method": "profile"}
-    law |= {"intervals": {"E": [1.46, None], "A": [1.0, 3.0]}, "profile_intervals": {"E": [1.46, None]}}
+    law = {"params": {"E": 1.5, "L_0": 3.0, "A": 2.0}, "level": 0.95, "interval_method": "profile"}
+    law |= {
+        "intervals": {"E": [1.46, None], "L_0": [2.9, 3.2], "A": [1.0, 3.0]},
+        "profile_intervals": {"E": [1.46, None]},
+    }
     fit = {"laws": {"chinchilla": law, "kaplan_n": {"params": {"alpha": 0.1}, "intervals": {"alpha": [0.0, 0.2]}}}}
     told = of_runs.with_shared_error(fit["laws"], 0.008)
     assert of_runs.with_shared_error(told, 0.008) == told  # what a page reads is not widened again
     low, high = told["chinchilla"]["intervals"]["E"]
     assert low == pytest.approx(1.5 - math.sqrt(0.04**2 + (1.959964 * 0.008) ** 2), rel=1e-6)
     assert high is None
+    reach = [math.hypot(half, 1.959964 * 0.008) for half in (0.1, 0.2)]  # a ceiling goes with the floor
+    assert told["chinchilla"]["intervals"]["L_0"] == pytest.approx([3.0 - reach[0], 3.0 + reach[1]], rel=1e-6)
     assert told["chinchilla"]["intervals"]["A"] == [1.0, 3.0]
     assert told["kaplan_n"] == fit["laws"]["kaplan_n"]
     assert told["chinchilla"]["evaluation"] == {"standard_error": 0.008, "E_on_this_split": [1.46, None]}

@@ -28,7 +28,7 @@ SAMPLED_DRAWS = 200
 # Resampled with replacement, fewer rows than this leave too few different ones: the profile stands in.
 MIN_RESAMPLED_ROWS = 12
 # What is drawn as one, by kind of noise, where the kind's own name does not say it.
-UNITS = {"independent": "observation", "uneven": "observation"}
+UNITS = {"independent": "observation", "uneven": "observation, each with a noise of its own"}
 
 
 class Found(Surfaced, Protocol):

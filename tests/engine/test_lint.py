@@ -87,9 +87,15 @@ GOOD_AND_BAD = [
     (lint.foreign_recipe, spans(recipe="none", optim=WRITTEN), spans(), "of model.family encoder_decoder under obj"),
     (lint.foreign_recipe, spans(axes={"recipe.lr_scale": [1, 2]}), one(objective={"name": "masked"}), "objective mask"),
     # default@3 asks for 512 (D / 1.6M)^.6 tokens, 89.2 at 87K.
-    (lint.batch_of_one, small("default@3", 1.2e5), small("default@3", 8.7e4), "1.43 times the recipe's"),
-    (lint.batch_of_one, small("default@3", 8.7e4, data={"seq_len": 64}), small("default@3", 8.7e4), "at most 89"),
-    (lint.batch_of_one, small("none", 8.7e4, batch_size=1, optim=WRITTEN), small("default@3", 8.7e4), "(exclude)"),
+    (lint.rounded_batch, small("default@3", 1.2e5), small("default@3", 8.7e4), "1.43 times the recipe's"),
+    (
+        lint.rounded_batch,
+        small("default@3", 8.7e4, data={"seq_len": 64}),
+        small("default@3", 8.7e4),
+        "seq_len at most 64",
+    ),
+    (lint.rounded_batch, small("default@3", 8.7e4, batch_size=7), small("default@3", 3.3e5), "1.29 times"),
+    (lint.rounded_batch, small("none", 8.7e4, batch_size=1, optim=WRITTEN), small("default@3", 8.7e4), "(exclude)"),
     (lint.mixed_data, isoflop(), isoflop(axes={"data.source": ["python-stdlib", "text:a"]}), "fit.by data.source"),
     (lint.mixed_data, isoflop(seeds=[0, 1]), isoflop(axes={"data.tokenizer": ["bytes", "bpe:512"]}), "fit.by data.tok"),
 ]

@@ -173,6 +173,24 @@ def test_a_loss_out_of_reach_is_served_by_no_model(found):
     assert "cannot be reached" in answer.notes[0]
 
 
+def test_a_loss_above_the_ceiling_asks_for_nothing():
+    """Of a law whose ceiling its runs tell: any run has such a loss. Just below it there
+    is an answer."""
+    runs = data.isoflop(budgets=np.geomspace(1e15, 1e18, 5), sizes=6)
+    truth = data.HOFFMANN | {"L_0": 5.0}
+    loss = catalogue.FORMS["saturating"].predict(truth, num_params=runs["num_params"], num_tokens=runs["num_tokens"])
+    noise = np.exp(0.003 * np.random.default_rng(0).normal(size=len(runs)))
+    below = analyse(runs.assign(loss=loss * noise), laws=("saturating",), bootstrap=60, combined=False)
+    ceiling = below.fits["saturating"].params["L_0"]
+    assert ceiling == pytest.approx(5.0, rel=0.05)
+    answer = questions.of_loss(below, ceiling + 0.1)
+    assert "any run reaches a loss of" in answer.notes[0]
+    assert set(answer.numbers) == {"E"}
+    assert "any run reaches a loss of" in machines.of_inference(below, 1e12, loss=ceiling + 0.1).notes[0]
+    near = questions.of_loss(below, ceiling * 0.9999).numbers
+    assert all(math.isfinite(near[name].value) for name in ("flops", "num_params", "num_tokens"))
+
+
 def test_a_doubling_is_worth_what_the_law_says(found):
     p, n = found.fits["chinchilla"].params, closed_size(1e21, found.fits["chinchilla"].params)
     d = 1e21 / 6 / n

@@ -7,6 +7,7 @@ from scaling.laws.analysis import analyse
 from scaling.laws.answers import allocation
 from scaling.laws.answers.allocation import Cost, cost_of, no_optimum, optimal_num_params
 from scaling.laws.answers.at_best import LawAtBest
+from scaling.laws.answers.design import Target
 from scaling.laws.forms import catalogue
 from scaling.laws.payload import allocation_entry
 from scaling.report.figures.of_laws import exponent_rows
@@ -263,6 +264,16 @@ def test_every_law_of_size_and_data_says_its_exponent(bent, bootstrap):
     rows = exponent_rows(found.to_json())
     assert rows[-1]["name"] == "3  joined, fitted range"
     assert rows[-1]["a"] == told["joined"]["a_local"]
+
+
+def test_a_ceiling_out_of_sight_leaves_hoffmanns_law_and_its_intervals():
+    """Runs far below any ceiling hold L_0 as high as it can be: nothing of it is known, and all of the rest."""
+    runs = data.isoflop(budgets=np.geomspace(1e18, 1e20, 4), sizes=6, noise=0.003)
+    plain, below = (analyse(runs, laws=(law,), bootstrap=60, combined=False) for law in ("chinchilla", "saturating"))
+    assert below.fits["saturating"].at_bound == ("L_0",)
+    assert below.fits["saturating"].ends_its_domain
+    ends = [Target.of("a").interval(found, 0.9) for found in (plain, below)]
+    assert ends[1] == pytest.approx(ends[0], abs=0.25 * np.ptp(ends[0]))
 
 
 def test_a_sum_that_misses_a_bend_names_the_law_that_may_have_it(bent):

@@ -34,10 +34,14 @@ class LawAtBest:
         return allocation.join_of(self.form, {k: v[:, None] for k, v in self.params.items()})
 
     @property
+    def ceiling(self) -> np.ndarray:
+        """L_0, (B, 1), which no loss is above; inf of a law without one."""
+        return allocation.ceiling_of(self.form, {k: v[:, None] for k, v in self.params.items()})
+
+    @property
     def per_span(self) -> np.ndarray:
         """k = 1/(L_0 - E) of L = E + r / (1 + k r), (B, 1): 0 where nothing holds the rise r below a ceiling L_0."""
-        ceiling = allocation.ceiling_of(self.form, {k: v[:, None] for k, v in self.params.items()})
-        return 1 / (ceiling - self.floor)
+        return 1 / (self.ceiling - self.floor)
 
     def rise(self, loss: np.ndarray) -> np.ndarray:
         """r of L = E + r / (1 + k r), (B, m): negative below the floor, inf from the ceiling on."""

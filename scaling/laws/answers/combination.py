@@ -195,11 +195,10 @@ def has_floor(form: Form) -> bool:
 
 
 def is_found(fitted: Fit) -> bool:
-    """Whether a law has converged; one without an offset, E = 0, has too: that is where its domain ends."""
+    """Whether a law has converged; one at the end of its domain, as without an offset, E = 0, has too."""
     if not fitted.at_bound:
         return fitted.converged
-    ends = all((p := fitted.form.parameters[name]).kind == "plain" and p.lower == 0.0 for name in fitted.at_bound)
-    return ends and all("at a bound" in reason for reason in fitted.reasons)
+    return fitted.ends_its_domain and all("at a bound" in reason for reason in fitted.reasons)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def complete(fit: Mapping[str, Any], runs: Sequence[RunRecord]) -> dict[str, Any
 def with_shared_error(laws: Mapping[str, Any], error: float | None) -> dict[str, Any]:
     """Returns fit.json's laws with the validation set's own ``error``, which all losses share, in E's intervals.
 
-    An additive error of every loss moves E alone: each end lies √(half² + (z error)²) from the value, no lower than 0.
-    A law that has ``evaluation`` was completed before, and is left as it is.
+    An additive error of every loss moves E alone, and with it a ceiling L_0: each end lies √(half² + (z error)²) from
+    the value, no lower than 0. A law that has ``evaluation`` was completed before, and is left as it is.
     """
     if not error:
         return dict(laws)
@@ -45,8 +45,17 @@ def with_shared_error(laws: Mapping[str, Any], error: float | None) -> dict[str,
             out[name] = law
             continue
         reach = error * NormalDist().inv_cdf(0.5 + 0.5 * law.get("level", 0.95))
-        low, high = (None if end is None else math.hypot(end - value, reach) for end in ends)
-        wide = [None if low is None else max(value - low, 0.0), None if high is None else value + high]
         told = {"standard_error": error, "E_on_this_split": list(ends)}
-        out[name] = {**law, "intervals": {**law["intervals"], "E": wide}, "evaluation": told}
+        wide = {k: _widened(law["params"][k], law["intervals"][k], reach) for k in _levels(law)}
+        out[name] = {**law, "intervals": {**law["intervals"], **wide}, "evaluation": told}
     return out
+
+
+def _levels(law: Mapping[str, Any]) -> list[str]:
+    """Parameters of a law that are losses: its floor, and its ceiling."""
+    return [name for name in ("E", "L_0") if name in law["params"] and law["intervals"].get(name)]
+
+
+def _widened(value: float, ends: Sequence[float | None], reach: float) -> list[float | None]:
+    low, high = (None if end is None else math.hypot(end - value, reach) for end in ends)
+    return [None if low is None else max(value - low, 0.0), None if high is None else value + high]

@@ -101,6 +101,18 @@ class Fit:
         return tuple(sorted(map(str, powers & set(self.at_bound))))
 
     @property
+    def ends_its_domain(self) -> bool:
+        """Whether all that is at a bound ends the form's domain there, and its law is another that is known: no floor
+        at E = 0, no ceiling where these runs are so far below it that L_0 is as high as it can be."""
+        ceiling = self.form.powers.ceiling if self.form.powers is not None else None
+
+        def ends(name: str) -> bool:
+            p = self.form.parameters[name]
+            return (p.kind == "plain" and p.lower == 0.0) or (name == ceiling and self.params[name] > 0.99 * p.upper)
+
+        return all(map(ends, self.at_bound))
+
+    @property
     def num_observations(self) -> int:
         return len(self.residuals)
 

@@ -13,6 +13,7 @@ from scaling.laws.tables.observations import Observations
 
 # Singular values of the logs below this share of the largest are one column said twice.
 SAME_LINE = 1e-3
+SAME_PLACE = 1e-3  # of two runs' sizes or horizons, in log: rounding to whole batches moves them so far
 # Runs within this much (RMS, in log) of a curve on which one column follows from the others may not tell them apart:
 # whether they can, their losses decide. Runs whose compute differs by no more are of one budget.
 NEAR_LINE = 0.10
@@ -156,7 +157,7 @@ def _by_design(observations: Observations, form: Form) -> Unidentified | None:
                 f"add runs with {needed} or more different values of {column}",
             )  # fmt: skip
     # Repeats tell the noise and nothing of the law: through as many places as parameters it goes whatever they say.
-    places = len(np.unique(np.round([_axis(observations.columns[c]) for c in form.columns], 3), axis=1).T)
+    places = len(np.unique([_places(observations.columns[c]) for c in form.columns], axis=1).T)
     if places < P + 1:
         why = f"{form.name} has {P} parameters and {n} observations of {places} different {' and '.join(form.columns)}"
         return Unidentified("", why, f"{P + 1} or more different ones are needed")
@@ -398,9 +399,14 @@ def _with_run(observations: Observations, run: Run) -> Observations:
 # ---- columns --------------------------------------------------------------------------------------------------------
 
 
-def _axis(x: np.ndarray) -> np.ndarray:
-    """A column as runs lie along it: its logarithm where it is positive."""
-    return np.log(x) if (x > 0).all() else x
+def _places(x: np.ndarray) -> np.ndarray:
+    """Numbers values along a column, those as one that lie within ``SAME_PLACE`` of the one before: of one another in
+    logarithms, of the column's range where it is not all positive."""
+    along = np.log(x) if (x > 0).all() else x / max(float(np.ptp(x)), 1e-300)
+    order = np.argsort(along, kind="stable")
+    out = np.empty(len(x), dtype=int)
+    out[order] = np.concatenate([[0], np.cumsum(np.diff(along[order]) > SAME_PLACE)])
+    return out
 
 
 def _bases(observations: Observations, form: Form) -> list[str]:

@@ -134,6 +134,15 @@ class Basis:
     def law(self, params: Params) -> LawAtBest:
         return LawAtBest(self.fitted.form, {k: np.atleast_1d(v) for k, v in params.items()}, self.cost)
 
+    def unreached(self, loss: float) -> str | None:
+        """Why no run has just this loss by the fitted law, in words: below its floor, or above its ceiling."""
+        floor, ceiling = float(self.best.floor[0, 0]), float(self.best.ceiling[0, 0])
+        if loss <= floor:
+            return f"a loss of {loss:g} cannot be reached: it lies below E, {floor:.4g}"
+        if loss >= ceiling:
+            return f"any run reaches a loss of {loss:g}: it lies above L_0, {ceiling:.4g}"
+        return None
+
     @property
     def best(self) -> LawAtBest:
         """The fitted law itself."""

@@ -73,7 +73,8 @@ def of_inference(
     start = math.log(basis.top)
 
     def trained_alone(law: LawAtBest) -> tuple[np.ndarray, np.ndarray]:
-        """log N and loss of the model that is best without inference; inf where the loss is out of reach."""
+        """log N and loss of the model that is best without inference; inf where the loss is out of reach, -inf where
+        any model has it."""
         if budget is not None:
             best = budget.best_size(law)
             return best, budget.loss(law, best)
@@ -82,8 +83,8 @@ def of_inference(
         else:
             at = log_flops_where(law, float(num_params), start, of_size=True)  # type: ignore[arg-type]  # one of three
         known = np.isfinite(at)
-        at = np.where(known, at, start)
-        return np.where(known, law.best_size(at), np.inf), law.loss(at)
+        somewhere = np.where(known, at, start)
+        return np.where(known, law.best_size(somewhere), at), law.loss(somewhere)
 
     def cost(law: LawAtBest, log_n: np.ndarray, target: np.ndarray) -> np.ndarray:
         n = np.exp(log_n)
@@ -94,17 +95,16 @@ def of_inference(
 
     def solved(law: LawAtBest) -> tuple[np.ndarray, ...]:
         """(log N, log D, lifetime cost, that of the compute-optimal model), each (B,)."""
-        best, target = trained_alone(law)
-        known = np.isfinite(best)
-        best = np.where(known, best, 0.0)
+        unbounded, target = trained_alone(law)
+        known = np.isfinite(unbounded)
+        best = np.where(known, unbounded, 0.0)
         log_n = lowest(lambda x: cost(law, x, target), best - SPAN, best + SPAN / 4)
         log_d = law.log_paid_at_size(target, log_n) - log_flops(log_n, np.zeros(1), law)
         out = log_n, log_d, cost(law, log_n, target), cost(law, best, target)
-        return tuple(np.where(known, v, np.inf)[:, 0] for v in out)
+        without = unbounded, unbounded, np.exp(unbounded), np.exp(unbounded)
+        return tuple(np.where(known, v, end)[:, 0] for v, end in zip(out, without))
 
-    if not np.isfinite(trained_alone(basis.best)[0]).all():
-        floor = float(basis.best.floor[0, 0])
-        why = f"a loss of {loss:g} nats cannot be reached: it lies below E, {floor:.4g}"
+    if loss is not None and (why := basis.unreached(loss)):
         return basis.answer(f"{compact(inference_tokens)} tokens of inference", None, {}, (why,))
     size = float(np.exp(solved(basis.best)[0])[0])
     spent = float(

@@ -128,13 +128,13 @@ def of_loss(found: Surfaced, loss: float, asked: str = "") -> Answer:
     def size(law: LawAtBest) -> np.ndarray:
         x = log_c(law)
         known = np.isfinite(x)
-        return np.where(known, np.exp(law.best_size(np.where(known, x, start))), np.inf)[:, 0]
+        return np.where(known, np.exp(law.best_size(np.where(known, x, start))), np.exp(x))[:, 0]  # else inf or 0
 
     def tokens(law: LawAtBest) -> np.ndarray:
         x = log_c(law)
         known = np.isfinite(x)
         log_n = law.best_size(np.where(known, x, start))
-        return np.where(known, np.exp(x - log_flops(log_n, np.zeros(1), law)), np.inf)[:, 0]
+        return np.where(known, np.exp(x - log_flops(log_n, np.zeros(1), law)), np.exp(x))[:, 0]
 
     floor = basis.number(lambda law: law.floor[:, 0], "nats", 0.0)
     if floor.interval is not None:  # a draw with E = 0 is at the end of E's domain, not beyond every end
@@ -143,8 +143,7 @@ def of_loss(found: Surfaced, loss: float, asked: str = "") -> Answer:
     below = (
         "" if draws is None else f"{(basis.law(draws.params).floor >= loss).mean():.0%} of the draws have E above it"
     )
-    if basis.best.floor[0, 0] >= loss:
-        said = "cannot be reached: it lies below E"
+    if said := basis.unreached(loss):
         return basis.answer(asked, None, {"E": floor}, (f"{said}; {below}" if below else said,))
     flops = float(np.exp(log_c(basis.best))[0, 0])
     decades = basis.decades(flops)

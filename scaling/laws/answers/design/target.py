@@ -155,8 +155,7 @@ class Target:
             raise ValueError(f"--target is {self}: it is of two groups: --compare GROUP OVER, or propose_of_groups")
         if quantity is None:
             raise ValueError(f"{found.observations.source}: {law} has no {self.name}: write another --law")
-        held = [fitted.form.parameters[name] for name in fitted.at_bound]
-        if any(p.kind != "plain" or p.lower != 0.0 for p in held):  # no end of its domain: the data set no limit there
+        if not fitted.ends_its_domain:  # the data set no limit there
             return self.ends([-math.inf, math.inf])
         by_profile = payload.by_profile(found, law)
         other: Any = None
