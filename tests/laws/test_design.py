@@ -421,7 +421,7 @@ def test_the_curve_of_a_table_is_told_by_the_command(monkeypatch, capsys, tmp_pa
     from scaling.bench import __main__ as command
 
     rows = from_table(data.isoflop(noise=0.004))
-    monkeypatch.setattr(designed, "tables", lambda: {"made up": rows})
+    monkeypatch.setattr(designed, "tables", lambda: {"made up": (rows, designed.LAW)})
     assert command.main(["--design-curve", "1", "--out", str(tmp_path / "curve.json")]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("made up: a width of", "designed", "isoflop", "random"))
