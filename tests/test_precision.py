@@ -86,6 +86,14 @@ def test_of_the_committed_sweep_it_is_what_the_readme_says():
     assert row["tokens_needed"] == pytest.approx(row["num_tokens"] * (row["standard_error"] / 0.002) ** 2, rel=1e-6)
 
 
+def newey_west(values):
+    """Standard error of a mean of equal parts, Newey and West 1987, by the double sum; never less than of strangers."""
+    B, u = len(values), values - values.mean()
+    reach = round(B ** (1 / 3))
+    weight = np.maximum(1 - np.abs(np.subtract.outer(np.arange(B), np.arange(B))) / (reach + 1), 0)
+    return math.sqrt(max(u @ weight @ u, u @ u) / (B * (B - 1)))
+
+
 def test_neighbouring_parts_that_are_alike_say_less():
     """Of a chain x' = ρ x + ε the variance of a mean is (1 + ρ) / (1 - ρ) times that of independent draws."""
     rng, rho, told = np.random.default_rng(0), 0.5, []
@@ -105,11 +113,8 @@ def test_of_a_mixture_each_source_is_by_its_own_parts(runs):
     run = by_block(validated(runs[0], 50_000), [*x, *y], source=[0] * 20 + [1] * 30, weight=[0.7] * 20 + [0.3] * 30)
     sources = [{"source": name, "validation_tokens": 1000 * n} for name, n in (("text:a", 20), ("text:b", 30))]
     rows = precision.of([dataclasses.replace(run, data=run.data | {"sources": sources})])
-    # What neighbours share is added where it is more, so that of strangers it is a fifth too much at times.
-    alone = np.array([x.std(ddof=1) / 20**0.5, y.std(ddof=1) / 30**0.5])
-    told = np.array([row["standard_error"] for row in rows])
-    assert (alone * (1 - 1e-9) <= told).all()
-    assert (told < 1.3 * alone).all()
+    assert [row["standard_error"] for row in rows] == pytest.approx([newey_west(x), newey_west(y)], rel=1e-9)
+    assert newey_west(x) > x.std(ddof=1) / 20**0.5  # of these draws what neighbours share is more than nothing
 
 
 def by_block(run, loss, num_tokens=None, source=None, weight=None):
@@ -125,12 +130,15 @@ def test_a_difference_of_two_runs_is_the_paired_test_s(runs):
     rng = np.random.default_rng(0)
     hard = rng.normal(0, 0.08, 64)
     a, b = 2.0 + hard + rng.normal(0, 0.004, 64), 2.01 + hard + rng.normal(0, 0.004, 64)
+    # The large differences beside the small ones: such neighbours share nothing, and parts are strangers to both.
+    ranks = np.argsort(a - b)
+    order = np.stack([ranks[:32], ranks[:31:-1]], axis=1).ravel()
+    a, b = a[order], b[order]
     one, other = (by_block(validated(run, 64_000), x) for run, x in zip(runs, (a, b)))
     value, error = precision.difference(one, other)
     assert value == pytest.approx((a - b).mean(), rel=1e-9)
-    paired = value / stats.ttest_rel(a, b).statistic  # which takes parts for strangers: what neighbours share is added
-    assert paired * (1 - 1e-9) <= error < 1.25 * paired
-    assert 1 - 1e-9 <= precision.shared_error([one, other]) / (a.std(ddof=1) / 8) < 1.35
+    assert value / error == pytest.approx(stats.ttest_rel(a, b).statistic, rel=1e-9)
+    assert precision.shared_error([one, other]) == pytest.approx(newey_west(a), rel=1e-9)
     assert error < precision.shared_error([one, other]) / 8
     [row] = precision.of([one, other])
     assert row["difference"] == pytest.approx(error)

@@ -174,8 +174,7 @@ def test_a_loss_out_of_reach_is_served_by_no_model(found):
 
 
 def test_a_loss_above_the_ceiling_asks_for_nothing():
-    """Of a law whose ceiling its runs tell: any run has such a loss. Just below it there
-    is an answer."""
+    """Of a law whose ceiling its runs tell: any run has such a loss. Just below it there is an answer."""
     runs = data.isoflop(budgets=np.geomspace(1e15, 1e18, 5), sizes=6)
     truth = data.HOFFMANN | {"L_0": 5.0}
     loss = catalogue.FORMS["saturating"].predict(truth, num_params=runs["num_params"], num_tokens=runs["num_tokens"])
