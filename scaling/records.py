@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from scaling import storage
+from scaling import parts, storage
 from scaling.config import RunConfig, num_params_of
 from scaling.fields import from_dict, value_at
 from scaling.objectives import OBJECTIVES, Objective
@@ -53,7 +53,9 @@ class RunRecord:
     tokens_per_param: float
     flops: dict[str, float]  # achieved training FLOPs by rule
     loss: float | None  # validation, in the objective's unit, whole split, at the last step; null if diverged
-    loss_standard_error: float | None  # over the split's windows
+    # By parts of the split's text (``parts``), else over its windows; in records of before over windows, which
+    # ``standard_error`` makes good.
+    loss_standard_error: float | None
     bits_per_byte: float | None
     num_eval_tokens: int  # behind ``loss``: those that carry it; pairs, where it is of these
     diverged_at_step: int | None
@@ -69,7 +71,7 @@ class RunRecord:
     loss_by_position: dict[str, list[Any]] | None = None
     # Validation loss by part of the split's text, the same parts for every run on these data: ``source``, ``block`` in
     # it, ``weight`` of the source, ``num_tokens``, ``loss``. None in records older than it.
-    loss_by_block: dict[str, list[Any]] | None = None
+    loss_by_block: dict[str, list[float]] | None = None
     # What an objective or a family keeps of the validation split besides, {name: {"value": a number or a list}}:
     # a generator's loss, the load of experts.
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -78,6 +80,12 @@ class RunRecord:
         default_factory=dict
     )  # seconds, step_seconds, eval_seconds, tokens_per_s, flops_per_s, …
     schema: int = SCHEMA
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of ``loss``, by parts of the text where there are any: windows of one document are hard or easy together."""
+        told = None if self.loss_by_block is None else parts.mean_and_standard_error(self.loss_by_block)
+        return self.loss_standard_error if told is None else told[1]
 
 
 def write_json(path: Path, payload: Any) -> None:
@@ -170,11 +178,16 @@ def _checked(text: str, run_id: str) -> RunRecord:
         if not isinstance(record.sweep.get(name, False), bool):
             raise ValueError(f"sweep.{name} is {record.sweep[name]!r}, not true or false")
     needed = {"num_params": {"non_embedding", "total"}, "curve": {"step", "num_tokens", "loss"}}
+    if record.loss_by_block is not None:
+        needed["loss_by_block"] = {"source", "block", "weight", "num_tokens", "loss"}
     for name, keys in needed.items():
-        if missing := keys - getattr(record, name).keys():
+        columns = getattr(record, name)
+        if missing := keys - columns.keys():
             raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
-    if len({len(column) for column in record.curve.values()}) > 1:
-        raise ValueError("the columns of curve are not equally long")
+        if len({len(column) for column in columns.values() if isinstance(column, list)}) > 1:
+            raise ValueError(f"the columns of {name} are not equally long")
+    if record.loss_by_block is not None and min(record.loss_by_block["num_tokens"], default=1) <= 0:
+        raise ValueError("loss_by_block has a part without tokens")
     return record
 
 
@@ -363,7 +376,7 @@ def _row(r: RunRecord) -> dict[str, Any]:
         **{f"flops_{rule}": flops for rule, flops in r.flops.items()},
         "loss": r.loss,
         "loss_unit": objective_of(r).unit,
-        "loss_standard_error": r.loss_standard_error,
+        "loss_standard_error": r.standard_error,
         "bits_per_byte": r.bits_per_byte,
         **{f"measures.{name}": m["value"] for name, m in r.measures.items() if not isinstance(m["value"], list)},
         **({"least_loss": least} if (least := least_loss(r)) is not None else {}),

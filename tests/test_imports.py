@@ -1,6 +1,6 @@
 """Imports point one way (the house's first rule), and what is heavy is imported where it is first used.
 
-    fields, storage, numbers ← families, objectives ← config, execution ← accounting, records ← grid ← data
+    fields, storage, numbers, parts ← families, objectives ← config, execution ← accounting, records ← grid ← data
     data ← training ← engine ← conclusion, rounds ← sweep
     records ← laws ← report ← fit ← conclusion
     fit ← advise ← study; advise, engine ← design
@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"tensorflow_datasets", "tensorflow", "pandas", "matplotlib", "pydantic", "yaml"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
-GROUND = {"fields", "config", "storage", "machine", "terminal", "numbers", "devices"}
+GROUND = {"fields", "config", "storage", "machine", "terminal", "numbers", "parts", "devices"}
 CORE = GROUND | {"families", "objectives", "execution", "accounting", "records", "grid"}
 ANALYSIS = {"laws", "report", "fit", "advise", "study"}
 
@@ -34,12 +34,13 @@ MAY_IMPORT = {
     "machine": set(),
     "terminal": set(),
     "numbers": set(),
+    "parts": set(),
     "devices": set(),
     "execution": {"fields", "devices"},
     "accounting": {"fields", "families", "objectives", "config"},
-    "records": {"fields", "objectives", "config", "storage", "accounting"},
+    "records": {"fields", "parts", "objectives", "config", "storage", "accounting"},
     "grid": {"fields", "numbers", "families", "objectives", "config", "execution", "accounting"},
-    "laws": {"records", "numbers"},
+    "laws": {"records", "numbers", "parts"},
     "report": GROUND | {"records", "laws"},
     "fit": GROUND | {"records", "laws", "report"},
     "advise": GROUND | {"records", "laws", "report", "fit"},

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scaling import records
-from scaling.laws.answers import of_runs, precision, truth
+from scaling import parts, records
+from scaling.laws import analysis
+from scaling.laws.answers import precision, truth
+from scaling.laws.intervals import shared
 from scaling.report.page import build
 from tests import synthetic
 
@@ -102,7 +104,7 @@ def test_neighbouring_parts_that_are_alike_say_less():
         for i in range(1, 264):
             x[i] = rho * x[i - 1] + (1 - rho**2) ** 0.5 * x[i]
         blocks = {"source": [0] * 64, "weight": [1.0] * 64, "num_tokens": [1000] * 64}
-        told.append(precision._of_blocks(blocks, x[200:])[1])
+        told.append(parts.mean_and_standard_error(blocks, x[200:])[1])
     exact = ((1 + rho) / (1 - rho) / 64) ** 0.5
     assert 0.8 * exact < np.sqrt(np.mean(np.square(told))) < 1.02 * exact  # 64 parts see most of it; alone .58
 
@@ -138,8 +140,8 @@ def test_a_difference_of_two_runs_is_the_paired_test_s(runs):
     value, error = precision.difference(one, other)
     assert value == pytest.approx((a - b).mean(), rel=1e-9)
     assert value / error == pytest.approx(stats.ttest_rel(a, b).statistic, rel=1e-9)
-    assert precision.shared_error([one, other]) == pytest.approx(newey_west(a), rel=1e-9)
-    assert error < precision.shared_error([one, other]) / 8
+    assert one.standard_error == pytest.approx(newey_west(a), rel=1e-9)
+    assert error < one.standard_error / 8
     [row] = precision.of([one, other])
     assert row["difference"] == pytest.approx(error)
     [sentence] = precision.sentences([row])
@@ -178,20 +180,40 @@ def test_the_interval_of_E_carries_what_all_losses_share(runs):
         "intervals": {"E": [1.46, None], "L_0": [2.9, 3.2], "A": [1.0, 3.0]},
         "profile_intervals": {"E": [1.46, None]},
     }
-    fit = {"laws": {"chinchilla": law, "kaplan_n": {"params": {"alpha": 0.1}, "intervals": {"alpha": [0.0, 0.2]}}}}
-    told = of_runs.with_shared_error(fit["laws"], 0.008)
-    assert of_runs.with_shared_error(told, 0.008) == told  # what a page reads is not widened again
-    low, high = told["chinchilla"]["intervals"]["E"]
+    told = shared.in_law(law, 0.008)
+    low, high = told["intervals"]["E"]
     assert low == pytest.approx(1.5 - math.sqrt(0.04**2 + (1.959964 * 0.008) ** 2), rel=1e-6)
     assert high is None
+    assert (
+        shared.in_law(law | {"intervals": {**law["intervals"], "E": [-math.inf, 1.6]}}, 0.1)["intervals"]["E"][0]
+        == -math.inf
+    )
     reach = [math.hypot(half, 1.959964 * 0.008) for half in (0.1, 0.2)]  # a ceiling goes with the floor
-    assert told["chinchilla"]["intervals"]["L_0"] == pytest.approx([3.0 - reach[0], 3.0 + reach[1]], rel=1e-6)
-    assert told["chinchilla"]["intervals"]["A"] == [1.0, 3.0]
-    assert told["kaplan_n"] == fit["laws"]["kaplan_n"]
-    assert told["chinchilla"]["evaluation"] == {"standard_error": 0.008, "E_on_this_split": [1.46, None]}
+    assert told["intervals"]["L_0"] == pytest.approx([3.0 - reach[0], 3.0 + reach[1]], rel=1e-6)
+    assert told["intervals"]["A"] == [1.0, 3.0]
+    assert told["evaluation"] == {"standard_error": 0.008, "E_on_this_split": [1.46, None]}
     assert law["intervals"]["E"] == [1.46, None]
-    complete = of_runs.complete(fit, [validated(runs[0], 10_000)])
-    assert complete["laws"]["chinchilla"]["evaluation"]["standard_error"] == pytest.approx(SIGMA / 100)
-    [row] = truth.irreducible(fit, 1.45)
+    other = {"params": {"alpha": 0.1}, "intervals": {"alpha": [0.0, 0.2]}, "level": 0.95}
+    assert shared.in_law(other, 0.008) == other
+    fits = [{"laws": {"chinchilla": entry}} for entry in (law, told)]
+    [row] = truth.irreducible(fits[0], 1.45)
     assert not row["inside"]
-    assert truth.irreducible({"laws": told}, 1.45) == [row]  # read again from fit.json
+    assert truth.irreducible(fits[1], 1.45) == [row]
+
+
+def test_the_error_that_a_fit_carries_is_that_of_the_least_loss():
+    """Of records, and of a table that says it; the exponents' intervals are the same without it."""
+    table = records.table(records.load_records(REPO / "results" / "chinchilla"))
+    laws = {"laws": ["chinchilla"], "bootstrap": 0}
+    found = analysis.analyse(table, **laws)
+    fitted = table[~table["holdout"]]
+    error = fitted.loc[fitted["loss"].idxmin(), "loss_standard_error"]
+    assert found.observations.shared_error == error
+    assert 0.055 < error < 0.068
+    law = found.to_json()["laws"]["chinchilla"]
+    alone = analysis.analyse(table.drop(columns="loss_standard_error"), **laws).to_json()["laws"]["chinchilla"]
+    assert "evaluation" not in alone
+    assert law["evaluation"]["E_on_this_split"] == alone["intervals"]["E"]
+    half = [math.hypot(end - law["params"]["E"], 1.959964 * error) for end in alone["intervals"]["E"]]
+    assert law["intervals"]["E"] == pytest.approx([max(law["params"]["E"] - half[0], 0), law["params"]["E"] + half[1]])
+    assert all(law["intervals"][k] == alone["intervals"][k] for k in ("A", "alpha", "B", "beta"))

@@ -50,6 +50,7 @@ class Known:
     steps: tuple["Step", ...] = ()
     width_after: float = math.inf
     reasons: tuple[str, ...] = ()
+    shared_width: float = 0.0
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,11 @@ def test_rounds_end_by_width_by_budget_and_by_want_of_candidates():
     assert few.stop is None  # 5.07 is the lower quartile of χ² with 8 degrees of freedom (tables): 1.256 times as wide
     assert rounds.caution(8) == pytest.approx((8 / 5.071) ** 0.5, rel=1e-4)
     assert rounds.decide(says(0.0636, Step(0, 1.0)), rounds.Goal(interval=0.08), 5.0, 3, 8).stop is not None
+    share = dataclasses.replace(says(0.1, Step(0, 1.0))(), shared_width=0.09)
+    assert rounds.decide(lambda **asked: share, rounds.Goal(interval=0.08), 5.0, 3).stop.startswith(
+        "the validation text's"
+    )
+    assert rounds.decide(lambda **asked: share, rounds.Goal(interval=0.095), 5.0, 3).stop is None
     asked = {}
     rounds.decide(lambda **told: asked.update(told) or says(0.1)(), rounds.Goal(budget=6.0, batch=3), 4.5, 3)
     assert asked == {"batch": 3, "exponent": 0.4, "budget": 1.5, "level": 0.9}

@@ -13,7 +13,7 @@ from scaling.laws.answers.multiplier import BEYOND, SIGNIFICANCE, Comparison, Cu
 from scaling.laws.answers.optimum import Surfaced
 from scaling.laws.fitting.identify import Unidentified
 from scaling.laws.fitting.run_noise import RunNoise
-from scaling.laws.intervals import influence, resampling
+from scaling.laws.intervals import influence, resampling, shared
 from scaling.laws.intervals.profile import Profile, Quantity, cut, without_end
 from scaling.laws.tables.observations import HELD_OUT, LEFT_OUT
 
@@ -175,7 +175,7 @@ def _law(found: Found, name: str) -> dict[str, Any]:
     fitted, draws = found.fits[name], found.draws.get(name)
     errors, intervals, method = _uncertainty(found, name)
     profiles = {k: p for k, p in found.profiles.get(name, {}).items() if k in fitted.params}
-    return {
+    entry = {
         "equation": fitted.form.equation,
         "source": fitted.form.source,
         "params": fitted.params,
@@ -206,6 +206,7 @@ def _law(found: Found, name: str) -> dict[str, Any]:
         "residual_rmse": fitted.residual_rmse,
         "residual_tests": found.residuals[name].to_json() if name in found.residuals else None,
     }
+    return shared.in_law(entry, found.observations.shared_error)
 
 
 def _uncertainty(found: Found, name: str) -> tuple[dict[str, Any], dict[str, Any], str]:

@@ -55,7 +55,7 @@ def _runs(runs: Sequence[records.RunRecord]) -> dict[str, Any]:
         "flops": {rule: _short(run.flops[rule] for run in runs) for rule in rules},
         "num_tokens": [run.num_tokens for run in runs],
         "loss": _short(run.loss for run in runs),
-        "error": _short(run.loss_standard_error for run in runs),
+        "error": _short(run.standard_error for run in runs),
         "rate": _short(run.config["optim"]["peak_lr"] for run in runs),
         "batch": [run.batch_tokens for run in runs],
     }

@@ -327,7 +327,7 @@ def _cell_rows(results: Results) -> list[dict]:
                 "batch_tokens": r.batch_tokens,
                 "peak_lr": r.config["optim"]["peak_lr"],
                 "loss": r.loss,
-                "loss_standard_error": r.loss_standard_error,
+                "loss_standard_error": r.standard_error,
                 "bits_per_byte": r.bits_per_byte,
                 "seconds": r.timing.get("seconds"),
                 "predicted_seconds": planned.get(r.run_id, {}).get("predicted_seconds"),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from scaling import data, objectives
+from scaling import data, objectives, parts
 from scaling.config import RunConfig
 from scaling.data.validation import NUM_BLOCKS
 from scaling.training import sharding
@@ -18,7 +18,8 @@ from scaling.training.step import position_bins
 
 
 def mean_and_standard_error(sums_W: np.ndarray, tokens_W: np.ndarray) -> tuple[float, float]:
-    r"""Loss per token Σs/Σn over windows and its standard error, windows taken as independent clusters.
+    r"""Loss per token Σs/Σn over windows and its standard error, windows taken as independent clusters: of few that lie
+    far from one another they are; of a whole split, where a document is many windows, see ``with_parts``.
 
     The ratio estimator's SE² = W/(W-1) Σ (s_w - loss n_w)² / (Σ n_w)² (Cochran 1977, §6.3).
     """
@@ -89,6 +90,19 @@ def by_block(sums_W: np.ndarray, tokens_W: np.ndarray, block_W: np.ndarray, shar
     weight_b = np.array([weight for _, weight, _ in shares])[source_b]
     columns = {"source": source_b, "block": block_b, "weight": weight_b, "num_tokens": n_b[known].astype(int)}
     return {name: x.tolist() for name, x in (columns | {"loss": sums_b[known] / n_b[known]}).items()}
+
+
+def with_parts(found: Evaluated, by_block: dict[str, list], shares: list[tuple[str, float, slice]]) -> Evaluated:
+    """Returns ``found`` with the losses by part of the text, and standard errors that allow for what the windows of a
+    document share (``parts``), of the loss and of every source, where there are two parts of each."""
+    told = parts.mean_and_standard_error(by_block)
+    if told is None:
+        return found._replace(by_block=by_block)
+    by_source = found.by_source and {
+        name: {**found.by_source[name], "standard_error": parts.of_source(by_block, s)[1]}  # type: ignore[index]
+        for s, (name, _, _) in enumerate(shares)
+    }
+    return found._replace(by_block=by_block, standard_error=told[1], by_source=by_source)
 
 
 class ByPosition:
@@ -189,7 +203,7 @@ class Evaluator:
         if final:
             block_W = self.corpus.validation_blocks(self._asked)
             for k, sums_W in enumerate(sums_KW):
-                found[k] = found[k]._replace(by_block=by_block(sums_W, self.tokens_W, block_W, self.shares))
+                found[k] = with_parts(found[k], by_block(sums_W, self.tokens_W, block_W, self.shares), self.shares)
         if places is not None:
             found = [member._replace(by_position=places.of(k)) for k, member in enumerate(found)]
         for name in measures[0] if measures else ():

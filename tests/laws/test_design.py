@@ -222,6 +222,41 @@ def test_a_width_that_all_candidates_do_not_reach_has_no_certificate(found):
     assert wide.budget == 0.0
 
 
+def test_no_run_takes_away_what_all_losses_share(found):
+    """Of E: √(own² + shared²) now, after each run, and with every candidate, own what a fit without the error has. Of
+    the exponent, and of a forecast on the same text, nothing changes."""
+    error, level = 0.03, 0.9
+    shared = 2 * 1.6448536 * error
+    rows = dataclasses.replace(found.observations, columns={**found.observations.columns})
+    rows.columns["loss_standard_error"] = np.full(len(rows), 0.05)
+    rows.columns["loss_standard_error"][rows.loss.argmin()] = error
+    told = dataclasses.replace(found, observations=rows)
+    asked = {"batch": 3, "level": level, "asked": np.hypot(0.06, shared)}
+    for text in ("a", "loss@1e22"):
+        alone, same = (propose(f, grid(), Target.of(text), **asked) for f in (found, told))
+        assert same == alone
+    alone, both = (propose(f, grid(), Target.of("E"), **asked) for f in (found, told))
+    value = found.fits["chinchilla"].params["E"]
+    half = [np.hypot(end - value, shared / 2) for end in alone.interval]
+    assert both.interval == pytest.approx((value - half[0], value + half[1]), rel=1e-9)
+    assert both.shared_width == pytest.approx(shared, rel=1e-6)
+    assert [s.candidate for s in both.steps] == [s.candidate for s in alone.steps]
+    for one, other in zip(alone.steps, both.steps):
+        exact = np.hypot(one.width_after, shared)
+        assert other.width_after == pytest.approx(exact, rel=2e-3)  # the profile is lopsided
+    ratio = 0.06 / alone.width
+    wide = np.hypot(ratio * np.sqrt(both.width**2 - shared**2), shared)
+    under, over = (propose(f, grid(), Target.of("E"), level=level, asked=w).certificate
+                   for f, w in ((found, 0.06), (told, wide)))  # fmt: skip
+    assert over.least == pytest.approx(under.least, rel=1e-3)
+    assert over.budget == under.budget is not None
+    never = propose(told, grid(), Target.of("E"), level=level, asked=0.95 * shared).certificate
+    assert never.least is None
+    assert "leave a width of" in never.reason
+    twice = propose(told, grid(), Target.of("E"), level=level, asked=shared / 2**0.5)
+    assert any("with 2 times as much text that alone would be" in reason for reason in twice.reasons)
+
+
 def test_the_interval_is_the_fits_own(found):
     """Of a the profile's, as fit.json has it, not the Laplace approximation's; of a loss the forecast's."""
     proposal = propose(found, grid(), Target.of("a"), level=0.95)

@@ -5,8 +5,16 @@ import pytest
 
 from scaling import data
 from scaling.data.validation import NUM_BLOCKS, Validation
-from scaling.training.evaluation import by_block, evaluated
+from scaling.training.evaluation import by_block, evaluated, with_parts
 from tests.training.lab import cell, train
+
+
+def newey_west(n, loss):
+    """Standard error of Σ n loss / Σ n, by the double sum over parts; never less than that of strangers."""
+    B, u = len(n), n * (loss - np.average(loss, weights=n))
+    apart = np.abs(np.subtract.outer(np.arange(B), np.arange(B)))
+    weight = np.maximum(1 - apart / (round(B ** (1 / 3)) + 1), 0)
+    return np.sqrt(B / (B - 1) * max(u @ weight @ u, u @ u)) / n.sum()
 
 
 class Tokens:
@@ -50,7 +58,14 @@ def test_by_part_adds_up_to_the_loss_of_a_mixture():
         b = found["block"][here][0]
         mine = (block_W == b + 64 * s) & (np.arange(W) >= windows.start) & (np.arange(W) < windows.stop)
         assert found["loss"][here][0] == pytest.approx(sums_W[mine].sum() / tokens_W[mine].sum(), rel=1e-6)
-    assert total == pytest.approx(evaluated(sums_W, tokens_W, shares).loss, rel=1e-9)
+    whole = evaluated(sums_W, tokens_W, shares)
+    assert total == pytest.approx(whole.loss, rel=1e-9)
+    told = with_parts(whole, by_block(sums_W, tokens_W, block_W, shares), shares)
+    errors = [newey_west(*(found[k][found["source"] == s] for k in ("num_tokens", "loss"))) for s in (0, 1)]
+    assert [told.by_source[name]["standard_error"] for name, *_ in shares] == pytest.approx(errors, rel=1e-9)
+    exact = np.hypot(*(weight * error for (_, weight, _), error in zip(shares, errors)))
+    assert told.standard_error == pytest.approx(exact, rel=1e-9)
+    assert (told.loss, whole.by_block) == (whole.loss, None)
 
 
 @pytest.mark.slow
@@ -64,5 +79,6 @@ def test_records_of_two_runs_have_the_same_parts(corpus, tmp_path):
     for record in (one, other):
         n, loss = (np.array(record.loss_by_block[k]) for k in ("num_tokens", "loss"))
         assert np.average(loss, weights=n) == pytest.approx(record.loss, rel=1e-6)
+        assert record.loss_standard_error == record.standard_error == pytest.approx(newey_west(n, loss), rel=1e-9)
     for name in ("source", "block", "weight", "num_tokens"):
         assert one.loss_by_block[name] == other.loss_by_block[name]

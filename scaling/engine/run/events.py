@@ -57,7 +57,7 @@ def _about_cell(event: str, row, record) -> dict:
         "holdout": row.cell.holdout,
         "status": record.status,
         "loss": record.loss,
-        "loss_standard_error": record.loss_standard_error,
+        "loss_standard_error": record.standard_error,
         "num_params": record.num_params["non_embedding"],
         "num_tokens": record.num_tokens,
         "seconds": record.timing.get("seconds"),

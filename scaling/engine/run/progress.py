@@ -101,7 +101,7 @@ class Progress:
         seconds = record.timing.get("seconds")
         took = f"{duration(seconds)} (predicted {duration(row.seconds)})"
         if record.status == "completed":
-            error = f" ± {record.loss_standard_error:.4f}" if record.loss_standard_error is not None else ""
+            error = f" ± {record.standard_error:.4f}" if record.standard_error is not None else ""
             loss = (f"{record.loss:.4f}", "bold")
             line = text(("✓", "green"), f" {head}  {counts}  loss ", loss, f"{error}  {took}")
         elif record.status == "diverged":

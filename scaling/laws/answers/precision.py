@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling import parts
 from scaling.numbers import compact
 from scaling.records import RunRecord, loss_unit
 
@@ -51,54 +52,14 @@ def difference(run: RunRecord, other: RunRecord) -> tuple[float, float] | None:
 
     What both find hard in a part of the text is in neither's favour: with d_b the difference in part b of n_b tokens,
     D = Σ n d / Σ n and SE² = B/(B-1) Σ n² (d - D)² / (Σ n)² (Cochran 1977, §6.3) with what neighbouring parts share
-    (``_of_blocks``), Σ w D and Σ w² SE² of a mixture. None where the two have no such parts in common.
+    (``parts.mean_and_standard_error``), Σ w D and Σ w² SE² of a mixture. None where they have no such parts in common.
     """
     if run.data.get("fingerprint") != other.data.get("fingerprint"):
         return None
     mine, theirs = run.loss_by_block, other.loss_by_block
     if not mine or not theirs or any(mine[k] != theirs[k] for k in ("source", "block", "weight", "num_tokens")):
         return None
-    return _of_blocks(mine, np.array(mine["loss"]) - np.array(theirs["loss"]))
-
-
-def shared_error(runs: Sequence[RunRecord]) -> float | None:
-    """Standard error that the losses of all ``runs`` share: that of the run of the least loss, by parts of the text
-    where they are known, else by windows. Exponents, optima and forecasts on the same text have no part of it."""
-    known = [run for run in runs if run.loss is not None]
-    if not known or len({run.data.get("fingerprint") for run in known}) > 1:
-        return None
-    best = min(known, key=lambda run: run.loss)  # type: ignore[arg-type, return-value]  # it has one
-    if best.loss_by_block is not None:
-        told = _of_blocks(best.loss_by_block, np.array(best.loss_by_block["loss"]))
-        if told is not None:
-            return told[1]
-    return best.loss_standard_error
-
-
-def _of_blocks(blocks: Mapping[str, Any], value: np.ndarray) -> tuple[float, float] | None:
-    """(Σ w mean, its standard error) of values by part; None where a source has fewer than two parts.
-
-    Parts are stretches of the text one after another, so that a long document lies in several: to Σ u², u = n (value -
-    mean), the products of neighbours are added, 2 (1 - k / (K + 1)) Σ u_b u_b+k for k up to K, the cube root of the
-    number of parts (Newey and West 1987), where that is more.
-    """
-    source = np.array(blocks["source"])
-    n, weight = np.array(blocks["num_tokens"]), np.array(blocks["weight"])
-    total, variance = 0.0, 0.0
-    for s in np.unique(source):
-        here = source == s
-        B = int(here.sum())
-        if B < 2:
-            return None
-        mean = float(np.average(value[here], weights=n[here]))
-        u = n[here] * (value[here] - mean)
-        alone = float(np.square(u).sum())
-        reach = round(B ** (1 / 3))
-        shared = sum(2 * (1 - k / (reach + 1)) * float((u[k:] * u[:-k]).sum()) for k in range(1, min(reach, B - 1) + 1))
-        spread = max(alone, alone + shared) / float(n[here].sum()) ** 2
-        w = float(weight[here][0])
-        total, variance = total + w * mean, variance + w**2 * B / (B - 1) * spread
-    return total, math.sqrt(variance)
+    return parts.mean_and_standard_error(mine, np.array(mine["loss"]) - np.array(theirs["loss"]))
 
 
 def _largest_difference(runs: Sequence[RunRecord]) -> float | None:
@@ -112,26 +73,17 @@ def _largest_difference(runs: Sequence[RunRecord]) -> float | None:
 
 def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
     """(source, tokens that carry loss, standard error) of each split that the run was validated on."""
-    parts = run.data.get("sources")
-    if parts:
+    sources = run.data.get("sources")
+    if sources:
         found = [
             (part["source"], part.get("num_eval_tokens", part["validation_tokens"]), part.get("standard_error"))
-            for part in parts
+            for part in sources
         ]
     else:
         found = [(run.data.get("source") or "the data", run.num_eval_tokens, run.loss_standard_error)]
-    return [(name, num, _of_source(run, s) or by_windows) for s, (name, num, by_windows) in enumerate(found)]
-
-
-def _of_source(run: RunRecord, source: int) -> float | None:
-    """Standard error of the loss on one source by the parts of its text; None where there are no two."""
-    blocks = run.loss_by_block
-    if blocks is None:
-        return None
-    here = np.array(blocks["source"]) == source
-    mine = {name: np.array(column)[here] for name, column in blocks.items()} | {"weight": np.ones(here.sum())}
-    told = _of_blocks(mine, mine["loss"]) if here.any() else None
-    return None if told is None else told[1]
+    # Records of before came with the error of windows as if they were independent, beside the losses of the parts.
+    told = [parts.of_source(run.loss_by_block, s) for s in range(len(found))]
+    return [(name, num, by_windows if own is None else own[1]) for (name, num, by_windows), own in zip(found, told)]
 
 
 def _counted(unit: str) -> str:

@@ -44,7 +44,8 @@ class Step(Protocol):
 
 
 class Proposal(Protocol):
-    """What a chooser says: the target's interval now, the steps that narrow it most for their cost, and why."""
+    """What a chooser says: the target's interval now, the part of its width that no run takes away, the steps that
+    narrow it most for their cost, and why."""
 
     @property
     def steps(self) -> Sequence[Step]: ...
@@ -57,6 +58,9 @@ class Proposal(Protocol):
 
     @property
     def width_after(self) -> float: ...
+
+    @property
+    def shared_width(self) -> float: ...
 
     @property
     def reasons(self) -> Sequence[str]: ...
@@ -163,6 +167,12 @@ def decide(
     if goal.interval is not None and said.width * times <= goal.interval:
         stop = f"the interval is {said.width:.3g} wide, and {goal.interval:g} was asked"
         return Decision((), **known, width_expected=None, cost=0.0, reasons=(), stop=stop)
+    if goal.interval is not None and said.shared_width >= goal.interval:
+        stop = (
+            f"the validation text's own error, which no run takes away, is {said.shared_width:.3g} of the interval's "
+            f"width, and {goal.interval:g} was asked: hold out more text"
+        )
+        return Decision((), **known, width_expected=None, cost=0.0, reasons=tuple(said.reasons), stop=stop)
     if not said.steps:
         stop = "every candidate is bought" if not num_candidates else "no candidate is worth its cost"
         if num_candidates and left is not None:

@@ -66,6 +66,14 @@ class Observations:
         top = SAME_HORIZON * float(self.columns["flops"].max()) if "flops" in self.columns else None
         return counted | {"holdout_flops": top}
 
+    @property
+    def shared_error(self) -> float | None:
+        """Standard error, in the loss's unit, that all losses share, being of one validation text: that of the least
+        one, where the table has ``loss_standard_error``. Exponents, optima and forecasts on the same text have no part
+        of it; the floor E has."""
+        errors = self.columns.get("loss_standard_error")
+        return None if errors is None else float(errors[self.loss.argmin()])
+
     def left_out(self) -> list[str]:
         """How many runs are not fitted, in words, a line for each reason."""
         counts = sorted(Counter(row["reason"] for row in self.excluded).items())

@@ -95,6 +95,15 @@ def believe(found: "Analysis", columns: Mapping[str, np.ndarray], target: Target
     return _mixed(told, len(next(iter(columns.values()))), misses if target.kind.is_loss else None, reasons)
 
 
+def sharing(known: Beliefs, width: float, shared: float) -> Beliefs:
+    """Returns what is known of a target whose interval, ``width`` wide, has a ``shared`` part that no run takes away:
+    it is the same part, (shared / width)², of the variance, whatever scale Laplace's has."""
+    if not 0 < shared < width < np.inf:
+        return known
+    part = (shared / width) ** 2
+    return replace(known, rest=known.rest + known.variance(known.start) * part / (1 - part))
+
+
 def of_fit(fitted: Fit, columns: Mapping[str, np.ndarray], quantity: Quantity, name: str) -> Beliefs:
     """What one fit knows of a quantity of its parameters called ``name``, (B,) each, that is no run's loss."""
     votes, why = _votes(fitted, columns, quantity, name, {c: np.ones(1) for c in fitted.form.columns})

@@ -81,13 +81,13 @@ def spread_of(
 
 def compare(
     found: "Analysis", target: Target, columns: Columns, cost: Callable[[Sequence[int]], float],
-    bought: Sequence[int], first: int, width: float, blind: Collection[int] = (),
+    bought: Sequence[int], first: int, width: float, blind: Collection[int] = (), level: float = 0.9,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Sets the order in which rows were ``bought`` against two others that begin with the same ``first`` rows.
 
     Args:
       columns: of all rows that could have been bought (n,), those bought among them; ``cost`` of some, by number.
-      width: of the target's interval after all that was bought.
+      width: of the target's interval after all that was bought, at ``level``.
       blind: rows that were paid for and gave no loss, diverged ones.
 
     Returns:
@@ -101,12 +101,13 @@ def compare(
     if not (0 < left < np.inf and 0 < width < np.inf):
         return None
     n, begin = len(columns["flops"]), list(bought[:first])
-    unit = width / left
+    shared = min(target.shared_width(found, level), width)
+    unit = np.sqrt(width**2 - shared**2) / left
 
     def course(order: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         ends = range(first, len(order) + 1)
         spent = [cost(list(order[:k])) for k in ends]
-        return np.array(spent), np.array([unit * spread(list(order[:k])) for k in ends])
+        return np.array(spent), np.array([np.hypot(unit * spread(list(order[:k])), shared) for k in ends])
 
     def reached(spent: np.ndarray, widths: np.ndarray) -> float:
         there = widths <= width * (1 + 1e-9)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scaling.laws.answers.allocation import FAR, Cost
-from scaling.laws.answers.design import mending
+from scaling.laws.answers.design import beliefs, mending
 from scaling.laws.answers.design.beliefs import Beliefs, believe, root_covariance
 from scaling.laws.answers.design.candidates import FREE, Candidates
 from scaling.laws.answers.design.certificate import Certificate, least_budget
@@ -42,6 +42,7 @@ class Proposal:
       width_after: expected once the steps have run: the width times the root of its variance's ratio, of the surface
         law for what the surface law's interval is of, of all forms for a loss. Variances are Laplace's, and know
         nothing of misfit and shared errors, as the interval does: only their ratio is used.
+      shared_width: what of the width all runs share, which none takes away.
       next: the best run after these, where one is left within the budget.
       certificate: of the width that was asked for; None where none was.
       voters: weight of the forms asked.
@@ -59,6 +60,7 @@ class Proposal:
     reasons: tuple[str, ...] = ()
     next: Step | None = None
     certificate: Certificate | None = None
+    shared_width: float = 0.0
 
     @property
     def cost(self) -> float:
@@ -97,13 +99,13 @@ def propose(
                         certificate=unreached(asked, "there is no candidate"))  # fmt: skip
     known = believe(found, candidates.columns, target)
     reasons = list(known.reasons)
-    if target.name == "E":
-        reasons.append("E is without the validation text's own error, which all runs share and no run takes away")
+    fixed = target.shared_width(found, level)
+    reasons += _of_the_text(fixed, asked)
 
     def proposal(steps: Sequence[Step] = (), **others: Any) -> Proposal:
         after = steps[-1].width_after if steps else width
         return Proposal(target, level, tuple(steps), interval, width, after, candidates.unit, known.voters,
-                        tuple(reasons), **others)  # fmt: skip
+                        tuple(reasons), shared_width=fixed, **others)  # fmt: skip
 
     if not known.voters:
         certificate = unreached(asked, "no form tells of the target yet")
@@ -115,6 +117,7 @@ def propose(
         reasons += said
     shown = known if target.kind.is_loss else believe(found, candidates.columns, target, alone=True)
     shown = shown if shown.voters else known
+    known, shown = (beliefs.sharing(b, width, fixed) for b in (known, shown))
     order = Order(known, shown, candidates, exponent, width, first)
     steps = order.take(batch, budget)
     left = None if budget is None else budget - sum(s.cost for s in steps)
@@ -126,6 +129,16 @@ def propose(
         start = Order(known, shown, candidates, exponent, width, first)
         certificate = least_budget(shown, candidates, width, asked, start.until(asked))
     return proposal(steps, next=following, certificate=certificate)
+
+
+def _of_the_text(width: float, asked: float | None) -> list[str]:
+    """Says how much of an interval's width all runs share, and how much text an ``asked`` width below it takes."""
+    if not width:
+        return []
+    said = f"{width:.3g} of the width is the validation text's own error, which all runs share and no run takes away"
+    if asked is not None and asked < width:
+        said += f"; with {(width / asked) ** 2:.3g} times as much text that alone would be {asked:.3g}"
+    return [said]
 
 
 def unreached(asked: float | None, why: str) -> Certificate | None:

@@ -12,7 +12,7 @@ from scaling.laws.answers import allocation
 from scaling.laws.answers.allocation import Cost
 from scaling.laws.answers.forecast import forecast
 from scaling.laws.forms.law import Form, Params
-from scaling.laws.intervals import resampling
+from scaling.laws.intervals import resampling, shared
 from scaling.laws.intervals.profile import Quantity, profile
 from scaling.laws.tables.reading import parse
 
@@ -26,7 +26,8 @@ class Kind:
 
     ``quantity`` makes of a form, the cost and the numbers after the @ a function of parameters, arrays (B,) to (B,), in
     logarithms where ``is_log``; None where the form has no such quantity. ``takes`` names these numbers. A width is
-    that of the logarithm where ``is_ratio``; ``is_loss``: the interval is a forecast's, of a run.
+    that of the logarithm where ``is_ratio``; ``is_loss``: the interval is a forecast's, of a run; ``is_level``: it has
+    the error on the validation text that all losses share.
     """
 
     quantity: Callable[[Form, Cost, tuple[float, ...]], Quantity | None]
@@ -34,6 +35,7 @@ class Kind:
     is_log: bool = False
     is_ratio: bool = False
     is_loss: bool = False
+    is_level: bool = False
     floor: float = -math.inf
 
 
@@ -83,7 +85,7 @@ KINDS = {
     "a": Kind(_exponent),
     "allocation": Kind(_log_size, ("C",), is_log=True, is_ratio=True),
     "loss": Kind(_log_loss, ("C", "N,D"), is_log=True, is_loss=True),
-    "E": Kind(_floor, floor=0.0),
+    "E": Kind(_floor, is_level=True, floor=0.0),
     "multiplier": Kind(_of_groups, ("C",), is_log=True, is_ratio=True),
 }
 
@@ -168,7 +170,15 @@ class Target:
         else:
             ends = np.array(profile(fitted, quantity, level).interval)
             ends = ends if by_profile else np.where(np.isfinite(ends), other, ends)
+        if self.kind.is_level:
+            value = float(np.ravel(quantity(fitted.params))[0])
+            ends = np.array(shared.widened(value, ends.tolist(), found.observations.shared_error, level))
         return self.ends(ends)
+
+    def shared_width(self, found: "Analysis", level: float) -> float:
+        """How wide the interval would be if the law were known exactly: by what all runs share, which none takes
+        away."""
+        return 2 * shared.reach(found.observations.shared_error, level) if self.kind.is_level else 0.0
 
     def ends(self, measured: Sequence[float] | np.ndarray) -> tuple[float, float]:
         """An interval of ``quantity`` in the target's own unit and domain."""
