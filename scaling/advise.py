@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -44,19 +44,44 @@ SERVING = {
     "value": ("downstream",),
 }  # fmt: skip
 BUDGETS = ("flops", "dollars", "hours")
+PLAIN = (*BUDGETS, "loss", "tokens", "num_params")  # questions of training alone
+WAYS = {"deadline": (), "inference_tokens": (*BUDGETS, "loss", "num_params"), "value": BUDGETS}  # and what they take
 _COUNTS = {2: "two", 3: "three"}
 FIT = "fit.json"
 FITTED = "runs"  # of ``critical_batch``: what these runs' own batches say
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
-def advise(
-    fit: Any, *, flops: float | None = None, dollars: float | None = None, hours: float | None = None,
-    loss: float | None = None, num_tokens: float | None = None, unique_tokens: float | None = None,
-    num_params: float | None = None, inference_tokens: float | None = None, deadline: float | None = None,
-    value: bool = False, hardware: str | None = None, devices: float = 1, price: float | None = None,
-    mfu: float | None = None, unit: str = "nats", **serving: Any,
-) -> Answer:  # fmt: skip
+class Asked(TypedDict, total=False):
+    """A question of ``advise``, by name; None is as good as not written."""
+
+    flops: float | None
+    dollars: float | None
+    hours: float | None
+    loss: float | None
+    num_tokens: float | None
+    unique_tokens: float | None
+    num_params: float | None
+    inference_tokens: float | None
+    deadline: float | None
+    value: bool
+    unit: str
+    hardware: str | None
+    devices: float | None
+    price: float | None
+    mfu: float | None
+    share_read: float | None
+    prefill_mfu: float | None
+    decoding_mfu: float | None
+    decode_batch: float | None
+    bytes_per_weight: float | None
+    serving_price: float | None
+    device_batch: float | None
+    critical_batch: float | str | None
+    downstream: str | None
+
+
+def advise(fit: Any, **asked: Unpack[Asked]) -> Answer:
     """Answers one question by a fitted law, with intervals from the fit's own draws.
 
     Args:
@@ -66,39 +91,78 @@ def advise(
       num_tokens, unique_tokens: the data there are.
       num_params: a size.
       inference_tokens: to be served over the model's life, at the quality that flops, loss or num_params says. With
-        ``hardware`` in dollars, and then of ``serving``: share_read (of the tokens, that are a prompt), prefill_mfu,
+        ``hardware`` in dollars, and then of these: share_read (of the tokens, that are a prompt), prefill_mfu,
         decoding_mfu, serving_price, or decode_batch and bytes_per_weight, which bound decoding by reading the weights.
-      deadline: seconds, on ``devices`` of ``hardware``; of ``serving`` then device_batch and critical_batch, tokens;
+      deadline: seconds, on ``devices`` of ``hardware``; then also device_batch and critical_batch, tokens;
         critical_batch "runs" is fitted to the runs, whose batches must differ (``batches.fitted``).
-      value: what a doubling of N, D and C takes off the loss, and with ``serving``'s downstream, a column of the table,
-        off that error, by its law of the loss (``downstream_error``).
-      price, mfu: the hardware's, dollars per device-hour and share of the peak, instead of its profile's.
+      value: what a doubling of N, D and C takes off the loss, and with downstream, a column of the table, off that
+        error, by its law of the loss (``downstream_error``).
+      devices: how many (1); price, mfu: the hardware's, dollars per device-hour and share of the peak, instead of its
+        profile's.
       unit: of losses: nats, bits (both per what the loss is per), or bits_per_byte, where the runs say it.
 
     Raises:
+      TypeError: an argument that is none of these.
       ValueError: no question, one that lacks a part, or a law that cannot answer it; says what to write.
     """
-    found: Analysis = getattr(fit, "analysis", fit)
-    table = getattr(fit, "table", None)
-    factor = _factor(unit, table, found)
-    given = {
-        "flops": flops, "dollars": dollars, "hours": hours, "loss": loss, "deadline": deadline, "tokens": num_tokens,
-        "unique_tokens": unique_tokens, "num_params": num_params, "inference_tokens": inference_tokens,
-        "devices": devices, "price": price, "mfu": mfu, **serving,
-    }  # fmt: skip
-    given = {name: v for name, v in given.items() if v is not None} | ({"value": True} if value else {})
-    _check(given, serving)
-    machine = None if hardware is None else Machine(hardware, price, mfu)
-    if len([name for name in BUDGETS if name in given]) > 1:
-        raise ValueError("--flops, --dollars and --hours are one budget: write one of them")
-    if flops is not None:
-        given["budget"] = Budget.of_flops(flops)
-    elif dollars is not None or hours is not None:
-        given["budget"] = _needed(machine, "--dollars and --hours").budget(dollars, hours, devices)
-    if loss is not None:
-        given |= {"loss": loss / factor, "asked": f"{loss:g}{'' if unit == 'nats' else ' ' + unit.replace('_', ' ')}"}
-    answer = _valued(found, given, table) if value else _answered(found, given, machine, table)
-    return answer if unit == "nats" else answer.in_unit(factor, unit.replace("_", " "))
+    return Question(asked).answer(getattr(fit, "analysis", fit), getattr(fit, "table", None))
+
+
+class Question:
+    """A question that can be asked of a law, whichever it is: all that needs no fit is checked here.
+
+    Raises TypeError and ValueError as ``advise`` does.
+    """
+
+    def __init__(self, asked: Mapping[str, Any]) -> None:
+        if unknown := [name for name in asked if name not in Asked.__annotations__]:
+            raise TypeError(f"advise() has no argument {unknown[0]!r}: write one of {', '.join(Asked.__annotations__)}")
+        written = {name: v for name, v in asked.items() if v is not None and v is not False}
+        self.unit = written.pop("unit", "nats")
+        if self.unit not in UNITS:
+            raise ValueError(f"--unit is {self.unit}: write one of {', '.join(UNITS)}")
+        hardware = written.pop("hardware", None)
+        given = {"tokens" if name == "num_tokens" else name: v for name, v in written.items()}  # as the command has it
+        self.given: dict[str, Any] = {"devices": 1, **given}
+        _check(self.given)
+        self.way = _way(self.given)
+        self.machine = None if hardware is None else Machine(hardware, given.get("price"), given.get("mfu"))
+        if "flops" in given:
+            self.given["budget"] = Budget.of_flops(given["flops"])
+        elif "dollars" in given or "hours" in given:
+            on = _needed(self.machine, "--dollars and --hours")
+            self.given["budget"] = on.budget(given.get("dollars"), given.get("hours"), self.given["devices"])
+        if self.way == "deadline":
+            _needed(self.machine, "--deadline")
+        self.prices = None
+        if self.way == "inference_tokens" and self.machine is not None:
+            self.prices = self.machine.prices(given)
+
+    def answer(self, found: Analysis, table: Any = None) -> Answer:
+        """Answers it by fitted laws; ``table``: of the runs, where they are at hand. Raises ValueError."""
+        given, way, factor = self.given, self.way, _factor(self.unit, table, found)
+        if "loss" in given:
+            loss, unit = given["loss"], "" if self.unit == "nats" else f" {self._unit}"
+            given = {**given, "loss": loss / factor, "asked": f"{loss:g}{unit}"}
+        quality = {name: given.get(name) for name in ("budget", "loss", "num_params")}
+        share = given.get("share_read", 0.0)
+        answers: dict[str, Callable[[], Answer]] = {
+            "deadline": lambda: _by_deadline(found, given, self.machine, table),  # type: ignore[arg-type]  # it is there
+            "inference_tokens": lambda: machines.of_inference(
+                found, given["inference_tokens"], **quality, share_read=share, prices=self.prices
+            ),
+            "value": lambda: _valued(found, given, table),
+            **dict.fromkeys(BUDGETS, lambda: questions.of_budget(found, given["budget"])),
+            "loss": lambda: questions.of_loss(found, given["loss"], given["asked"]),
+            "tokens": lambda: questions.of_data(found, given["tokens"], given.get("unique_tokens")),
+            "num_params": lambda: questions.of_num_params(found, given["num_params"]),
+        }
+        answer = answers[way]()
+        return answer if self.unit == "nats" else answer.in_unit(factor, self._unit)
+
+    @property
+    def _unit(self) -> str:
+        return self.unit.replace("_", " ")
 
 
 def check_numbers(given: Mapping[str, Any]) -> None:
@@ -118,51 +182,35 @@ def check_numbers(given: Mapping[str, Any]) -> None:
             raise ValueError(f"{option} is {v}: write a positive number")
 
 
-def _check(given: Mapping[str, Any], serving: Mapping[str, Any]) -> None:
-    """Raises ValueError on a number out of its range, a name that is none, or one that the question does not take."""
+def _check(given: Mapping[str, Any]) -> None:
+    """Raises ValueError on a number out of its range, or an option that the question does not take."""
     check_numbers(given)
-    known = [name for names in SERVING.values() for name in names]
-    for name in serving:
-        if name not in known:
-            raise TypeError(f"advise() has no argument {name!r}: write one of {', '.join(known)}")
     for question, names in SERVING.items():
         unused = [_option(name) for name in names if name in given and question not in given]
         if unused:
             raise ValueError(f"{', '.join(unused)}: only {_option(question)} takes it: write that too")
-    ways = [name for name in ("deadline", "inference_tokens", "value") if name in given]
+    if "unique_tokens" in given and "tokens" not in given and not any(name in given for name in WAYS):
+        raise ValueError("--unique-tokens is a part of the tokens there are: write --tokens with it")
+    if len([name for name in BUDGETS if name in given]) > 1:
+        raise ValueError("--flops, --dollars and --hours are one budget: write one of them")
+
+
+def _way(given: Mapping[str, Any]) -> str:
+    """The one question that ``given`` asks, by option. Raises ValueError where there is none, or another beside it."""
+    ways = [name for name in WAYS if name in given]
     if len(ways) > 1:
         raise ValueError(f"{' and '.join(map(_option, ways))} are {_COUNTS[len(ways)]} questions: write one")
-    taken = {"deadline": (), "inference_tokens": (*BUDGETS, "loss", "num_params"), "value": BUDGETS}
-    asked = (*BUDGETS, "loss", "tokens", "unique_tokens", "num_params")
     for question in ways:
-        if other := [name for name in asked if name in given and name not in taken[question]]:
+        if other := [name for name in (*PLAIN, "unique_tokens") if name in given and name not in WAYS[question]]:
             said = ", ".join(_option(name) for name in other)
             raise ValueError(f"{said}: {_option(question)} does not take it: ask one of them")
-
-
-def _answered(found: Analysis, given: Mapping[str, Any], machine: "Machine | None", table: Any) -> Answer:
-    """The answer to the one question that ``given`` asks, numbers by option; losses in nats."""
-    if "deadline" in given:
-        return _by_deadline(found, given, _needed(machine, "--deadline"), table)
-    if "inference_tokens" in given:
-        prices = None if machine is None else machine.prices(given)
-        quality = {name: given.get(name) for name in ("budget", "loss", "num_params")}
-        share = given.get("share_read", 0.0)
-        return machines.of_inference(found, given["inference_tokens"], **quality, share_read=share, prices=prices)
-    if "unique_tokens" in given and "tokens" not in given:
-        raise ValueError("--unique-tokens is a part of the tokens there are: write --tokens with it")
-    asked: dict[str, Callable[[], Answer]] = {
-        **dict.fromkeys(BUDGETS, lambda: questions.of_budget(found, given["budget"])),
-        "loss": lambda: questions.of_loss(found, given["loss"], given["asked"]),
-        "tokens": lambda: questions.of_data(found, given["tokens"], given.get("unique_tokens")),
-        "num_params": lambda: questions.of_num_params(found, given["num_params"]),
-    }
-    written = [_option(name) for name in asked if name in given]
-    if len(written) != 1:
-        said = f"{' and '.join(written)} are {len(written)} questions" if written else "no question"
-        known = ", ".join(map(_option, asked))
-        raise ValueError(f"{said}: write one of {known}, --inference-tokens, --deadline, --value, --compare")
-    return next(answer for name, answer in asked.items() if name in given)()
+        return question
+    written = [name for name in PLAIN if name in given]
+    if len(written) == 1:
+        return written[0]
+    said = f"{' and '.join(map(_option, written))} are {len(written)} questions" if written else "no question"
+    known = ", ".join(map(_option, PLAIN))
+    raise ValueError(f"{said}: write one of {known}, --inference-tokens, --deadline, --value, --compare")
 
 
 def _flops(found: Analysis, given: Mapping[str, Any]) -> float | None:
@@ -276,8 +324,6 @@ def _needed(machine: Machine | None, what: str) -> Machine:
 
 def _factor(unit: str, table: Any, found: Analysis) -> float:
     """What a loss in nats is multiplied by for ``unit``. Raises ValueError where the runs do not say it."""
-    if unit not in UNITS:
-        raise ValueError(f"--unit is {unit}: write one of {', '.join(UNITS)}")
     if unit != "bits_per_byte":
         return 1.0 if unit == "nats" else 1 / math.log(2)
     known = None if table is None or "bits_per_byte" not in table else (table["bits_per_byte"] / table["loss"]).dropna()
@@ -380,13 +426,6 @@ def write_json(path: str, answer: Mapping[str, Any]) -> None:
     print(f"\nwritten: {path}")
 
 
-class Loaded:
-    """An analysis with the table that it is of."""
-
-    def __init__(self, table: Any, curves: Any, **options: Any) -> None:
-        self.table, self.analysis = table, analyse(table, curves, **options)
-
-
 def _run(arguments: argparse.Namespace) -> None:
     source, options = of_source(arguments)
     if arguments.compare is not None:
@@ -395,10 +434,10 @@ def _run(arguments: argparse.Namespace) -> None:
         table = fitting.read(source, column)[0]
         answer = advise_between(compare_groups(table, column, **fitting.compared_as(options)), *pair)
     else:
+        asked = {k: v for k, v in vars(arguments).items() if k not in _NOT_ASKED}
+        question = Question({"num_tokens": asked.pop("tokens"), **asked})
         table, curves, _ = fitting.read(source)
-        asked = {k: v for k, v in vars(arguments).items() if k not in _NOT_ASKED and v is not None}
-        asked["num_tokens"] = asked.pop("tokens", None)
-        answer = advise(Loaded(table, curves, **{"laws": DEFAULT_LAWS} | options), **asked)
+        answer = question.answer(analyse(table, curves, **{"laws": DEFAULT_LAWS} | options), table)
     printed.show_answer(terminal.console(sys.stdout, width=160, fold=False), answer)
     if arguments.json:
         write_json(arguments.json, answer.to_json())

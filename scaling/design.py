@@ -24,7 +24,6 @@ from scaling import fit as fitting
 from scaling import grid, records, storage, terminal
 from scaling.advise import (
     Called,
-    Loaded,
     Machine,
     add_fit,
     add_hardware,
@@ -38,6 +37,7 @@ from scaling.advise import (
     write_json,
 )  # fmt: skip
 from scaling.config import num_params_of
+from scaling.laws.analysis import Analysis, analyse
 from scaling.laws.answers.allocation import Cost, cost_of
 from scaling.laws.answers.design import Candidates, Proposal, Target, propose, propose_of_groups
 from scaling.laws.answers.design.mending import identifying
@@ -51,7 +51,6 @@ from scaling.report import printed
 
 if TYPE_CHECKING:
     from scaling.engine.plan.prices import Prices
-    from scaling.laws.analysis import Analysis
 
 UNITS = ("FLOPs", "hours", "dollars")
 LAWS = ("chinchilla",)
@@ -343,7 +342,7 @@ def _sized(arguments: argparse.Namespace, unit: str) -> Callable[..., Candidates
     return lambda cost, called="": of_sizes(cost, *given, called=called)
 
 
-def _of(arguments: argparse.Namespace, unit: str) -> tuple["Analysis", Candidates, tuple[str, ...]]:
+def _of(arguments: argparse.Namespace, unit: str) -> tuple[Analysis, Candidates, tuple[str, ...]]:
     """The fit, the candidates, and what to say of them."""
     if _is_grid(arguments):
         of, options = _cells(arguments, unit)
@@ -393,10 +392,10 @@ def _of_groups(
     return compared, Candidates(columns, labels, _alone(costs), unit), member, ()
 
 
-def _fitted(table: Any, curves: Any, candidates: Any, options: dict[str, Any]) -> "Analysis":
+def _fitted(table: Any, curves: Any, candidates: Any, options: dict[str, Any]) -> Analysis:
     """The analysis. Raises ValueError, where these rows determine no law with the candidate that would mend it."""
     try:
-        return Loaded(table, curves, **options).analysis
+        return analyse(table, curves, **options)
     except NotIdentified as e:
         raise ValueError(f"{e}{_mending(table, candidates, options)}") from None
 
