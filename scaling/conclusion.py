@@ -88,9 +88,11 @@ class Conclusion:
             watch.end()
 
     def analysis(self):
-        """The laws of what is in, of all cells of a grid whose runs are of one law. Raises ValueError without any."""
-        (laws,) = self._laws
-        return laws.analysis()
+        """The laws of what is in, of a grid whose runs are of one law; of one that compares groups, how they compare.
+
+        Raises ValueError where there is too little for any.
+        """
+        return self._answers[-1].analysis()
 
     def forecast(self, held_out: Sequence[Row]) -> bool:
         """Forecasts loss and interval of the held-out cells that are about to train, once and for all; whether they
@@ -223,7 +225,7 @@ class Laws:
 
     def fit(self) -> bool:
         """Writes fit.json, unless it is there and from the same inputs; whether it did."""
-        from scaling.laws.answers import of_runs, rounds
+        from scaling.laws.answers import of_runs
 
         inputs = self._inputs_sha256()
         if read_or_empty(self.path).get("inputs_sha256") == inputs:
@@ -237,8 +239,8 @@ class Laws:
         except ValueError as e:
             payload = {"schema": 1, "error": str(e)}
         answers = of_runs.complete(payload, runs)
-        if design := read_or_empty(self._cells.results / "sweep.json").get("design"):
-            answers["design"] = rounds.told(design)
+        if self._folder == self._cells.results:
+            answers |= _rounds_told(self._folder)
         records.write_json(self.path, answers | {"forecast": forecast, "inputs_sha256": inputs})
         return True
 
@@ -297,8 +299,14 @@ class Comparison:
             payload = of_comparison(compared, dataclasses.asdict(self._fit_config))
         except ValueError as e:
             payload = {"schema": 1, "error": str(e), "multiplier": {"column": self._fit_config.compare}}
+        payload |= _rounds_told(self._cells.results)
         records.write_json(self.path, payload | {"inputs_sha256": inputs})
         return True
+
+    def analysis(self):
+        """How the groups compare by what is in. Raises ValueError when that is too little."""
+        rows = [row for group in self._cells.apart().values() for row in group]
+        return self._compared([row for row in rows if row.run_id in self._cells.found])
 
     def _compared(self, rows: Sequence[Row]):
         """The comparison of the fitted among ``rows``, group by group. Raises ValueError where there can be none."""
@@ -309,6 +317,14 @@ class Comparison:
         runs = [self._cells.record(row) for row in rows]
         table = records.with_coordinate(records.table(runs), runs, column)
         return compare(table, column, law=laws[0] if laws else None, source=str(self._cells.results), **options)
+
+
+def _rounds_told(results: Path) -> dict:
+    """fit.json's ``design``, of a sweep that buys its cells in rounds."""
+    from scaling.laws.answers import rounds
+
+    design = read_or_empty(results / "sweep.json").get("design")
+    return {"design": rounds.told(design)} if design else {}
 
 
 def _inputs_sha256(cells: Cells, rows: Sequence[Row], folder: Path, fit_config: FitConfig) -> str:

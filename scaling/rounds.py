@@ -17,22 +17,23 @@ from scaling.engine.errors import BadInputError, bad_input
 from scaling.engine.plan.plan import Means
 from scaling.engine.plan.table import Row, size_of, step_flops
 from scaling.grid import DesignConfig, FitConfig
+from scaling.grid.cell import coordinate
 from scaling.numbers import compact
 from scaling.records import read_or_empty
 
 if TYPE_CHECKING:
-    from scaling.laws.analysis import Analysis
-    from scaling.laws.answers.rounds import Decision
+    from scaling.laws.answers.design.orders import Columns, Spread
+    from scaling.laws.answers.rounds import Chooser, Cost, Decision
 
 
 class Rounds:
     """The rounds of one call. Of a grid without a design there are none: every cell is bought from the start.
 
-    ``analyse``: the laws of what is in. Raises BadInputError for a design that cannot be, or options that contradict
-    it.
+    ``analyse``: the laws of what is in (``Conclusion.analysis``). Raises BadInputError for a design that cannot be, or
+    options that contradict it.
     """
 
-    def __init__(self, call: Call, means: Callable[[], Means], analyse: Callable[[], "Analysis"]):
+    def __init__(self, call: Call, means: Callable[[], Means], analyse: Callable[[], Any]):
         self._call, self._analyse = call, analyse
         self._candidates = Candidates(call, means)
         self._config = call.grid.design
@@ -137,7 +138,7 @@ class Rounds:
     def _orders(self, fitted: Sequence[Row]) -> dict[str, Any] | None:
         """What other orders of the cells would have left of the interval (``design.orders``), each priced as if none
         had been trained; None where there is no ratio of widths, or no such law."""
-        from scaling.laws.answers.design import Target, orders
+        from scaling.laws.answers.design import orders
         from scaling.laws.payload import finite
 
         width = (self._stopped or {}).get("width")
@@ -148,30 +149,59 @@ class Rounds:
         bought = [number[run_id] for one in self._rounds for run_id in one["cells"] if run_id in number]
         first = sum(run_id in number for run_id in self._rounds[0]["cells"])
         columns, price = _columns(every, self._call.grid.fit), self._candidates.from_nothing(every)
-        target = Target.of(self._config.target)  # type: ignore[union-attr]  # there is a design
         blind = [i for i in bought if self._call.cells.found.get(every[i].run_id) != "completed"]
         try:
-            return finite(orders.compare(self._analyse(), target, columns, price, bought, first, width, blind))
+            spread, shared = self._spread(every, columns, blind)
+            return finite(orders.compare(spread, columns, price, bought, first, width, shared))
         except ValueError:  # no law, which ``_decision`` has said
             return None
 
+    def _spread(self, rows: Sequence[Row], columns: "Columns", blind: Collection[int]) -> "tuple[Spread, float]":
+        """How wide the target is after some of ``rows``, and what of its interval's width none of them takes away."""
+        from scaling.laws.answers.design import Target, orders
+        from scaling.laws.answers.design.of_groups import numbers_by_name, spread_of_groups
+        from scaling.laws.answers.rounds import LEVEL
+
+        config, found = self._config, self._analyse()
+        assert config is not None
+        target = Target.of(config.target)
+        if config.compare:
+            member = numbers_by_name(found, self._members(rows))
+            return spread_of_groups(found, config.compare, target, columns, member, blind), 0.0
+        return orders.spread_of_target(found, target, columns, blind), target.shared_width(found, LEVEL)
+
+    def _members(self, rows: Sequence[Row]) -> list[str]:
+        """The group of each row, where the design is of two."""
+        return [str(coordinate(row.cell, self._call.grid.fit.compare, "fit.compare")) for row in rows]
+
     def _decision(self) -> "Decision":
         from scaling.laws.answers import rounds
-        from scaling.laws.answers.design import Target
 
         config, candidates = self._config, list(self._call.cells.candidates)
         assert config is not None
         goal = rounds.Goal(config.interval, config.budget_flops, config.batch, config.exponent)
         columns, cost = _columns(candidates, self._call.grid.fit), self._candidates.prices(candidates)
         try:
-            found = self._analyse()
-            if found.surface is None:
-                raise ValueError("no law of N and D can be fitted to the cells that are in")
-            choose = rounds.by_proposal(found, columns, cost, Target.of(config.target))
-            dof = found.fits[found.surface].degrees_of_freedom
+            choose, dof = self._chooser(candidates, columns, cost)
             return rounds.decide(choose, goal, self._spent, len(candidates), dof)
         except ValueError as e:
             return rounds.cheapest(cost, goal, self._spent, len(candidates), why=str(e))
+
+    def _chooser(self, candidates: Sequence[Row], columns: "Columns", cost: "Cost") -> "tuple[Chooser, int]":
+        """Who chooses among candidates by what is in, and the degrees of freedom of that fit. Raises ValueError."""
+        from scaling.laws.answers import rounds
+        from scaling.laws.answers.design import Target
+
+        config, found = self._config, self._analyse()
+        assert config is not None
+        target = Target.of(config.target)
+        if config.compare:
+            member = self._members(candidates)
+            choose = rounds.by_proposal_of_groups(found, columns, cost, target, config.compare, member)
+            return choose, found.joint.degrees_of_freedom
+        if found.surface is None:
+            raise ValueError("no law of N and D can be fitted to the cells that are in")
+        return rounds.by_proposal(found, columns, cost, target), found.fits[found.surface].degrees_of_freedom
 
     def carried(self, rows: Sequence[Row], held_out: Sequence[Row], workers: int) -> list[Row]:
         """Candidates that are left a checkpoint while ``rows`` train, as rows of a later call."""
@@ -218,7 +248,8 @@ def _asked(config: DesignConfig) -> dict[str, Any]:
     """What a design was to reach: rounds that ended are taken up again where that is another."""
     from scaling.laws.answers.rounds import LEVEL
 
-    return {k: v for k, v in dataclasses.asdict(config).items() if k != "seed_cells"} | {"level": LEVEL}
+    asked = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("seed_cells", "compare")}
+    return asked | ({"compare": list(config.compare)} if config.compare else {}) | {"level": LEVEL}
 
 
 def _require(call: Call, config: DesignConfig) -> None:
@@ -234,10 +265,11 @@ def _require(call: Call, config: DesignConfig) -> None:
         target = Target.of(config.target)
     except ValueError as e:
         raise ValueError(f"{path}: {str(e).replace('--target is ', 'design.target: ', 1)}") from None
-    if target.name == "multiplier":
-        raise ValueError(f"{path}: design.target: {target} is of two groups, and rounds go by one law; write a")
+    if (target.name == "multiplier") != bool(config.compare):
+        said = "are two groups'; write multiplier@C" if config.compare else "is of two groups; write design.compare"
+        raise ValueError(f"{path}: design.target: {target}{', and design.compare' * bool(config.compare)} {said}")
     law = _law(call.grid.fit, path)
-    if target.quantity(law, Cost()) is None:
+    if not config.compare and target.quantity(law, Cost()) is None:
         raise ValueError(f"{path}: design.target: {config.target}: {law.name} has none; write another law under fit")
 
 
@@ -265,10 +297,15 @@ def _first_of(call: Call, config: DesignConfig) -> list[str]:
     if config.seed_cells:
         return list(config.seed_cells)
     path, fit = call.options.grid, call.grid.fit
-    rows = [row for row in call.cells.rows if not row.cell.holdout]
-    cost = np.array([step_flops(row.cell.run) * row.plan.num_steps for row in rows])
-    chosen = rounds.begin(_columns(rows, fit), cost, _law(fit, path), f"{path}: design")
-    return [rows[i].run_id for i in chosen]
+    every = [row for row in call.cells.rows if not row.cell.holdout]
+    names = [str(coordinate(row.cell, fit.compare, "fit.compare")) if config.compare else "" for row in every]
+    first = []
+    for name in dict.fromkeys(names):  # a group's own law is what says whether groups share exponents
+        rows = [row for row, mine in zip(every, names) if mine == name]
+        cost = np.array([step_flops(row.cell.run) * row.plan.num_steps for row in rows])
+        chosen = rounds.begin(_columns(rows, fit), cost, _law(fit, path), f"{path}: design{name and f', {name}'}")
+        first += [rows[i].run_id for i in chosen]
+    return first
 
 
 def _columns(rows: Sequence[Row], fit: FitConfig) -> dict[str, np.ndarray]:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from scaling.laws.analysis import Analysis
 from scaling.laws.answers import allocation, rounds
 from scaling.laws.answers.combination import MEMBERS, combine
 from scaling.laws.answers.coverage import synthetic
 from scaling.laws.answers.design import Target
+from scaling.laws.answers.multiplier import compare
 from scaling.laws.fitting.estimate import Fit, fit
 from scaling.laws.forms import catalogue
 from scaling.laws.forms.law import Form
@@ -74,6 +76,40 @@ def simulate(
         widths.append(said.width)
         if said.stop is not None:
             return Study(said.interval, tuple(widths), len(bought), float(price[bought].sum()), said.stop)
+        bought += [left[i] for i in said.chosen]
+
+
+def simulate_groups(
+    grid: Observations, truth: Mapping[str, float], multiplier: float, target: Target, goal: rounds.Goal, *,
+    noise: float, seed: int = 0, resamples: int = 0,
+) -> Study:  # fmt: skip
+    """Carries out one study of two groups, each of them on every cell of ``grid``, by Chinchilla's law: "new" has for C
+    FLOPs the losses that "old" has for ``multiplier`` C."""
+    form, n = catalogue.FORMS["chinchilla"], len(grid)
+    as_if = grid.columns["num_params"] * multiplier**0.5, grid.columns["num_tokens"] * multiplier**0.5
+    rng = np.random.default_rng([SEED, seed])
+    exact = np.concatenate([form.predict(truth, num_params=a, num_tokens=b)
+                            for a, b in ((grid.columns["num_params"], grid.columns["num_tokens"]), as_if)])  # fmt: skip
+    columns = {name: np.tile(x, 2) for name, x in grid.columns.items()}
+    loss, group = exact * np.exp(noise * rng.normal(size=2 * n)), np.repeat(["old", "new"], n)
+    table = pd.DataFrame({**columns, "loss": loss, "group": group})
+    price, cheapest = columns["flops"], rounds.begin(grid.columns, grid.columns["flops"], form)
+    bought = [*cheapest, *(n + cheapest)]
+    widths: list[float] = []
+    while True:
+        left = [i for i in range(2 * n) if i not in bought]
+        there = {name: x[left] for name, x in columns.items()}
+        cost = _sum_of(there["flops"])
+        spent = float(price[bought].sum())
+        try:
+            found = compare(table.iloc[bought], "group", law="chinchilla", bootstrap=resamples, seed=seed)
+            choose = rounds.by_proposal_of_groups(found, there, cost, target, ("new", "old"), list(group[left]))
+            said = rounds.decide(choose, goal, spent, len(left), found.joint.degrees_of_freedom)
+        except ValueError as e:  # as ``scaling.rounds`` goes on: exponents that seem to differ
+            said = rounds.cheapest(cost, goal, spent, len(left), str(e))
+        widths.append(said.width)
+        if said.stop is not None:
+            return Study(said.interval, tuple(widths), len(bought), spent, said.stop)
         bought += [left[i] for i in said.chosen]
 
 

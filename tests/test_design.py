@@ -13,6 +13,7 @@ import scaling
 from scaling import advise, design, grid
 from scaling.engine.plan import table, trunks
 from scaling.laws.answers.design import Target, propose_of_groups
+from scaling.laws.answers.design.of_groups import spread_of_groups
 from tests.laws import data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +164,13 @@ def test_runs_of_two_groups_narrow_their_multiplier_as_least_squares_has_it(fami
         assert candidate["flops"] == pytest.approx(6 * dearer * n[-1] * d[-1], rel=1e-6)
     assert set(groups) == {"new", "plain"}
     assert "in log of it" in printed.out
+    columns = {c: rows[c].to_numpy() for c in ("num_params", "num_tokens", "flops")}
+    left = spread_of_groups(compared, ("new", "plain"), Target.of("multiplier@1e20"), columns, new.astype(int))
+    every = np.arange(len(rows))
+    for some in (every[::2], every[:22], every[4:]):
+        kept = rows.iloc[some]
+        exact = spread(kept["num_params"], kept["num_tokens"], new[some]) / before
+        assert left(some) / left(every) == pytest.approx(exact, rel=2e-3)
 
 
 def test_a_grids_cells_without_a_record_narrow_the_multiplier_of_its_groups(tmp_path, capsys):

@@ -81,6 +81,36 @@ def test_laws_apart_go_with_no_design():
         grid.expand(strict.read_yaml(GRID.replace("bootstrap: 50", "by: width") + DESIGN), name="g")
 
 
+TWO = GRID.replace(
+    "fit: {bootstrap: 50}",
+    "fit: {bootstrap: 50, compare: model.positions}\naxes: {model.positions: [rotary, relative]}",
+)
+MULTIPLIER = "design: {target: multiplier@1e10, compare: [relative, rotary], interval: .13, batch: 2}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GRID + MULTIPLIER, "design.compare: the grid compares no groups; write fit: {compare: …}"),
+        (TWO.replace("compare: model", "by: model") + MULTIPLIER, "design.compare: the grid compares no groups"),
+        (
+            TWO + MULTIPLIER.replace("relative", "muon"),
+            "design.compare: ['muon', 'rotary']: write two of rotary, relative",
+        ),
+        (
+            TWO + MULTIPLIER.replace("relative", "rotary"),
+            "design.compare: ['rotary', 'rotary']: write two of rotary, relative",
+        ),
+        (TWO + MULTIPLIER.replace("[relative, rotary]", "relative"), "design.compare: 'relative' is not a list"),
+    ],
+)
+def test_groups_of_a_design_are_two_that_the_grid_compares(text, says):
+    with pytest.raises(grid.GridError) as caught:
+        grid.expand(strict.read_yaml(text), name="g")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 # ---- what follows after a fit ---------------------------------------------------------------------------------------
 
 
@@ -172,9 +202,9 @@ def dearest(found, columns, cost, target):
     return choose
 
 
-def compared(found, target, columns, cost, bought, first, width, blind):
+def compared(spread, columns, cost, bought, first, width, shared):
     """Stands for ``orders.compare``: tells what it was asked."""
-    return {"num_cells": len(columns["flops"]), "bought": len(bought), "first": first, "width": width, "blind": blind,
+    return {"num_cells": len(columns["flops"]), "bought": len(bought), "first": first, "width": width, "shared": shared,
             "flops": cost(bought), "flops_of_all": cost(range(len(columns["flops"])))}  # fmt: skip
 
 
@@ -192,6 +222,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "by_proposal", dearest)
     monkeypatch.setattr("scaling.conclusion.Laws.analysis", lambda self: SURE)
     monkeypatch.setattr(orders, "compare", compared)
+    monkeypatch.setattr(orders, "spread_of_target", lambda *args: None)
     Path("g.yaml").write_text(GRID + DESIGN)
     return tmp_path
 
@@ -250,6 +281,38 @@ def test_a_study_of_rounds(here, capsys):
     capsys.readouterr()
     assert run("--status") == 0
     assert "design: over after 3 rounds" in capsys.readouterr().out
+
+
+def test_a_study_of_what_one_group_is_worth_over_another(here, monkeypatch):
+    """Each group begins with cells of its own; candidates of both are told by the coordinate that the grid compares."""
+    seen = []
+
+    def of_groups(found, columns, cost, target, groups, member):
+        seen.append((str(target), groups, member))
+        return dearest(found, columns, cost, target)
+
+    both = types.SimpleNamespace(joint=types.SimpleNamespace(degrees_of_freedom=10**9))
+    monkeypatch.setattr(rounds, "by_proposal_of_groups", of_groups)
+    monkeypatch.setattr("scaling.conclusion.Comparison.analysis", lambda self: both)
+    monkeypatch.setattr(Rounds, "_spread", lambda *args: (None, 0.0))
+    Path("g.yaml").write_text(TWO + MULTIPLIER)
+    assert run() == 0
+    cells = {c.run.run_id: c.run.model.positions for c in grid.load("g.yaml").cells}
+    design = manifest()["design"]
+    first = [cells[run_id] for run_id in design["rounds"][0]["cells"]]
+    assert (first.count("rotary"), first.count("relative")) == (8, 8)
+    assert design["compare"] == ["relative", "rotary"]
+    assert seen[0] == ("multiplier@1e+10", ("relative", "rotary"), ["rotary", "relative"] * 8)
+    assert [len(member) for *_, member in seen] == [16, 14, 12, 10, 8, 6, 4, 2]
+    assert design["stopped"]["reason"] == "the interval is 0.08 wide, and 0.13 was asked"
+    told = json.loads(Path("results/g/fit.json").read_text())
+    assert told["design"]["compare"] == ["relative", "rotary"]
+    assert told["multiplier"]["column"] == "model.positions"
+    assert "design" not in json.loads(Path("results/g/model.positions=relative/fit.json").read_text())
+    before = manifest()
+    assert run() == 0
+    assert manifest()["design"] == before["design"]
+    assert len(seen) == 8
 
 
 class KilledError(BaseException):
@@ -321,6 +384,7 @@ def test_rounds_choose_among_all_cells(here, capsys, argv):
     ("design", "says"),
     [
         ("{target: slope, interval: .1}", "g.yaml: design.target: slope: write one of a"),
+        ("{target: multiplier@1e10, interval: .1}", "is of two groups; write design.compare"),
         (
             "{interval: .1, budget_flops: 1e9}",
             "g.yaml: design.budget_flops: 1e+09: the 8 cells to begin with take 1.77e+10",
@@ -389,6 +453,7 @@ from scaling.rounds import Rounds
 from tests import adaptive, babble
 from tests import test_rounds
 rounds.by_proposal, orders.compare = test_rounds.dearest, test_rounds.compared
+orders.spread_of_target = lambda *args: None
 conclusion.Laws.analysis = lambda self: test_rounds.SURE
 at = int(sys.argv.pop(1))
 if at:
@@ -437,6 +502,7 @@ def real(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "by_proposal", by_horizon)
     monkeypatch.setattr("scaling.conclusion.Laws.analysis", lambda self: SURE)
     monkeypatch.setattr(orders, "compare", compared)
+    monkeypatch.setattr(orders, "spread_of_target", lambda *args: None)
     return tmp_path
 
 
@@ -518,6 +584,19 @@ def test_a_simulated_study_ends_as_it_was_asked_to():
     )  # fmt: skip
     assert found.widths[-1] <= 0.1 < found.widths[-2]
     assert found.interval[1] - found.interval[0] == pytest.approx(found.widths[-1])
+
+
+def test_a_simulated_study_of_two_groups_ends_as_it_was_asked_to():
+    """At the planted multiplier, give or take; of both groups more than the first cells are bought."""
+    truth, design = adaptive.WORLDS["the default study"]
+    target = adaptive.Target.of("multiplier@1e12")
+    found = adaptive.simulate_groups(design, truth, 1.5, target, rounds.Goal(interval=0.08), noise=0.005)
+    assert found.widths[-1] <= 0.08 < found.widths[0]
+    assert target.width(found.interval) == pytest.approx(found.widths[-1])
+    assert np.log(found.interval).mean() == pytest.approx(np.log(1.5), abs=0.08)
+    assert found.num_cells > 2 * len(
+        rounds.begin(design.columns, design.columns["flops"], catalogue.FORMS["chinchilla"])
+    )
 
 
 @pytest.mark.slow

@@ -366,14 +366,14 @@ def test_what_other_orders_leave_is_least_squares_in_the_laws_own_parameters():
         return np.sqrt(g @ np.linalg.inv(J[:, chosen] @ J[:, chosen].T) @ g) * sigma
 
     columns = {"num_params": n, "num_tokens": d, "flops": C}
-    spread = orders.spread_of(found, Target("a"), columns)
+    spread = orders.spread_of_target(found, Target("a"), columns)
     order = np.argsort(C, kind="stable").tolist()
     for chosen in (order, order[: len(order) // 2], order[::2]):
         assert spread(chosen) == pytest.approx(expected(chosen), rel=1e-3)
     assert spread([i for i in order if d[i] == d[order[0]]]) == np.inf  # one horizon tells no β
 
     bought = [*order[:8], order[-1], order[-5], order[12]]
-    told = orders.compare(found, Target("a"), columns, lambda some: C[some].sum(), bought, 8, width=0.2)
+    told = orders.compare(spread, columns, lambda some: C[some].sum(), bought, 8, width=0.2)
     assert told["designed"]["flops"] == pytest.approx(np.cumsum(C[bought])[7:])
     unit = 0.2 / expected(bought)
     assert told["designed"]["width"] == pytest.approx([unit * expected(bought[:k]) for k in range(8, 12)], rel=1e-3)
@@ -385,7 +385,8 @@ def test_what_other_orders_leave_is_least_squares_in_the_laws_own_parameters():
     enough = next(k for k, w in enumerate(widths) if w <= 0.2)
     assert told["reached_flops"]["by_budget"] == pytest.approx(np.cumsum(C[grid])[7 + enough])
     blind = [bought[-1]]  # it diverged: paid for, and told nothing, in any order
-    seen = orders.compare(found, Target("a"), columns, lambda some: C[some].sum(), bought, 8, 0.2, blind)
+    seeing = orders.spread_of_target(found, Target("a"), columns, blind)
+    seen = orders.compare(seeing, columns, lambda some: C[some].sum(), bought, 8, 0.2)
     unit = 0.2 / expected(bought[:-1])
     assert seen["designed"]["width"] == pytest.approx([unit * expected(bought[:k]) for k in (8, 9, 10, 10)], rel=1e-3)
     whole = [i for i in grid if i not in blind]
@@ -401,10 +402,12 @@ def test_a_target_that_the_law_fixes_or_rows_leave_open_has_no_other_order():
     found = analyse(data.isoflop(noise=0.004), laws=("chinchilla_tied",), bootstrap=0)
     columns = {c: found.observations.columns[c] for c in ("num_params", "num_tokens", "flops")}
     cost, order = (lambda some: columns["flops"][list(some)].sum()), np.argsort(columns["flops"]).tolist()
-    assert orders.compare(found, Target("a"), columns, cost, order[:9], 6, width=0.0) is None
+    fixed = orders.spread_of_target(found, Target("a"), columns)
+    assert orders.compare(fixed, columns, cost, order[:9], 6, width=0.0) is None
     found = analyse(data.isoflop(noise=0.004), laws=("chinchilla",), bootstrap=0)
     horizon = [i for i in order if columns["num_tokens"][i] == columns["num_tokens"][order[0]]]
-    assert orders.compare(found, Target("a"), columns, cost, horizon, 1, width=0.1) is None
+    left = orders.spread_of_target(found, Target("a"), columns)
+    assert orders.compare(left, columns, cost, horizon, 1, width=0.1) is None
 
 
 def test_of_a_loss_other_orders_leave_what_no_run_takes_away():
@@ -415,7 +418,7 @@ def test_of_a_loss_other_orders_leave_what_no_run_takes_away():
     rest = believe(found, columns, target).rest
     alone = believe(found, columns, target, alone=True)
     assert rest > 0
-    at_all = orders.spread_of(found, target, columns)(every)
+    at_all = orders.spread_of_target(found, target, columns)(every)
     assert at_all**2 == pytest.approx(alone.variance(alone.start) + rest, rel=1e-3)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from scipy import stats
 
-from scaling.laws.answers.design import Candidates, Target, propose
+from scaling.laws.answers.design import Candidates, Target, propose, propose_of_groups
+from scaling.laws.answers.design.of_groups import numbers_by_name
 from scaling.laws.answers.design.proposal import EXPONENT
 from scaling.laws.fitting import identify
 from scaling.laws.forms.law import Form
@@ -17,6 +18,7 @@ from scaling.laws.tables.observations import Observations
 
 if TYPE_CHECKING:
     from scaling.laws.analysis import Analysis
+    from scaling.laws.answers.multiplier import Comparison
 
 LEVEL = 0.90  # of the intervals that rounds narrow, and stop by
 # Cells beyond one a parameter that a design begins with: with one degree of freedom the noise is hardly known, and the
@@ -78,6 +80,24 @@ def by_proposal(found: "Analysis", columns: Mapping[str, np.ndarray], cost: Cost
 
     def choose(*, level: float, **asked: Any) -> Proposal:
         return propose(found, candidates, target, level=level, **asked)
+
+    return choose
+
+
+def by_proposal_of_groups(
+    found: "Comparison", columns: Mapping[str, np.ndarray], cost: Cost, target: Target, groups: Sequence[str],
+    member: Sequence[str],
+) -> Chooser:  # fmt: skip
+    """Chooses by ``design.propose_of_groups`` among candidates that are of the groups ``member``, by name.
+
+    Raises ValueError for a candidate of a group that has no run.
+    """
+    labels = tuple(map(str, range(len(member))))
+    candidates = Candidates(dict(columns), labels, cost, "FLOPs")
+    of = numbers_by_name(found, member)
+
+    def choose(*, level: float, **asked: Any) -> Proposal:
+        return propose_of_groups(found, groups, candidates, of, target, **asked)
 
     return choose
 
@@ -211,7 +231,10 @@ def told(design: Mapping[str, Any]) -> dict[str, Any]:
     rounds, end = list(design.get("rounds") or []), design.get("stopped") or {}
     after = [*(r.get("width") for r in rounds[1:]), end.get("width")]
     return {
-        **{key: design.get(key) for key in ("target", "interval", "budget_flops", "batch", "exponent", "level")},
+        **{
+            key: design.get(key)
+            for key in ("target", "compare", "interval", "budget_flops", "batch", "exponent", "level")
+        },
         "rounds": [
             {
                 "cells": r["cells"],

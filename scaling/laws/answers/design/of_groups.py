@@ -4,12 +4,12 @@ The joint law of the groups (``forms.joint``) is one form, so ``beliefs`` hold o
 tells of the exponents that they share and of its own group's amplitudes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from scaling.laws.answers.at_best import log_multiplier
-from scaling.laws.answers.design import beliefs
+from scaling.laws.answers.design import beliefs, orders
 from scaling.laws.answers.design.candidates import Candidates
 from scaling.laws.answers.design.certificate import least_budget
 from scaling.laws.answers.design.proposal import (
@@ -37,10 +37,41 @@ def numbers_of(found: Comparison, names: Sequence[str]) -> tuple[int, int]:
     return g, h
 
 
+def numbers_by_name(found: Comparison, names: Sequence[str]) -> np.ndarray:
+    """The number of each of ``names`` among the groups compared (n,). Raises ValueError for a group without runs."""
+    numbers = {group.name: k for k, group in enumerate(found.groups)}
+    if apart := [name for name in dict.fromkeys(names) if name not in numbers]:
+        raise ValueError(f"no run of {', '.join(apart)} is completed")
+    return np.array([numbers[name] for name in names], dtype=int)
+
+
 def require_sizes(found: Comparison) -> None:
     """Raises ValueError for a law of one column, of which there is no size to choose."""
     if found.axis != "flops":
         raise ValueError(f"{found.source}: no design: {found.form.name} is not of N and D: write --law chinchilla")
+
+
+def spread_of_groups(
+    found: Comparison, groups: Sequence[str], target: Target, columns: orders.Columns, member: np.ndarray,
+    blind: Collection[int] = (),
+) -> orders.Spread:  # fmt: skip
+    """``orders.spread_of`` the multiplier of two groups; ``member``: which group each row of ``columns`` is of, by its
+    number."""
+    log_times = _log_times(found, numbers_of(found, groups), target)
+    apart = _told_apart(found, columns, member)
+    return orders.spread_of(found.joint, lambda p: log_times(p)[:, 0], apart, blind=blind)
+
+
+def _log_times(found: Comparison, pair: tuple[int, int], target: Target) -> Callable[[Params], np.ndarray]:
+    """The log multiplier of the first of two groups over the second, by the joint law's parameters (B,): (B, 1)."""
+    log_x, (g, h) = np.log(np.array(target.at)), pair
+    return lambda params: log_multiplier(law_of(found, params, g, g), law_of(found, params, h, h), log_x)
+
+
+def _told_apart(found: Comparison, columns: orders.Columns, member: np.ndarray) -> dict[str, np.ndarray]:
+    """``columns`` with those by which the joint law tells groups apart."""
+    own = {indicator(k): np.where(member == k, np.e, 1.0) for k in range(1, len(found.groups))}
+    return {**columns, **own}
 
 
 def propose_of_groups(
@@ -71,11 +102,7 @@ def propose_of_groups(
             f"{found.source}: no design: exponents shared by the groups do not fit (p {p_value:.2g}), "
             "and a multiplier by them is another number: narrow each group's own law, --target loss@C"
         )
-    log_x = np.log(np.array(target.at))
-
-    def log_times(params: Params) -> np.ndarray:
-        return log_multiplier(law_of(found, params, g, g), law_of(found, params, h, h), log_x)
-
+    log_times = _log_times(found, (g, h), target)
     lower, upper = curve(found, log_times).interval[0]
     interval = (float(lower), float(upper))
     width = target.width(interval)
@@ -83,8 +110,8 @@ def propose_of_groups(
         why = "there is no candidate: every cell has its record, or none was named"
         return Proposal(target, found.level, (), interval, width, width, candidates.unit, {}, (why,),
                         certificate=unreached(asked, "there is no candidate"))  # fmt: skip
-    own = {indicator(k): np.where(member == k, np.e, 1.0) for k in range(1, len(found.groups))}
-    known = beliefs.of_fit(found.joint, {**candidates.columns, **own}, lambda p: log_times(p)[:, 0], target.name)
+    columns = _told_apart(found, candidates.columns, member)
+    known = beliefs.of_fit(found.joint, columns, lambda p: log_times(p)[:, 0], target.name)
     order = Order(known, known, candidates, exponent, width)
     steps = order.take(batch, budget) if known.voters else []
     following = order.best(None if budget is None else budget - order.spent) if known.voters else None

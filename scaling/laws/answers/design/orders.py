@@ -14,12 +14,15 @@ import numpy as np
 from scaling.laws.answers.design.beliefs import LEAST_NOISE, SINGULAR, believe
 from scaling.laws.answers.design.target import Target
 from scaling.laws.fitting.coordinates import Model
+from scaling.laws.fitting.estimate import Fit
 from scaling.laws.intervals import resampling
+from scaling.laws.intervals.profile import Quantity
 
 if TYPE_CHECKING:
     from scaling.laws.analysis import Analysis
 
 Columns = Mapping[str, np.ndarray]
+Spread = Callable[[Sequence[int]], float]
 
 SIZES = 5  # of a budget of the IsoFLOP order, as in the grids here
 STEP = 2.0  # from one budget to the next
@@ -49,22 +52,27 @@ def at_random(num_rows: int, bought: Collection[int], seed: int) -> list[int]:
     return np.random.default_rng(seed).permutation(rest).tolist()
 
 
-def spread_of(
-    found: "Analysis", target: Target, columns: Columns, blind: Collection[int] = ()
-) -> Callable[[Sequence[int]], float]:
-    """The standard deviation of a target after some rows of ``columns``, by number, under the surface law; infinite
-    where they leave a direction of it open. Rows that are ``blind`` tell nothing."""
+def spread_of_target(found: "Analysis", target: Target, columns: Columns, blind: Collection[int] = ()) -> Spread:
+    """``spread_of`` a target under the surface law. Raises ValueError where that has no such target."""
     fitted = found.fits[str(found.surface)]
     quantity = target.quantity(fitted.form, found.cost)
     if quantity is None:
         raise ValueError(f"{found.observations.source}: {fitted.form.name} has no {target.name}: write another --law")
+    rest = believe(found, {c: x[:1] for c, x in columns.items()}, target).rest if target.kind.is_loss else 0.0
+    return spread_of(fitted, quantity, columns, rest, blind)
+
+
+def spread_of(
+    fitted: Fit, quantity: Quantity, columns: Columns, rest: float = 0.0, blind: Collection[int] = ()
+) -> Spread:
+    """The standard deviation of a quantity of a law after some rows of ``columns``, by number; infinite where they
+    leave a direction of it open. ``rest``: variance that no row takes away; rows that are ``blind`` tell nothing."""
     own = {c: np.asarray(columns[c], dtype=np.float64) for c in fitted.form.columns}
     model = Model(fitted.coordinates, own, fitted.problem.model.log)
     slope = resampling.gradient(fitted, quantity)
     sigma = max(resampling.noise_scale(fitted), LEAST_NOISE)
     told = model.derivatives(fitted.theta[None])[1][0] / (sigma * fitted.noise_at(**own))  # (P, n)
     told[:, list(blind)] = 0.0
-    rest = believe(found, {c: x[:1] for c, x in columns.items()}, target).rest if target.kind.is_loss else 0.0
 
     def spread(chosen: Sequence[int]) -> float:
         information = told[:, chosen] @ told[:, chosen].T
@@ -80,15 +88,15 @@ def spread_of(
 
 
 def compare(
-    found: "Analysis", target: Target, columns: Columns, cost: Callable[[Sequence[int]], float],
-    bought: Sequence[int], first: int, width: float, blind: Collection[int] = (), level: float = 0.9,
+    spread: Spread, columns: Columns, cost: Callable[[Sequence[int]], float], bought: Sequence[int], first: int,
+    width: float, shared: float = 0.0,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Sets the order in which rows were ``bought`` against two others that begin with the same ``first`` rows.
 
     Args:
+      spread: of the target after some rows, by number (``spread_of``).
       columns: of all rows that could have been bought (n,), those bought among them; ``cost`` of some, by number.
-      width: of the target's interval after all that was bought, at ``level``.
-      blind: rows that were paid for and gave no loss, diverged ones.
+      width: of the target's interval after all that was bought; ``shared`` what of it no row takes away.
 
     Returns:
       By order ("designed", "by_budget", "random") what had been spent (``flops``) and how wide the interval is expected
@@ -96,13 +104,11 @@ def compare(
       (``narrow``, ``wide``); ``reached_flops``, what each took to be as narrow as the first. None where what was bought
       leaves the target open, or the law fixes it: there is no ratio.
     """
-    spread = spread_of(found, target, columns, blind)
     left = spread(list(bought))
     if not (0 < left < np.inf and 0 < width < np.inf):
         return None
     n, begin = len(columns["flops"]), list(bought[:first])
-    shared = min(target.shared_width(found, level), width)
-    unit = np.sqrt(width**2 - shared**2) / left
+    unit = np.sqrt(max(width**2 - shared**2, 0.0)) / left
 
     def course(order: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         ends = range(first, len(order) + 1)
