@@ -6,6 +6,7 @@ goes on with it. What is not bought is a candidate (``Cells.candidates``): it ha
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,13 +35,13 @@ class Rounds:
     """
 
     def __init__(self, call: Call, means: Callable[[], Means], analyse: Callable[[], Any]):
-        self._call, self._analyse = call, analyse
+        self._call, self._config = call, call.grid.design
         self._candidates = Candidates(call, means)
-        self._config = call.grid.design
         self._rounds: list[dict[str, Any]] = []
         self._stopped: dict[str, Any] | None = None
         if self._config is None:
             return
+        self._laws = _Laws(self._config, call.grid.fit, analyse)
         with bad_input():
             _require(call, self._config)
             before = read_or_empty(call.manifest.path).get("design") or {}
@@ -151,28 +152,10 @@ class Rounds:
         columns, price = _columns(every, self._call.grid.fit), self._candidates.from_nothing(every)
         blind = [i for i in bought if self._call.cells.found.get(every[i].run_id) != "completed"]
         try:
-            spread, shared = self._spread(every, columns, blind)
+            spread, shared = self._laws.spread(every, columns, blind)
             return finite(orders.compare(spread, columns, price, bought, first, width, shared))
         except ValueError:  # no law, which ``_decision`` has said
             return None
-
-    def _spread(self, rows: Sequence[Row], columns: "Columns", blind: Collection[int]) -> "tuple[Spread, float]":
-        """How wide the target is after some of ``rows``, and what of its interval's width none of them takes away."""
-        from scaling.laws.answers.design import Target, orders
-        from scaling.laws.answers.design.of_groups import numbers_by_name, spread_of_groups
-        from scaling.laws.answers.rounds import LEVEL
-
-        config, found = self._config, self._analyse()
-        assert config is not None
-        target = Target.of(config.target)
-        if config.compare:
-            member = numbers_by_name(found, self._members(rows))
-            return spread_of_groups(found, config.compare, target, columns, member, blind), 0.0
-        return orders.spread_of_target(found, target, columns, blind), target.shared_width(found, LEVEL)
-
-    def _members(self, rows: Sequence[Row]) -> list[str]:
-        """The group of each row, where the design is of two."""
-        return [str(coordinate(row.cell, self._call.grid.fit.compare, "fit.compare")) for row in rows]
 
     def _decision(self) -> "Decision":
         from scaling.laws.answers import rounds
@@ -182,26 +165,10 @@ class Rounds:
         goal = rounds.Goal(config.interval, config.budget_flops, config.batch, config.exponent)
         columns, cost = _columns(candidates, self._call.grid.fit), self._candidates.prices(candidates)
         try:
-            choose, dof = self._chooser(candidates, columns, cost)
+            choose, dof = self._laws.chooser(candidates, columns, cost)
             return rounds.decide(choose, goal, self._spent, len(candidates), dof)
         except ValueError as e:
             return rounds.cheapest(cost, goal, self._spent, len(candidates), why=str(e))
-
-    def _chooser(self, candidates: Sequence[Row], columns: "Columns", cost: "Cost") -> "tuple[Chooser, int]":
-        """Who chooses among candidates by what is in, and the degrees of freedom of that fit. Raises ValueError."""
-        from scaling.laws.answers import rounds
-        from scaling.laws.answers.design import Target
-
-        config, found = self._config, self._analyse()
-        assert config is not None
-        target = Target.of(config.target)
-        if config.compare:
-            member = self._members(candidates)
-            choose = rounds.by_proposal_of_groups(found, columns, cost, target, config.compare, member)
-            return choose, found.joint.degrees_of_freedom
-        if found.surface is None:
-            raise ValueError("no law of N and D can be fitted to the cells that are in")
-        return rounds.by_proposal(found, columns, cost, target), found.fits[found.surface].degrees_of_freedom
 
     def carried(self, rows: Sequence[Row], held_out: Sequence[Row], workers: int) -> list[Row]:
         """Candidates that are left a checkpoint while ``rows`` train, as rows of a later call."""
@@ -239,6 +206,52 @@ class Rounds:
             where = _where(len(self._rounds) - 1, self._rounds[-1], self._spent)
         following = f"then up to {self._config.batch} of {len(cells.candidates)} candidates a round"
         return f"design: {where}; {following}, until {_until(self._config)}"
+
+
+@dataclass(frozen=True)
+class _Laws:
+    """What the laws of the cells that are in say of a design: of one law, or of two groups by the law that they share.
+
+    ``analyse`` gives the laws of all that is in (``Conclusion.analysis``), and raises ValueError without any.
+    """
+
+    config: DesignConfig
+    fit: FitConfig
+    analyse: Callable[[], Any]
+
+    def chooser(self, candidates: Sequence[Row], columns: "Columns", cost: "Cost") -> "tuple[Chooser, int]":
+        """Who chooses among candidates, and the degrees of freedom of the fit by which that is. Raises ValueError."""
+        from scaling.laws.answers import rounds
+        from scaling.laws.answers.design import Target
+
+        config, found = self.config, self.analyse()
+        target = Target.of(config.target)
+        if config.compare:
+            member = _groups(candidates, self.fit)
+            choose = rounds.by_proposal_of_groups(found, columns, cost, target, config.compare, member)
+            return choose, found.joint.degrees_of_freedom
+        if found.surface is None:
+            raise ValueError("no law of N and D can be fitted to the cells that are in")
+        return rounds.by_proposal(found, columns, cost, target), found.fits[found.surface].degrees_of_freedom
+
+    def spread(self, rows: Sequence[Row], columns: "Columns", blind: Collection[int]) -> "tuple[Spread, float]":
+        """How wide the target is after some of ``rows``, the ``blind`` telling nothing, and what of its interval's
+        width none of them takes away. Raises ValueError."""
+        from scaling.laws.answers.design import Target, orders
+        from scaling.laws.answers.design.of_groups import numbers_by_name, spread_of_groups
+        from scaling.laws.answers.rounds import LEVEL
+
+        config, found = self.config, self.analyse()
+        target = Target.of(config.target)
+        if config.compare:
+            member = numbers_by_name(found, _groups(rows, self.fit))
+            return spread_of_groups(found, config.compare, target, columns, member, blind), 0.0
+        return orders.spread_of_target(found, target, columns, blind), target.shared_width(found, LEVEL)
+
+
+def _groups(rows: Sequence[Row], fit: FitConfig) -> list[str]:
+    """The group of each row, of those that the grid compares."""
+    return [str(coordinate(row.cell, fit.compare, "fit.compare")) for row in rows]
 
 
 # ---- what was asked -------------------------------------------------------------------------------------------------
@@ -298,7 +311,7 @@ def _first_of(call: Call, config: DesignConfig) -> list[str]:
         return list(config.seed_cells)
     path, fit = call.options.grid, call.grid.fit
     every = [row for row in call.cells.rows if not row.cell.holdout]
-    names = [str(coordinate(row.cell, fit.compare, "fit.compare")) if config.compare else "" for row in every]
+    names = _groups(every, fit) if config.compare else [""] * len(every)
     first = []
     for name in dict.fromkeys(names):  # a group's own law is what says whether groups share exponents
         rows = [row for row, mine in zip(every, names) if mine == name]

@@ -96,8 +96,8 @@ FREE = ("budget", "budget", "inference", "inference")
 
 @pytest.mark.parametrize("name, kinds, num", [
     ("plain", ("budget", "inference"), 4),
-    ("joined", ("budget", "inference"), 4),
-    ("saturating", ("budget", "inference"), 4),
+    pytest.param("joined", ("budget", "inference"), 4, marks=pytest.mark.slow),
+    pytest.param("saturating", ("budget", "inference"), 4, marks=pytest.mark.slow),
     pytest.param("head", ("deadline", *FREE), 20, marks=pytest.mark.slow),
     pytest.param("plain", ("deadline", *FREE), 15, marks=pytest.mark.slow),
     pytest.param("repeated", ("data", "data", "data", *FREE), 15, marks=pytest.mark.slow),

@@ -294,7 +294,7 @@ def test_a_study_of_what_one_group_is_worth_over_another(here, monkeypatch):
     both = types.SimpleNamespace(joint=types.SimpleNamespace(degrees_of_freedom=10**9))
     monkeypatch.setattr(rounds, "by_proposal_of_groups", of_groups)
     monkeypatch.setattr("scaling.conclusion.Comparison.analysis", lambda self: both)
-    monkeypatch.setattr(Rounds, "_spread", lambda *args: (None, 0.0))
+    monkeypatch.setattr("scaling.rounds._Laws.spread", lambda *args: (None, 0.0))
     Path("g.yaml").write_text(TWO + MULTIPLIER)
     assert run() == 0
     cells = {c.run.run_id: c.run.model.positions for c in grid.load("g.yaml").cells}

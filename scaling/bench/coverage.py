@@ -1,4 +1,4 @@
-"""Coverage of the intervals that are printed, over seven kinds of noise and five designs whose law is known."""
+"""Coverage of the intervals that are printed, over seven kinds of noise and six designs whose law is known."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,15 +17,21 @@ LEVEL = 0.90
 EVALUATION = 0.008  # nats, shared by all losses of a draw: what a validation split of some 10⁵ tokens leaves unknown
 
 
+# The law of results/chinchilla, rounded: models so small that the least of them are not far below their ceiling.
+BELOW_A_CEILING = {"E": 1.0, "L_0": 3.26, "A": 153.0, "alpha": 0.557, "B": 1190.0, "beta": 0.565}
+CEILING = "7 budgets × 5 sizes, below a ceiling"
+
+
 def designs() -> dict[str, Observations]:
-    """Where the runs of five designs are: three grids of sizes by horizons, IsoFLOP budgets over shared sizes, and a
-    ladder of tokens per parameter."""
+    """Where the runs of six designs are: three grids of sizes by horizons, IsoFLOP budgets over shared sizes, a ladder
+    of tokens per parameter, and budgets of small models, whose law has a ceiling (``BELOW_A_CEILING``)."""
     return {
         "5 sizes × 5 horizons": _grid(5, 5),
         "8 sizes × 5 horizons": _grid(8, 5),
         "12 sizes × 4 horizons": _grid(12, 4),
-        "5 budgets × 8 sizes": _budgets(5, 8),
+        "5 budgets × 8 sizes": _budgets(8, np.geomspace(1e18, 1e21, 5), np.geomspace(1e7, 1e10, 25), 0.09, 0.45),
         "10 sizes × 5 tokens/N": _ladder(10, 5),
+        CEILING: _budgets(5, np.geomspace(7.5e9, 1.5e12, 7), np.geomspace(1.2e3, 4e5, 25), 0.09, 0.5),
     }
 
 
@@ -34,12 +40,12 @@ def _grid(sizes: int, horizons: int) -> Observations:
     return _runs(n.ravel(), d.ravel())
 
 
-def _budgets(budgets: int, sizes: int) -> Observations:
-    """Each budget's sizes are the ``sizes`` nearest its optimum of one ladder, as a person would choose them."""
-    ladder = np.geomspace(1e7, 1e10, 3 * sizes + 1)
+def _budgets(sizes: int, budgets: np.ndarray, ladder: np.ndarray, k: float, a: float) -> Observations:
+    """Each budget's sizes are those of the ladder that are nearest its optimum, k √C₀ (C / C₀)^a of the least budget C₀
+    on, as a person would choose them."""
     n, d = [], []
-    for C in np.geomspace(1e18, 1e21, budgets):
-        best = 0.09 * C**0.5 * (C / 1e18) ** -0.05
+    for C in budgets:
+        best = k * budgets[0] ** 0.5 * (C / budgets[0]) ** a
         near = ladder[np.argsort(np.abs(np.log(ladder / best)))[:sizes]]
         n.append(near)
         d.append(C / 6 / near)
@@ -65,8 +71,9 @@ def study(
     for noise in noises:
         twice = noise in coverage.REPEATED
         for name, design in designs().items():
+            law, truth = ("saturating", BELOW_A_CEILING) if name == CEILING else ("chinchilla", laws.HOFFMANN)
             found = coverage.coverage(
-                design, catalogue.FORMS["chinchilla"], laws.HOFFMANN, noise=NOISE, kind=noise, level=LEVEL,
+                design, catalogue.FORMS[law], truth, noise=NOISE, kind=noise, level=LEVEL,
                 flops=10 * float(design.columns["flops"].max()), num_draws=num_draws,
                 methods=(coverage.CHOSEN, "profile", *([coverage.MEASURED] if twice else [])),
                 evaluation=EVALUATION if twice else 0.0,
