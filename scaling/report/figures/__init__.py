@@ -108,4 +108,4 @@ FIGURES = (
     of_laws.residuals, of_training.curves, of_laws.excess, of_training.positions, of_training.learning_rate,
 )  # fmt: skip
 # Those of groups that are compared; each has the others on a page of its own.
-COMPARED = (of_groups.groups, of_groups.multiplier, of_groups.positions_compared)
+COMPARED = (of_groups.groups, of_groups.multiplier, of_forecasts.rounds, of_groups.positions_compared)
