@@ -287,13 +287,23 @@ class Fit:
         return table
 
     def forecast(self, cells: pd.DataFrame | Sequence[Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
-        """The forecast of cells with num_params, num_tokens, flops (and run_id): predicted, interval, by_law."""
+        """The forecast of cells: predicted, interval, by_law.
+
+        ``cells``: with num_params and num_tokens, by the fit's own count or under every count as ``study.table`` has
+        them; with flops, else by the runs' own FLOPs of a token; and with run_id, where they have one.
+        """
         import pandas as pd
 
         from scaling.laws.answers.forecast import forecast
+        from scaling.laws.tables.observations import as_counted
 
-        rows = cells.to_dict("records") if isinstance(cells, pd.DataFrame) else list(cells)
-        return pd.DataFrame(forecast(self.analysis, rows, level))
+        table = pd.DataFrame(cells)
+        told = {name.rpartition("_")[0] for name in table.columns}
+        if "flops" not in table and "flops" not in told and {"num_params", "num_tokens"} <= set(table.columns):
+            flops = table["num_tokens"] * self.analysis.cost.flops_per_token(table["num_params"].to_numpy(float))
+            table = table.assign(flops=flops)
+        table = as_counted(table, self.analysis.observations.convention)
+        return pd.DataFrame(forecast(self.analysis, table.to_dict("records"), level))
 
     @property
     def held_out(self) -> pd.DataFrame:
@@ -309,13 +319,13 @@ class Fit:
         import pandas as pd
 
         from scaling.laws.answers import allocation, optimum
-        from scaling.laws.answers.advice.basis import Basis
+        from scaling.laws.answers.advice.basis import Basis, require_determined
 
-        found, rows = self.analysis, []
-        if self.law and (found.no_allocation or allocation.has_two_powers(found.fits[self.law].form)):
+        found = self.analysis
+        if found.no_allocation or allocation.has_two_powers(found.fits[self.law].form):
             Basis(found)  # refuses, as advice does, where runs do not determine an optimum
-        if self.law:
-            rows = optimum.rows(found, np.array([float(flops)]))
+        require_determined(str(self.study.source), found.fits[self.law])
+        rows = optimum.rows(found, np.array([float(flops)]))
         if not rows:
             raise ValueError(f"{self.study.source}: {self.law} has no interior optimum at {flops:.3g} FLOPs")
         return pd.Series(rows[0])

@@ -323,6 +323,15 @@ def test_a_study_is_what_the_modules_below_give(folder):
     assert said["lower"][0] < said["loss"][0] < said["upper"][0]
     assert said["flops"][0] == pytest.approx(1e12, rel=1e-9)
     assert list(fitted.held_out["predicted"]) == [row["predicted"] for row in fitted.payload["forecast"]]
+    cells = opened.table[opened.table["holdout"]]
+    told = fitted.forecast(cells)
+    assert list(told["run_id"]) == list(cells["run_id"])
+    by_run = {row["run_id"]: row["predicted"] for row in fitted.payload["forecast"]}
+    assert list(told["predicted"]) == pytest.approx([by_run[i] for i in told["run_id"]], rel=1e-12)
+    size, tokens = best["num_params"], best["num_tokens"]
+    alone = fitted.forecast([{"num_params": size, "num_tokens": tokens}], level=0.95)
+    assert alone["predicted"][0] == pytest.approx(said["loss"][0], rel=1e-12)
+    assert alone["flops"][0] == pytest.approx(1e12, rel=1e-9)
     assert "asymptotic" in fitted._repr_html_()
     assert set(fitted.parameters().index) == set(fitted.params)
 

@@ -228,6 +228,18 @@ def test_groups_whose_exponents_differ_are_told_by_their_own_laws():
         assert row.times == pytest.approx(truth, rel=0.1)
 
 
+def test_an_optimum_of_a_law_at_a_bound_is_refused_whatever_its_form():
+    """Farseer's is found by search: of losses that no size moves it was an optimum all the same."""
+    table = data.scattered(60)
+    loss = 1.7 + 400 * table["num_tokens"] ** -0.3
+    table["loss"] = loss * np.exp(0.002 * np.random.default_rng(1).normal(size=len(table)))
+    fit = scaling.open(table).fit(["farseer"], bootstrap=0, combined=False)
+    held = fit.analysis.fits["farseer"]
+    assert held.undetermined
+    with pytest.raises(ValueError, match=r"farseer holds .* at a bound: these runs do not determine it"):
+        fit.optimum(1e20)
+
+
 @pytest.mark.parametrize("what", ["one side", "no size"])
 def test_an_optimum_is_refused_where_advice_is(what):
     if what == "one side":

@@ -95,8 +95,11 @@ class Fit:
 
     @property
     def undetermined(self) -> tuple[str, ...]:
-        """Amplitudes and exponents of its powers that are held at a bound: nothing that follows from them is known."""
-        terms = self.form.powers.terms if self.form.powers is not None else ()
+        """Amplitudes and exponents of its powers that are held at a bound: nothing that follows from them is known.
+        Of a form that does not say what its powers are, all that is at a bound and does not end its domain."""
+        if self.form.powers is None:
+            return tuple(sorted(name for name in self.at_bound if not self._ends(name)))
+        terms = self.form.powers.terms
         powers = {name for amplitude, exponents in terms for name in (amplitude, *exponents.values())}
         return tuple(sorted(map(str, powers & set(self.at_bound))))
 
@@ -104,13 +107,11 @@ class Fit:
     def ends_its_domain(self) -> bool:
         """Whether all that is at a bound ends the form's domain there, and its law is another that is known: no floor
         at E = 0, no ceiling where these runs are so far below it that L_0 is as high as it can be."""
-        ceiling = self.form.powers.ceiling if self.form.powers is not None else None
+        return all(map(self._ends, self.at_bound))
 
-        def ends(name: str) -> bool:
-            p = self.form.parameters[name]
-            return (p.kind == "plain" and p.lower == 0.0) or (name == ceiling and self.params[name] > 0.99 * p.upper)
-
-        return all(map(ends, self.at_bound))
+    def _ends(self, name: str) -> bool:
+        ceiling, p = self.form.powers.ceiling if self.form.powers is not None else None, self.form.parameters[name]
+        return (p.kind == "plain" and p.lower == 0.0) or (name == ceiling and self.params[name] > 0.99 * p.upper)
 
     @property
     def num_observations(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from scaling.laws.answers import allocation, optimum
 from scaling.laws.answers.at_best import LawAtBest
 from scaling.laws.answers.optimum import Surfaced
+from scaling.laws.fitting.estimate import Fit
 from scaling.laws.forms.law import Params
 
 if TYPE_CHECKING:
@@ -98,6 +99,15 @@ class Answer:
         return dataclasses.asdict(self)
 
 
+def require_determined(source: str, fitted: Fit) -> None:
+    """Raises ValueError for a law that is held at a bound where nothing follows from it."""
+    if stuck := fitted.undetermined:
+        raise ValueError(
+            f"{source}: {fitted.form.name} holds {', '.join(stuck)} at a bound: these runs do not determine it, and "
+            "nothing follows from it: add runs, or write another --law"
+        )
+
+
 class Basis:
     """The surface law of an analysis at its best, its draws, and the other forms fitted to the same rows."""
 
@@ -115,11 +125,7 @@ class Basis:
             )
         self.source, self.cost, self.level = source, found.cost, found.level
         self.top, self.bottom = (float(of(found.observations.columns["flops"])) for of in (np.max, np.min))
-        if stuck := self.fitted.undetermined:
-            raise ValueError(
-                f"{source}: {found.surface} holds {', '.join(stuck)} at a bound: these runs do not determine it, and "
-                "nothing follows from it: add runs, or write another --law"
-            )
+        require_determined(source, self.fitted)
 
     @property
     def doubts(self) -> tuple[str, ...]:
