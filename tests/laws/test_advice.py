@@ -184,6 +184,7 @@ def test_a_loss_above_the_ceiling_asks_for_nothing():
     assert ceiling == pytest.approx(5.0, rel=0.05)
     answer = questions.of_loss(below, ceiling + 0.1)
     assert "any run reaches a loss of" in answer.notes[0]
+    assert "draws have E" not in answer.notes[0]
     assert set(answer.numbers) == {"E"}
     assert "any run reaches a loss of" in machines.of_inference(below, 1e12, loss=ceiling + 0.1).notes[0]
     near = questions.of_loss(below, ceiling * 0.9999).numbers

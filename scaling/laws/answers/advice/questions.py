@@ -143,8 +143,12 @@ def of_loss(found: Surfaced, loss: float, asked: str = "") -> Answer:
     below = (
         "" if draws is None else f"{(basis.law(draws.params).floor >= loss).mean():.0%} of the draws have E above it"
     )
+    error = found.observations.shared_error
+    text = (f"E is that of this validation text, whose own standard error is {error:.2g}",) if error else ()
     if said := basis.unreached(loss):
-        return basis.answer(asked, None, {"E": floor}, (f"{said}; {below}" if below else said,))
+        is_above = loss > float(basis.best.floor[0, 0])  # the ceiling, of which the draws' floors say nothing
+        said = said if is_above or not below else f"{said}; {below}"
+        return basis.answer(asked, None, {"E": floor}, (said, *text))
     flops = float(np.exp(log_c(basis.best))[0, 0])
     decades = basis.decades(flops)
     numbers = {
@@ -154,7 +158,7 @@ def of_loss(found: Surfaced, loss: float, asked: str = "") -> Answer:
         "E": floor,
     }
     doubtful = floor.interval is not None and floor.interval[1] >= loss
-    return basis.answer(asked, decades, numbers, (f"perhaps out of reach: {below or 'E'}",) * doubtful)
+    return basis.answer(asked, decades, numbers, (*(f"perhaps out of reach: {below or 'E'}",) * doubtful, *text))
 
 
 def of_num_params(found: Surfaced, num_params: float) -> Answer:
