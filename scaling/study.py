@@ -289,7 +289,7 @@ class Fit:
     def forecast(self, cells: pd.DataFrame | Sequence[Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
         """The forecast of cells: predicted, interval, by_law.
 
-        ``cells``: with num_params and num_tokens, by the fit's own count or under every count as ``study.table`` has
+        ``cells``: with num_params and num_tokens, by the fit's own count or under every count as a study's table has
         them; with flops, else by the runs' own FLOPs of a token; and with run_id, where they have one.
         """
         import pandas as pd
