@@ -166,6 +166,57 @@ def own_batches(rows: Observations, crit: Critical) -> float | None:
     return float(np.median(batch / crit(rows.loss, np.log(rows.columns["num_tokens"]))))
 
 
+@dataclass(frozen=True)
+class _Deadline:
+    """What a time on a cluster is enough for, law by law.
+
+    ``own``: batch over critical batch of the fitted runs in the median, None where their batches are not said.
+    """
+
+    basis: Basis
+    crit: Critical
+    own: float | None
+
+    def read(self, log_n: np.ndarray, time: float, on: Cluster) -> np.ndarray:
+        """log of the tokens that the time is enough for."""
+        n, cost = np.exp(log_n), self.basis.cost
+        return math.log(time * on.devices) + np.log(on.flops_per_second(n)) - np.log(cost.flops_per_token(n))
+
+    def worth(self, law: LawAtBest, log_n: np.ndarray, time: float, on: Cluster) -> tuple[np.ndarray, np.ndarray]:
+        """(log D, L) of these sizes: B_crit is that of the loss at the end, which depends on D."""
+        seen, batch = self.read(log_n, time, on), on.devices * on.device_batch
+        log_d = seen
+        for _ in range(FIXED_POINT_STEPS):
+            before, loss = log_d, loss_at(law, log_n, log_d)
+            with np.errstate(over="ignore", divide="ignore"):  # next to no tokens: no batch is small enough
+                log_d = seen + np.log1p(self.own or 0.0) - np.log1p(batch / self.crit(loss, seen))
+            if np.array_equal(log_d, before) or np.nanmax(np.abs(log_d - before)) < FIXED_POINT:
+                break
+        return log_d, loss_at(law, log_n, log_d)
+
+    def size(self, law: LawAtBest, time: float, on: Cluster) -> np.ndarray:
+        """log of the size of the least loss in that time."""
+        n0 = np.exp(law.best_size(np.full((1, 1), math.log(self.basis.top))))
+        for _ in range(20):
+            n0 = np.exp(law.best_size(np.log(time * on.devices * on.flops_per_second(n0))))
+        middle = np.log(n0)
+        return lowest(lambda x: self.worth(law, x, time, on)[1], middle - SPAN, middle + SPAN / 2)
+
+    def around(self, seconds: float, cluster: Cluster) -> list[dict[str, float]]:
+        """Loss, size, tokens and money of fewer and more devices, for shorter and longer."""
+        table, law = [], self.basis.best
+        for times in AROUND:
+            for longer in (0.25, 1.0, 4.0):
+                on, time = dataclasses.replace(cluster, devices=cluster.devices * times), seconds * longer
+                at = self.size(law, time, on)
+                loss = float(self.worth(law, at, time, on)[1][0, 0])
+                row = {"devices": on.devices, "days": time / 86400, "loss": loss,
+                       "num_params": float(np.exp(at)[0, 0]),
+                       "num_tokens": float(np.exp(self.read(at, time, on))[0, 0])}  # fmt: skip
+                table.append(row | ({} if cluster.price is None else {"dollars": cluster.price * on.devices * time}))
+        return table
+
+
 def of_deadline(
     found: Surfaced, seconds: float, cluster: Cluster, critical_batch: "float | Fit | None" = None
 ) -> Answer:
@@ -181,61 +232,42 @@ def of_deadline(
       critical_batch: B_crit in tokens, or the law of it that these runs say (``batches.fitted``); None takes Kaplan's.
     """
     basis, crit = Basis(found), critical(critical_batch)
-    own = own_batches(found.observations, crit)
+    deadline = _Deadline(basis, crit, own_batches(found.observations, crit))
 
-    def read(log_n: np.ndarray, time: float, on: Cluster) -> np.ndarray:
-        """log of the tokens that the time is enough for."""
-        n = np.exp(log_n)
-        return math.log(time * on.devices) + np.log(on.flops_per_second(n)) - np.log(basis.cost.flops_per_token(n))
+    def size(law: LawAtBest) -> np.ndarray:
+        return deadline.size(law, seconds, cluster)
 
-    def worth(law: LawAtBest, log_n: np.ndarray, time: float, on: Cluster) -> tuple[np.ndarray, np.ndarray]:
-        """(log D, L) of these sizes: B_crit is that of the loss at the end, which depends on D."""
-        seen, batch = read(log_n, time, on), on.devices * on.device_batch
-        log_d = seen
-        for _ in range(FIXED_POINT_STEPS):
-            before, loss = log_d, loss_at(law, log_n, log_d)
-            with np.errstate(over="ignore", divide="ignore"):  # next to no tokens: no batch is small enough
-                log_d = seen + np.log1p(own or 0.0) - np.log1p(batch / crit(loss, seen))
-            if np.array_equal(log_d, before) or np.nanmax(np.abs(log_d - before)) < FIXED_POINT:
-                break
-        return log_d, loss_at(law, log_n, log_d)
+    def read(law: LawAtBest) -> np.ndarray:
+        return np.exp(deadline.read(size(law), seconds, cluster))[:, 0]
 
-    def size(law: LawAtBest, time: float = seconds, on: Cluster = cluster) -> np.ndarray:
-        n0 = np.exp(law.best_size(np.full((1, 1), math.log(basis.top))))
-        for _ in range(20):
-            n0 = np.exp(law.best_size(np.log(time * on.devices * on.flops_per_second(n0))))
-        middle = np.log(n0)
-        return lowest(lambda x: worth(law, x, time, on)[1], middle - SPAN, middle + SPAN / 2)
+    def worth(law: LawAtBest) -> tuple[np.ndarray, np.ndarray]:
+        return deadline.worth(law, size(law), seconds, cluster)
 
     law = basis.best
     log_n = size(law)
-    batch, seen = cluster.devices * cluster.device_batch, read(log_n, seconds, cluster)
+    batch, seen = cluster.devices * cluster.device_batch, deadline.read(log_n, seconds, cluster)
     flops = float(np.exp(log_flops(log_n, seen, law))[0, 0])
     decades = basis.decades(flops)
-    at_end = worth(law, log_n, seconds, cluster)[1]
+    at_end = deadline.worth(law, log_n, seconds, cluster)[1]
     numbers = {
         "num_params": basis.number(lambda w: np.exp(size(w))[:, 0], "parameters", decades),
-        "num_tokens": basis.number(lambda w: np.exp(read(size(w), seconds, cluster))[:, 0], "tokens", decades),
-        "tokens they are worth": basis.number(
-            lambda w: np.exp(worth(w, size(w), seconds, cluster)[0])[:, 0], "tokens", decades
-        ),
-        "loss": basis.number(lambda w: worth(w, size(w), seconds, cluster)[1][:, 0], "nats", decades),
+        "num_tokens": basis.number(read, "tokens", decades),
+        "tokens they are worth": basis.number(lambda w: np.exp(worth(w)[0])[:, 0], "tokens", decades),
+        "loss": basis.number(lambda w: worth(w)[1][:, 0], "nats", decades),
         "batch": Number(batch, None, "tokens"),
         "critical batch": _critical_number(critical_batch, crit, at_end, seen, basis, decades),
-        "steps": basis.number(lambda w: np.exp(read(size(w), seconds, cluster))[:, 0] / batch, "steps", decades),
+        "steps": basis.number(lambda w: read(w) / batch, "steps", decades),
         "flops": Number(flops, None, "FLOPs"),
     }
     if cluster.price is not None:
         numbers["cost"] = Number(cluster.price * cluster.devices * seconds, None, "dollars")
-    table = []
-    for times in AROUND:
-        for longer in (0.25, 1.0, 4.0):
-            on, time = dataclasses.replace(cluster, devices=cluster.devices * times), seconds * longer
-            at = size(law, time, on)
-            row = {"devices": on.devices, "days": time / 86400, "loss": float(worth(law, at, time, on)[1][0, 0]),
-                   "num_params": float(np.exp(at)[0, 0]),
-                   "num_tokens": float(np.exp(read(at, time, on))[0, 0])}  # fmt: skip
-            table.append(row | ({} if cluster.price is None else {"dollars": cluster.price * on.devices * time}))
+    asked = f"{seconds / 86400:.3g} days on {cluster.devices:g} devices"
+    notes = _taken_for_granted(deadline.own, critical_batch)
+    return basis.answer(asked, decades, numbers, notes, {"loss, time and money": deadline.around(seconds, cluster)})
+
+
+def _taken_for_granted(own: float | None, critical_batch: "float | Fit | None") -> tuple[str, ...]:
+    """What an answer by a deadline assumes, in words."""
     notes = []
     if own is None:
         notes.append(
@@ -252,6 +284,4 @@ def of_deadline(
             f"B_crit is of {len(critical_batch.observations)} runs whose batches differ, {batches.LAW}; the other "
             "intervals take it as it is"
         )
-    notes.append("utilisation is taken to stay as devices are added; the loss is the law's own, of no single run")
-    asked = f"{seconds / 86400:.3g} days on {cluster.devices:g} devices"
-    return basis.answer(asked, decades, numbers, tuple(notes), {"loss, time and money": table})
+    return (*notes, "utilisation is taken to stay as devices are added; the loss is the law's own, of no single run")
