@@ -117,7 +117,7 @@ class Question:
     def __init__(self, asked: Mapping[str, Any]) -> None:
         if unknown := [name for name in asked if name not in Asked.__annotations__]:
             raise TypeError(f"advise() has no argument {unknown[0]!r}: write one of {', '.join(Asked.__annotations__)}")
-        written = {name: v for name, v in asked.items() if v is not None and v is not False}
+        written = {name: v for name, v in asked.items() if v is not None and (name != "value" or v)}
         self.unit = written.pop("unit", "nats")
         if self.unit not in UNITS:
             raise ValueError(f"--unit is {self.unit}: write one of {', '.join(UNITS)}")

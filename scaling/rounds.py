@@ -153,7 +153,8 @@ class Rounds:
         blind = [i for i in bought if self._call.cells.found.get(every[i].run_id) != "completed"]
         try:
             spread, shared = self._laws.spread(every, columns, blind)
-            return finite(orders.compare(spread, columns, price, bought, first, width, shared))
+            member = _groups(every, self._call.grid.fit) if self._config.compare else None  # type: ignore[union-attr]
+            return finite(orders.compare(spread, columns, price, bought, first, width, shared, member))
         except ValueError:  # no law, which ``_decision`` has said
             return None
 
@@ -168,6 +169,8 @@ class Rounds:
             choose, dof = self._laws.chooser(candidates, columns, cost)
             return rounds.decide(choose, goal, self._spent, len(candidates), dof)
         except ValueError as e:
+            if getattr(e, "is_for_good", False):
+                return rounds.over(str(e))
             return rounds.cheapest(cost, goal, self._spent, len(candidates), why=str(e))
 
     def carried(self, rows: Sequence[Row], held_out: Sequence[Row], workers: int) -> list[Row]:
@@ -281,16 +284,29 @@ def _require(call: Call, config: DesignConfig) -> None:
     if (target.name == "multiplier") != bool(config.compare):
         said = "are two groups'; write multiplier@C" if config.compare else "is of two groups; write design.compare"
         raise ValueError(f"{path}: design.target: {target}{', and design.compare' * bool(config.compare)} {said}")
-    law = _law(call.grid.fit, path)
+    law = _law(call.grid.fit, path, config)
     if not config.compare and target.quantity(law, Cost()) is None:
         raise ValueError(f"{path}: design.target: {config.target}: {law.name} has none; write another law under fit")
 
 
-def _law(fit: FitConfig, path: str) -> Any:
-    """The law of N and D that a grid's fit names first. Raises ValueError."""
+def _law(fit: FitConfig, path: str, config: DesignConfig) -> Any:
+    """The law of N and D that a grid's fit names first, of groups the one that they are compared by. Raises
+    ValueError."""
     from scaling.laws.analysis import DEFAULT_LAWS
+    from scaling.laws.answers import allocation
     from scaling.laws.forms import catalogue
 
+    if config.compare:
+        form = catalogue.get((fit.laws or DEFAULT_LAWS)[0])
+        has_powers = (
+            form.powers is not None and allocation.exponents(form, dict.fromkeys(form.parameters, 1.0)) is not None
+        )
+        if set(form.columns) != {"num_params", "num_tokens"} or not has_powers:
+            raise ValueError(
+                f"{path}: fit.laws: groups are compared by the first, {form.name}, which is no sum of a power of N and "
+                "one of D; write chinchilla first"
+            )
+        return form
     for name in fit.laws or DEFAULT_LAWS:
         if ":" in name:
             raise ValueError(
@@ -316,7 +332,9 @@ def _first_of(call: Call, config: DesignConfig) -> list[str]:
     for name in dict.fromkeys(names):  # a group's own law is what says whether groups share exponents
         rows = [row for row, mine in zip(every, names) if mine == name]
         cost = np.array([step_flops(row.cell.run) * row.plan.num_steps for row in rows])
-        chosen = rounds.begin(_columns(rows, fit), cost, _law(fit, path), f"{path}: design{name and f', {name}'}")
+        chosen = rounds.begin(
+            _columns(rows, fit), cost, _law(fit, path, config), f"{path}: design{name and f', {name}'}"
+        )
         first += [rows[i].run_id for i in chosen]
     return first
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,15 +296,25 @@ class Fit:
         import pandas as pd
 
         from scaling.laws.answers.forecast import forecast
-        from scaling.laws.tables.observations import as_counted
 
-        table = pd.DataFrame(cells)
-        told = {name.rpartition("_")[0] for name in table.columns}
-        if "flops" not in table and "flops" not in told and {"num_params", "num_tokens"} <= set(table.columns):
-            flops = table["num_tokens"] * self.analysis.cost.flops_per_token(table["num_params"].to_numpy(float))
-            table = table.assign(flops=flops)
-        table = as_counted(table, self.analysis.observations.convention)
-        return pd.DataFrame(forecast(self.analysis, table.to_dict("records"), level))
+        rows = cells.to_dict("records") if isinstance(cells, pd.DataFrame) else cells
+        return pd.DataFrame(forecast(self.analysis, [self._counted(row) for row in rows], level))
+
+    def _counted(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        """A cell with size and FLOPs as the fit counts them; FLOPs by its cost of a token where it has none."""
+        import pandas as pd
+
+        convention, out = self.analysis.observations.convention, dict(cell)
+        for name in ("num_params", "flops"):
+            if (counted := cell.get(f"{name}_{convention.get(name)}")) is not None:
+                out[name] = counted
+        n, d = out.get("num_params"), out.get("num_tokens")
+        is_there = all(
+            isinstance(x, Real) and float(x) > 0 for x in (n, d)
+        )  # else the forecast says what is wrong with it
+        if is_there and pd.isna(out.get("flops")):
+            out["flops"] = float(d) * float(self.analysis.cost.flops_per_token(float(n)))  # type: ignore[arg-type]
+        return out
 
     @property
     def held_out(self) -> pd.DataFrame:

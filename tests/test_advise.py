@@ -177,6 +177,11 @@ def test_a_misspelt_argument_is_no_question_of_another():
         scaling.advise(None, flops=1e12, share_raed=0.5)
 
 
+def test_no_is_no_question(folder):
+    fitted = scaling.open(folder).fit(**FAST)
+    assert fitted.advise(flops=1e12, value=np.False_) == fitted.advise(flops=1e12)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(case, folder, tmp_path, capsys):
     options, words = BAD[case]
@@ -332,6 +337,12 @@ def test_a_study_is_what_the_modules_below_give(folder):
     alone = fitted.forecast([{"num_params": size, "num_tokens": tokens}], level=0.95)
     assert alone["predicted"][0] == pytest.approx(said["loss"][0], rel=1e-12)
     assert alone["flops"][0] == pytest.approx(1e12, rel=1e-9)
+    cell = {"num_params": size, "num_tokens": tokens}
+    given = fitted.forecast([cell, {**cell, "flops": 3e12}])
+    assert list(given["flops"]) == pytest.approx([1e12, 3e12])
+    assert fitted.forecast([]).empty
+    with pytest.raises(ValueError, match=r"num_tokens.* is missing"):
+        fitted.forecast([{"num_params": size}])
     assert "asymptotic" in fitted._repr_html_()
     assert set(fitted.parameters().index) == set(fitted.params)
 

@@ -12,6 +12,7 @@ from scaling import parts, records
 from scaling.laws import analysis
 from scaling.laws.answers import precision, truth
 from scaling.laws.intervals import shared
+from scaling.laws.tables import observations
 from scaling.report.page import build
 from tests import synthetic
 
@@ -217,3 +218,13 @@ def test_the_error_that_a_fit_carries_is_that_of_the_least_loss():
     half = [math.hypot(end - law["params"]["E"], 1.959964 * error) for end in alone["intervals"]["E"]]
     assert law["intervals"]["E"] == pytest.approx([max(law["params"]["E"] - half[0], 0), law["params"]["E"] + half[1]])
     assert all(law["intervals"][k] == alone["intervals"][k] for k in ("A", "alpha", "B", "beta"))
+    # A run without an error takes it from none; one that is no record's, of losses on nobody knows what, is not shared.
+    least, worst = fitted["loss"].idxmin(), fitted["loss"].idxmax()
+    for gone, left in ((worst, error), (least, fitted.drop(least).sort_values("loss")["loss_standard_error"].iloc[0])):
+        some = table.assign(loss_standard_error=table["loss_standard_error"].mask(table.index == gone))
+        assert observations.from_table(some).shared_error == left
+    assert observations.from_table(table.drop(columns="data")).shared_error is None
+    columns = ["num_params", "num_tokens", "flops_exact", "data", "loss", "loss_standard_error"]
+    bits = table.loc[~table["holdout"], columns].rename(columns={"loss": "loss_bits", "flops_exact": "flops"})
+    bits = bits.assign(**{c: bits[c] / math.log(2) for c in ("loss_bits", "loss_standard_error")})
+    assert observations.from_table(bits, units_known=True).shared_error == pytest.approx(error, rel=1e-9)

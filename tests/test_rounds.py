@@ -18,6 +18,7 @@ from scaling.engine.plan.table import step_flops
 from scaling.grid import strict
 from scaling.laws.answers import rounds
 from scaling.laws.answers.design import orders
+from scaling.laws.answers.design.of_groups import NotShared
 from scaling.laws.forms import catalogue
 from scaling.report import page, plots
 from scaling.report.figures import drawing, of_forecasts
@@ -167,6 +168,11 @@ def test_rounds_end_by_width_by_budget_and_by_want_of_candidates():
         "the validation text's"
     )
     assert rounds.decide(lambda **asked: share, rounds.Goal(interval=0.095), 5.0, 3).stop is None
+    # The noise may be 1.256 times its estimate (8 degrees of freedom): what all losses share has no part of that.
+    share = dataclasses.replace(says(0.1, Step(0, 1.0))(), shared_width=0.0995)
+    wide = math.hypot(rounds.caution(8) * math.sqrt(0.1**2 - 0.0995**2), 0.0995)
+    for goal, over in ((wide * 1.0001, True), (wide * 0.9999, False)):
+        assert (rounds.decide(lambda **asked: share, rounds.Goal(interval=goal), 5.0, 3, 8).stop is not None) == over
     asked = {}
     rounds.decide(lambda **told: asked.update(told) or says(0.1)(), rounds.Goal(budget=6.0, batch=3), 4.5, 3)
     assert asked == {"batch": 3, "exponent": 0.4, "budget": 1.5, "level": 0.9}
@@ -177,7 +183,10 @@ def test_where_there_is_no_law_the_cheapest_are_bought():
     found = rounds.cheapest(lambda some: sum(prices[i] for i in some), rounds.Goal(budget=10.0), 5.5, 3, "two diverged")
     assert (found.chosen, found.cost, found.reasons) == ((1, 2), 4.0, ("the cheapest: two diverged",))
     none = rounds.cheapest(lambda some: 9.0, rounds.Goal(budget=10.0), 5.5, 3, "two diverged")
-    assert none.stop == "no law, and no candidate within what is left"
+    assert none.stop == "no interval, and no candidate within what is left: two diverged"
+    assert rounds.cheapest(lambda some: 9.0, rounds.Goal(interval=1.0), 5.5, 0, "two diverged").stop.startswith(
+        "no interval, and every candidate is bought"
+    )
 
 
 # ---- in a sweep -----------------------------------------------------------------------------------------------------
@@ -202,9 +211,10 @@ def dearest(found, columns, cost, target):
     return choose
 
 
-def compared(spread, columns, cost, bought, first, width, shared):
+def compared(spread, columns, cost, bought, first, width, shared, member):
     """Stands for ``orders.compare``: tells what it was asked."""
     return {"num_cells": len(columns["flops"]), "bought": len(bought), "first": first, "width": width, "shared": shared,
+            "member": member,
             "flops": cost(bought), "flops_of_all": cost(range(len(columns["flops"])))}  # fmt: skip
 
 
@@ -584,6 +594,34 @@ def test_a_simulated_study_ends_as_it_was_asked_to():
     )  # fmt: skip
     assert found.widths[-1] <= 0.1 < found.widths[-2]
     assert found.interval[1] - found.interval[0] == pytest.approx(found.widths[-1])
+
+
+def test_groups_that_clearly_share_no_exponents_end_the_rounds(here, monkeypatch):
+    """By chance they seem not to, and the cheapest are bought; where no run would change it nothing more is."""
+    Path("g.yaml").write_text(TWO + MULTIPLIER)
+    for clear, stop in ((True, "no shared exponents"), (False, None)):
+        refusal = NotShared("no shared exponents", is_for_good=clear)
+        monkeypatch.setattr("scaling.rounds._Laws.chooser", raises(refusal))
+        found = sweep.Sweep(sweep.parse(["--grid", "g.yaml", *INLINE]), sweep.terminal.console(sys.stdout), "fake_loop")
+        said = found.rounds._decision()
+        assert said.stop == stop
+        assert bool(said.chosen) != clear
+
+
+def raises(error):
+    def refuse(*args):
+        raise error
+
+    return refuse
+
+
+@pytest.mark.parametrize("laws", ["[product]", "[farseer]", "[kaplan_n, chinchilla]"])
+def test_groups_are_designed_by_a_law_that_compares_them(here, capsys, laws):
+    Path("g.yaml").write_text(TWO.replace("bootstrap: 50", f"bootstrap: 50, laws: {laws}") + MULTIPLIER)
+    assert run() == 2
+    err = capsys.readouterr().err
+    assert "fit.laws: groups are compared by the first" in err
+    assert err.count("\n") == 1
 
 
 def test_a_simulated_study_of_two_groups_ends_as_it_was_asked_to():

@@ -358,6 +358,14 @@ def _waiting_share(runs: Sequence[records.RunRecord]) -> float | None:
     return waited / (waited + stepped) if known else None
 
 
+def _precision_by(runs: Sequence[records.RunRecord]) -> str:
+    """What the losses' standard errors are by: of records older than their losses by part, windows alone."""
+    by_parts = [run.loss_by_block is not None for run in runs if run.loss is not None]
+    if all(by_parts):
+        return "by parts of the text"
+    return "of windows, or by parts of the text where a record has them" if any(by_parts) else "of windows"
+
+
 def _trouble(r: records.RunRecord) -> str | None:
     if r.status == "diverged":
         return f"diverged at step {r.diverged_at_step}"
@@ -425,6 +433,7 @@ def _render(results: Results, cells: Sequence[Mapping], saved: Sequence[figures.
         learning_rates=cells,
         fit=fit,
         loss_unit=drawing.loss_unit(fit),
+        precision_by=_precision_by(results.runs),
         truth=results.fit.get("truth"),
         irreducible=_irreducible(results),
         exponents=of_laws.exponent_rows(fit),

@@ -227,10 +227,7 @@ def test_no_run_takes_away_what_all_losses_share(found):
     the exponent, and of a forecast on the same text, nothing changes."""
     error, level = 0.03, 0.9
     shared = 2 * 1.6448536 * error
-    rows = dataclasses.replace(found.observations, columns={**found.observations.columns})
-    rows.columns["loss_standard_error"] = np.full(len(rows), 0.05)
-    rows.columns["loss_standard_error"][rows.loss.argmin()] = error
-    told = dataclasses.replace(found, observations=rows)
+    told = dataclasses.replace(found, observations=dataclasses.replace(found.observations, shared_error=error))
     asked = {"batch": 3, "level": level, "asked": np.hypot(0.06, shared)}
     for text in ("a", "loss@1e22"):
         alone, same = (propose(f, grid(), Target.of(text), **asked) for f in (found, told))
@@ -255,6 +252,41 @@ def test_no_run_takes_away_what_all_losses_share(found):
     assert "leave a width of" in never.reason
     twice = propose(told, grid(), Target.of("E"), level=level, asked=shared / 2**0.5)
     assert any("with 2 times as much text that alone would be" in reason for reason in twice.reasons)
+
+
+def test_of_a_floor_near_zero_all_that_is_left_is_what_losses_share():
+    """E's interval begins at 0: it is not narrower than from there to E and the error's reach, whatever is bought."""
+    table = data.scattered(40, params=data.HOFFMANN | {"E": 0.08}, noise=0.004)
+    near = analyse(table.assign(data="one text", loss_standard_error=0.06), laws=("chinchilla",), bootstrap=0)
+    E, target = near.fits["chinchilla"].params["E"], Target.of("E")
+    assert 0 < E < 1.6448536 * 0.06
+    whole = E + 1.6448536 * 0.06
+    said = propose(near, grid(), target, asked=0.95 * whole)
+    assert said.shared_width == pytest.approx(whole, rel=1e-6)
+    assert said.interval[0] == 0
+    assert said.width >= whole
+    assert all(step.width_after >= 0.999 * whole for step in said.steps)
+    assert said.certificate.least is None
+    columns = {c: near.observations.columns[c] for c in ("num_params", "num_tokens", "flops")}
+    order = np.argsort(columns["flops"]).tolist()
+    spread = orders.spread_of_target(near, target, columns)
+    told = orders.compare(spread, columns, lambda some: columns["flops"][some].sum(), order, 12, said.width, whole)
+    assert np.isfinite(told["designed"]["width"]).all()
+
+
+def test_a_grid_of_two_groups_has_the_same_sizes_of_both_at_every_budget():
+    n, c = (np.tile(x.ravel(), 2) for x in np.meshgrid(np.geomspace(1e6, 1e8, 9), [1e17, 1e18, 1e19], indexing="ij"))
+    member = np.repeat(["old", "new"], len(n) // 2)
+    columns = {"num_params": n, "num_tokens": c / 6 / n, "flops": c}
+    order = list(orders.by_budget(columns, (), member))
+    assert sorted(order) == list(range(len(n)))
+    for budget, some in zip((1e17, 1e18, 1e19), (order[:10], order[10:20], order[20:30])):
+        assert (c[some] == budget).all()
+        sizes = [sorted(n[i] for i in some if member[i] == group) for group in ("old", "new")]
+        assert sizes[0] == sizes[1]
+        assert {member[i] for i in some[:2]} == {"old", "new"}
+    alone = {k: x[: len(n) // 2] for k, x in columns.items()}
+    assert [i for i in order[:30] if member[i] == "old"] == list(orders.by_budget(alone))[:15]
 
 
 def test_the_interval_is_the_fits_own(found):

@@ -184,7 +184,8 @@ def decide(
     said = choose(batch=goal.batch, exponent=goal.exponent, budget=left, level=LEVEL)
     known: dict[str, Any] = {"interval": tuple(said.interval), "width": said.width}
     times = 1.0 if degrees_of_freedom is None else caution(degrees_of_freedom)
-    if goal.interval is not None and said.width * times <= goal.interval:
+    own = math.sqrt(max(said.width**2 - said.shared_width**2, 0.0))  # what all losses share is no part of their noise
+    if goal.interval is not None and math.hypot(own * times, said.shared_width) <= goal.interval:
         stop = f"the interval is {said.width:.3g} wide, and {goal.interval:g} was asked"
         return Decision((), **known, width_expected=None, cost=0.0, reasons=(), stop=stop)
     if goal.interval is not None and said.shared_width >= goal.interval:
@@ -206,6 +207,11 @@ def decide(
     )  # fmt: skip
 
 
+def over(why: str) -> Decision:
+    """Buys nothing more: what is in says that no run would give the interval."""
+    return Decision((), (-math.inf, math.inf), math.inf, None, 0.0, (why,), stop=why)
+
+
 def cheapest(cost: Cost, goal: Goal, spent: float, num_candidates: int, why: str) -> Decision:
     """Buys the next cells in order of cost, where those that are in have no law, or none with such a target: ``why``.
 
@@ -219,7 +225,8 @@ def cheapest(cost: Cost, goal: Goal, spent: float, num_candidates: int, why: str
             chosen.append(i)
     nothing: dict[str, Any] = {"interval": (-math.inf, math.inf), "width": math.inf, "width_expected": None}
     if not chosen:
-        return Decision((), **nothing, cost=0.0, reasons=(why,), stop="no law, and no candidate within what is left")
+        left_over = "no candidate within what is left" if num_candidates else "every candidate is bought"
+        return Decision((), **nothing, cost=0.0, reasons=(why,), stop=f"no interval, and {left_over}: {why}")
     return Decision(tuple(chosen), **nothing, cost=cost(chosen), reasons=(f"the cheapest: {why}",))
 
 

@@ -127,7 +127,9 @@ def together(parts: Sequence[Observations], source: str) -> Observations:
     columns = {c: np.concatenate([o.columns[c] for o in parts]) for c in shared}
     member = member_of(parts)
     columns |= {indicator(k): np.where(member == k, np.e, 1.0) for k in range(1, len(parts))}
-    rows = {name: np.concatenate([getattr(o, name) for o in parts]) for name in ("loss", "weight", "run", "budget")}
+    rows: dict[str, Any] = {
+        name: np.concatenate([getattr(o, name) for o in parts]) for name in ("loss", "weight", "run", "budget")
+    }
     return Observations(
         columns=columns,
         **rows,

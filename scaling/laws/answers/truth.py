@@ -17,7 +17,7 @@ def of(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
     ``entropy_rate``; ``best_loss``, the least mean loss over windows that any predictor can expect;
     ``best_validation_loss``, what that predictor, the source itself, has on this validation split. The last is what
     losses on that split tend to, and what fits are held against: it differs from the expectation by the split's own
-    chance, which all runs share and no interval of a fit knows of.
+    chance, which all runs share; E's interval is taken without what it adds (``evaluation``).
     """
     known = {run.data.get("fingerprint"): run.data for run in runs}
     data = next(iter(known.values())) if len(known) == 1 else {}

@@ -205,6 +205,8 @@ def canonical(table: "pd.DataFrame", source: str = "table") -> "pd.DataFrame":
     for old, (new, unit) in chosen.items():
         if new in MEASURED:
             table[old] = _numbers(table[old], unit, old, source)
+            if new == "loss" and unit != 1 and "loss_standard_error" in table:
+                table["loss_standard_error"] = _numbers(table["loss_standard_error"], unit, old, source)
             if unit != 1 and new not in ("flops", "loss"):
                 _require_in_unit(table[old], unit, old, source)
         if old != new:

@@ -42,6 +42,9 @@ class Observations:
       excluded: rows that are not fitted: {"run", "reason", and num_params, num_tokens, flops, loss where known}.
       warnings: what a reader must know before believing a fit.
       run_column: what the table called ``run``; None where rows were numbered.
+      shared_error: standard error, in the loss's unit, that all losses share, being of one validation text: that of the
+        least one that has it (``loss_standard_error``), where the table says what they are of (``data``), as records
+        do. Exponents, optima and forecasts on the same text have no part of it; the floor E has.
     """
 
     columns: dict[str, np.ndarray]
@@ -54,6 +57,7 @@ class Observations:
     excluded: list[dict[str, Any]] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
     run_column: str | None = None
+    shared_error: float | None = None
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -65,14 +69,6 @@ class Observations:
         counted = {k: v for k in ("num_params", "flops") if (v := self.convention.get(k)) not in (None, "as given")}
         top = SAME_HORIZON * float(self.columns["flops"].max()) if "flops" in self.columns else None
         return counted | {"holdout_flops": top}
-
-    @property
-    def shared_error(self) -> float | None:
-        """Standard error, in the loss's unit, that all losses share, being of one validation text: that of the least
-        one, where the table has ``loss_standard_error``. Exponents, optima and forecasts on the same text have no part
-        of it; the floor E has."""
-        errors = self.columns.get("loss_standard_error")
-        return None if errors is None else float(errors[self.loss.argmin()])
 
     def left_out(self) -> list[str]:
         """How many runs are not fitted, in words, a line for each reason."""
@@ -206,7 +202,16 @@ def from_table(
         measured["loss"] = measured.pop("_loss")
     warnings = (*notes, *_duplicates(table[kept], label[kept]))
     everything = Observations(measured, loss, weight, label, budget, source, convention, excluded, warnings, run_column)
-    return everything.take(kept)
+    shared = _shared_error(table[kept], loss[kept]) if target == "loss" else None
+    return replace(everything.take(kept), shared_error=shared)
+
+
+def _shared_error(table: "pd.DataFrame", loss: np.ndarray) -> float | None:
+    if not {"data", "loss_standard_error"} <= set(table.columns):
+        return None
+    error = _numeric(table["loss_standard_error"])
+    known = np.zeros(len(loss), bool) if error is None else np.isfinite(error) & (error > 0)
+    return float(error[known][loss[known].argmin()]) if known.any() else None  # type: ignore[index]  # it is known
 
 
 # Columns of records whose values are kinds of losses, of which no two are points of one law. Another Python version is

@@ -144,9 +144,9 @@ class Basis:
         """Why no run has just this loss by the fitted law, in words: below its floor, or above its ceiling."""
         floor, ceiling = float(self.best.floor[0, 0]), float(self.best.ceiling[0, 0])
         if loss <= floor:
-            return f"a loss of {loss:g} cannot be reached: it lies below E, {floor:.4g}"
+            return f"a loss of {loss:g} nats cannot be reached: it lies below E, {floor:.4g} nats"
         if loss >= ceiling:
-            return f"any run reaches a loss of {loss:g}: it lies above L_0, {ceiling:.4g}"
+            return f"any run reaches a loss of {loss:g} nats: it lies above L_0, {ceiling:.4g} nats"
         return None
 
     @property

@@ -144,7 +144,7 @@ def of_loss(found: Surfaced, loss: float, asked: str = "") -> Answer:
         "" if draws is None else f"{(basis.law(draws.params).floor >= loss).mean():.0%} of the draws have E above it"
     )
     error = found.observations.shared_error
-    text = (f"E is that of this validation text, whose own standard error is {error:.2g}",) if error else ()
+    text = (f"E is that of this validation text, whose own standard error is {error:.2g} nats",) if error else ()
     if said := basis.unreached(loss):
         is_above = loss > float(basis.best.floor[0, 0])  # the ceiling, of which the draws' floors say nothing
         said = said if is_above or not below else f"{said}; {below}"

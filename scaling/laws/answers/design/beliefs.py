@@ -98,9 +98,9 @@ def believe(found: "Analysis", columns: Mapping[str, np.ndarray], target: Target
 def sharing(known: Beliefs, width: float, shared: float) -> Beliefs:
     """Returns what is known of a target whose interval, ``width`` wide, has a ``shared`` part that no run takes away:
     it is the same part, (shared / width)², of the variance, whatever scale Laplace's has."""
-    if not 0 < shared < width < np.inf:
+    if not (shared > 0 and 0 < width < np.inf):
         return known
-    part = (shared / width) ** 2
+    part = min(shared / width, 1 - 1e-9) ** 2
     return replace(known, rest=known.rest + known.variance(known.start) * part / (1 - part))
 
 

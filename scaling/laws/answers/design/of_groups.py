@@ -26,6 +26,17 @@ from scaling.laws.answers.multiplier import Comparison, curve, law_of
 from scaling.laws.forms.joint import indicator
 from scaling.laws.forms.law import Params
 
+# Of groups that share exponents one test in twenty says that they do not, and one in a thousand so clearly.
+FOR_GOOD = 1e-3
+
+
+class NotShared(ValueError):
+    """Exponents that the groups do not share; ``is_for_good``: more runs are not what would change that."""
+
+    def __init__(self, said: str, *, is_for_good: bool) -> None:
+        super().__init__(said)
+        self.is_for_good = is_for_good
+
 
 def numbers_of(found: Comparison, names: Sequence[str]) -> tuple[int, int]:
     """The numbers of two groups by their names. Raises ValueError for others."""
@@ -98,9 +109,10 @@ def propose_of_groups(
         raise ValueError(f"candidates: member is not the number of a group of each, 0 to {len(found.groups) - 1}")
     if found.leads_apart:
         p_value = found.sharing.p_value  # type: ignore[union-attr]  # the test was made: it rejects
-        raise ValueError(
+        raise NotShared(
             f"{found.source}: no design: exponents shared by the groups do not fit (p {p_value:.2g}), "
-            "and a multiplier by them is another number: narrow each group's own law, --target loss@C"
+            "and a multiplier by them is another number: narrow each group's own law, --target loss@C",
+            is_for_good=p_value < FOR_GOOD,
         )
     log_times = _log_times(found, (g, h), target)
     lower, upper = curve(found, log_times).interval[0]

@@ -3,9 +3,10 @@
 One law, that of all runs which were bought, says what each order's cells tell of the target: Laplace's variance
 gᵀ (Σ j jᵀ / σ²)⁻¹ g, j the slope of a cell's log loss in the parameters, σ its noise, g that of the target; of a loss
 also what no run takes away (``Beliefs.rest``). Only its ratio to the variance after all that was bought is used, times
-the width that the interval has then.
+the width that the interval has then, of E without what all losses share, which is added again.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,19 +32,25 @@ SHARES = (0.1, 0.5, 0.9)  # of random orders, that are at least so narrow
 POINTS = 60  # amounts spent at which these are told
 
 
-def by_budget(columns: Columns, bought: Collection[int] = ()) -> Iterator[int]:
+def by_budget(columns: Columns, bought: Collection[int] = (), member: Sequence[Any] | None = None) -> Iterator[int]:
     """Rows that are not yet ``bought``, from the cheapest budget up: of those within a factor ``STEP`` of C, ``SIZES``
-    spread evenly over their sizes; then what is left, in order of compute."""
+    spread evenly over their sizes; then what is left, in order of compute. ``member``: the group of each row, of which
+    each has its ``SIZES`` of a budget, one after the other in turn."""
     C, N = columns["flops"], columns["num_params"]
     order: list[int] = []
     number = np.floor(np.log(C / C.min()) / np.log(STEP) + 1e-9).astype(int)
+    of = np.unique(np.zeros(len(C)) if member is None else np.asarray(member), return_inverse=True)[1]
     for budget in range(number.max() + 1):
-        mine = np.flatnonzero(number == budget)
-        mine = mine[np.argsort(N[mine], kind="stable")]
-        spread = np.unique(np.linspace(0, len(mine) - 1, min(SIZES, len(mine))).round().astype(int))
-        order += mine[spread].tolist()
+        spread = [_spread_evenly(np.flatnonzero((number == budget) & (of == g)), N) for g in range(of.max() + 1)]
+        order += [i for side_by_side in itertools.zip_longest(*spread) for i in side_by_side if i is not None]
     order += [i for i in np.argsort(C, kind="stable").tolist() if i not in order]
     yield from (i for i in order if i not in bought)
+
+
+def _spread_evenly(rows: np.ndarray, sizes: np.ndarray) -> list[int]:
+    """``SIZES`` of the rows, or all, evenly over their order by size."""
+    rows = rows[np.argsort(sizes[rows], kind="stable")]
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(SIZES, len(rows))).round().astype(int))].tolist()
 
 
 def at_random(num_rows: int, bought: Collection[int], seed: int) -> list[int]:
@@ -89,7 +96,7 @@ def spread_of(
 
 def compare(
     spread: Spread, columns: Columns, cost: Callable[[Sequence[int]], float], bought: Sequence[int], first: int,
-    width: float, shared: float = 0.0,
+    width: float, shared: float = 0.0, member: Sequence[Any] | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Sets the order in which rows were ``bought`` against two others that begin with the same ``first`` rows.
 
@@ -97,6 +104,7 @@ def compare(
       spread: of the target after some rows, by number (``spread_of``).
       columns: of all rows that could have been bought (n,), those bought among them; ``cost`` of some, by number.
       width: of the target's interval after all that was bought; ``shared`` what of it no row takes away.
+      member: the group of each row, where they are of several.
 
     Returns:
       By order ("designed", "by_budget", "random") what had been spent (``flops``) and how wide the interval is expected
@@ -108,7 +116,8 @@ def compare(
     if not (0 < left < np.inf and 0 < width < np.inf):
         return None
     n, begin = len(columns["flops"]), list(bought[:first])
-    unit = np.sqrt(max(width**2 - shared**2, 0.0)) / left
+    shared = min(shared, width * (1 - 1e-9))
+    unit = np.sqrt(width**2 - shared**2) / left
 
     def course(order: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         ends = range(first, len(order) + 1)
@@ -120,7 +129,7 @@ def compare(
         return float(spent[there.argmax()]) if there.any() else np.inf
 
     designed = course(list(bought))
-    grid = course([*begin, *by_budget(columns, begin)])
+    grid = course([*begin, *by_budget(columns, begin, member)])
     random = [course([*begin, *at_random(n, begin, seed)]) for seed in range(ORDERS)]
     at = np.geomspace(designed[0][0], max(spent[-1] for spent, _ in random), POINTS)
     each = np.array([w[np.searchsorted(s, at * (1 + 1e-9), side="right") - 1] for s, w in random])

@@ -178,7 +178,11 @@ class Target:
     def shared_width(self, found: "Analysis", level: float) -> float:
         """How wide the interval would be if the law were known exactly: by what all runs share, which none takes
         away."""
-        return 2 * shared.reach(found.observations.shared_error, level) if self.kind.is_level else 0.0
+        if not self.kind.is_level or not found.observations.shared_error:
+            return 0.0
+        fitted, error = found.fits[str(found.surface)], found.observations.shared_error
+        value = float(np.ravel(self.quantity(fitted.form, found.cost)(fitted.params))[0])  # type: ignore[misc]  # it has it
+        return self.width(self.ends(np.array(shared.widened(value, [value, value], error, level), dtype=float)))
 
     def ends(self, measured: Sequence[float] | np.ndarray) -> tuple[float, float]:
         """An interval of ``quantity`` in the target's own unit and domain."""
