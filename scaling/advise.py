@@ -144,16 +144,20 @@ class Question:
         if "loss" in given:
             loss, unit = given["loss"], "" if self.unit == "nats" else f" {self._unit}"
             given = {**given, "loss": loss / factor, "asked": f"{loss:g}{unit}"}
+
+        def told(nats: float) -> str:
+            return f"{nats * factor:.4g} {self._unit}"
+
         quality = {name: given.get(name) for name in ("budget", "loss", "num_params")}
         share = given.get("share_read", 0.0)
         answers: dict[str, Callable[[], Answer]] = {
             "deadline": lambda: _by_deadline(found, given, self.machine, table),  # type: ignore[arg-type]  # it is there
             "inference_tokens": lambda: machines.of_inference(
-                found, given["inference_tokens"], **quality, share_read=share, prices=self.prices
+                found, given["inference_tokens"], **quality, share_read=share, prices=self.prices, told=told
             ),
             "value": lambda: _valued(found, given, table),
             **dict.fromkeys(BUDGETS, lambda: questions.of_budget(found, given["budget"])),
-            "loss": lambda: questions.of_loss(found, given["loss"], given["asked"]),
+            "loss": lambda: questions.of_loss(found, given["loss"], given["asked"], told),
             "tokens": lambda: questions.of_data(found, given["tokens"], given.get("unique_tokens")),
             "num_params": lambda: questions.of_num_params(found, given["num_params"]),
         }

@@ -83,9 +83,9 @@ class RunRecord:
 
     @property
     def standard_error(self) -> float | None:
-        """Of ``loss``, by parts of the text where there are any: windows of one document are hard or easy together."""
+        """Of ``loss``, by parts of the text where that is more: windows of one document are hard or easy together."""
         told = None if self.loss_by_block is None else parts.mean_and_standard_error(self.loss_by_block)
-        return self.loss_standard_error if told is None else told[1]
+        return max((e for e in (self.loss_standard_error, told and told[1]) if e is not None), default=None)
 
 
 def write_json(path: Path, payload: Any) -> None:

@@ -93,16 +93,22 @@ def by_block(sums_W: np.ndarray, tokens_W: np.ndarray, block_W: np.ndarray, shar
 
 
 def with_parts(found: Evaluated, by_block: dict[str, list], shares: list[tuple[str, float, slice]]) -> Evaluated:
-    """Returns ``found`` with the losses by part of the text, and standard errors that allow for what the windows of a
-    document share (``parts``), of the loss and of every source, where there are two parts of each."""
+    """Returns ``found`` with the losses by part of the text, and standard errors, of the loss and of every source, that
+    allow for what the windows of a document share (``parts``), where there are two parts of each and it is more: what
+    rows share that have their losses together, wherever they lie, only the former know of."""
     told = parts.mean_and_standard_error(by_block)
     if told is None:
         return found._replace(by_block=by_block)
     by_source = found.by_source and {
-        name: {**found.by_source[name], "standard_error": parts.of_source(by_block, s)[1]}  # type: ignore[index]
+        name: {**found.by_source[name], "standard_error": _larger(found.by_source[name]["standard_error"], by_part)}
         for s, (name, _, _) in enumerate(shares)
+        for _, by_part in (parts.of_source(by_block, s),)
     }
-    return found._replace(by_block=by_block, standard_error=told[1], by_source=by_source)
+    return found._replace(by_block=by_block, standard_error=_larger(found.standard_error, told[1]), by_source=by_source)
+
+
+def _larger(error: float, other: float) -> float:
+    return other if math.isnan(error) else max(error, other)
 
 
 class ByPosition:

@@ -66,6 +66,8 @@ def test_by_part_adds_up_to_the_loss_of_a_mixture():
     exact = np.hypot(*(weight * error for (_, weight, _), error in zip(shares, errors)))
     assert told.standard_error == pytest.approx(exact, rel=1e-9)
     assert (told.loss, whole.by_block) == (whole.loss, None)
+    wide = with_parts(whole._replace(standard_error=9.0), told.by_block, shares)  # of rows that are no strangers
+    assert wide.standard_error == 9.0
 
 
 @pytest.mark.slow

@@ -83,7 +83,10 @@ def _splits(run: RunRecord) -> list[tuple[str, int, float | None]]:
         found = [(run.data.get("source") or "the data", run.num_eval_tokens, run.loss_standard_error)]
     # Records of before came with the error of windows as if they were independent, beside the losses of the parts.
     told = [parts.of_source(run.loss_by_block, s) for s in range(len(found))]
-    return [(name, num, by_windows if own is None else own[1]) for (name, num, by_windows), own in zip(found, told)]
+    return [
+        (name, num, by_windows if own is None else max(by_windows or 0.0, own[1]))
+        for (name, num, by_windows), own in zip(found, told)
+    ]
 
 
 def _counted(unit: str) -> str:

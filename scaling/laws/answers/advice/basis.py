@@ -99,6 +99,13 @@ class Answer:
         return dataclasses.asdict(self)
 
 
+Told = Callable[[float], str]  # a loss in nats as the asker reads it
+
+
+def in_nats(loss: float) -> str:
+    return f"{loss:.4g} nats"
+
+
 def require_determined(source: str, fitted: Fit) -> None:
     """Raises ValueError for a law that is held at a bound where nothing follows from it."""
     if stuck := fitted.undetermined:
@@ -140,13 +147,13 @@ class Basis:
     def law(self, params: Params) -> LawAtBest:
         return LawAtBest(self.fitted.form, {k: np.atleast_1d(v) for k, v in params.items()}, self.cost)
 
-    def unreached(self, loss: float) -> str | None:
+    def unreached(self, loss: float, told: Told = in_nats) -> str | None:
         """Why no run has just this loss by the fitted law, in words: below its floor, or above its ceiling."""
         floor, ceiling = float(self.best.floor[0, 0]), float(self.best.ceiling[0, 0])
         if loss <= floor:
-            return f"a loss of {loss:g} nats cannot be reached: it lies below E, {floor:.4g} nats"
+            return f"a loss of {told(loss)} cannot be reached: it lies below E, {told(floor)}"
         if loss >= ceiling:
-            return f"any run reaches a loss of {loss:g} nats: it lies above L_0, {ceiling:.4g} nats"
+            return f"any run reaches a loss of {told(loss)}: it lies above L_0, {told(ceiling)}"
         return None
 
     @property

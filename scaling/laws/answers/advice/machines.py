@@ -13,6 +13,8 @@ from scaling.laws.answers.advice.basis import (
     Basis,
     Number,
     Quantity,
+    Told,
+    in_nats,
     log_flops,
     log_flops_where,
     loss_at,
@@ -55,7 +57,7 @@ class Prices:
 
 def of_inference(
     found: Surfaced, inference_tokens: float, *, budget: Budget | None = None, loss: float | None = None,
-    num_params: float | None = None, share_read: float = 0.0, prices: Prices | None = None,
+    num_params: float | None = None, share_read: float = 0.0, prices: Prices | None = None, told: Told = in_nats,
 ) -> Answer:  # fmt: skip
     """The model of least lifetime cost at a given loss: training it and T tokens of inference (Sardana et al. 2024).
 
@@ -104,7 +106,7 @@ def of_inference(
         without = unbounded, unbounded, np.exp(unbounded), np.exp(unbounded)
         return tuple(np.where(known, v, end)[:, 0] for v, end in zip(out, without))
 
-    if loss is not None and (why := basis.unreached(loss)):
+    if loss is not None and (why := basis.unreached(loss, told)):
         return basis.answer(f"{compact(inference_tokens)} tokens of inference", None, {}, (why,))
     size = float(np.exp(solved(basis.best)[0])[0])
     spent = float(

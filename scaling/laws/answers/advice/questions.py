@@ -13,6 +13,8 @@ from scaling.laws.answers.advice.basis import (
     Basis,
     Number,
     Quantity,
+    Told,
+    in_nats,
     log_flops,
     log_flops_where,
     loss_at,
@@ -113,10 +115,10 @@ def overhead(law: LawAtBest, budget: Budget, factor: float) -> np.ndarray:
     return np.exp(budget.log_overhead(law, best + math.log(factor), budget.loss(law, best)))[:, 0]
 
 
-def of_loss(found: Surfaced, loss: float, asked: str = "") -> Answer:
+def of_loss(found: Surfaced, loss: float, asked: str = "", told: Told = in_nats) -> Answer:
     """The least compute for a loss in nats, its N and D; or that none reaches it, where it lies below the floor E.
 
-    ``asked``: the loss as it was written, in another unit.
+    ``asked``: the loss as it was written, in another unit; ``told``: how losses are said in that.
     """
     asked = f"loss {asked or f'{loss:g}'}"
     basis = Basis(found)
@@ -144,8 +146,8 @@ def of_loss(found: Surfaced, loss: float, asked: str = "") -> Answer:
         "" if draws is None else f"{(basis.law(draws.params).floor >= loss).mean():.0%} of the draws have E above it"
     )
     error = found.observations.shared_error
-    text = (f"E is that of this validation text, whose own standard error is {error:.2g} nats",) if error else ()
-    if said := basis.unreached(loss):
+    text = (f"E is that of this validation text, whose own standard error is {told(error)}",) if error else ()
+    if said := basis.unreached(loss, told):
         is_above = loss > float(basis.best.floor[0, 0])  # the ceiling, of which the draws' floors say nothing
         said = said if is_above or not below else f"{said}; {below}"
         return basis.answer(asked, None, {"E": floor}, (said, *text))
