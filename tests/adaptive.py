@@ -16,6 +16,7 @@ from scaling.laws.answers import allocation, rounds
 from scaling.laws.answers.combination import MEMBERS, combine
 from scaling.laws.answers.coverage import synthetic
 from scaling.laws.answers.design import Target
+from scaling.laws.answers.design.of_groups import NotShared
 from scaling.laws.answers.multiplier import compare
 from scaling.laws.fitting.estimate import Fit, fit
 from scaling.laws.forms import catalogue
@@ -105,8 +106,8 @@ def simulate_groups(
             found = compare(table.iloc[bought], "group", law="chinchilla", bootstrap=resamples, seed=seed)
             choose = rounds.by_proposal_of_groups(found, there, cost, target, ("new", "old"), list(group[left]))
             said = rounds.decide(choose, goal, spent, len(left), found.joint.degrees_of_freedom)
-        except ValueError as e:  # as ``scaling.rounds`` goes on: exponents that seem to differ
-            said = rounds.cheapest(cost, goal, spent, len(left), str(e))
+        except NotShared as e:  # as ``scaling.rounds`` goes on: exponents that seem to differ, or clearly do
+            said = rounds.over(str(e)) if e.is_for_good else rounds.cheapest(cost, goal, spent, len(left), str(e))
         widths.append(said.width)
         if said.stop is not None:
             return Study(said.interval, tuple(widths), len(bought), spent, said.stop)
